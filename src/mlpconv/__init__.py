@@ -1,0 +1,88 @@
+"""Network In Network on your own images: train it, judge it, look inside it.
+
+Importing the package costs next to nothing: each public name is brought from its room on first use.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = (
+    False  # type checkers take it for true; importing typing for it would be most of the time of this import
+)
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from mlpconv import analysis as analysis
+    from mlpconv.bundle import Classifier as Classifier
+    from mlpconv.bundle import Prediction as Prediction
+    from mlpconv.bundle import Predictions as Predictions
+    from mlpconv.bundle import load as load
+    from mlpconv.bundle import save as save
+    from mlpconv.data import Dataset as Dataset
+    from mlpconv.data import Split as Split
+    from mlpconv.data import open_data as open_data
+    from mlpconv.errors import MlpconvError as MlpconvError
+    from mlpconv.evaluation import Evaluation as Evaluation
+    from mlpconv.evaluation import evaluate as evaluate
+    from mlpconv.layers import GlobalAveragePool as GlobalAveragePool
+    from mlpconv.layers import Maxout as Maxout
+    from mlpconv.layers import MLPConv as MLPConv
+    from mlpconv.maps import category_maps as category_maps
+    from mlpconv.models.registry import create_model as create_model
+    from mlpconv.models.registry import list_models as list_models
+    from mlpconv.preprocessing import Preprocessing as Preprocessing
+    from mlpconv.report import write_report as write_report
+    from mlpconv.run import Run as Run
+    from mlpconv.run import fit as fit
+    from mlpconv.training.recipe import Recipe as Recipe
+
+# Public name -> the room it lives in.
+_ROOM_OF = {
+    "Classifier": "bundle",
+    "Dataset": "data",
+    "Evaluation": "evaluation",
+    "GlobalAveragePool": "layers",
+    "MLPConv": "layers",
+    "Maxout": "layers",
+    "MlpconvError": "errors",
+    "Prediction": "bundle",
+    "Predictions": "bundle",
+    "Preprocessing": "preprocessing",
+    "Recipe": "training.recipe",
+    "Run": "run",
+    "Split": "data",
+    "category_maps": "maps",
+    "create_model": "models.registry",
+    "evaluate": "evaluation",
+    "fit": "run",
+    "list_models": "models.registry",
+    "load": "bundle",
+    "open_data": "data",
+    "save": "bundle",
+    "write_report": "report",
+}
+_ROOMS = ("analysis", "bundle", "data", "errors", "evaluation", "layers", "maps", "models", "plots", "preprocessing")
+
+__all__ = [  # noqa: PLE0604  (the names are strings, read from the table above)
+    "__version__",
+    "analysis",
+    *sorted(_ROOM_OF),
+]
+
+
+def __getattr__(name: str) -> object:
+    """Bring a public name or a room on first use; raises AttributeError for any other name."""
+    from importlib import import_module
+
+    if name in _ROOMS:
+        return import_module(f"{__name__}.{name}")
+    if name not in _ROOM_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names, also those that have not been used yet."""
+    return sorted({*globals(), *__all__, *_ROOMS})

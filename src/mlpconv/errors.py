@@ -1,0 +1,108 @@
+"""Every error a user can cause, as one family.
+
+MlpconvError                the base: catch this to catch them all
+├── UsageError              what was asked makes no sense: a name, an option, a setting   (exit code 2)
+├── DataError               images, folders and data-set files
+│   ├── ImageError          one image that cannot be read
+│   ├── MissingSplit        a split that the data set does not have here
+│   └── DownloadError       a download that failed or is not what was published
+├── ModelFileError          a model file that is damaged, hostile or from another world
+├── RunFolderError          a run folder in use, not empty, or not writable
+├── CheckpointError         no whole checkpoint to go on from
+├── Interrupted             a run that was asked to stop, and saved              (exit code 130, or 143 for SIGTERM)
+└── TrainingError           training that cannot go on
+    ├── CollapseError       the loss sits at ln(classes) with dead category maps
+    └── NonFiniteError      a loss or weight became NaN or infinite
+
+Each message says what was given, what is accepted and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "CheckpointError",
+    "CollapseError",
+    "DataError",
+    "DownloadError",
+    "ImageError",
+    "Interrupted",
+    "MissingSplit",
+    "MlpconvError",
+    "ModelFileError",
+    "NonFiniteError",
+    "RunFolderError",
+    "TrainingError",
+    "UsageError",
+    "did_you_mean",
+]
+
+
+class MlpconvError(Exception):
+    """The base of every error of this package."""
+
+    exit_code = 1
+
+
+class UsageError(MlpconvError):
+    """What was asked makes no sense: an unknown name, option or setting."""
+
+    exit_code = 2
+
+
+class DataError(MlpconvError):
+    """Images, folders or data-set files that cannot be used."""
+
+
+class ImageError(DataError):
+    """One image that cannot be read."""
+
+
+class MissingSplit(DataError):
+    """A split (train, val or test) that the data set does not have here."""
+
+
+class DownloadError(DataError):
+    """A download that failed, or whose bytes are not those that were published."""
+
+
+class ModelFileError(MlpconvError):
+    """A model file that is missing, damaged, hostile or not one of ours."""
+
+
+class RunFolderError(MlpconvError):
+    """A run folder that is in use, has content, or cannot be written."""
+
+
+class CheckpointError(MlpconvError):
+    """No whole checkpoint to go on from."""
+
+
+class Interrupted(MlpconvError):
+    """A run that was asked to stop by a signal; everything up to there is saved."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+class TrainingError(MlpconvError):
+    """Training that cannot go on."""
+
+
+class CollapseError(TrainingError):
+    """The loss sits at ln(number of classes) and every category map is dead."""
+
+
+class NonFiniteError(TrainingError):
+    """A loss or a weight became NaN or infinite."""
+
+
+def did_you_mean(given: str, accepted: Iterable[str]) -> str:
+    """Say which accepted name is nearest to the one given, and list them all."""
+    names = sorted(accepted)
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}Accepted: {', '.join(names)}."
