@@ -1,0 +1,159 @@
+"""A Network In Network as frozen data: its blocks, its options, and what follows from them by arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from mlpconv.errors import UsageError
+from mlpconv.layers import ACTIVATIONS, activation_pieces, convolved_size, pooled_size
+from mlpconv.models.checks import LIMITS, choice, flag, known_keys, rate, sequence, too_big, whole
+from mlpconv.models.initialise import INITS
+
+__all__ = ["HEADS", "STD", "Block", "NINConfig", "widened"]
+
+HEADS = ("gap", "fc", "fc+dropout")
+STD = 0.05
+"""The standard deviation of the paper's weights where nothing else is said."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One mlpconv layer and what follows it."""
+
+    kernel: int
+    """Side of the first convolution; the others are 1x1."""
+    channels: tuple[int, ...]
+    """Channels that each convolution makes."""
+    stride: int = 1
+    padding: int = 0
+    pool: str = "none"
+    """"max", "avg" (3x3, stride 2, rounded up) or "none"."""
+    dropout: bool = False
+    """Whether dropout comes after the pool."""
+    stds: tuple[float, ...] = ()
+    """Standard deviations of the paper's initial weights, one a convolution; empty: 0.05 each."""
+
+    def __post_init__(self) -> None:
+        whole("kernel", self.kernel, 1, LIMITS["kernel"])
+        whole("stride", self.stride, 1, LIMITS["kernel"])
+        whole("padding", self.padding, 0, self.kernel - 1)
+        whole("the number of convolutions in a block", len(self.channels), 1, LIMITS["layers"])
+        for width in self.channels:
+            whole("channels", width, 1, LIMITS["channels"])
+        choice("pool", self.pool, ("max", "avg", "none"))
+        flag("a block's dropout", self.dropout)
+        for std in self.stds:
+            rate("a standard deviation", std)
+        if len(self.stds) not in (0, len(self.channels)):
+            raise UsageError(f"stds has {len(self.stds)} numbers; none, or {len(self.channels)} are accepted.")
+
+    def out_size(self, size: int) -> int:
+        """Rows that leave the block when `size` enter; 0 or less where the image is too small."""
+        size = convolved_size(size, self.kernel, self.stride, self.padding)
+        return pooled_size(size) if size > 0 and self.pool != "none" else size
+
+
+@dataclass(frozen=True)
+class NINConfig:
+    """A Network In Network, or one of its baselines, as data. The last block's last channels are the classes."""
+
+    name: str
+    blocks: tuple[Block, ...]
+    in_channels: int = 3
+    size: tuple[int, int] = (32, 32)
+    """Rows and columns of the images it is meant for."""
+    activation: str = "relu"
+    norm: Literal["batch"] | None = None
+    dropout: float = 0.5
+    last_relu: bool = True
+    """Whether the activation also follows the last 1x1: the paper's networks, which can collapse."""
+    head: str = "gap"
+    init: str = "paper"
+    pool_first: bool = False
+    """Max-pool before norm and activation: another network, and faster."""
+    family: str = "nin"
+
+    def __post_init__(self) -> None:
+        choice("family", self.family, ("nin", "conv"))
+        whole("in_channels", self.in_channels, 1, LIMITS["channels"])
+        whole("the number of blocks", len(self.blocks), 1, LIMITS["blocks"])
+        choice("activation", self.activation, ACTIVATIONS)
+        if self.norm is not None:
+            choice("norm", self.norm, ("batch",))
+        rate("dropout", self.dropout)
+        flag("last_relu", self.last_relu)
+        choice("head", self.head, HEADS)
+        choice("init", self.init, INITS)
+        flag("pool_first", self.pool_first)
+        if not isinstance(self.name, str) or not 0 < len(self.name) <= 64:
+            raise UsageError("A network's name is a word of 1 to 64 characters.")
+        whole("the number of sizes", len(self.size), 2, 2)
+        for side in self.size:
+            whole("size", side, self.min_size, LIMITS["size"])
+        too_big(self.name, self.parameters)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.blocks[-1].channels[-1]
+
+    @cached_property
+    def min_size(self) -> int:
+        """The smallest side from which every convolution and pool still makes at least one cell."""
+        for side in range(1, LIMITS["size"] + 1):
+            if self.map_size(side) > 0:
+                return side
+        raise UsageError(f"{self.name} has strides for images of more than {LIMITS['size']} pixels a side.")
+
+    def map_size(self, side: int) -> int:
+        """Rows of the category maps for images of `side` rows; 0 or less where those are too small."""
+        for block in self.blocks:
+            if side <= 0:
+                return side
+            side = block.out_size(side)
+        return side
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers training sets: weights, biases and norms."""
+        pieces, total, before = activation_pieces(self.activation), 0, self.in_channels
+        for block_index, block in enumerate(self.blocks):
+            for index, width in enumerate(block.channels):
+                last = block_index == len(self.blocks) - 1 and index == len(block.channels) - 1
+                out = width if last and not self.last_relu else width * pieces
+                area = block.kernel**2 if index == 0 else 1
+                total += out * (before * area + 1) + (2 * out if self.norm and not last else 0)
+                before = width
+        if self.head != "gap":
+            cells = self.map_size(self.size[0]) * self.map_size(self.size[1])
+            total += self.num_classes * (self.num_classes * cells + 1)
+        return total
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; `from_dict` is its inverse."""
+        return asdict(self) | {"size": list(self.size), "blocks": [_block_dict(block) for block in self.blocks]}
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> NINConfig:
+        """The configuration that `to_dict` wrote; UsageError for anything else."""
+        values = known_keys("The network", given, cls)
+        values["size"] = sequence("size", values.get("size", [32, 32]), 2)
+        blocks = []
+        for described in sequence("blocks", values["blocks"], LIMITS["blocks"]):
+            block = known_keys("A block", described, Block)
+            block["channels"] = sequence("channels", block["channels"], LIMITS["layers"])
+            block["stds"] = sequence("stds", block.get("stds", []), LIMITS["layers"])
+            blocks.append(Block(**block))
+        return cls(**(values | {"blocks": tuple(blocks)}))
+
+
+def _block_dict(block: Block) -> dict[str, Any]:
+    return asdict(block) | {"channels": list(block.channels), "stds": list(block.stds)}
+
+
+def widened(channels: int, width: float) -> int:
+    """Channels times the multiplier, to the nearest multiple of 8, at least 8; unchanged at 1."""
+    return channels if width == 1 else max(8, int(channels * width / 8 + 0.5) * 8)

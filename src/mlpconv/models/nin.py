@@ -1,0 +1,175 @@
+"""Network In Network as data: a frozen configuration, and one module that builds from it (arXiv 1312.4400).
+
+The five published networks are `NETWORKS`; layers from the author's configurations. Every convolution has a bias and
+a ReLU, also the last 1x1 before global average pooling (`last_relu`); pooling is 3x3, stride 2, from 0, rounded up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from mlpconv.errors import UsageError
+from mlpconv.layers import GlobalAveragePool, MLPConv, activation_pieces, make_pool
+from mlpconv.models.base import Network
+from mlpconv.models.blocks import STD, Block, NINConfig
+from mlpconv.models.initialise import start_convs, start_linear
+
+__all__ = ["NETWORKS", "NIN"]
+
+
+class NIN(Network):
+    """Network In Network: (N, C, H, W) float -> logits (N, K) (sections 3.1 to 3.3).
+
+    Raises UsageError for images of another number of channels, or smaller than `min_size`.
+    """
+
+    config: NINConfig
+
+    def __init__(self, config: NINConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.num_classes, self.in_channels = config.num_classes, config.in_channels
+        self.input_size = (config.in_channels, *config.size)
+        self.fixed_size = config.head != "gap"
+        self.min_size = min(config.size) if self.fixed_size else config.min_size
+        self.blocks = nn.ModuleList()
+        self.dropouts = nn.ModuleList()
+        channels = config.in_channels
+        for index, block in enumerate(config.blocks):
+            self.blocks.append(_make_block(config, block, channels, last=index == len(config.blocks) - 1))
+            self.dropouts.append(nn.Dropout(config.dropout) if block.dropout and config.dropout else nn.Identity())
+            channels = block.channels[-1]
+        self.head = _make_head(config)
+        stds = [std for block in config.blocks for std in block.stds or (STD,) * len(block.channels)]
+        pieces = activation_pieces(config.activation)
+        start_convs(self._convs(), config.init, stds, pieces=pieces, maps_last=not self.fixed_size)
+        if not isinstance(self.last_layer, nn.Conv2d):
+            start_linear(self.last_layer, config.init, STD)
+
+    def _convs(self) -> list[nn.Conv2d]:
+        return [cast("nn.Conv2d", conv) for block in self.blocks for conv in cast("MLPConv", block).convs]
+
+    @property
+    def first_conv(self) -> nn.Conv2d:
+        """The k x k convolution on the image."""
+        return self._convs()[0]
+
+    @property
+    def last_conv(self) -> nn.Conv2d | None:
+        """The 1x1 that makes the category maps; None with a fully connected head."""
+        return None if self.fixed_size else self._convs()[-1]
+
+    @property
+    def last_layer(self) -> nn.Conv2d | nn.Linear:
+        """The layer that makes the logits: the last 1x1, or the fully connected layer."""
+        return cast("nn.Linear", cast("nn.Sequential", self.head)[-1]) if self.fixed_size else self._convs()[-1]
+
+    def features(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, K, h, w): what the last mlpconv layer makes."""
+        self.check_input(x)
+        for block, dropout in zip(self.blocks, self.dropouts, strict=True):
+            x = dropout(block(x))
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> logits (N, K)."""
+        return cast("Tensor", self.head(self.features(x)))
+
+    def category_maps(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, K, h, w), whose spatial mean is the logits; UsageError for fully connected heads."""
+        if self.fixed_size:
+            raise UsageError(f"{self.config.name} has head={self.config.head!r}; only head='gap' has category maps.")
+        return self.features(x)
+
+
+def _make_block(config: NINConfig, block: Block, channels: int, *, last: bool) -> MLPConv:
+    """One block; the network's last convolution has no norm, and an activation only where `last_relu` says so."""
+    made = MLPConv(
+        channels,
+        block.channels,
+        block.kernel,
+        block.stride,
+        block.padding,
+        config.activation,
+        config.norm,
+        last_activation=not last or config.last_relu,
+        pool=make_pool(block.pool),
+        pool_first=config.pool_first,
+    )
+    if last:
+        made.norms[-1] = nn.Identity()
+    return made
+
+
+def _make_head(config: NINConfig) -> nn.Module:
+    """Global average pooling, or the fully connected layer of the paper's Table 5 on the flattened last maps."""
+    if config.head == "gap":
+        return GlobalAveragePool()
+    cells = config.map_size(config.size[0]) * config.map_size(config.size[1])
+    layers: list[nn.Module] = [nn.Flatten(), nn.Linear(config.num_classes * cells, config.num_classes)]
+    if config.head == "fc+dropout":
+        layers.insert(1, nn.Dropout(config.dropout))
+    return nn.Sequential(*layers)
+
+
+def _net(name: str, *blocks: Block, **settings: Any) -> NINConfig:
+    return NINConfig(name, blocks, **settings)
+
+
+_C1 = Block(5, (192, 160, 96), padding=2, pool="max", dropout=True)
+_C2 = Block(5, (192, 192, 192), padding=2, pool="max", dropout=True)
+
+_SAFE: dict[str, Any] = {"norm": "batch", "last_relu": False, "init": "identity", "pool_first": True}
+
+NETWORKS: dict[str, NINConfig] = {
+    config.name: config
+    for config in (
+        _net("nin_cifar10", _C1, _C2, Block(3, (192, 192, 10), padding=1)),
+        _net("nin_cifar100", replace(_C1, stds=(0.001, 0.01, 0.01)), _C2, Block(3, (192, 192, 100), padding=1)),
+        _net(
+            "nin_svhn",
+            Block(5, (128, 96, 64), padding=2, pool="max", dropout=True),
+            Block(5, (320, 256, 128), padding=2, pool="max", dropout=True),
+            Block(5, (384, 256, 10), padding=2),
+        ),
+        _net(
+            "nin_mnist",
+            Block(5, (96, 64, 48), padding=2, pool="max", dropout=True),
+            Block(5, (128, 96, 48), padding=2, pool="max", dropout=True),
+            Block(5, (128, 96, 10), padding=2),
+            in_channels=1,
+            size=(28, 28),
+        ),
+        _net(
+            "nin_imagenet",
+            Block(11, (96, 96, 96), stride=4, pool="max", stds=(0.01, STD, STD)),
+            Block(5, (256, 256, 256), padding=2, pool="max"),
+            Block(3, (384, 384, 384), padding=1, pool="max", dropout=True, stds=(0.01, STD, STD)),
+            Block(3, (1024, 1024, 1000), padding=1, stds=(STD, STD, 0.01)),
+            size=(224, 224),
+        ),
+        _net(
+            "nin_tiny",
+            Block(3, (32, 32, 32), padding=1, pool="max", dropout=True),
+            Block(3, (48, 48, 48), padding=1, pool="max", dropout=True),
+            Block(3, (64, 64, 10), padding=1),
+            in_channels=1,
+            size=(8, 8),
+            dropout=0.0,
+            **_SAFE,
+        ),
+        _net(
+            "nin_photo",
+            Block(5, (48, 48, 48), stride=2, padding=2, pool="max"),
+            Block(3, (96, 96, 96), padding=1, pool="max", dropout=True),
+            Block(3, (128, 128, 128), padding=1, dropout=True),
+            Block(3, (192, 192, 10), padding=1),
+            size=(64, 64),
+            dropout=0.2,
+            **_SAFE,
+        ),
+    )
+}
