@@ -1,0 +1,250 @@
+"""A folder of class folders as a data set: what is there is found out, read under limits, and reported."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from mlpconv.data.dataset import Dataset, Split, make_dataset, select, stratified
+from mlpconv.data.decode import decode, inspect
+from mlpconv.data.scan import NAMED, Found, printable, scan
+from mlpconv.data.storage import allocate
+from mlpconv.errors import DataError, ImageError
+
+__all__ = ["open_folder"]
+
+SAME_SIZE = 96  # images that are all alike and no larger than this stay as they are
+SIZES = (32, 48, 64)  # else the one nearest to the median of the shorter sides
+THREADS = 4
+PIECE = 256  # files under way at a time
+UNEVEN = 3  # classes are uneven when the largest has so many times the images of the smallest
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Files:
+    """The image files of one split with their class numbers; those that cannot be read move to `bad`."""
+
+    paths: list[Path]
+    labels: list[int]
+    bad: list[ImageError] = field(default_factory=list)
+
+
+def open_folder(
+    folder: Path,
+    *,
+    size: int | None = None,
+    channels: int | None = None,
+    classes: Sequence[str] | None = None,
+    seed: int = 0,
+    val_fraction: float = 0.2,
+    max_bad: float = 0.1,
+) -> Dataset:
+    """Read FOLDER/class/* or FOLDER/train|val|test/class/*; what is not given is found out (see `open_data`)."""
+    found, notes = scan(folder)
+    names = _class_names(folder, found, classes, notes)
+    files = {split: _numbered(part, names) for split, part in found.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks about odd metadata; what matters is in the notes
+        if size is None or channels is None:
+            shapes = [shape for part in files.values() for shape in _survey(part)]
+            _check_bad(folder, files, max_bad)
+            size = _choose_size(shapes, notes) if size is None else size
+            channels = max(depth for _, _, depth in shapes) if channels is None else channels
+        splits = {split: _read(part, folder, channels, size) for split, part in files.items()}
+    _check_bad(folder, files, max_bad)
+    _note_bad(files, notes)
+    if classes is None:
+        names, splits = _without_empty(names, splits, notes)
+    _check_classes(folder, names, splits, classes)
+    if "train" in splits:
+        _note_uneven(splits["train"], names, notes)
+        splits = _with_val(splits, names, val_fraction, seed, notes)
+    return make_dataset(printable(folder.resolve().name), names, splits, notes)
+
+
+def _class_names(
+    folder: Path, found: dict[str, Found], classes: Sequence[str] | None, notes: list[str]
+) -> tuple[str, ...]:
+    """The classes in order: those given, or those of train (of all splits where there is no train), sorted."""
+    for split, part in found.items():
+        empty = [name for name, images in part.images.items() if not images]
+        if empty:
+            notes.append(f"without any image, and left out, in {split}: {', '.join(empty)}.")
+    first = [found["train"]] if "train" in found else list(found.values())
+    there = sorted({name for part in first for name, images in part.images.items() if images})
+    known = tuple(there if classes is None else classes)
+    for split, part in found.items():
+        unknown = [name for name, images in part.images.items() if images and name not in known]
+        if unknown:
+            source = "the model's" if classes is not None else "those of train"
+            raise DataError(
+                f"{str(folder)!r}, {split}: classes that are not among {source}: {_few(unknown)}. "
+                f"Accepted: {_few(known)}. Rename or remove those folders."
+            )
+    if not known or not any(images for part in found.values() for images in part.images.values()):
+        raise DataError(f"{str(folder)!r} has class folders but no image in them that can be read here.")
+    return known
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[: 2 * NAMED]) + (f", ... ({len(names)} in all)" if len(names) > 2 * NAMED else "")
+
+
+def _numbered(found: Found, names: tuple[str, ...]) -> _Files:
+    number = {name: label for label, name in enumerate(names)}
+    pairs = [(path, number[name]) for name in sorted(found.images) for path in found.images[name]]
+    return _Files([path for path, _ in pairs], [label for _, label in pairs])
+
+
+def _in_pieces(work: Callable[[Path], T], files: _Files) -> Iterator[tuple[int, T]]:
+    """(position, result) of every file that can be read, in order, on some threads; the others move to `bad`."""
+
+    def attempt(path: Path) -> T | ImageError:
+        try:
+            return work(path)
+        except ImageError as error:
+            return error
+
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1), thread_name_prefix="decode") as pool:
+        for start in range(0, len(files.paths), PIECE):
+            for position, result in enumerate(pool.map(attempt, files.paths[start : start + PIECE]), start):
+                if isinstance(result, ImageError):
+                    files.bad.append(result)
+                else:
+                    yield position, result
+
+
+def _keep(files: _Files, positions: list[int]) -> None:
+    files.paths = [files.paths[i] for i in positions]
+    files.labels = [files.labels[i] for i in positions]
+
+
+def _survey(files: _Files) -> list[tuple[int, int, int]]:
+    """Height, width and channels of every image by its header; files without a good one move to `bad`."""
+    seen = list(_in_pieces(inspect, files))
+    _keep(files, [position for position, _ in seen])
+    return [shape for _, shape in seen]
+
+
+def _choose_size(shapes: list[tuple[int, int, int]], notes: list[str]) -> int:
+    """The side of the square to which all images are brought."""
+    sides = [(min(height, width), max(height, width)) for height, width, _ in shapes]
+    (least, _), (_, most) = min(sides), max(sides, key=lambda side: side[1])
+    if len(set(sides)) == 1 and most <= SAME_SIZE:
+        size = least
+    else:
+        median = statistics.median(shorter for shorter, _ in sides)
+        size = min(SIZES, key=lambda candidate: abs(candidate - median))
+    if (least, most) != (size, size):
+        notes.append(
+            f"images of {least} to {most} pixels a side are brought to {size} x {size}: the shorter side is resized, "
+            "the centre is kept."
+        )
+    return size
+
+
+def _read(files: _Files, folder: Path, channels: int, size: int) -> Split:
+    """Decode every image of a split; files that cannot be read move to `bad`."""
+    images = allocate((len(files.paths), channels, size, size))
+    good: list[int] = []
+    for position, pixels in _in_pieces(partial(decode, channels=channels, size=(size, size)), files):
+        images[len(good)] = pixels
+        good.append(position)
+    _keep(files, good)
+    names = tuple(printable(str(path.relative_to(folder))) for path in files.paths)
+    return Split(images[: len(good)], np.array(files.labels, np.int64), names)
+
+
+def _check_bad(folder: Path, files: dict[str, _Files], max_bad: float) -> None:
+    """Stop where too many files cannot be read; raises DataError naming some."""
+    bad = [error for part in files.values() for error in part.bad]
+    total = len(bad) + sum(len(part.paths) for part in files.values())
+    if len(bad) > max_bad * total or len(bad) == total:
+        raise DataError(
+            f"{len(bad):,} of {total:,} image files in {str(folder)!r} cannot be read (accepted: up to {max_bad:.0%}). "
+            f"{_reasons(bad)} Repair or remove them."
+        )
+
+
+def _note_bad(files: dict[str, _Files], notes: list[str]) -> None:
+    bad = [error for part in files.values() for error in part.bad]
+    if bad:
+        notes.append(f"skipped {len(bad):,} image file{'s' * (len(bad) > 1)} that cannot be read. {_reasons(bad)}")
+
+
+def _reasons(bad: list[ImageError]) -> str:
+    """What is wrong with the first files, one short sentence each."""
+    first = [printable(str(error)).split("; ")[0].rstrip(".") + "." for error in bad[:NAMED]]
+    return " ".join(first) + (" ..." if len(bad) > NAMED else "")
+
+
+def _without_empty(
+    names: tuple[str, ...], splits: dict[str, Split], notes: list[str]
+) -> tuple[tuple[str, ...], dict[str, Split]]:
+    """Drop the classes none of whose images could be read, and number the others anew."""
+    there = np.unique(np.concatenate([split.labels for split in splits.values()]))
+    if len(there) == len(names):
+        return names, splits
+    gone = [name for label, name in enumerate(names) if label not in there]
+    notes.append(f"left out, because none of its images can be read: {', '.join(gone)}.")
+    renumbered = {
+        key: Split(split.images, np.searchsorted(there, split.labels).astype(np.int64), split.names)
+        for key, split in splits.items()
+    }
+    return tuple(names[label] for label in there), renumbered
+
+
+def _check_classes(
+    folder: Path, names: tuple[str, ...], splits: dict[str, Split], classes: Sequence[str] | None
+) -> None:
+    if classes is None and len(names) < 2:
+        raise DataError(
+            f"{str(folder)!r} has one class only ({', '.join(names)}): give at least two folders of images."
+        )
+    for key in [key for key, split in splits.items() if not len(split)]:
+        raise DataError(f"{str(folder)!r} has no image in {key} that can be read: add some, or remove {key}/.")
+
+
+def _note_uneven(train: Split, names: tuple[str, ...], notes: list[str]) -> None:
+    """Say so where some classes have many more training images than others."""
+    counts = np.bincount(train.labels, minlength=len(names))
+    order = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
+    if counts[order[0]] >= UNEVEN * counts[order[-1]]:
+        shown = order if len(order) <= 2 * NAMED else [*order[:NAMED], *order[-NAMED:]]
+        listed = ", ".join(f"{names[i]} {counts[i]:,}" for i in shown)
+        notes.append(
+            f"classes are uneven, {counts[order[0]] / counts[order[-1]]:.1f} to 1 in training images: {listed}"
+            f"{' (the largest and the smallest)' if len(shown) < len(order) else ''}."
+        )
+
+
+def _with_val(
+    splits: dict[str, Split], names: tuple[str, ...], fraction: float, seed: int, notes: list[str]
+) -> dict[str, Split]:
+    """Hold out the fraction of every class where no val split is given."""
+    if "val" in splits or fraction == 0:
+        return splits
+    train = splits["train"]
+    held = stratified(train.labels, fraction, seed)
+    single = [names[i] for i in np.flatnonzero(np.bincount(train.labels, minlength=len(names)) == 1)]
+    if single:
+        notes.append(f"with a single image, which stays in train: {', '.join(single)}.")
+    if not held.any():
+        return splits
+    notes.append(
+        f"no val split is given: {held.sum():,} of {len(held):,} images, {fraction:.0%} of each class, "
+        f"are held out by seed {seed}."
+    )
+    parted = {"train": select(train, np.flatnonzero(~held)), "val": select(train, np.flatnonzero(held))}
+    return {**splits, **parted}

@@ -1,0 +1,23 @@
+"""The validation part of a data set that comes without one; training and evaluation must agree on it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from mlpconv.data.catalog import CATALOG
+from mlpconv.data.dataset import Dataset, holdout
+
+__all__ = ["with_validation"]
+
+
+def with_validation(dataset: Dataset, fraction: float, seed: int) -> Dataset:
+    """The data set with a `val` split: its own, or `fraction` of its training images (none at 0).
+
+    Published sets give their last training images, as the paper does (section 4.1); others the same share of every
+    class, drawn by the seed. The fingerprint stays that of the whole.
+    """
+    if "val" in dataset.splits or fraction == 0:
+        return dataset
+    published = dataset.name in CATALOG and dataset.name != "digits"
+    train, val = holdout(dataset.split("train"), fraction, seed, "last" if published else "stratified")
+    return dataclasses.replace(dataset, splits={**dataset.splits, "train": train, "val": val})
