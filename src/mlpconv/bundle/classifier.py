@@ -1,0 +1,164 @@
+"""A network with everything around it: images in, class names and probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from mlpconv.bundle.pixels import Size, as_pixels, items, source_of
+from mlpconv.bundle.predictions import Predictions, printable
+from mlpconv.errors import ModelFileError, UsageError
+from mlpconv.models.base import Network
+from mlpconv.preprocessing import Preprocessing
+
+__all__ = ["MAX_SIDE", "Classifier", "check_parts"]
+
+MAX_SIDE = 4096
+MAX_CLASSES = 16384
+LONGEST_NAME = 1000
+
+
+class Classifier:
+    """A trained network, its fitted preprocessing and its class names: uint8 pixels in, probabilities out.
+
+    It puts the network into eval mode and channels-last layout, and always computes in eval mode, without gradients.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        preprocessing: Preprocessing,
+        classes: Sequence[str],
+        input_size: Size,
+        info: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`input_size` is (C, H, W); `info` says how the network was made.
+
+        Raises UsageError for parts that do not fit.
+        """
+        self.classes = tuple(classes)
+        self.input_size: Size = (input_size[0], input_size[1], input_size[2])
+        self.model = check_parts(model, preprocessing, self.classes, self.input_size).eval()
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.preprocessing = preprocessing.eval()
+        self.info: dict[str, Any] = dict(info or {})
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network computes."""
+        return next(iter(self.model.parameters()), torch.zeros(())).device
+
+    def to(self, device: torch.device | str) -> Classifier:
+        """Move the network and its preprocessing; returns itself."""
+        self.model.to(device)
+        self.preprocessing.to(device)
+        return self
+
+    def predict(self, images: object, batch_size: int = 128, *, tta_flip: bool = False) -> Predictions:
+        """What is in each image: paths, Pillow images, uint8 arrays (H, W) or (H, W, C), or a batch (N, C, H, W).
+
+        One image or any sequence of them, read `batch_size` at a time; each is resized to `input_size`. `tta_flip`
+        averages the logits of the image and its mirror image. Raises UsageError for what is no image and for none,
+        ImageError for a file that cannot be read.
+        """
+        if type(batch_size) is not int or batch_size < 1:
+            raise UsageError(f"batch_size is {batch_size!r}; a whole number from 1 is accepted.")
+        found, rows, sources = items(images), [], []
+        while batch := list(islice(found, batch_size)):
+            sources += [source_of(item) for item in batch]
+            rows.append(self.probabilities(as_pixels(batch, self.input_size), tta_flip=tta_flip))
+        return Predictions(torch.cat(rows).numpy(), self.classes, sources)
+
+    def probabilities(self, pixels: Tensor, *, tta_flip: bool = False) -> Tensor:
+        """uint8 (N, C, H, W) -> probabilities (N, K), on the CPU; raises ModelFileError where they are not numbers."""
+        logits = self.logits(pixels, tta_flip=tta_flip).float().cpu()
+        wrong = (~torch.isfinite(logits)).any(1).nonzero()
+        if len(wrong):
+            raise ModelFileError(
+                f"The network gives NaN or infinity for {len(wrong)} of {len(logits)} images (the first is number "
+                f"{int(wrong[0])}): its weights are too large to compute with. Train it anew."
+            )
+        return logits.softmax(1)
+
+    def pixels(self, images: object) -> Tensor:
+        """Images, as for `predict`, decoded and resized: uint8 (N, C, H, W) of `input_size`."""
+        return as_pixels(items(images), self.input_size)
+
+    def logits(self, pixels: Tensor, *, tta_flip: bool = False) -> Tensor:
+        """uint8 (N, C, H, W) -> logits (N, K) on the network's device; raises UsageError for other tensors."""
+        self._check(pixels)
+        with self._computing():
+            logits = self._forward(pixels, self.model)
+            return (logits + self._forward(pixels.flip(3), self.model)) / 2 if tta_flip else logits
+
+    def maps(self, pixels: Tensor) -> Tensor:
+        """uint8 (N, C, H, W) -> category maps (N, K, h, w), whose spatial mean is the logits.
+
+        Raises UsageError for other tensors and for networks with a fully connected head.
+        """
+        self._check(pixels)
+        with self._computing():
+            return self._forward(pixels, self.model.category_maps)
+
+    def _forward(self, pixels: Tensor, function: Any) -> Tensor:
+        x = self.preprocessing(pixels.to(self.device))
+        return cast("Tensor", function(x.contiguous(memory_format=torch.channels_last)))
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Eval mode and no gradients; modules that were training do so again afterwards."""
+        training = [module for module in self.model.modules() if module.training]
+        self.model.eval()
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            for module in training:
+                module.training = True
+
+    def _check(self, pixels: Tensor) -> None:
+        if not isinstance(pixels, Tensor) or pixels.dtype != torch.uint8 or pixels.dim() != 4:
+            given = f"{pixels.dtype} {tuple(pixels.shape)}" if isinstance(pixels, Tensor) else type(pixels).__name__
+            raise UsageError(f"Pixels were given as {given}; uint8 (N, C, H, W) is accepted: use .pixels(images).")
+        if pixels.shape[1] != self.input_size[0]:
+            given = f"{pixels.shape[1]} channels were given, {self.input_size[0]} are accepted"
+            raise UsageError(f"Images of {given}: use .pixels(images).")
+
+    def __repr__(self) -> str:
+        shown = ", ".join(printable(name) for name in self.classes[:3]) + (", ..." if len(self.classes) > 3 else "")
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        name, size = self.model.config.name, "x".join(str(side) for side in self.input_size)
+        return f"<Classifier {name!r}: images {size}, {len(self.classes)} classes ({shown}), {parameters:,} parameters>"
+
+
+def check_parts(
+    model: nn.Module, preprocessing: Preprocessing, classes: Sequence[str], input_size: Sequence[int]
+) -> Network:
+    """The network, where it, its preprocessing, class names and (C, H, W) fit together; raises UsageError where not."""
+    if not all(hasattr(model, name) for name in ("config", "num_classes", "in_channels", "min_size", "input_size")):
+        raise UsageError(f"A {type(model).__name__} is no network of mlpconv: give one that create_model made.")
+    network = cast("Network", model)
+    if len(input_size) != 3 or not all(type(side) is int and 1 <= side <= MAX_SIDE for side in input_size):
+        raise UsageError(f"input_size is {input_size!r:.80}; (C, H, W), each from 1 to {MAX_SIDE}, is accepted.")
+    if not all(isinstance(name, str) and 0 < len(name) <= LONGEST_NAME for name in classes):
+        raise UsageError(f"A class name is empty, no text, or longer than {LONGEST_NAME} characters: rename it.")
+    if len(set(classes)) < len(classes) or not 0 < len(classes) <= MAX_CLASSES:
+        raise UsageError(f"There are {len(classes)} class names; 1 to {MAX_CLASSES}, no two the same, are accepted.")
+    if len(classes) != network.num_classes:
+        raise UsageError(f"There are {len(classes)} class names for {network.num_classes} classes: give one each.")
+    channels, height, width = input_size
+    if channels != network.in_channels:
+        raise UsageError(f"Images of {channels} channels do not fit a network of {network.in_channels} channels.")
+    if min(height, width) < network.min_size:
+        raise UsageError(f"Images of {height}x{width} are too small: at least {network.min_size} a side is accepted.")
+    if getattr(network, "fixed_size", False) and (height, width) != tuple(network.input_size[1:]):
+        raise UsageError(f"Images of {height}x{width} do not fit a network that takes {network.input_size[1:]} only.")
+    if preprocessing.channels != channels or ("zca" in preprocessing.names and preprocessing.size != (height, width)):
+        fitted = (preprocessing.channels, *preprocessing.size)
+        raise UsageError(f"The preprocessing was made for images {fitted}, the network for {tuple(input_size)}.")
+    return network

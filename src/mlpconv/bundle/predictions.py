@@ -1,0 +1,93 @@
+"""What a classifier says about images: probabilities with class names and, where known, the file of each image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlpconv.errors import UsageError
+
+__all__ = ["Prediction", "Predictions", "printable"]
+
+
+def printable(text: str) -> str:
+    """Text from a file made safe for a terminal: control, direction and other invisible characters are escaped."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was seen in one image."""
+
+    label: str
+    """The most probable class."""
+    confidence: float
+    """Its probability, 0 to 1."""
+    probabilities: dict[str, float]
+    """The probability of every class, in the model's order; they sum to 1."""
+    source: str | None = None
+    """The image's file, where there is one."""
+
+    def top(self, count: int = 3) -> list[tuple[str, float]]:
+        """The `count` most probable classes with their probabilities, the most probable first."""
+        return sorted(self.probabilities.items(), key=lambda item: -item[1])[:count]
+
+    def __str__(self) -> str:
+        where = f"{printable(self.source)}: " if self.source is not None else ""
+        return f"{where}{printable(self.label)} ({self.confidence:.1%})"
+
+
+class Predictions(Sequence[Prediction]):
+    """One Prediction an image, in the order the images were given; also an array (N, K) of probabilities."""
+
+    def __init__(
+        self, probabilities: NDArray[np.float32], classes: Sequence[str], sources: Sequence[str | None] | None = None
+    ) -> None:
+        """Probabilities (N, K) for K classes; `sources` are the N files. Raises UsageError where the counts differ."""
+        self.probabilities = probabilities
+        self.classes = tuple(classes)
+        self.sources = tuple(sources) if sources is not None else (None,) * len(probabilities)
+        if probabilities.shape != (len(self.sources), len(self.classes)):
+            raise UsageError(
+                f"Probabilities of shape {probabilities.shape} were given for {len(self.sources)} images and "
+                f"{len(self.classes)} classes; one row an image and one column a class are accepted."
+            )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The most probable class of each image (the first in the model's order among equals)."""
+        return tuple(self.classes[k] for k in self.probabilities.argmax(axis=1))
+
+    @property
+    def confidences(self) -> NDArray[np.float32]:
+        """(N,): the probability of the most probable class."""
+        most: NDArray[np.float32] = self.probabilities.max(axis=1)
+        return most
+
+    def __len__(self) -> int:
+        return len(self.probabilities)
+
+    @overload
+    def __getitem__(self, index: int) -> Prediction: ...
+    @overload
+    def __getitem__(self, index: slice) -> Predictions: ...
+    def __getitem__(self, index: int | slice) -> Prediction | Predictions:
+        if isinstance(index, slice):
+            return Predictions(self.probabilities[index], self.classes, self.sources[index])
+        row = self.probabilities[index]
+        best = int(row.argmax())
+        named = dict(zip(self.classes, row.tolist(), strict=True))
+        return Prediction(self.classes[best], float(row[best]), named, self.sources[index])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        array: NDArray[Any] = np.array(self.probabilities, dtype=dtype, copy=copy)
+        return array
+
+    def __repr__(self) -> str:
+        shown = "; ".join(str(prediction) for prediction in self[:3])
+        more = f"; and {len(self) - 3} more" if len(self) > 3 else ""
+        return f"<Predictions of {len(self)} images: {shown}{more}>"
