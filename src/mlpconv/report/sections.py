@@ -1,0 +1,249 @@
+"""The sections of the report, each from the parts of a run it needs; Html that is empty where they are missing."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from mlpconv.data.catalog import CATALOG
+from mlpconv.report.folder import RunParts, number
+from mlpconv.report.page import Html, element, figure, section, table
+from mlpconv.training.recipe import Recipe
+
+__all__ = ["headline", "sections"]
+
+NOTHING = Html("")
+NARROW_TO = 12  # classes up to which the confusion matrix is drawn small
+OPEN_TO = 30  # classes up to which their table stands open
+MEASURES = (
+    ("error", "error", "{:.2%}"),
+    ("top5_error", "top-5 error", "{:.2%}"),
+    ("log_loss", "log loss", "{:.4f}"),
+    ("calibration_error", "calibration error (15 bins)", "{:.4f}"),
+)
+BELOW = "A validation curve that rises while the training curve falls means that the network learns images by heart."
+MISTAKES = (
+    "The wrong answers of which the network was most confident: in orange what it said, in green what the image is. "
+    "A wrong label in the data often shows here first."
+)
+MAPS = (
+    "The category maps of the most probable classes, laid over each image: the warmer, the more that place adds to the "
+    "class. The mean of a map is the class's logit, so nothing else went into the answer. The ring marks the peak."
+)
+FILTERS = "What the first layer looks for. Filters that are all noise have hardly been trained."
+SPLITS = {"val": "validation", "test": "test", "train": "training"}
+
+
+def sections(run: RunParts) -> Html:
+    """Everything below the headline."""
+    parts = (
+        notes(run),
+        usage(run),
+        picture(run, "curves", "Training", "Loss and error by epoch", "Loss and error over the epochs. " + BELOW),
+        judgement(run),
+        picture(run, "mistakes", "Worst mistakes", "Wrongly classified images", MISTAKES),
+        picture(run, "maps", "Where it looked", "Images and their category maps", MAPS),
+        picture(run, "filters", "First filters", "Weights of the first layer as pictures", FILTERS),
+        recipe(run),
+        environment(run),
+    )
+    return Html("".join(parts))
+
+
+def headline(run: RunParts) -> Html:
+    """The title and the figures that matter most."""
+    tiles = [tile for tile in (_accuracy(run), _model(run), _data(run), _time(run)) if tile]
+    counts = run.data.get("counts")
+    counts = counts if isinstance(counts, dict) else {}
+    parts = [f"{value:,.0f} {SPLITS.get(name, name)}" for name in counts if (value := number(counts, name)) is not None]
+    line = f"A run of mlpconv on {_listed(parts)} images." if parts else "A run of mlpconv."
+    return element(
+        "header", element("h1", run.title), element("p", line, class_="quiet"), element("div", *tiles, class_="tiles")
+    )
+
+
+def _listed(parts: list[str]) -> str:
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def _tile(value: str, label: str, kind: str = "tile") -> Html:
+    return element("div", element("b", value), element("span", label), class_=kind)
+
+
+def _accuracy(run: RunParts) -> Html:
+    error, n = number(run.evaluation, "error"), number(run.evaluation, "n")
+    if error is None:
+        return NOTHING
+    split = SPLITS.get(str(run.evaluation.get("split")), "")
+    label = f"{split} accuracy".strip()
+    interval = run.evaluation.get("error_interval")
+    if isinstance(interval, list) and len(interval) == 2 and all(isinstance(end, int | float) for end in interval):
+        label += f", 95 % interval {1 - interval[1]:.1%} to {1 - interval[0]:.1%}"
+    if n is not None:
+        label += f", {n:,.0f} images"
+    return _tile(f"{1 - error:.2%}", label, "tile main")
+
+
+def _model(run: RunParts) -> Html:
+    if run.model_name is None:
+        return NOTHING
+    if run.classifier is None:
+        return _tile(run.model_name, "network")
+    parameters = sum(parameter.numel() for parameter in run.classifier.model.parameters())
+    size = (run.path / "model.safetensors").stat().st_size
+    return _tile(run.model_name, f"{parameters:,} parameters, model file {size / 1e6:.1f} MB")
+
+
+def _data(run: RunParts) -> Html:
+    classes, size, channels = run.data.get("classes"), run.data.get("size"), run.data.get("channels")
+    if not isinstance(classes, list):
+        return NOTHING
+    label = "grey" if channels == 1 else "RGB" if channels == 3 else ""
+    if isinstance(size, list) and len(size) == 2:
+        label = f"{label} images, {size[0]} × {size[1]} pixels".strip()
+    return _tile(f"{len(classes)} classes", label or "in the data")
+
+
+def _time(run: RunParts) -> Html:
+    last = run.history[-1] if run.history else {}
+    seconds = number(last, "seconds")
+    if seconds is None:
+        return NOTHING
+    speeds = sorted(speed for row in run.history if (speed := number(row, "images_per_second")) is not None)
+    epochs = f"{len(run.history)} epoch{'s' if len(run.history) > 1 else ''}"
+    label = f"{epochs}, {speeds[len(speeds) // 2]:,.0f} images/s" if speeds else epochs
+    return _tile(_duration(seconds), label)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def notes(run: RunParts) -> Html:
+    """What the reader should know of the data."""
+    sentences = run.data.get("notes")
+    if not isinstance(sentences, list) or not sentences:
+        return NOTHING
+    return section("About the data", element("ul", *(element("li", str(sentence)) for sentence in sentences)))
+
+
+def usage(run: RunParts) -> Html:
+    """The commands that go on from here."""
+    file = run.path / "model.safetensors"
+    if not file.is_file():
+        return NOTHING
+    model, name = shlex.quote(str(file)), str(run.data.get("name", ""))
+    data = name if name in CATALOG else "FOLDER"
+    lines = (
+        ("predict", "IMAGE...", "what is in an image"),
+        ("maps", "IMAGE...", "where it was seen"),
+        ("evaluate", data, "how good it is"),
+    )
+    asked = [(f"mlpconv {verb} {model} {rest}", why) for verb, rest, why in lines]
+    width = max(len(command) for command, _ in asked)
+    commands = "\n".join(f"{command:<{width}}  # {why}" for command, why in asked)
+    code = f'import mlpconv\n\nclassifier = mlpconv.load({str(file)!r})\nprint(classifier.predict("image.png"))'
+    text = "The model file holds everything: weights, class names and preprocessing. Copy it wherever it is needed."
+    return section("Use it", element("p", text), element("pre", commands), element("pre", code))
+
+
+def picture(run: RunParts, name: str, title: str, alternative: str, caption: str) -> Html:
+    """A section with one figure."""
+    png = run.figures.get(name)
+    return section(title, figure(png, alternative, caption)) if png is not None else NOTHING
+
+
+def judgement(run: RunParts) -> Html:
+    """The confusion matrix, the figures beside the error, and each class."""
+    children: list[Html] = []
+    if "confusion" in run.figures:
+        caption = "Rows are what an image is, columns what the network says; colour is the share of the row."
+        children.append(figure(run.figures["confusion"], "Confusion matrix", caption, class_=_width(run)))
+    figures = [
+        (label, form.format(value))
+        for key, label, form in MEASURES
+        if (value := number(run.evaluation, key)) is not None
+    ]
+    if figures:
+        children.append(table(("measure", "value"), figures, "numbers"))
+    children.append(_classes(run))
+    split = SPLITS.get(str(run.evaluation.get("split")), "held-out")
+    return section(f"Judged on {split} images", *children) if any(children) else NOTHING
+
+
+def _width(run: RunParts) -> str:
+    """Small matrices need no wide picture."""
+    rows = run.evaluation.get("per_class")
+    return "narrow" if isinstance(rows, list) and len(rows) <= NARROW_TO else "wide"
+
+
+def _classes(run: RunParts) -> Html:
+    rows = run.evaluation.get("per_class")
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        return NOTHING
+    cells = [
+        (
+            str(row.get("class", "")),
+            *(_share(row, key) for key in ("precision", "recall", "f1")),
+            _bar(row),
+            _count(row),
+        )
+        for row in rows
+    ]
+    made = table(("class", "precision", "recall", "F1", "", "images"), cells, "numbers")
+    if len(rows) <= OPEN_TO:
+        return made
+    return element("details", element("summary", f"Each of the {len(rows)} classes"), made)
+
+
+def _share(row: Mapping[str, Any], key: str) -> str:
+    value = number(row, key)
+    return "–" if value is None or number(row, "support") == 0 else f"{value:.3f}"
+
+
+def _count(row: Mapping[str, Any]) -> str:
+    value = number(row, "support")
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def _bar(row: Mapping[str, Any]) -> Html:
+    value = min(max(number(row, "f1") or 0.0, 0.0), 1.0)
+    return element("span", element("i", style=f"width:{100 * value:.1f}%"), class_="bar")
+
+
+def recipe(run: RunParts) -> Html:
+    """The settings of the run: those that differ from the defaults first, the others folded away."""
+    if not run.recipe:
+        return NOTHING
+    usual = Recipe().to_dict()
+    changed = {key: value for key, value in run.recipe.items() if key not in usual or usual[key] != value}
+    same = {key: value for key, value in run.recipe.items() if key not in changed}
+    children: list[Html] = []
+    if changed:
+        rows = [(key, _value(value), _value(usual.get(key))) for key, value in changed.items()]
+        children.append(table(("setting", "value", "default"), rows, "changed"))
+    if same:
+        rest = table(("setting", "value"), [(key, _value(value)) for key, value in same.items()])
+        children.append(element("details", element("summary", f"{len(same)} settings at their defaults"), rest))
+    return section("Recipe", *children)
+
+
+def environment(run: RunParts) -> Html:
+    """What the run ran on."""
+    rows = [(key, _value(value)) for key, value in run.environment.items() if value not in (None, "", {})]
+    if run.data.get("fingerprint"):
+        rows.append(("data fingerprint", str(run.data["fingerprint"])))
+    return section("Environment", table(("what", "which"), rows)) if rows else NOTHING
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_value(item)}" for key, item in value.items() if item is not None)
+    if isinstance(value, list):
+        return ", ".join(_value(item) for item in value) or "none"
+    if value is None:
+        return "–"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
