@@ -1,0 +1,153 @@
+"""A run folder: made once, never overwritten, used by one trainer at a time."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import glob
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from mlpconv.errors import RunFolderError
+from mlpconv.files import json_bytes, write_atomic
+from mlpconv.training.progress import COLUMNS, Row
+
+__all__ = ["RunFolder"]
+
+RUNS = Path("runs")
+MOST_RUNS = 100_000
+LONGEST_JSON = 64 << 20
+LOCK = ".lock"
+BEFORE_RECIPE = (LOCK, "data.json")  # all that a run has that was killed before its recipe.json: nothing to go on with
+
+
+class RunFolder:
+    """Where a run keeps what it makes; every file appears whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.figures = path / "figures"
+        self.model = path / "model.safetensors"
+
+    @classmethod
+    def new(cls, out: Path | None, name: str) -> RunFolder:
+        """Make an empty folder: `out`, or the next free runs/NAME-001; raises RunFolderError if `out` has content."""
+        try:
+            if out is None:
+                return cls(next_free(name))
+            if out.exists() and (not out.is_dir() or any(entry.name not in BEFORE_RECIPE for entry in out.iterdir())):
+                raise RunFolderError(
+                    f"{out} has content already: give --out another folder, or go on with the run in it with --resume."
+                )
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(
+                f"the run folder {out or RUNS} cannot be made ({error.strerror}): choose another with --out."
+            ) from error
+        return cls(out)
+
+    @classmethod
+    def existing(cls, out: Path | None, name: str) -> RunFolder:
+        """The folder of a run to go on with: `out`, or the newest runs/NAME-*; RunFolderError if there is none."""
+        if out is None:
+            runs = runs_of(name)
+            if not runs:
+                raise RunFolderError(
+                    f"there is no run runs/{name}-* to go on with: name its folder with --out, or leave out --resume."
+                )
+            out = runs[max(runs)]
+        if not (out / "recipe.json").is_file():
+            raise RunFolderError(
+                f"{out} holds no run (no recipe.json): name the folder of a run with --out, or leave out --resume."
+            )
+        return cls(out)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep every other trainer out; raises RunFolderError naming the process that is in."""
+        path = self.path / LOCK
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        except OSError as error:
+            raise RunFolderError(
+                f"{self.path} cannot be written ({error.strerror}): choose another folder with --out."
+            ) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+            os.close(descriptor)
+            raise RunFolderError(
+                f"{self.path} is in use by process {holder}: wait for it, or train into another folder."
+            ) from error
+        try:
+            with suppress(OSError):  # on a full disk the lock holds all the same
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, f"{os.getpid()}\n".encode())
+            self.sweep()
+            yield
+        finally:
+            os.close(descriptor)  # the kernel drops the lock, also when the process is killed
+
+    def sweep(self) -> None:
+        """Remove the half-written files that a killed run left behind."""
+        for folder in (self.path, self.figures):
+            for litter in folder.glob(".*.part"):
+                with suppress(OSError):
+                    litter.unlink()
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write one JSON file of the run; raises RunFolderError."""
+        self.write(name, json_bytes(value))
+
+    def write(self, name: str, content: bytes) -> None:
+        try:
+            write_atomic(self.path / name, content)
+        except OSError as error:
+            raise RunFolderError(
+                f"{self.path / name} cannot be written ({error.strerror}): make room or choose another --out."
+            ) from error
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read one JSON object of the run; raises RunFolderError."""
+        path = self.path / name
+        try:
+            value = json.loads(path.read_bytes()) if path.is_file() and path.stat().st_size <= LONGEST_JSON else None
+        except (OSError, ValueError, RecursionError) as error:
+            raise RunFolderError(f"{path} cannot be read ({type(error).__name__}): this run cannot go on.") from error
+        if not isinstance(value, dict):
+            raise RunFolderError(f"{path} is missing or is not what a run writes: this run cannot go on.")
+        return value
+
+    def write_history(self, rows: Sequence[Row]) -> None:
+        """Write metrics.csv: a line an epoch, empty where there is no validation."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        self.write("metrics.csv", text.getvalue().encode())
+
+
+def runs_of(name: str) -> dict[int, Path]:
+    """The folders runs/NAME-NUMBER by number."""
+    tails = [(path.name.removeprefix(f"{name}-"), path) for path in RUNS.glob(f"{glob.escape(name)}-[0-9]*")]
+    return {int(tail): path for tail, path in tails if tail.isascii() and tail.isdigit()}
+
+
+def next_free(name: str) -> Path:
+    """Make the folder after the last of them."""
+    RUNS.mkdir(exist_ok=True)
+    for number in range(max(runs_of(name), default=0) + 1, MOST_RUNS):
+        path = RUNS / f"{name}-{number:03d}"
+        try:
+            path.mkdir()
+        except FileExistsError:  # another trainer was quicker
+            continue
+        return path
+    raise RunFolderError(f"{RUNS} holds {MOST_RUNS} runs of {name}: give a folder with --out.")

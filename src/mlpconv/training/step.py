@@ -1,0 +1,120 @@
+"""One training step, as a pure function of the state and the step's number."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mlpconv.data import Split
+from mlpconv.data.augment import Augmentation, augment, generator, mixup, resize
+from mlpconv.data.batches import Batch, Order
+from mlpconv.models.base import Network
+from mlpconv.models.googlenet import GoogLeNet
+from mlpconv.preprocessing import Preprocessing
+from mlpconv.training.optim import Optimizers
+from mlpconv.training.recipe import Recipe
+
+__all__ = ["Outcome", "Pipeline", "autocast", "train_step"]
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step saw: its loss (scalar tensor), the number it got right, and the logits (N, K)."""
+
+    loss: Tensor
+    correct: Tensor
+    logits: Tensor
+
+
+class Pipeline:
+    """Makes the batch of any step: pixels, preprocessing, augmentation, size."""
+
+    def __init__(
+        self,
+        split: Split,
+        preprocessing: Preprocessing,
+        recipe: Recipe,
+        order: Order,
+        steps: int,
+        device: torch.device = CPU,
+    ) -> None:
+        self.images: np.ndarray | Tensor = split.images
+        self.labels = torch.from_numpy(np.array(split.labels))
+        self.preprocessing, self.recipe, self.order, self.steps = preprocessing, recipe, order, steps
+        self.kinds = Augmentation(recipe.crop, recipe.crop_mode, recipe.flip, recipe.cutout)
+        self.device = device
+        if device.type != "cpu":
+            self.images, self.labels = torch.from_numpy(np.array(split.images)).to(device), self.labels.to(device)
+
+    def __call__(self, step: int) -> Batch:
+        index = self.order.indices(step)
+        with torch.no_grad():
+            images = self.preprocessing(self.gather(index))
+            epoch = self.order.epoch(step)
+            images = augment(images, self.kinds, seed=self.recipe.seed, step=step, epoch=epoch, index=index)
+            if side := self.side(step):
+                images = resize(images, side)
+            images = images.contiguous(memory_format=torch.channels_last)
+        return Batch(images, self.labels[index.to(self.labels.device)])
+
+    def gather(self, index: Tensor) -> Tensor:
+        """The raw images of those numbers (N,), on the device."""
+        if isinstance(self.images, Tensor):
+            return self.images[index.to(self.images.device)]
+        return torch.from_numpy(self.images[index.numpy()])
+
+    def side(self, step: int) -> int | None:
+        """The side of the images at a step where the recipe goes from small to large, else None."""
+        sizes = self.recipe.sizes
+        return sizes[min(step * len(sizes) // self.steps, len(sizes) - 1)] if sizes else None
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Compute in bfloat16 where it is safe, or plainly in float32."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+
+
+def train_step(
+    model: Network, optimizers: Optimizers, batch: Batch, recipe: Recipe, step: int, precision: str
+) -> Outcome:
+    """Move the weights once; dropout draws from a generator keyed by (seed, step)."""
+    torch.manual_seed(generator(recipe.seed, "dropout", step).initial_seed())
+    images, labels = batch
+    optimizers.zero_grad()
+    if recipe.mixup:
+        targets = F.one_hot(labels, model.num_classes).float()
+        images, targets = mixup(images, targets, recipe.mixup, seed=recipe.seed, step=step)
+    else:
+        targets = labels
+    with autocast(precision, images.device):
+        logits, extra = forward(model, images)
+    logits = logits.float()
+    loss = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
+    total = loss
+    for share, other in extra:
+        total = total + share * F.cross_entropy(other.float(), targets, label_smoothing=recipe.label_smoothing)
+    total.backward()  # type: ignore[no-untyped-call]
+    if recipe.clip is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+    optimizers.step()
+    with torch.no_grad():
+        correct = (logits.argmax(1) == labels).sum()
+    return Outcome(loss.detach(), correct, logits.detach())
+
+
+AUXILIARY_SHARE = 0.3  # of each auxiliary classifier's loss (Szegedy et al. 2014, section 5)
+
+
+def forward(model: Network, images: Tensor) -> tuple[Tensor, list[tuple[float, Tensor]]]:
+    """The logits, and those of auxiliary heads with the share of their loss."""
+    if not isinstance(model, GoogLeNet):
+        return model(images), []
+    outputs = model.outputs(images)
+    return outputs.logits, [(AUXILIARY_SHARE, aux) for aux in (outputs.aux1, outputs.aux2) if aux is not None]
