@@ -1,0 +1,195 @@
+"""Receptive fields as interval arithmetic: the first and the last pixel that each element of a tensor can see.
+
+Pixels are numbered from 0 along an axis of the image, and a pixel's number is the place of its centre. First and last
+pixel are kept for every element, in arrays of size 1 along each dimension in which nothing changes, so they stay small.
+That account is exact: what lies outside the image is not seen.
+
+A tensor that is a regular row of cells has a `Grid` beside it: size, jump and start as a textbook gives them, as if the
+image had no border. Fractions keep them exact where an image is enlarged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "FIRST",
+    "LAST",
+    "Axis",
+    "Field",
+    "Grid",
+    "compact",
+    "follow",
+    "image_axis",
+    "join_grids",
+    "merge",
+    "regroup",
+    "squash",
+    "windows",
+]
+
+FIRST, LAST = float("inf"), float("-inf")
+"""First and last pixel of an element that sees none: the neutral elements of minimum and maximum."""
+UNMARKED = -1.0
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Cells along one dimension of a tensor, as if the image had no border."""
+
+    dim: int
+    """The dimension they lie along, counted from the last: -1, -2, ..."""
+    jump: Fraction
+    """Pixels from one cell to the next."""
+    start: Fraction
+    """Where the centre of cell 0 is."""
+    size: Fraction | None
+    """Pixels that a cell sees; None where the cells see different numbers of them."""
+
+    def joined(self, other: Grid) -> Grid | None:
+        """Cells that see what both see; None where the two do not lie alike."""
+        if (self.dim, self.jump) != (other.dim, other.jump):
+            return None
+        if self.size is None or other.size is None:
+            return replace(self, size=None)
+        low = min(self.start - self.size / 2, other.start - other.size / 2)
+        high = max(self.start + self.size / 2, other.start + other.size / 2)
+        return replace(self, start=(low + high) / 2, size=high - low)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What a tensor sees along one axis of the image: first and last pixel, broadcastable to the tensor's shape."""
+
+    lo: Tensor
+    hi: Tensor
+    grid: Grid | None = None
+
+
+Field = tuple[Axis, ...]
+"""One Axis for each axis of the image: rows, then columns."""
+
+
+def image_axis(dims: int, dim: int, size: int) -> Axis:
+    """An image's own axis: a tensor of `dims` dimensions whose pixels lie along `dim` (negative)."""
+    shape = [1] * dims
+    shape[dim] = size
+    place = torch.arange(size, dtype=torch.float32).reshape(shape)
+    return Axis(place, place, Grid(dim, Fraction(1), Fraction(0), Fraction(1)))
+
+
+def compact(values: Tensor) -> Tensor:
+    """Size 1 along every dimension in which nothing changes."""
+    for dim, size in enumerate(values.shape):
+        if size > 1:
+            first = values.narrow(dim, 0, 1)
+            values = first if bool((values == first).all()) else values
+    return values
+
+
+def squash(axis: Axis, dims: Sequence[int]) -> Axis:
+    """Each element sees what all along `dims` (negative) saw; the dimensions stay, with size 1."""
+
+    def each(values: Tensor, join: Callable[..., Tensor]) -> Tensor:
+        there = [dim for dim in dims if -values.dim() <= dim and values.shape[dim] > 1]
+        return join(values, there, True) if there else values
+
+    kept = axis.grid if axis.grid is not None and axis.grid.dim not in dims else None
+    return Axis(each(axis.lo, torch.amin), each(axis.hi, torch.amax), kept)
+
+
+def regroup(axis: Axis, dim: int, groups: int, size: int) -> Axis:
+    """Along `dim` each of `groups` equal groups becomes `size / groups` elements that see all of their group."""
+
+    def each(values: Tensor, join: Callable[..., Tensor]) -> Tensor:
+        if values.shape[dim] == 1:
+            return values
+        at = values.dim() + dim
+        grouped = values.reshape(*values.shape[:at], groups, -1, *values.shape[at + 1 :])
+        return compact(join(grouped, at + 1).repeat_interleave(size // groups, at))
+
+    kept = axis.grid if axis.grid is not None and axis.grid.dim != dim else None
+    return Axis(each(axis.lo, torch.amin), each(axis.hi, torch.amax), kept)
+
+
+def windows(axis: Axis, dim: int, cells: int, taps: Tensor) -> Axis:
+    """Element i along `dim` sees what the elements `taps[i]` of its `cells` saw (-1 is none); the grid is dropped."""
+    outside = taps < 0
+
+    def each(values: Tensor, nothing: float, join: Callable[..., Tensor]) -> Tensor:
+        if values.shape[dim] == 1 and not bool(outside.all(1).any()):
+            return values  # all see the same, wherever they look
+        shape = list(values.shape)
+        shape[dim] = cells
+        last = values.expand(shape).movedim(dim, -1)[..., taps.clamp(min=0).flatten()]
+        seen = last.reshape(*last.shape[:-1], *taps.shape).masked_fill(outside, nothing)
+        return compact(join(seen, -1).movedim(-1, dim))
+
+    return Axis(each(axis.lo, FIRST, torch.amin), each(axis.hi, LAST, torch.amax))
+
+
+def merge(axes: Sequence[Axis], shape: Sequence[int], shapes: Sequence[Sequence[int]]) -> Axis:
+    """Elements that see what the broadcast elements of several tensors see: a sum, a product, any pointwise operation.
+
+    `shape` is the result's, `shapes` are those of the tensors. The grid is that of the tensors that have one along the
+    whole of it; its size is unknown where a tensor without one sees further (a gate that has seen the whole image).
+    """
+    lo, hi = axes[0].lo, axes[0].hi
+    for axis in axes[1:]:
+        lo, hi = torch.minimum(lo, axis.lo), torch.maximum(hi, axis.hi)
+    grids = []
+    for axis, own in zip(axes, shapes, strict=True):
+        grid = axis.grid
+        grids.append(grid if grid is not None and own[grid.dim] == shape[grid.dim] else None)
+    return Axis(lo, hi, join_grids(grids))
+
+
+def join_grids(grids: Sequence[Grid | None]) -> Grid | None:
+    """The grid of what sees all of these at once; None where they do not lie alike."""
+    known = [grid for grid in grids if grid is not None]
+    if not known:
+        return None
+    joined: Grid | None = known[0]
+    for grid in known[1:]:
+        joined = joined.joined(grid) if joined is not None else None
+    return joined if joined is None or len(known) == len(grids) else replace(joined, size=None)
+
+
+def follow(grid: Grid, shape: Sequence[int], move: Callable[[Tensor, float], Tensor]) -> Grid | None:
+    """The grid after elements were only moved about: cut, turned, reshaped, padded.
+
+    `move(values, fill)` does to an array of `shape` what was done to the tensor; new elements get `fill`. None where
+    the cells no longer lie in order along one dimension.
+    """
+    cells = shape[grid.dim]
+    wide = [1] * len(shape)
+    wide[grid.dim] = cells
+    numbers = torch.arange(cells, dtype=torch.float32).reshape(wide).expand(tuple(shape))
+    high = move(numbers, UNMARKED)
+    low = torch.where(high == UNMARKED, FIRST, high)
+    fits = [_along(grid, dim - high.dim(), low, high) for dim in range(high.dim())]
+    found = [fit for fit in fits if fit is not None]
+    same = [fit for fit in found if fit.dim == grid.dim]
+    return same[0] if same else found[0] if len(found) == 1 else None
+
+
+def _along(grid: Grid, dim: int, low: Tensor, high: Tensor) -> Grid | None:
+    """The grid along this dimension of the moved numbers, where they rise or fall evenly along it."""
+    others = [other for other in range(-low.dim(), 0) if other != dim]
+    first, last = low.amin(others) if others else low, high.amax(others) if others else high
+    known = (last != UNMARKED).nonzero().flatten()
+    if not len(known) or not torch.equal(first[known], last[known]):
+        return None
+    numbers = [int(number) for number in last[known].tolist()]
+    step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
+    even = all(after - before == step for before, after in pairwise(numbers))
+    if not step or not even or int(known[-1] - known[0]) != len(known) - 1:
+        return None
+    start = grid.start + (numbers[0] - step * int(known[0])) * grid.jump
+    return replace(grid, dim=dim, jump=grid.jump * step, start=start)

@@ -1,0 +1,136 @@
+"""From the operations of a forward pass to one row for each layer, and the totals."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from torch import nn
+
+from mlpconv.analysis.cost import KINDS
+from mlpconv.analysis.field import Field
+from mlpconv.analysis.result import AxisField, Profile, Row, Totals, axis_field
+from mlpconv.analysis.trace import Step, Trace, trace
+from mlpconv.errors import UsageError
+
+__all__ = ["profile"]
+
+
+def profile(model: nn.Module, input_shape: tuple[int, int, int], *, batch: int = 1) -> Profile:
+    """Cost and receptive field of every layer of any model, for images of (C, H, W).
+
+    Parameters, multiply-adds, bytes of activations and their peak at inference, and what each layer sees of the image,
+    exactly, on any graph. Nothing is computed: the forward pass runs in eval mode on a copy without storage, and the
+    model is only read. Work and bytes are those of `batch` images.
+    Raises UsageError for a size that makes no sense, or a model that cannot be followed, with the module's name.
+    """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"profile got a {type(model).__name__}; a torch.nn.Module is accepted.")
+    shape = tuple(input_shape) if isinstance(input_shape, Sequence) else (input_shape,)
+    if len(shape) != 3 or not all(type(size) is int and size > 0 for size in shape):
+        raise UsageError(f"input_shape is {input_shape!r}; (channels, rows, columns) is accepted, such as (3, 32, 32).")
+    if type(batch) is not int or batch < 1:
+        raise UsageError(f"batch is {batch!r}; a whole number from 1 up is accepted.")
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    traced = trace(model, shape)
+    rows = tuple(_rows(traced, shape, batch))
+    totals = _totals(model, rows, traced.peak_bytes * batch)
+    name = getattr(getattr(model, "config", None), "name", None)
+    return Profile(
+        model=name if isinstance(name, str) and name else type(model).__name__,
+        input_shape=shape,
+        batch=batch,
+        rows=rows,
+        field=_seen(traced.output, traced.output_shape, shape),
+        totals=totals,
+        notes=tuple(_notes(traced, totals)),
+    )
+
+
+def _seen(
+    field: Field | None, shape: tuple[int, ...], image: tuple[int, int, int]
+) -> tuple[AxisField, AxisField] | None:
+    """The field of a tensor of this shape, along rows and columns of the image."""
+    return None if field is None else (axis_field(field[0], shape, image[1]), axis_field(field[1], shape, image[2]))
+
+
+def _rows(traced: Trace, image: tuple[int, int, int], batch: int) -> Iterator[Row]:
+    """One row for each call of a module without children, and for each operation that happens between modules."""
+    used: Counter[str] = Counter()
+    for place, group in groupby(traced.steps, key=lambda step: step.place):
+        name, module = traced.places[place]
+        steps = list(group)
+        heavy = sum(step.cost.macs > 0 for step in steps)
+        together = not any(True for _ in module.children()) and heavy <= 1
+        for part in [steps] if together else [[step] for step in steps]:
+            if not any(_matters(step) for step in part):
+                continue
+            label = name or type(module).__name__ if together else ".".join(filter(None, (name, part[0].operation)))
+            used[label] += 1
+            label = f"{label} ({used[label]})" if used[label] > 1 else label
+            yield _row(label, type(module) if together else None, part, image, batch)
+
+
+def _matters(step: Step) -> bool:
+    """Whether a step computes something, takes memory or reads parameters."""
+    cost = step.cost
+    return bool(cost.macs or cost.pool_ops or cost.other_ops or step.new_bytes or step.params)
+
+
+def _row(label: str, module: type | None, steps: Sequence[Step], image: tuple[int, int, int], batch: int) -> Row:
+    kind = min((step.cost.kind for step in steps), key=KINDS.index)
+    if module is not None and "norm" in module.__name__.lower() and kind not in KINDS[:5]:
+        kind = "norm"
+    result = next((step for step in reversed(steps) if step.field is not None), steps[-1])
+    times = [(step.cost, batch if step.field is not None else 1) for step in steps]
+    macs = sum(cost.macs * n for cost, n in times)
+    moved = sum(cost.traffic * n + cost.weight_bytes for cost, n in times)
+    made = next(((step.new_bytes, n) for step, (_, n) in zip(reversed(steps), reversed(times), strict=True)
+                 if step.new_bytes), (0, 1))  # fmt: skip
+    return Row(
+        name=label,
+        module=module.__name__ if module is not None else steps[0].operation,
+        kind=kind,
+        shape=result.shape[1:] if result.shape[:1] == (1,) else result.shape,
+        params=sum(step.params for step in steps),
+        macs=macs,
+        bias_adds=sum(cost.bias_adds * n for cost, n in times),
+        pool_ops=sum(cost.pool_ops * n for cost, n in times),
+        other_ops=sum(cost.other_ops * n for cost, n in times),
+        activation_bytes=made[0] * made[1],
+        intensity=macs / moved if macs and moved else None,
+        field=_seen(result.field, result.shape, image),
+    )
+
+
+def _totals(model: nn.Module, rows: Sequence[Row], peak: int) -> Totals:
+    every = sum(parameter.numel() for parameter in model.parameters())
+    by_kind = {}
+    for kind in KINDS:
+        of_kind = [row for row in rows if row.kind == kind]
+        if of_kind:
+            sums = {key: sum(getattr(row, key) for row in of_kind) for key in ("params", "macs", "activation_bytes")}
+            by_kind[kind] = {"layers": len(of_kind)} | sums
+    macs = sum(row.macs for row in rows)
+    one = by_kind.get("1x1", {"params": 0, "macs": 0})
+    return Totals(
+        params=every,
+        unused_params=every - sum(row.params for row in rows),
+        macs=macs,
+        bias_adds=sum(row.bias_adds for row in rows),
+        pool_ops=sum(row.pool_ops for row in rows),
+        other_ops=sum(row.other_ops for row in rows),
+        activation_bytes=sum(row.activation_bytes for row in rows),
+        peak_activation_bytes=peak,
+        params_share_1x1=one["params"] / every if every else 0.0,
+        macs_share_1x1=one["macs"] / macs if macs else 0.0,
+        by_kind=by_kind,
+    )
+
+
+def _notes(traced: Trace, totals: Totals) -> Iterator[str]:
+    if totals.unused_params:
+        yield f"{totals.unused_params:,} parameters are not read by this forward pass (auxiliary heads, for example)."
+    if traced.bounds:
+        yield f"Fields after these operations are upper bounds: {', '.join(traced.bounds)}."

@@ -1,0 +1,201 @@
+"""What each operation does to the field of what goes into it.
+
+An operation not known here gets the safe answer: each element of its result may have seen what any element of its
+inputs saw. Such answers are upper bounds, and the profile names the operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mlpconv.analysis.call import Call
+from mlpconv.analysis.field import FIRST, LAST, Axis, Field, Grid, compact, follow, join_grids, merge, squash
+from mlpconv.analysis.sliding import SLIDING
+
+__all__ = ["Lookup", "fields_after"]
+
+Lookup = Callable[[Tensor], "Field | None"]
+
+MOVES = frozenset({
+    "_reshape_alias", "_unsafe_view", "channel_shuffle", "clone", "constant_pad_nd", "contiguous", "flip", "index",
+    "index_select", "native_channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "reflection_pad1d",
+    "reflection_pad2d", "repeat", "replication_pad1d", "replication_pad2d", "roll", "rot90", "tril", "triu",
+})  # fmt: skip
+"""Operations beside the views that move elements about and compute nothing."""
+ALONG = frozenset({"_log_softmax", "_safe_softmax", "_softmax", "cumprod", "cumsum", "glu", "sort", "topk"})
+"""Operations after which each element has seen all that lie beside it along one dimension."""
+REDUCTIONS = frozenset({
+    "all", "amax", "amin", "any", "argmax", "argmin", "linalg_vector_norm", "logsumexp", "max", "mean", "median", "min",
+    "norm", "prod", "std", "std_mean", "sum", "var", "var_mean",
+})  # fmt: skip
+PRODUCTS = {"addmm": ("mat1", "mat2"), "baddbmm": ("batch1", "batch2"), "bmm": ("self", "mat2"), "mm": ("self", "mat2")}
+POINTWISE = frozenset({"_prelu_kernel", "_to_copy", "dropout", "hardswish", "log_sigmoid_forward", "prelu"})
+"""Pointwise operations that PyTorch does not tag as such."""
+BLIND = frozenset({"bernoulli", "empty", "fill", "full", "normal", "ones", "rand", "randn", "uniform", "zero", "zeros"})
+"""Operations whose result does not depend on the values that go in."""
+
+
+def fields_after(call: Call, lookup: Lookup) -> tuple[list[Field | None], bool]:
+    """The field of each of the call's outputs, and whether it is exact (an upper bound where not)."""
+    known = [field for tensor in call.inputs if (field := lookup(tensor)) is not None]
+    if not known or call.name in BLIND or call.name.endswith("_like") or call.name.startswith("new_"):
+        return [None] * len(call.outputs), True
+    axes, rule = range(len(known[0])), _rule(call)
+    if rule is None:
+        return [tuple(_all_of([f[k] for f in known], out.dim()) for k in axes) for out in call.outputs], False
+    made = (
+        [tuple(rule(call, lookup, k) for k in axes)]
+        if rule is not _moved
+        else [tuple(_moved(call, lookup, k, index) for k in axes) for index in range(len(call.outputs))]
+    )
+    for out in call.outputs[len(made) :]:  # an index beside a maximum, a mean beside what it normalised
+        made.append(made[0] if out.shape == call.outputs[0].shape else tuple(_all_of([a], out.dim()) for a in made[0]))
+    return [tuple(_ranked(a, out.dim()) for a in field) for field, out in zip(made, call.outputs, strict=True)], True
+
+
+def _rule(call: Call) -> Callable[..., Axis] | None:
+    """The rule for an operation."""
+    name = call.name
+    if name in _RULES:
+        return _RULES[name]
+    if call.func.is_view or name in MOVES:
+        hidden = any(index is not None and index.is_meta for index in call.args.get("indices") or ())
+        return None if hidden or name == "as_strided" else _moved
+    if name in POINTWISE or torch.Tag.pointwise in call.func.tags:
+        return _pointwise
+    if name in SLIDING:
+        return _slid
+    return None
+
+
+def _all_of(axes: Sequence[Axis], rank: int) -> Axis:
+    """Each element has seen all that any element saw."""
+    lo, hi = min(float(axis.lo.min()) for axis in axes), max(float(axis.hi.max()) for axis in axes)
+    return Axis(torch.full([1] * rank, lo), torch.full([1] * rank, hi))
+
+
+def _ranked(axis: Axis, rank: int) -> Axis:
+    """The same with as many dimensions as the tensor has."""
+    missing = [1] * (rank - axis.lo.dim()), [1] * (rank - axis.hi.dim())
+    return replace(
+        axis, lo=axis.lo.reshape(*missing[0], *axis.lo.shape), hi=axis.hi.reshape(*missing[1], *axis.hi.shape)
+    )
+
+
+def _slid(call: Call, lookup: Lookup, k: int) -> Axis:
+    """A convolution, a pool, a norm, ...: one input has neighbours; where others have a field, all of it is seen."""
+    source, others = call.inputs[0], [field for t in call.inputs[1:] if (field := lookup(t)) is not None]
+    field = lookup(source)
+    if field is None:
+        return _all_of([other[k] for other in others], call.outputs[0].dim())
+    axis = SLIDING[call.name](call, field[k])
+    if not others:
+        return axis
+    return merge([axis, _all_of([o[k] for o in others], 1)], call.outputs[0].shape, [call.outputs[0].shape, (1,)])
+
+
+def _pointwise(call: Call, lookup: Lookup, k: int) -> Axis:
+    known = [(tensor.shape, field[k]) for tensor in call.inputs if (field := lookup(tensor)) is not None]
+    return merge([axis for _, axis in known], call.outputs[0].shape, [shape for shape, _ in known])
+
+
+def _copied(call: Call, lookup: Lookup, k: int) -> Axis:
+    """`copy_`: the target has seen what the source saw, and no more what it saw itself."""
+    field = lookup(call["src"])
+    if field is None:
+        return Axis(torch.tensor(FIRST), torch.tensor(LAST))
+    return merge([field[k]], call.outputs[0].shape, [call["src"].shape])
+
+
+def _product(call: Call, lookup: Lookup, k: int) -> Axis:
+    """A matrix product: element (i, j) has seen row i of the left and column j of the right."""
+    parts, shapes = [], []
+    left, right = PRODUCTS[call.name]
+    for name, dims in ((left, [-1]), (right, [-2]), *([("self", [])] if left != "self" else [])):
+        field = lookup(call[name])
+        if field is not None:
+            parts.append(squash(field[k], dims))
+            shapes.append(call[name].shape)
+    return merge(parts, call.outputs[0].shape, shapes)
+
+
+def _reduced(call: Call, lookup: Lookup, k: int) -> Axis:
+    """A mean, a maximum, ... over some dimensions."""
+    field = lookup(call.inputs[0])
+    if field is None or len(call.inputs) > 1:
+        return _pointwise(call, lookup, k)
+    rank, dims = call.inputs[0].dim(), call.dims()
+    axis = squash(field[k], dims)
+    if call.outputs[0].dim() == rank:
+        return axis
+    keep = [dim for dim in range(-rank, 0) if dim not in dims]
+    grid = axis.grid and replace(axis.grid, dim=keep.index(axis.grid.dim) - len(keep))
+    return Axis(axis.lo.squeeze(dims), axis.hi.squeeze(dims), grid)
+
+
+def _along(call: Call, lookup: Lookup, k: int) -> Axis:
+    """A softmax, a sort."""
+    field = lookup(call.inputs[0])
+    return squash(field[k], call.dims()) if field is not None else _pointwise(call, lookup, k)
+
+
+def _joined(call: Call, lookup: Lookup, k: int) -> Axis:
+    """`cat` and `stack`: the same is done to what has been seen, in the dimension that grows."""
+    rank = call.outputs[0].dim()
+    dim = call["dim"] - rank if call["dim"] >= 0 else call["dim"]
+    stacks = call.name == "stack"
+    tensors = [tensor for tensor in call["tensors"] if tensor.dim() == rank - stacks]
+    fields = [lookup(tensor) for tensor in tensors]
+
+    def part(which: Callable[[Axis], Tensor], nothing: float) -> Tensor:
+        pieces = [which(f[k]) if f is not None else torch.full([1] * (rank - stacks), nothing) for f in fields]
+        pieces = [piece.unsqueeze(dim) for piece in pieces] if stacks else pieces
+        sizes = [1 if stacks else tensor.shape[dim] for tensor in tensors]
+        beside = [[*piece.shape[:dim], 1, *piece.shape[rank + dim + 1 :]] for piece in pieces]
+        wide = [max(sizes) for sizes in zip(*beside, strict=True)]
+        for index, size in enumerate(sizes):
+            wide[dim] = size
+            pieces[index] = pieces[index].expand(wide)
+        return compact(torch.cat(pieces, dim))
+
+    grids: list[Grid | None] = []
+    for field in fields:
+        grid = field[k].grid if field is not None else None
+        if grid is not None and stacks and grid.dim <= dim:
+            grid = replace(grid, dim=grid.dim - 1)
+        grids.append(grid if grid is None or stacks or grid.dim != dim else None)
+    return Axis(part(lambda a: a.lo, FIRST), part(lambda a: a.hi, LAST), join_grids(grids))
+
+
+def _moved(call: Call, lookup: Lookup, k: int, index: int = 0) -> Axis:
+    """Output number `index` of an operation that moves elements: the same is done to what they have seen."""
+    source = call.inputs[0]
+    field = lookup(source)
+    if field is None:
+        return _pointwise(call, lookup, k)
+    axis, first = field[k], next(iter(call.args))
+
+    def move(values: Tensor, fill: float) -> Tensor:
+        values = values.expand(source.shape)
+        if call.name in ("view", "_unsafe_view", "_reshape_alias"):
+            return values.reshape(call.outputs[0].shape)
+        changed = {first: values, "value": fill} if call.name == "constant_pad_nd" else {first: values}
+        result = call.func(**{**call.args, **changed})
+        return result if isinstance(result, Tensor) else result[index]
+
+    grid = follow(axis.grid, source.shape, move) if axis.grid is not None else None
+    return Axis(compact(move(axis.lo, FIRST)), compact(move(axis.hi, LAST)), grid)
+
+
+_RULES: dict[str, Callable[..., Axis]] = {
+    "cat": _joined,
+    "copy": _copied,
+    "stack": _joined,
+    **dict.fromkeys(PRODUCTS, _product),
+    **dict.fromkeys(REDUCTIONS, _reduced),
+    **dict.fromkeys(ALONG, _along),
+}

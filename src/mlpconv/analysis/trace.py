@@ -1,0 +1,266 @@
+"""One forward pass without numbers: every operation is seen, with its cost, its memory and what it sees of the image.
+
+The pass runs on the meta device, on a copy of the model whose parameters have shapes and no storage. A dispatch mode
+sees each ATen operation, so a module, a function and an operator are all the same; hooks on the copy say which module
+is at work.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from mlpconv.analysis.call import Call, bind
+from mlpconv.analysis.cost import Cost, cost_of, size_in_bytes
+from mlpconv.analysis.field import FIRST, LAST, Axis, Field, Grid, compact, image_axis, join_grids
+from mlpconv.analysis.rules import fields_after
+from mlpconv.errors import MlpconvError, UsageError
+
+__all__ = ["Step", "Trace", "trace"]
+
+# PyTorch loads its shape rules at the first operation on the meta device: a second or two, paid here, at import.
+torch.relu(torch.empty(0, device="meta"))
+
+CONSTANT = 1 << 20
+"""Elements up to which a tensor that is no parameter keeps its values: tables of indices."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation of the forward pass."""
+
+    operation: str
+    place: int
+    """Which call of a module it belongs to."""
+    cost: Cost
+    shape: tuple[int, ...]
+    params: int
+    """Parameters that it is the first to read."""
+    new_bytes: int
+    """Bytes of its result; 0 for a view or an operation in place."""
+    field: Field | None
+    """None where the result does not depend on the image."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A whole forward pass, on one image."""
+
+    steps: tuple[Step, ...]
+    places: tuple[tuple[str, nn.Module], ...]
+    """Each call of a module: its name and the module (of the copy)."""
+    peak_bytes: int
+    """Most bytes of activations alive at once, the image included."""
+    bounds: tuple[str, ...]
+    """Operations whose field is an upper bound."""
+    output: Field | None
+    """The field of what the model returns, or of the first tensor of it."""
+    output_shape: tuple[int, ...]
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees every operation between its parts: fields, costs, memory."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.steps: list[Step] = []
+        self.places: list[tuple[str, nn.Module]] = [("", model)]
+        self.stack = [0]
+        self.bounds: set[str] = set()
+        self.live: dict[int, int] = {}
+        self.peak = 0
+        self.fields: Any = WeakTensorKeyDictionary()
+        self.unread = {p.untyped_storage()._cdata: p.numel() for p in model.parameters()}
+
+    def watch(self, model: nn.Module) -> None:
+        """Follow which module of the (copied) model is at work."""
+
+        def enter(name: str, module: nn.Module) -> None:
+            self.stack.append(len(self.places))
+            self.places.append((name, module))
+
+        def leave(*_: object) -> None:
+            self.stack.pop()
+
+        for name, module in model.named_modules():
+            module.register_forward_pre_hook(lambda entered, _, name=name: enter(name, entered))
+            module.register_forward_hook(leave, always_call=True)
+
+    def hold(self, tensor: Tensor) -> int:
+        """Count a tensor's storage until it is freed; its bytes, or 0 where it is counted already."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self.live:
+            return 0
+        self.live[key] = size = size_in_bytes(tensor)
+        weakref.finalize(storage, self.live.pop, key)
+        self.peak = max(self.peak, sum(self.live.values()))
+        return size
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run one operation and write down what it did."""
+        meta_args, meta_kwargs = _on_meta(args, kwargs or {})
+        result = func(*meta_args, **meta_kwargs)
+        call = bind(func, args, kwargs or {}, result)
+        if call.outputs and call.outputs[0].is_meta:
+            self._record(call)
+        return result
+
+    def _record(self, call: Call) -> None:
+        tracked = [tensor for tensor in call.inputs if self.fields.get(tensor) is not None]
+        fields, exact = fields_after(call, self.fields.get)
+        if not exact:
+            self.bounds.add(call.name)
+        for tensor, field in zip(call.outputs, fields, strict=True):
+            if call.in_place:
+                self._write_through(tensor, field)
+            self.fields[tensor] = field
+        view = call.func.is_view or call.in_place
+        self.steps.append(
+            Step(
+                call.name,
+                self.stack[-1],
+                cost_of(call, tracked),
+                tuple(call.outputs[0].shape),
+                0 if call.func.is_view else self._first_read(call),
+                0 if view else self.hold(call.outputs[0]),
+                fields[0],
+            )
+        )
+
+    def _first_read(self, call: Call) -> int:
+        return sum(self.unread.pop(tensor.untyped_storage()._cdata, 0) for tensor in call.inputs)
+
+    def _write_through(self, written: Tensor, field: Field | None) -> None:
+        """What was written in place is seen by every other tensor on the same storage."""
+        key = written.untyped_storage()._cdata
+        others = [t for t in list(self.fields) if t is not written and t.untyped_storage()._cdata == key]
+        for other in others:
+            if other.dtype == written.dtype and (field is not None or self.fields[other] is not None):
+                self.fields[other] = _overwritten(other, self.fields[other], written, field)
+
+
+def _overwritten(tensor: Tensor, old: Field | None, written: Tensor, new: Field | None) -> Field:
+    """The field of a tensor after another one on its storage was written."""
+    length = written.untyped_storage().nbytes() // written.element_size()
+    blank = Axis(torch.tensor(FIRST), torch.tensor(LAST))
+    axes = []
+    for k in range(len(new or old or ())):
+        before, after = old[k] if old else blank, new[k] if new else blank
+        parts = []
+        for was, now, nothing in ((before.lo, after.lo, FIRST), (before.hi, after.hi, LAST)):
+            flat = torch.full((length,), nothing)
+            own = flat.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+            own.copy_(was.expand(tensor.shape))
+            flat.as_strided(written.shape, written.stride(), written.storage_offset()).copy_(now.expand(written.shape))
+            parts.append(compact(own.clone()))
+        grids = [before.grid, after.grid if _alike(tensor, written, after.grid) else None]
+        axes.append(Axis(parts[0], parts[1], join_grids([grid for grid in grids if grid is not None])))
+    return tuple(axes)
+
+
+def _alike(tensor: Tensor, written: Tensor, grid: Grid | None) -> bool:
+    """Whether the cells of the grid lie in one tensor as they lie in the other."""
+    if grid is None or -grid.dim > tensor.dim():
+        return False
+    return (tensor.shape[grid.dim], tensor.stride(grid.dim)) == (written.shape[grid.dim], written.stride(grid.dim))
+
+
+def _on_meta(args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The arguments with every tensor, and every request for a device, on the meta device if any tensor is there."""
+    if not any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in tree_leaves((args, dict(kwargs)))):
+        return args, kwargs
+
+    def bare(leaf: object) -> object:
+        if isinstance(leaf, torch.device):
+            return torch.device("meta")
+        return _shape_only(leaf) if isinstance(leaf, Tensor) and not leaf.is_meta else leaf
+
+    moved: tuple[Any, Any] = tree_map(bare, (args, dict(kwargs)))
+    return moved
+
+
+def _shape_only(tensor: Tensor) -> Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def without_storage(model: nn.Module) -> nn.Module:
+    """A copy of the model in eval mode, its parameters on the meta device; the model is only read.
+
+    Raises UsageError for a model that cannot be copied so.
+    """
+    memo: dict[int, Any] = {}
+    kept: list[Tensor] = []
+    for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UsageError("A compiled TorchScript module cannot be profiled: give the nn.Module it was made from.")
+        for tensor in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
+            if isinstance(tensor, Tensor) and id(tensor) not in memo:
+                memo[id(tensor)] = _stand_in(tensor)
+                kept.append(tensor)
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise UsageError(f"{type(model).__name__} cannot be copied, which profiling needs: {_line(error)}") from error
+
+
+def _stand_in(tensor: Tensor) -> Tensor:
+    """What takes a tensor's place in the copy: its shape alone, or its values where it is a small table of indices."""
+    if nn.parameter.is_lazy(tensor):
+        raise UsageError("A lazy module has no parameters yet: run the model once on a real batch first.")
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(_shape_only(tensor), requires_grad=False)
+    table = not tensor.is_floating_point() and tensor.numel() <= CONSTANT
+    return tensor.detach().clone() if table else _shape_only(tensor)
+
+
+def trace(model: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
+    """Follow one image of (C, H, W) through a copy of the model.
+
+    Raises UsageError where the model does not take such images, or needs to know the values of its activations.
+    """
+    shadow = without_storage(model)
+    recorder = _Recorder(shadow)
+    recorder.watch(shadow)
+    kinds = [p.dtype for p in shadow.parameters() if p.is_floating_point()]
+    image = torch.empty((1, *input_shape), dtype=kinds[0] if kinds else torch.float32, device="meta")
+    recorder.fields[image] = tuple(image_axis(4, dim, image.shape[dim]) for dim in (-2, -1))
+    recorder.hold(image)
+    try:
+        with torch.no_grad(), recorder:
+            output = shadow(image)
+    except MlpconvError:
+        raise
+    except Exception as error:
+        name, module = recorder.places[-1]
+        size = "x".join(map(str, input_shape))
+        raise UsageError(
+            f"{type(model).__name__} cannot be followed on images of {size}: in {name or 'its forward'} "
+            f"({type(module).__name__}): {_line(error)}"
+        ) from error
+    finals = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    return Trace(
+        steps=tuple(recorder.steps),
+        places=tuple(recorder.places),
+        peak_bytes=recorder.peak,
+        bounds=tuple(sorted(recorder.bounds)),
+        output=recorder.fields.get(finals[0]) if finals else None,
+        output_shape=tuple(finals[0].shape) if finals else (),
+    )
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
