@@ -1,0 +1,29 @@
+"""A progress bar on stderr while there is somebody to see it."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from rich.console import Console
+from rich.progress import Progress
+
+__all__ = ["Bar"]
+
+
+class Bar:
+    """Shows how many of `total` things are done: call it with that number inside a `with` block."""
+
+    def __init__(self, doing: str, total: int) -> None:
+        console = Console(stderr=True)
+        self._progress = Progress(console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._progress.add_task(doing, total=total)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, done: int) -> None:
+        self._progress.update(self._task, completed=done)

@@ -1,0 +1,187 @@
+"""`mlpconv evaluate`: how good a model file is on labelled images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mlpconv.bundle import Classifier
+    from mlpconv.data import Dataset, Split
+    from mlpconv.evaluation import Evaluation
+
+__all__ = ["evaluate"]
+
+MOST_CLASSES = 20  # rows of the table of classes
+MOST_PAIRS = 5
+MOST_CELLS = 100 * 100  # a larger confusion matrix is left out of the JSON
+
+
+def evaluate(
+    model: str,
+    data: str,
+    /,
+    *,
+    split: Literal["test", "val", "train", "all"] | None = None,
+    data_dir: Annotated[Path | None, Parameter(name="--data")] = None,
+    batch_size: int = 128,
+    tta_flip: Annotated[bool, Parameter(negative=())] = False,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Judge a model file on labelled images: error with its 95 % interval, log loss, calibration, each class.
+
+    Parameters
+    ----------
+    model
+        A model file, or a run folder.
+    data
+        digits, mnist, fashion_mnist, cifar10, cifar100, svhn, or a folder (of class folders, or of
+        train/, val/ and test/).
+    split
+        The images to judge on: test (the default where there is one), val (those that training held out), train
+        or all.
+    data_dir
+        The folder that holds the files of a named data set, where they are not in the cache.
+    batch_size
+        Images computed at a time.
+    tta_flip
+        Average each image with its mirror image.
+    json
+        Print one JSON object, for machines.
+    """
+    from mlpconv import bundle, evaluation
+    from mlpconv.cli.bar import Bar
+
+    classifier = bundle.load(model)
+    dataset = _open(data, data_dir, classifier)
+    name, part = _choose(dataset, split)
+    part = evaluation.align(part, dataset.classes, classifier)
+    with Bar("judging", len(part)) as bar:
+        result = evaluation.evaluate(classifier, part, batch_size=batch_size, tta_flip=tta_flip, progress=bar)
+    notes = [*dataset.notes, *_notes(dataset, name, classifier)]
+    if json:
+        _say_json(result, {"model": model, "data": data, "split": name, "tta_flip": tta_flip, "notes": notes})
+    else:
+        _say(result, f"{model} on {data}, {name}", notes)
+
+
+def _open(data: str, data_dir: Path | None, classifier: Classifier) -> Dataset:
+    """The data as training opened them: the same size, channels and part held out."""
+    from mlpconv.data import open_data
+    from mlpconv.data.validation import with_validation
+
+    recipe = classifier.info.get("recipe")
+    recipe = recipe if isinstance(recipe, dict) else {}
+    fraction, seed = recipe.get("val_fraction", 0.2), recipe.get("seed", 0)
+    fraction = float(fraction) if isinstance(fraction, int | float) and 0 <= fraction < 1 else 0.2
+    seed = seed if isinstance(seed, int) else 0
+    channels, height, width = classifier.input_size
+    dataset = open_data(
+        data,
+        root=data_dir,
+        size=height if height == width else None,
+        channels=channels,
+        seed=seed,
+        val_fraction=fraction,
+    )
+    return with_validation(dataset, fraction, seed) if "train" in dataset.splits else dataset
+
+
+def _choose(dataset: Dataset, wanted: str | None) -> tuple[str, Split]:
+    """The split asked for, else test, else val; raises MissingSplit."""
+    from mlpconv.data import Split
+
+    if wanted == "all":
+        import numpy as np
+
+        parts = list(dataset.splits.values())
+        images = np.concatenate([part.images for part in parts])
+        return wanted, Split(images, np.concatenate([part.labels for part in parts]))
+    name = wanted or ("test" if "test" in dataset.splits else "val")
+    return name, dataset.split(name)
+
+
+def _notes(dataset: Dataset, split: str, classifier: Classifier) -> list[str]:
+    """What the reader of the figures should know about the images they come from."""
+    same = classifier.info.get("fingerprint") == dataset.fingerprint
+    if split in ("train", "all") and same:
+        return ["The model was trained on these images: figures on images it has not seen will be worse."]
+    if split == "val" and not same:
+        return ["The model was trained on other data than these: --split all judges every image of them."]
+    return []
+
+
+def _say_json(result: Evaluation, about: dict[str, Any]) -> None:
+    import json
+
+    figures = result.to_dict()
+    if result.confusion.size <= MOST_CELLS:
+        figures["confusion"] = result.confusion.tolist()
+    print(json.dumps(about | figures, indent=2))
+
+
+def _say(result: Evaluation, title: str, notes: list[str]) -> None:
+    """Tables for a person."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from mlpconv.bundle import printable
+
+    console = Console(highlight=False)
+    console.print(_figures(result, printable(title)))
+    console.print(_classes(result))
+    pairs = result.confused(MOST_PAIRS)
+    if pairs:
+        console.print(Text("Most often confused"), style="bold")
+    for pair in pairs:
+        names = f"{printable(pair.true)} taken for {printable(pair.predicted)}"
+        console.print(Text(f"  {names}: {pair.count} ({pair.share:.1%} of them)"))
+    for note in notes:
+        console.print(Text(f"Note: {printable(note)}"))
+
+
+def _figures(result: Evaluation, title: str) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    low, high = result.error_interval
+    rows = [
+        ("images", f"{result.n:,}"),
+        ("error", f"{result.error:.2%}  (95 % interval {low:.2%} to {high:.2%})"),
+        ("accuracy", f"{result.accuracy:.2%}"),
+        ("log loss", f"{result.log_loss:.4f}"),
+        ("calibration error", f"{result.calibration_error:.4f}"),
+    ]
+    if result.top5_error is not None:
+        rows.insert(3, ("top-5 error", f"{result.top5_error:.2%}"))
+    table = Table(title=Text(title), show_header=False, title_justify="left")
+    for name, figure in rows:
+        table.add_row(name, figure)
+    return table
+
+
+def _classes(result: Evaluation) -> Table:
+    """A row a class; of many, those with the lowest F1."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from mlpconv.bundle import printable
+
+    per_class, count = result.per_class, len(result.classes)
+    shown = list(range(count))
+    title = "Each class"
+    if count > MOST_CLASSES:
+        present = [k for k in shown if per_class.support[k]]
+        shown = sorted(present, key=lambda k: float(per_class.f1[k]))[:MOST_CLASSES]
+        title = f"The {len(shown)} classes with the lowest F1, of {count} (--json has all)"
+    table = Table(title=Text(title), title_justify="left")
+    for name in ("class", "precision", "recall", "F1", "images"):
+        table.add_column(name, justify="left" if name == "class" else "right", overflow="fold")
+    for k in shown:
+        figures = [f"{values[k]:.3f}" for values in per_class[:3]] if per_class.support[k] else ["-"] * 3
+        table.add_row(Text(printable(result.classes[k])), *figures, f"{per_class.support[k]:,}")
+    return table

@@ -1,0 +1,244 @@
+"""`mlpconv maps`: where in an image each class was seen."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from mlpconv.bundle import Classifier
+    from mlpconv.maps import MapResult
+
+__all__ = ["maps"]
+
+FAILED = 1
+SHEET_ROWS = 20  # images a sheet shows; more images make more sheets
+FINEST = 320  # dots to which a small input is drawn finer, where the file has them
+LONGEST_STEM = 180  # bytes of a file's name that its picture's name begins with
+MOST_FOLDERS = 100_000
+LEAST_WIDTH, WIDEST = 80, 10_000
+
+
+def maps(
+    model: str,
+    /,
+    *images: str,
+    out: Path | None = None,
+    top: int = 3,
+    recursive: bool = True,
+    force: Annotated[bool, Parameter(negative=())] = False,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Draw where in an image each class was seen: its category map, over the image.
+
+    A file that cannot be read is named on stderr and skipped; the exit code is then 1.
+
+    Parameters
+    ----------
+    model
+        A model file, or a run folder.
+    images
+        Image files, folders of them, or quoted patterns such as 'photos/*.jpg'.
+    out
+        The folder for the pictures: NAME-maps.png for each image, and sheet.png with all of them. By default maps-001,
+        counted up.
+    top
+        How many classes are drawn for each image.
+    recursive
+        Whether folders are searched with all that is in them.
+    force
+        Overwrite pictures that are there already.
+    json
+        Print one JSON object, for machines; places are in pixels of the file.
+    """
+    from mlpconv import bundle
+    from mlpconv.cli.bar import Bar
+    from mlpconv.cli.paths import expand
+    from mlpconv.errors import UsageError
+
+    if top < 1:
+        raise UsageError(f"--top is {top}; a whole number from 1 is accepted.")
+    files = expand(images, recursive)
+    classifier = bundle.load(model)
+    targets, sheets = _targets(files)
+    if out is not None:
+        _refuse_overwriting(out, [*targets, *sheets], force)
+    folder: Path | None = None
+    rows: list[dict[str, Any]] = []
+    written: list[str] = []
+    with Bar("looking", len(files)) as bar:
+        for sheet, start in zip(sheets, range(0, len(files), SHEET_ROWS), strict=True):
+            part = slice(start, start + SHEET_ROWS)
+            read = list(_read(classifier, files[part], targets[part]))
+            if read:
+                result = _look(classifier, read)
+                folder = folder or _make_folder(out)
+                rows += _draw(result, read, top, folder, sheet)
+                written.append(str(folder / sheet))
+            bar(min(start + SHEET_ROWS, len(files)))
+    if json:
+        _print_json(rows, written)
+    else:
+        _print_table(rows, written)
+    return FAILED if len(rows) < len(files) else 0
+
+
+def _targets(files: Sequence[Path]) -> tuple[list[str], list[str]]:
+    """A file name for each image's picture, no two the same also where letter case does not count, and the sheets'."""
+    sheets = ["sheet.png", *(f"sheet-{number}.png" for number in range(2, -(-len(files) // SHEET_ROWS) + 1))]
+    used: set[str] = set()
+    targets: list[str] = []
+    for file in files:
+        stem = os.fsencode(file.stem)[:LONGEST_STEM].decode(sys.getfilesystemencoding(), "ignore")
+        name, count = f"{stem}-maps.png", 1
+        while name.lower() in used:
+            count += 1
+            name = f"{stem}-{count}-maps.png"
+        used.add(name.lower())
+        targets.append(name)
+    return targets, sheets
+
+
+def _refuse_overwriting(folder: Path, names: Sequence[str], force: bool) -> None:
+    from mlpconv.errors import RunFolderError
+
+    if folder.exists() and not folder.is_dir():
+        raise RunFolderError(f"{folder} is a file: give --out a folder.")
+    taken = [name for name in names if (folder / name).exists()]
+    if taken and not force:
+        more = f" and {len(taken) - 1} more" if len(taken) > 1 else ""
+        raise RunFolderError(
+            f"{folder / taken[0]}{more} exists already: give --out another folder, or --force to overwrite."
+        )
+
+
+def _make_folder(out: Path | None) -> Path:
+    """The folder to write to: `out`, or the first of maps-001, maps-002, ... that is not there."""
+    from mlpconv.errors import RunFolderError
+
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        return out
+    for number in range(1, MOST_FOLDERS):
+        folder = Path(f"maps-{number:03d}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise RunFolderError(f"maps-001 to maps-{MOST_FOLDERS - 1} exist already: give a folder with --out.")
+
+
+def _read(classifier: Classifier, files: Sequence[Path], targets: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The files that can be read, as the network takes them and as they are; the others are named on stderr."""
+    from PIL import Image
+
+    from mlpconv.bundle import printable
+    from mlpconv.data.decode import decode, from_pil
+    from mlpconv.errors import ImageError
+
+    channels, height, width = classifier.input_size
+    for file, target in zip(files, targets, strict=True):
+        try:
+            pixels = classifier.pixels(file)
+            whole = decode(file, channels=channels)
+        except ImageError as error:
+            print(f"mlpconv: skipped: {printable(str(error))}", file=sys.stderr)
+            continue
+        except OSError as error:
+            print(f"mlpconv: skipped: {printable(str(file))}: {error.strerror}.", file=sys.stderr)
+            continue
+        rows, columns = whole.shape[1:]
+        finer = max(1, min(rows // height, columns // width, FINEST // max(height, width)))
+        image = Image.fromarray(whole[0] if channels == 1 else whole.transpose(1, 2, 0))
+        drawn = from_pil(image, channels, (height * finer, width * finer))
+        yield {"file": file, "target": target, "pixels": pixels, "drawn": drawn, "size": (rows, columns)}
+
+
+def _look(classifier: Classifier, read: Sequence[dict[str, Any]]) -> MapResult:
+    """The category maps of images that have been read."""
+    from dataclasses import replace
+
+    import torch
+
+    from mlpconv.maps import category_maps
+
+    result = category_maps(classifier, torch.cat([one["pixels"] for one in read]))
+    return replace(result, sources=tuple(str(one["file"]) for one in read))
+
+
+def _draw(
+    result: MapResult, read: Sequence[dict[str, Any]], top: int, folder: Path, sheet: str
+) -> list[dict[str, Any]]:
+    """Write the pictures of some images and their sheet; returns what was seen."""
+    from mlpconv.plots import map_sheet, overlay, save_figure
+
+    rows = []
+    for index, one in enumerate(read):
+        path = save_figure(overlay(result, index, top, on=one["drawn"]), folder / one["target"])
+        rows.append(_row(result, index, top, one["size"]) | {"picture": str(path)})
+    save_figure(map_sheet(result, top, pictures=[one["drawn"] for one in read]), folder / sheet)
+    return rows
+
+
+def _row(result: MapResult, index: int, top: int, original: tuple[int, int]) -> dict[str, Any]:
+    """What was seen in one image, places in pixels of the upright file."""
+    from mlpconv.maps import in_file
+
+    size = (result.pixels.shape[2], result.pixels.shape[3])
+    return {
+        "file": result.sources[index],
+        "width": original[1],
+        "height": original[0],
+        "classes": [
+            {
+                "label": one.label,
+                "confidence": one.probability,
+                "logit": one.logit,
+                "peak": None if one.peak is None else in_file(one.peak, size, original)._asdict(),
+                "box": None if one.box is None else in_file(one.box, size, original)._asdict(),
+            }
+            for one in result.top(index, top)
+        ],
+    }
+
+
+def _print_json(rows: list[dict[str, Any]], sheets: list[str]) -> None:
+    import json
+
+    print(json.dumps({"images": rows, "sheets": sheets}, indent=2))
+
+
+def _print_table(rows: list[dict[str, Any]], sheets: list[str]) -> None:
+    """A table for a person; where the output is no terminal, as wide as it needs to be."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from mlpconv.bundle import printable
+
+    table = Table()
+    for name in ("image", "class", "confidence", "peak (x, y)", "picture"):
+        table.add_column(name, overflow="fold", justify="right" if name in ("confidence", "peak (x, y)") else "left")
+    for row in rows:
+        for place, one in enumerate(row["classes"]):
+            peak = one["peak"]
+            where = "nowhere more than elsewhere" if peak is None else f"{peak['x']:.0f}, {peak['y']:.0f}"
+            file, picture = (printable(row["file"]), printable(row["picture"])) if place == 0 else ("", "")
+            table.add_row(
+                *(Text(text) for text in (file, printable(one["label"]), f"{one['confidence']:.1%}", where, picture))
+            )
+        table.add_section()
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        free = console.options.update(max_width=WIDEST)
+        console.width = max(LEAST_WIDTH, console.measure(table, options=free).maximum)
+    if rows:
+        console.print(table)
+    for sheet in sheets:
+        console.print(Text(f"All together: {printable(sheet)}"), soft_wrap=True)

@@ -1,0 +1,170 @@
+"""`mlpconv predict`: what is in image files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from mlpconv.bundle import Classifier
+
+__all__ = ["predict"]
+
+FAILED = 1
+LEAST_WIDTH, WIDEST = 80, 100_000
+
+
+def predict(
+    model: str,
+    /,
+    *images: str,
+    top: int = 3,
+    recursive: bool = True,
+    batch_size: int = 128,
+    tta_flip: Annotated[bool, Parameter(negative=())] = False,
+    csv: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Say what is in image files: the most probable classes of each, with their probabilities.
+
+    A file that cannot be read is named on stderr and skipped; the exit code is then 1.
+
+    Parameters
+    ----------
+    model
+        A model file, or a run folder.
+    images
+        Image files, folders of them, or quoted patterns such as 'photos/*.jpg'.
+    top
+        How many classes are listed for each image.
+    recursive
+        Whether folders are searched with all that is in them.
+    batch_size
+        Images read and computed at a time.
+    tta_flip
+        Average each image with its mirror image.
+    csv
+        Write a CSV file; - stands for the standard output.
+    json
+        Print a JSON list with one object an image, for machines.
+    """
+    from mlpconv import bundle
+    from mlpconv.cli.bar import Bar
+    from mlpconv.cli.paths import expand
+    from mlpconv.errors import UsageError
+
+    for name, value in (("top", top), ("batch-size", batch_size)):
+        if value < 1:
+            raise UsageError(f"--{name} is {value}; a whole number from 1 is accepted.")
+    if csv is not None and csv.startswith("--"):
+        raise UsageError(f"--csv is followed by {csv}: give it a file, or - for the standard output.")
+    if json and csv == "-":
+        raise UsageError("--json and --csv - would both print to the standard output: give --csv a file.")
+    files = expand(images, recursive)
+    classifier = bundle.load(model)
+    rows: list[dict[str, Any]] = []
+    with Bar("looking", len(files)) as bar:
+        for batch, done in _batches(files, batch_size):
+            rows += _look(classifier, batch, top, tta_flip)
+            bar(done)
+    if csv is not None:
+        _write_csv(rows, csv, min(top, len(classifier.classes)))
+    if json:
+        _print_json(rows)
+    elif csv is None:
+        _print_table(rows)
+    return FAILED if len(rows) < len(files) else 0
+
+
+def _batches(files: Sequence[Path], size: int) -> Iterator[tuple[list[Path], int]]:
+    """The files some at a time, and how many have been given with them."""
+    rest, done = iter(files), 0
+    while batch := list(islice(rest, size)):
+        done += len(batch)
+        yield batch, done
+
+
+def _look(classifier: Classifier, files: Sequence[Path], top: int, tta_flip: bool) -> list[dict[str, Any]]:
+    """One row a file that can be read; the others are named on stderr."""
+    import torch
+
+    from mlpconv.bundle import Predictions, printable
+    from mlpconv.errors import ImageError
+
+    read: list[tuple[str, torch.Tensor]] = []
+    for file in files:
+        try:
+            read.append((str(file), classifier.pixels(file)))
+        except ImageError as error:
+            print(f"mlpconv: skipped: {printable(str(error))}", file=sys.stderr)
+        except OSError as error:
+            print(f"mlpconv: skipped: {printable(str(file))}: {error.strerror}.", file=sys.stderr)
+    if not read:
+        return []
+    probabilities = classifier.probabilities(torch.cat([pixels for _, pixels in read]), tta_flip=tta_flip)
+    predictions = Predictions(probabilities.numpy(), classifier.classes, [name for name, _ in read])
+    return [
+        {
+            "file": prediction.source,
+            "label": prediction.label,
+            "confidence": prediction.confidence,
+            "top": [{"label": label, "confidence": share} for label, share in prediction.top(top)],
+        }
+        for prediction in predictions
+    ]
+
+
+def _print_json(rows: list[dict[str, Any]]) -> None:
+    import json
+
+    print(json.dumps(rows, indent=2))
+
+
+def _write_csv(rows: list[dict[str, Any]], where: str, top: int) -> None:
+    """A line an image: file, label, confidence, then label_2, confidence_2 and so on."""
+    import csv
+    import io
+
+    from mlpconv.files import write_atomic
+
+    text = io.StringIO(newline="")
+    table = csv.writer(text, lineterminator="\n")
+    more = [f"{column}_{place}" for place in range(2, top + 1) for column in ("label", "confidence")]
+    table.writerow(["file", "label", "confidence", *more])
+    for row in rows:
+        pairs = [f"{entry[column]}" for entry in row["top"] for column in ("label", "confidence")]
+        table.writerow([row["file"], *pairs])
+    if where == "-":
+        print(text.getvalue(), end="")
+    else:
+        write_atomic(Path(where), text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    """A table for a person; where the output is no terminal, as wide as it needs to be."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from mlpconv.bundle import printable
+
+    table = Table()
+    table.add_column("image", overflow="fold")
+    table.add_column("label", overflow="fold")
+    table.add_column("confidence", justify="right")
+    table.add_column("then", overflow="fold")
+    for row in rows:
+        others = ", ".join(f"{printable(entry['label'])} {entry['confidence']:.1%}" for entry in row["top"][1:])
+        cells = (printable(row["file"]), printable(row["label"]), f"{row['confidence']:.1%}", others)
+        table.add_row(*(Text(cell) for cell in cells))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDEST
+        console.width = max(LEAST_WIDTH, console.measure(table).maximum)
+    if rows:
+        console.print(table)
