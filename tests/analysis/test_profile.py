@@ -1,0 +1,240 @@
+"""Counts against the paper, against other counters and against sums by hand; and how they are told."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from zoo import Shuffle, Squeeze, WindowAttention, resnet
+
+import mlpconv
+from mlpconv.analysis import Profile, profile
+from mlpconv.analysis.page import as_page
+
+# Name -> parameters, multiply-adds forward of one image.
+PUBLISHED = {
+    "nin_cifar10": (966_986, 222_486_528),
+    "nin_cifar100": (984_356, 223_592_448),
+    "nin_svhn": (1_986_026, 274_235_392),
+    "nin_mnist": (349_674, 50_699_712),
+    "nin_imagenet": (7_595_176, 1_100_188_800),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_papers_networks_cost_what_is_known(name: str) -> None:
+    model = mlpconv.create_model(name)
+    totals = profile(model, model.input_size).totals
+    assert (totals.params, totals.macs) == PUBLISHED[name]
+    assert totals.unused_params == 0
+
+
+def others_count(model: nn.Module, shape: tuple[int, int, int]) -> tuple[int, int]:
+    """Multiply-adds of fvcore's counter (convolutions, linear layers, products) and of torchinfo."""
+    logging.getLogger("fvcore").setLevel(logging.ERROR)
+    image = torch.zeros(1, *shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # both use what PyTorch is about to remove
+        from fvcore.nn import FlopCountAnalysis
+        from torchinfo import summary
+
+        counted = FlopCountAnalysis(model.eval(), image)
+        kinds = counted.unsupported_ops_warnings(False).uncalled_modules_warnings(False).by_operator()
+        told = summary(model, input_data=image, verbose=0)
+    return int(sum(kinds[key] for key in ("conv", "linear", "addmm", "matmul", "bmm"))), int(told.total_mult_adds)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (mlpconv.create_model("nin_cifar10", width=0.25), (3, 32, 32)),
+        (mlpconv.create_model("googlenet", width=0.25), (3, 65, 67)),
+        (resnet((1, 2, 1), 8, 11), (3, 65, 67)),
+        (nn.Sequential(nn.Conv2d(3, 8, 3), Shuffle(8), nn.Conv2d(8, 8, (1, 3), groups=4, bias=False)), (3, 31, 29)),
+    ],
+    ids=["nin", "googlenet", "resnet", "groups"],
+)
+def test_fvcore_and_torchinfo_count_the_same(model: nn.Module, shape: tuple[int, int, int]) -> None:
+    """torchinfo adds what the documentation says: one for each bias, and the parameters of norms."""
+    totals = profile(model, shape).totals
+    fvcore, torchinfo = others_count(model, shape)
+    assert fvcore == totals.macs
+    norms = sum(p.numel() for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters())
+    linear = sum(m.out_features for m in model.modules() if isinstance(m, nn.Linear))
+    convolutions = totals.bias_adds - linear
+    assert torchinfo == totals.macs + convolutions + linear + norms
+
+
+def test_resnet_50_costs_what_is_published() -> None:
+    result = profile(resnet(), (3, 224, 224))
+    assert (result.totals.params, result.totals.macs) == (25_557_032, 4_089_184_256)
+    ones = [m for m in resnet().modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
+    assert result.totals.by_kind["1x1"]["layers"] == len(ones)
+    assert result.totals.params_share_1x1 == sum(m.weight.numel() for m in ones) / 25_557_032
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_one_layer_counts_as_the_definition_says(data: Any) -> None:
+    groups, stride, dilation = (data.draw(st.integers(1, 3)) for _ in range(3))
+    kernel = data.draw(st.tuples(st.integers(1, 4), st.integers(1, 3)))
+    bias, transposed = data.draw(st.booleans()), data.draw(st.booleans())
+    make = nn.ConvTranspose2d if transposed else nn.Conv2d
+    layer = make(2 * groups, 5 * groups, kernel, stride, 1, groups=groups, bias=bias, dilation=dilation)
+    shape = (2 * groups, 13, 11)
+    row = profile(layer, shape).rows[0]
+    with torch.no_grad():
+        inside = torch.ones(1, *shape)
+        out = layer(inside)
+    per_output = 2 * kernel[0] * kernel[1]
+    macs = 5 * kernel[0] * kernel[1] * inside.numel() if transposed else out.numel() * per_output
+    assert row.macs == macs
+    assert row.bias_adds == (out.numel() if bias else 0)
+    assert row.params == sum(p.numel() for p in layer.parameters())
+    assert row.activation_bytes == 4 * out.numel()
+    assert row.intensity == pytest.approx(macs / (4 * (inside.numel() + out.numel() + row.params)))
+
+
+@pytest.mark.parametrize(
+    ("layer", "kind"),
+    [
+        (nn.Conv2d(4, 8, 3), "kxk"),
+        (nn.Conv2d(4, 8, (1, 3)), "kxk"),
+        (nn.Conv2d(4, 8, 1, 2), "1x1"),
+        (nn.Conv2d(4, 8, 1, groups=2), "1x1"),
+        (nn.Conv2d(4, 8, 3, groups=4), "depthwise"),
+        (nn.Linear(9, 5), "linear"),
+        (nn.BatchNorm2d(4), "norm"),
+        (nn.GroupNorm(2, 4), "norm"),
+        (nn.LocalResponseNorm(3), "norm"),
+        (nn.MaxPool2d(2), "pool"),
+        (nn.AdaptiveAvgPool2d(1), "pool"),
+        (mlpconv.GlobalAveragePool(), "pool"),
+        (nn.GELU(), "activation"),
+        (nn.Hardswish(), "activation"),
+        (nn.PReLU(), "activation"),
+        (mlpconv.Maxout(2), "activation"),
+        (nn.Softmax(1), "activation"),
+        (nn.ZeroPad2d(1), "other"),
+    ],
+)
+def test_kinds(layer: nn.Module, kind: str) -> None:
+    (row,) = profile(layer, (4, 9, 9)).rows
+    assert row.kind == kind
+
+
+def test_the_small_work_is_counted_apart() -> None:
+    pool = profile(nn.MaxPool2d(3, 2), (2, 9, 9)).totals
+    assert (pool.macs, pool.pool_ops, pool.other_ops) == (0, 2 * 16 * 9, 0)
+    norm = profile(nn.BatchNorm2d(2), (2, 9, 9)).totals
+    assert (norm.macs, norm.pool_ops, norm.other_ops) == (0, 0, 2 * 2 * 81)
+    assert profile(nn.AdaptiveAvgPool2d(1), (2, 9, 9)).totals.pool_ops == 2 * 81
+
+
+def test_functions_branches_and_repeated_layers_have_rows() -> None:
+    result = profile(Squeeze(4), (3, 24, 18))
+    assert [row.name for row in result.rows] == ["conv", "mean", "mul", "mean (2)", "gate", "add", "sigmoid", "mul (2)"]
+    assert result["gate"].kind == "1x1"
+    assert result["mul (2)"].kind == "merge"
+    shared = nn.Conv2d(3, 3, 3)
+    twice = profile(nn.Sequential(shared, nn.ReLU(), shared), (3, 9, 9))
+    assert [(row.name, row.params) for row in twice.rows] == [("0", 84), ("1", 0), ("0 (2)", 0)]
+    assert twice.totals.params == 84
+    with pytest.raises(KeyError):
+        result["absent"]
+
+
+def test_attention_is_counted() -> None:
+    """By hand: 36 windows of 4 tokens, 8 wide: 2 products of 4 x 4 x 8 in each."""
+    totals = profile(WindowAttention(), (3, 36, 36)).totals
+    assert totals.by_kind["matmul"]["macs"] == 36 * 2 * 4 * 4 * 8
+    assert totals.by_kind["linear"]["macs"] == 144 * 8 * 24
+
+
+def test_auxiliary_heads_are_counted_and_named_unused() -> None:
+    result = profile(mlpconv.create_model("googlenet", aux_heads=True), (3, 224, 224))
+    assert (result.totals.params, result.totals.unused_params) == (13_378_280, 13_378_280 - 6_998_552)
+    assert "6,379,728" in result.notes[0]
+
+
+def test_a_batch_multiplies_work_and_bytes_but_not_weights() -> None:
+    one, eight = (profile(nn.Conv2d(3, 7, 3), (3, 11, 13), batch=n) for n in (1, 8))
+    assert eight.totals.macs == 8 * one.totals.macs
+    assert eight.totals.peak_activation_bytes == 8 * one.totals.peak_activation_bytes
+    moved = [row.macs / (row.intensity or 0) for row in (one.rows[0], eight.rows[0])]
+    assert moved[1] - 8 * moved[0] == pytest.approx(-7 * 4 * one.totals.params)
+
+
+def test_half_precision_takes_half_the_bytes() -> None:
+    model = nn.Conv2d(3, 7, 3)
+    assert 2 * profile(model.bfloat16(), (3, 11, 13)).totals.activation_bytes == 4 * 7 * 9 * 11
+
+
+def test_the_peak_is_what_is_alive_at_once() -> None:
+    """Against a sum by hand: channels alive, of 10 x 10 cells."""
+
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x).relu_()  # 3 + 8
+            z = self.b(y)  # 3 + 8 + 16
+            y = y.mean((2, 3))
+            return z.sum(1) + F.relu(z).sum(1)  # 3 + 16 + 1, then 16 and 1 more: the peak
+
+    cells = 10 * 10 * 4
+    peak = profile(Branches(), (3, 10, 10)).totals.peak_activation_bytes
+    assert peak == (3 + 16 + 1 + 16 + 1) * cells + 8 * 4
+    assert profile(Branches(), (3, 10, 10))["relu"].activation_bytes == 0
+
+
+# ---- how it is told
+
+
+@pytest.fixture(scope="module")
+def small() -> Profile:
+    return profile(mlpconv.create_model("nin_cifar10"), (3, 32, 32))
+
+
+def test_the_data_are_json_and_add_up(small: Profile) -> None:
+    data = json.loads(json.dumps(small.to_dict(), allow_nan=False))
+    assert data["model"] == "nin_cifar10"
+    assert sum(row["macs"] for row in data["rows"]) == data["totals"]["macs"] == 222_486_528
+    assert sum(row["params"] for row in data["rows"]) == data["totals"]["params"]
+    assert data["rows"][0]["field"]["rows"] | {"outside": None} == {
+        "size": 5, "jump": 1.0, "start": 0.0, "whole": False, "outside": None,
+    }  # fmt: skip
+    assert data["field"]["columns"]["whole"] is True
+    assert "multiply-add" in data["convention"]
+
+
+def test_the_table_has_equal_lines_totals_and_the_convention(small: Profile) -> None:
+    lines = small.table().splitlines()
+    assert lines[0] == "nin_cifar10, images of 3×32×32, batch 1"
+    table = lines[1 : lines.index("")]
+    assert len({len(line) for line in table}) == 1
+    assert "966,986" in table[-1]
+    assert "222,486,528" in table[-1]
+    assert "1 MAC = 1 multiply-add" in small.table()
+
+
+def test_the_page_asks_for_nothing_and_escapes_names() -> None:
+    model = nn.Sequential()
+    model.add_module("<script>alert(1)</script>", nn.Conv2d(3, 4, 3))
+    page = as_page(profile(model, (3, 9, 9)))
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert "http:" not in page
+    assert "https:" not in page
+    assert "src=" not in page.replace("default-src", "")
+    assert page.count("<rect") == 2

@@ -1,0 +1,229 @@
+"""Networks of every shape that profiles must be right on, and an oracle that finds fields by gradients."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mlpconv import Maxout
+
+
+class Bottleneck(nn.Module):
+    """ResNet's block, version 1.5: 1x1, 3x3 with the stride, 1x1, and a strided 1x1 beside them."""
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        out = 4 * width
+        self.conv1, self.bn1 = nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = nn.Conv2d(width, out, 1, bias=False), nn.BatchNorm2d(out)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = None
+        if stride > 1 or channels != out:
+            self.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        y += x if self.downsample is None else self.downsample(x)
+        return self.relu(y)
+
+
+def resnet(depths: tuple[int, ...] = (3, 4, 6, 3), width: int = 64, classes: int = 1000) -> nn.Module:
+    """ResNet-50 with the default depths and width."""
+    blocks, channels = [], width
+    for stage, depth in enumerate(depths):
+        for index in range(depth):
+            stride = 2 if index == 0 and stage > 0 else 1
+            blocks.append(Bottleneck(channels, width * 2**stage, stride))
+            channels = 4 * width * 2**stage
+    return nn.Sequential(
+        nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, 2, 1), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes),
+    )  # fmt: skip
+
+
+class Shuffle(nn.Module):
+    """ShuffleNet's unit: half of the channels pass by, the rest is convolved, then the channels are shuffled."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        half = channels // 2
+        self.branch = nn.Sequential(nn.Conv2d(half, half, 1), nn.Conv2d(half, half, 3, 1, 1, groups=half), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = x.chunk(2, 1)
+        y = torch.cat([left, self.branch(right)], 1)
+        n, c, h, w = y.shape
+        return y.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+class Squeeze(nn.Module):
+    """Squeeze and excitation: every cell is multiplied by what the whole image says."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, channels, 3, 2, 1)
+        self.gate = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return x * F.adaptive_avg_pool2d(x, 1).mul(1).add(self.gate(x.mean((2, 3), keepdim=True))).sigmoid()
+
+
+class WindowAttention(nn.Module):
+    """Swin's windows: patches, then attention inside (shifted) windows of cells."""
+
+    def __init__(self, width: int = 8, window: int = 2, shift: int = 0) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 3, 3)
+        self.norm, self.qkv = nn.LayerNorm(width), nn.Linear(width, 3 * width)
+        self.window, self.shift = window, shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).permute(0, 2, 3, 1)
+        n, h, w, c = x.shape
+        k = self.window
+        y = torch.roll(self.norm(x), (-self.shift, -self.shift), (1, 2))
+        y = y.view(n, h // k, k, w // k, k, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, k * k, c)
+        q, key, v = self.qkv(y).chunk(3, -1)
+        y = F.scaled_dot_product_attention(q, key, v)
+        y = y.view(n, h // k, w // k, k, k, c).permute(0, 1, 3, 2, 4, 5).reshape(n, h, w, c)
+        y = torch.roll(y, (self.shift, self.shift), (1, 2))
+        return (x + y).permute(0, 3, 1, 2)
+
+
+class Lambda(nn.Module):
+    def __init__(self, function: Any, **modules: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+conv = nn.Conv2d
+
+
+def in_place_on_a_part(m: Any, x: Tensor) -> Tensor:
+    """Channels are replaced inside a tensor that has been looked at before."""
+    y = m.a(x)
+    half = y[:, :2]
+    half += m.b(x)[:, :2]
+    return y
+
+
+def shifted_copy(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    out = torch.zeros_like(y)
+    out[:, :1, 1:] = y[:, :1, :-1]
+    out[:, 1:] = y[:, 1:]
+    return out
+
+
+GRAPHS: dict[str, nn.Module] = {
+    "asymmetric": nn.Sequential(conv(3, 4, (1, 5), 1, (0, 2)), conv(4, 4, (3, 1), (2, 1), (1, 0), dilation=(2, 1))),
+    "strided 1x1": nn.Sequential(conv(3, 4, 1, 2), conv(4, 4, 3, 1, 1), conv(4, 4, 1, 3)),
+    "ceil pooling": nn.Sequential(conv(3, 4, 5, 1, 2), nn.MaxPool2d(3, 2, ceil_mode=True), conv(4, 4, 3, padding=1)),
+    "padded pooling": nn.Sequential(nn.AvgPool2d(3, 2, 1, ceil_mode=True), conv(3, 4, 2)),
+    "residual": nn.Sequential(conv(3, 8, 3, 2, 1), Bottleneck(8, 4, 2), Bottleneck(16, 4, 1)),
+    "shuffled channels": nn.Sequential(conv(3, 8, 3, 2, 1), Shuffle(8), Shuffle(8)),
+    "squeeze": Squeeze(4),
+    "part of a mixture": Lambda(
+        lambda m, x: m.c(torch.cat([m.a(x), m.b(x)], 1).chunk(2, 1)[0]),
+        a=conv(3, 4, 1),
+        b=conv(3, 4, 7, 1, 3),
+        c=conv(4, 4, 3, 1, 1),
+    ),
+    "depthwise of a mixture": Lambda(
+        lambda m, x: m.c(torch.cat([m.a(x), m.b(x)], 1))[:, 2:6:3],
+        a=conv(3, 4, 1),
+        b=conv(3, 4, 7, 1, 3),
+        c=conv(8, 8, 3, 1, 1, groups=8),
+    ),
+    "grouped after a mixture": Lambda(
+        lambda m, x: m.c(torch.cat([m.a(x), m.b(x)], 1))[:, :3],
+        a=conv(3, 4, 1),
+        b=conv(3, 4, 7, 1, 3),
+        c=conv(8, 6, 3, 1, 1, groups=2),
+    ),
+    "crop and pad": Lambda(
+        lambda m, x: m.b(F.pad(m.a(x)[:, :, 2:-1, ::2], (2, 0, 1, 3))), a=conv(3, 4, 3), b=conv(4, 4, 3)
+    ),
+    "reflection": Lambda(
+        lambda m, x: m.b(F.pad(m.a(x), (2, 1, 1, 2), mode="reflect")), a=conv(3, 4, 3, 2), b=conv(4, 4, 3)
+    ),
+    "enlarged": Lambda(
+        lambda m, x: m.b(F.interpolate(m.a(x), scale_factor=2, mode="bilinear")), a=conv(3, 4, 3, 2), b=conv(4, 4, 3)
+    ),
+    "enlarged, corners": Lambda(
+        lambda m, x: F.interpolate(m.a(x), size=(11, 17), mode="bilinear", align_corners=True), a=conv(3, 4, 3, 2)
+    ),
+    "enlarged, nearest": Lambda(
+        lambda m, x: m.b(F.interpolate(m.a(x), size=(17, 11))), a=conv(3, 4, 3, 3), b=conv(4, 4, 3)
+    ),
+    "transposed": nn.Sequential(
+        conv(3, 4, 3, 2), nn.ConvTranspose2d(4, 4, 3, 2, 1, 1), nn.ConvTranspose2d(4, 4, (2, 3))
+    ),
+    "adaptive": nn.Sequential(conv(3, 4, 3), nn.AdaptiveAvgPool2d((4, 5)), conv(4, 4, 2)),
+    "flipped": Lambda(lambda m, x: m.a(x) + m.a(x).flip(3), a=conv(3, 4, 3)),
+    "rolled": Lambda(lambda m, x: m.a(x) + m.a(x).roll((1, 2), (2, 3)), a=conv(3, 4, 3, 2)),
+    "instance norm": nn.Sequential(conv(3, 4, 3), nn.InstanceNorm2d(4)),
+    "group norm": nn.Sequential(conv(3, 4, 3), nn.GroupNorm(2, 4)),
+    "windows": WindowAttention(),
+    "shifted windows": WindowAttention(shift=1),
+    "in place on a part": Lambda(in_place_on_a_part, a=conv(3, 4, 1), b=conv(3, 4, 5, 1, 2)),
+    "shifted copy": Lambda(shifted_copy, a=conv(3, 4, 3)),
+    "stacked": Lambda(lambda m, x: torch.stack([m.a(x), m.b(x)], 2).amax(2), a=conv(3, 4, 3, 1, 1), b=conv(3, 4, 1)),
+    "rows forgotten": Lambda(lambda m, x: m.a(x) * m.b(x).mean(3, keepdim=True), a=conv(3, 4, 3), b=conv(3, 4, 3)),
+    "pixel shuffle": nn.Sequential(conv(3, 8, 3, 2), nn.PixelShuffle(2)),
+    "maxout": nn.Sequential(conv(3, 8, 3, 2), Maxout(2)),
+    "dynamic kernel": Lambda(
+        lambda m, x: F.conv2d(x, (m.a(x).mean((0, 2, 3)).reshape(4, 3, 1, 1)).expand(4, 3, 3, 3)), a=conv(3, 12, 3)
+    ),
+}
+
+
+def generic(model: nn.Module, seed: int = 0) -> nn.Module:
+    """The same graph with nothing that cancels: random positive weights, averages for maxima, no dead halves."""
+    model = copy.deepcopy(model).double().eval()
+    source = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        fan = max(1, parameter[0].numel()) if parameter.dim() > 1 else 1
+        parameter.data = (torch.rand(parameter.shape, generator=source, dtype=torch.float64) + 0.5) / fan
+    for module in model.modules():
+        if isinstance(module, nn.MaxPool2d):
+            module.forward = lambda x, m=module: F.avg_pool2d(x, m.kernel_size, m.stride, m.padding, m.ceil_mode)
+        if isinstance(module, nn.ReLU):
+            module.forward = lambda x: x * 1.0
+    return model
+
+
+Span = tuple[int, int]
+
+
+class Oracle:
+    """Fields by gradients: a pixel is seen by a cell where the cell's derivative to it is not zero."""
+
+    def __init__(self, model: nn.Module, input_shape: tuple[int, int, int]) -> None:
+        source = torch.Generator().manual_seed(7)
+        self.image = torch.rand((1, *input_shape), generator=source, dtype=torch.float64).add(0.5).requires_grad_()
+        self.output = generic(model)(self.image)
+        self.mix = torch.rand(self.output.shape[1], generator=source, dtype=torch.float64) + 0.5
+
+    def spans(self, row: int, column: int) -> tuple[Span, Span]:
+        """First and last row, first and last column of the image that this cell sees, in any of its channels."""
+        cell = (self.output[0, :, row, column] * self.mix).sum()
+        (gradient,) = torch.autograd.grad(cell, self.image, retain_graph=True, allow_unused=True)
+        if gradient is None or not bool(gradient.any()):
+            return (0, -1), (0, -1)
+        there = (gradient[0] != 0).any(0)
+        rows, columns = there.any(1).nonzero().flatten(), there.any(0).nonzero().flatten()
+        return (int(rows[0]), int(rows[-1])), (int(columns[0]), int(columns[-1]))

@@ -1,0 +1,205 @@
+"""`mlpconv evaluate`: the right images, the right order of classes, the right words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mlpconv import bundle
+from mlpconv.cli import main
+from mlpconv.data import open_data
+from mlpconv.data.validation import with_validation
+from mlpconv.evaluation import evaluate
+from mlpconv.models import create_model
+from mlpconv.preprocessing import Preprocessing
+
+DIGITS = tuple("0123456789")
+
+
+def save_model(path: Path, classes: tuple[str, ...], size: tuple[int, int, int], **info: Any) -> bundle.Classifier:
+    """A small network that answers from the brightness of an image."""
+    torch.manual_seed(5)
+    model = create_model("nin_tiny", width=0.25, num_classes=len(classes), in_channels=size[0])
+    for tensor in model.state_dict().values():
+        if tensor.dim() == 4:
+            tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5)
+    preprocessing = Preprocessing.create(["scale"], size[0], size[1:])
+    bundle.save(path, model, preprocessing, classes=classes, input_size=size, info=info)
+    return bundle.load(path)
+
+
+def make_folder(folder: Path, classes: tuple[str, ...], count: int = 11, size: tuple[int, int] = (13, 13)) -> Path:
+    dice = np.random.default_rng(len(folder.name))
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = dice.integers(0, 256, (*size, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return folder
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
+    assert main(["evaluate", *map(str, words), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
+@pytest.mark.parametrize("split", [None, "test", "val", "train"])
+def test_named_data_is_parted_as_training_parted_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], split: str | None
+) -> None:
+    recipe = {"val_fraction": 0.13, "seed": 3}
+    classifier = save_model(
+        tmp_path / "m", DIGITS, (1, 8, 8), recipe=recipe, fingerprint=open_data("digits").fingerprint
+    )
+    found = run_json(capsys, tmp_path / "m", "digits", *(["--split", split] if split else []))
+    dataset = with_validation(open_data("digits"), 0.13, 3)
+    expected = evaluate(classifier, dataset.split(split or "test"))
+    assert found["split"] == (split or "test")
+    assert {key: found[key] for key in expected.to_dict()} == json.loads(json.dumps(expected.to_dict()))
+    assert found["confusion"] == expected.confusion.tolist()
+    assert any("trained on these images" in note for note in found["notes"]) == (split == "train")
+
+
+def test_all_is_every_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_model(tmp_path / "m", DIGITS, (1, 8, 8))
+    assert run_json(capsys, tmp_path / "m", "digits", "--split", "all")["n"] == 1797
+
+
+def test_a_folder_is_parted_as_training_parted_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_folder(tmp_path / "pets", ("ant", "bee", "cat"))
+    data = open_data(folder, size=13, seed=7, val_fraction=0.3)
+    classifier = save_model(
+        tmp_path / "m",
+        ("ant", "bee", "cat"),
+        (3, 13, 13),
+        recipe={"val_fraction": 0.3, "seed": 7},
+        fingerprint=data.fingerprint,
+    )
+    found = run_json(capsys, tmp_path / "m", folder)
+    assert (found["split"], found["n"]) == ("val", 9)
+    assert found["log_loss"] == pytest.approx(evaluate(classifier, data.split("val")).log_loss)
+    assert not any("other data" in note for note in found["notes"])
+    (folder / "ant" / "0.png").unlink()
+    assert any("other data" in note for note in run_json(capsys, tmp_path / "m", folder)["notes"])
+
+
+def test_classes_are_matched_by_name_and_may_be_absent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The model has its classes in another order, and two that the folder lacks."""
+    classifier = save_model(tmp_path / "m", ("eel", "cat", "dog", "bee", "ant"), (3, 13, 13))
+    folder = make_folder(tmp_path / "pets", ("ant", "bee", "cat"))
+    found = run_json(capsys, tmp_path / "m", folder, "--split", "all")
+    assert [row["support"] for row in found["per_class"]] == [0, 11, 0, 11, 11]
+    right = sum(classifier.predict(path)[0].label == path.parent.name for path in folder.rglob("*.png"))
+    assert found["accuracy"] == pytest.approx(right / 33)
+
+
+def test_an_unknown_class_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_model(tmp_path / "m", ("ant", "bee"), (3, 13, 13))
+    folder = make_folder(tmp_path / "pets", ("ant", "bee", "yak"))
+    assert main(["evaluate", str(tmp_path / "m"), str(folder), "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "yak" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_images_are_brought_to_the_size_and_channels_of_the_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(tmp_path / "m", ("ant", "bee"), (1, 7, 7))
+    folder = make_folder(tmp_path / "pets", ("ant", "bee"), size=(17, 23))
+    assert run_json(capsys, tmp_path / "m", folder, "--split", "train")["n"] == 18
+
+
+def test_a_split_that_is_absent_is_said_to_be_absent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_model(tmp_path / "m", ("ant", "bee"), (3, 13, 13))
+    folder = make_folder(tmp_path / "pets", ("ant", "bee"))
+    assert main(["evaluate", str(tmp_path / "m"), str(folder), "--split", "test"]) == 1
+    assert "no test split" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [("missing", "digits"), ("m", "no_such_data"), ("m",), (), ("m", "digits", "--split", "x")]
+)
+def test_what_is_asked_wrongly_gets_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_model(tmp_path / "m", DIGITS, (1, 8, 8))
+    assert main(["evaluate", *words]) in (1, 2)
+    out, err = capsys.readouterr()
+    assert (out + err).strip()
+    assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize("recipe", [None, [], {"val_fraction": "x"}, {"val_fraction": 2}, {"seed": "x"}])
+def test_odd_info_is_no_obstacle(tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: Any) -> None:
+    save_model(tmp_path / "m", DIGITS, (1, 8, 8), recipe=recipe)
+    assert run_json(capsys, tmp_path / "m", "digits", "--split", "val")["n"] > 100
+
+
+def test_people_get_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    classifier = save_model(tmp_path / "m", DIGITS, (1, 8, 8))
+    assert main(["evaluate", str(tmp_path / "m"), "digits", "--batch-size", "50"]) == 0
+    out = capsys.readouterr().out
+    found = evaluate(classifier, open_data("digits").split("test"))
+    low, high = found.error_interval
+    for words in (
+        f"{found.error:.2%}  (95 % interval {low:.2%} to {high:.2%})",
+        f"{found.log_loss:.4f}",
+        f"{found.top5_error:.2%}",
+        f"{found.calibration_error:.4f}",
+        "Most often confused",
+        f"{found.confused()[0].true} taken for {found.confused()[0].predicted}: {found.confused()[0].count}",
+    ):
+        assert words in out
+    rows = [line for line in out.splitlines() if line.startswith("│ 7 ")]
+    assert f"{found.per_class.recall[7]:.3f}" in rows[0]
+
+
+def test_many_classes_are_shown_from_the_worst(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("[red]a", *(f"class {k:02}" for k in range(1, 25)))
+    save_model(tmp_path / "m", names, (3, 13, 13))
+    folder = make_folder(tmp_path / "pets", names[1:], count=2)
+    (folder / names[0]).mkdir()
+    Image.new("RGB", (13, 13)).save(folder / names[0] / "0.png")
+    assert main(["evaluate", str(tmp_path / "m"), str(folder), "--split", "all"]) == 0
+    out = capsys.readouterr().out
+    assert "The 20 classes with the lowest F1, of 25" in out
+    assert "[red]a" in out
+
+
+def test_names_from_a_model_file_cannot_write_to_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(tmp_path / "m", ("ant", "bee", "c\x1b[31m\nd"), (3, 13, 13))
+    folder = make_folder(tmp_path / "pets", ("ant", "bee"))
+    assert main(["evaluate", str(tmp_path / "m"), str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    (row,) = [line for line in out.splitlines() if "c\\x1b[31m\\nd" in line]
+    assert row.count(" - ") == 3
+
+
+def test_flips_can_be_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_model(tmp_path / "m", DIGITS, (1, 8, 8))
+    plain, flipped = (run_json(capsys, tmp_path / "m", "digits", *more) for more in ((), ("--tta-flip",)))
+    assert plain["log_loss"] != flipped["log_loss"]
+    assert flipped["tta_flip"] is True
+
+
+def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--help"]) == 0
+    out = capsys.readouterr().out
+    for word in ("--split", "--data", "--json", "--batch-size", "--tta-flip", "Judge a model file", "Images computed"):
+        assert word in out
+    assert "--no-json" not in out

@@ -1,0 +1,162 @@
+"""`main` turns every way of failing into one sentence and the right exit code, and starts fast."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from cyclopts import App
+
+import mlpconv
+from mlpconv import cli
+from mlpconv.errors import DataError, UsageError
+
+HEAVY = {"torch", "numpy", "PIL", "matplotlib", "safetensors"}
+MLPCONV = [sys.executable, "-m", "mlpconv"]
+
+
+@pytest.fixture
+def run_failing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Run a command line whose only verb raises the given exception; gives the exit code and what stderr got."""
+
+    def run(error: BaseException | None, result: Any = None) -> tuple[int, str]:
+        def verb() -> Any:
+            if error is not None:
+                raise error
+            return result
+
+        app = App(name="mlpconv", suppress_keyboard_interrupt=False)
+        app.command(verb, name="verb")
+        monkeypatch.setattr(cli, "make_app", lambda asked: app)
+        code = cli.main(["verb"])
+        return code, capsys.readouterr().err
+
+    return run
+
+
+FAILURES = {
+    "ours": (DataError("photos: no images here."), 1, "photos: no images here."),
+    "asked wrongly": (UsageError("no such recipe."), 2, "no such recipe."),
+    "disk full": (OSError(errno.ENOSPC, "No space left on device", "runs/a"), 1, "runs/a: the disk is full"),
+    "quota": (OSError(errno.EDQUOT, "Quota", "runs/a"), 1, "runs/a: the disk quota is used up"),
+    "permission": (PermissionError(errno.EACCES, "Permission denied", "/x"), 1, "/x: permission denied"),
+    "read-only": (OSError(errno.EROFS, "Read-only file system", b"/x"), 1, "/x: the disk is read-only"),
+    "missing": (FileNotFoundError(errno.ENOENT, "No such file or directory", "a.png"), 1, "a.png: no such file"),
+    "nameless": (OSError("something"), 1, "something."),
+    "memory": (MemoryError(), 1, "out of memory"),
+    "torch memory": (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9"), 1, "out of memory"),
+    "a package": (ModuleNotFoundError("No module named 'scipy'", name="scipy"), 1, "pip install scipy"),
+    "a bug": (KeyError("weights\nand more"), 1, "this is a bug in mlpconv (KeyError: 'weights"),
+    "a bug without words": (RuntimeError(), 1, "(RuntimeError: no message); MLPCONV_DEBUG=1"),
+    "interrupt": (KeyboardInterrupt(), 130, "interrupted"),
+}
+
+
+@pytest.mark.parametrize(("error", "code", "words"), FAILURES.values(), ids=FAILURES.keys())
+def test_every_failure_is_one_sentence(run_failing: Any, error: BaseException, code: int, words: str) -> None:
+    got, stderr = run_failing(error)
+    assert got == code
+    assert stderr.startswith("mlpconv: ")
+    assert words in stderr
+    assert stderr.count("\n") == 1
+
+
+def test_a_verb_may_choose_its_exit_code(run_failing: Any) -> None:
+    assert run_failing(None, 3)[0] == 3
+    assert run_failing(None, None) == (0, "")
+
+
+def test_debug_shows_where_it_happened(run_failing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLPCONV_DEBUG", "1")
+    with pytest.raises(KeyError, match="weights"):
+        run_failing(KeyError("weights"))
+
+
+def test_an_import_that_fails_in_a_verb_names_the_package() -> None:
+    error = ImportError("Cannot import module 'mlpconv.cli.train'")
+    error.__cause__ = ModuleNotFoundError("No module named 'torch'", name="torch")
+    assert cli.explain(error) == ("the Python package 'torch' is missing: install it with pip install torch", 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [(["trian"], "train"), (["train", "--no-such-option"], "no-such-option"), (["evaluate"], "MODEL")],
+)
+def test_a_wrong_command_line_is_explained(words: list[str], expected: str, capsys: Any) -> None:
+    assert cli.main(words) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_the_version_is_printed(capsys: Any) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == mlpconv.__version__
+
+
+def test_help_names_every_verb_in_the_order_of_use(capsys: Any) -> None:
+    assert cli.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    places = [out.index(f"│ {verb} ") for verb in cli.VERBS]
+    assert places == sorted(places)
+    assert "mlpconv train digits" in out
+
+
+@pytest.mark.parametrize("words", [[], *([verb] for verb in cli.VERBS)], ids=lambda words: "-".join(words) or "top")
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    code = (
+        "import sys; from mlpconv.cli import main; code = main(sys.argv[1:]);"
+        "print(*sorted(sys.modules), file=sys.stderr); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Usage: mlpconv" in done.stdout
+    assert HEAVY.isdisjoint(done.stderr.split())
+
+
+PLAIN_LINES = (
+    "import sys; from cyclopts import App; from mlpconv import cli\n"
+    "app = App(name='mlpconv')\n"
+    "app.command(lambda: print('line\\n' * 100), name='lines')\n"
+    "cli.make_app = lambda asked: app\n"
+    "sys.exit(cli.main(['lines']))"
+)
+
+
+@pytest.mark.parametrize("command", [[*MLPCONV, "--help"], [sys.executable, "-c", PLAIN_LINES]], ids=["rich", "plain"])
+def test_a_closed_pipe_is_quiet(command: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_name_that_the_terminal_cannot_show_is_escaped() -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([*MLPCONV, "predict", "modèle.safetensors", "é.png"], capture_output=True, env=environment)
+    assert done.returncode in (1, 2)
+    assert b"\\xe9" in done.stderr
+    assert b"bug" not in done.stderr
+
+
+def test_interrupting_the_process_leaves_no_traceback() -> None:
+    code = (
+        "import time, sys; from cyclopts import App; from mlpconv import cli\n"
+        "app = App(name='mlpconv', suppress_keyboard_interrupt=False)\n"
+        "@app.command\n"
+        "def wait():\n    print('ready', flush=True)\n    time.sleep(30)\n"
+        "cli.make_app = lambda asked: app\n"
+        "sys.exit(cli.main(['wait']))"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        child.send_signal(signal.SIGINT)
+        _, stderr = child.communicate(timeout=20)
+    assert (child.returncode, stderr) == (130, "mlpconv: interrupted.\n")

@@ -1,0 +1,164 @@
+"""`mlpconv profile`: names, files and other libraries in; a table, JSON or a page out."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import mlpconv
+from mlpconv.analysis.table import COLUMNS
+from mlpconv.cli import main
+from mlpconv.cli.profile import SPARE
+
+
+def test_an_architecture_gives_a_table_with_totals_and_the_convention(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", "nin_cifar10"]) == 0
+    out = capsys.readouterr().out
+    for text in ("966,986", "222,486,528", "blocks.2.convs.2", "1 MAC = 1 multiply-add", "padded", "27"):
+        assert text in out
+    assert "…" not in out
+
+
+def test_json_is_one_object_with_the_size_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", "nin_cifar10", "--input", "3x64x48", "--batch", "2", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert (data["input_shape"], data["batch"]) == ([3, 64, 48], 2)
+    assert data["totals"]["macs"] == 2 * 3 * 222_486_528
+
+
+def test_a_model_file_and_its_folder_are_profiled_as_the_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = mlpconv.create_model("nin_tiny", num_classes=2, in_channels=3, size=13)
+    preprocessing = mlpconv.Preprocessing.create(["scale"], 3, (13, 13))
+    file = tmp_path / "model.safetensors"
+    mlpconv.save(file, model, preprocessing, classes=("a", "b"), input_size=(3, 13, 13), info={})
+    for given in (file, tmp_path):
+        assert main(["profile", str(given), "--json"]) == 0
+        data = json.loads(capsys.readouterr().out)
+        assert data["input_shape"] == [3, 13, 13]
+        assert data["totals"]["params"] == sum(p.numel() for p in model.parameters())
+
+
+def test_a_page_is_written_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "profile.html"
+    assert main(["profile", "nin_tiny", "--html", str(page)]) == 0
+    assert str(page) in capsys.readouterr().out
+    assert page.read_text().rstrip().endswith("</html>")
+    assert [path.name for path in tmp_path.iterdir()] == ["profile.html"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["nin_cifar"], 2, "nin_cifar10"),
+        (["no/such/file"], 2, "torchvision:NAME"),
+        (["nin_cifar10", "--input", "32x32"], 2, "3x32x32"),
+        (["nin_cifar10", "--input", "0x32x32"], 2, "3x32x32"),
+        (["nin_cifar10", "--input", "3x2x2"], 2, "at least"),
+        (["nin_cifar10", "--batch", "0"], 2, "batch"),
+        (["nin_cifar10", "--html", "absent/page.html"], 2, "--html"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(
+    words: list[str],
+    code: int,
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["profile", *words]) == code
+    captured = capsys.readouterr()
+    assert says in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_a_damaged_file_is_not_taken_for_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"\x80\x04K\x01.")
+    assert main(["profile", str(file)]) == 1
+    assert str(file) in capsys.readouterr().err
+
+
+def test_a_narrow_terminal_gets_the_columns_that_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "90")
+    assert main(["profile", "nin_cifar10"]) == 0
+    out = capsys.readouterr().out
+    assert all(column in out for column in set(COLUMNS) - set(SPARE))
+    assert "No room for output, MAC/byte, start, padded:" in out
+    assert "…" not in out
+    assert "blocks.2.activations.2" in out
+
+
+# ---- other libraries
+
+
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("torchvision", "timm"):
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+@pytest.mark.usefixtures("without")
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_a_library_that_is_absent_is_named_with_what_brings_it(
+    library: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["profile", f"{library}:resnet50"]) == 2
+    assert "pip install 'mlpconv[vision]'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packages with the interface of the two libraries; one fails as torchvision does beside another PyTorch."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("torchvision", "timm")]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text(
+        textwrap.dedent("""
+        import torch
+        try:
+            torch._C._dispatch_has_kernel_for_dispatch_key("torchvision::nms", "Meta")
+        except RuntimeError:
+            raise RuntimeError("operator torchvision::nms does not exist")
+    """)
+    )
+    (tmp_path / "torchvision" / "models.py").write_text(
+        textwrap.dedent("""
+        from torch import nn
+        def list_models(): return ["resnet50", "alexnet"]
+        def get_model(name, weights): return nn.Conv2d(3, 7, 5)
+    """)
+    )
+    (tmp_path / "timm.py").write_text(
+        textwrap.dedent("""
+        from torch import nn
+        def list_models(): return ["tiny"]
+        def create_model(name, pretrained):
+            model = nn.Conv2d(1, 7, 5)
+            model.default_cfg = {"input_size": (1, 17, 19)}
+            return model
+    """)
+    )
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_other_libraries_are_asked_for_their_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", "torchvision:resnet50", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["input_shape"] == [3, 224, 224]
+    assert main(["profile", "timm:tiny", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert (data["input_shape"], data["totals"]["macs"]) == ([1, 17, 19], 7 * 25 * 13 * 15)
+    assert main(["profile", "torchvision:resnet5"]) == 2
+    assert "near it: resnet50" in capsys.readouterr().err

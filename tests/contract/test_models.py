@@ -1,0 +1,123 @@
+"""Every network against every promise."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from mlpconv.errors import UsageError
+from mlpconv.models import Network, build, create_model, list_models
+
+_MADE: dict[str, Network] = {}
+
+
+@pytest.fixture(params=list_models())
+def model(request: pytest.FixtureRequest) -> Network:
+    """Each network once, in evaluation mode; tests leave it as it was."""
+    if request.param not in _MADE:
+        torch.manual_seed(0)
+        _MADE[request.param] = create_model(request.param).eval()
+    return _MADE[request.param]
+
+
+def some_images(model: Network, rows: int, columns: int, count: int = 2) -> torch.Tensor:
+    return torch.randn(count, model.in_channels, rows, columns, generator=torch.Generator().manual_seed(1))
+
+
+def test_images_of_the_usual_size_become_logits(model: Network) -> None:
+    images = some_images(model, *model.input_size[1:])
+    with torch.no_grad():
+        logits, maps = model(images), model.category_maps(images)
+    assert logits.shape == (2, model.num_classes)
+    assert logits.dtype == torch.float32
+    assert maps.shape[:2] == (2, model.num_classes)
+    assert logits.std() > 0
+    torch.testing.assert_close(logits, maps.mean((2, 3)), rtol=1e-4, atol=1e-5)
+
+
+def test_any_size_from_the_minimum_works(model: Network) -> None:
+    low = model.min_size
+    with torch.no_grad():
+        for size in ((low, low), (low, low + 3), (low + 5, low)):
+            maps = model.category_maps(some_images(model, *size))
+            logits = model(some_images(model, *size))
+            assert logits.shape == (2, model.num_classes)
+            torch.testing.assert_close(logits, maps.mean((2, 3)), rtol=1e-4, atol=1e-5)
+
+
+def test_below_the_minimum_is_refused_and_the_minimum_named(model: Network) -> None:
+    low = model.min_size
+    for size in ((low - 1, low), (low, low - 1), (1, 1)):
+        for call in (model, model.category_maps):
+            with pytest.raises(UsageError, match=f"at least {low}x{low} is accepted"):
+                call(some_images(model, *size))
+
+
+def test_what_are_no_preprocessed_images_is_refused(model: Network) -> None:
+    rows, columns = model.input_size[1:]
+    with pytest.raises(UsageError, match=f"{model.in_channels + 1} channels; {model.in_channels} are accepted"):
+        model(torch.zeros(1, model.in_channels + 1, rows, columns))
+    with pytest.raises(UsageError, match="3 dimensions"):
+        model(torch.zeros(model.in_channels, rows, columns))
+    with pytest.raises(UsageError, match="uint8"):
+        model(torch.zeros(1, model.in_channels, rows, columns, dtype=torch.uint8))
+
+
+def test_the_configuration_makes_the_same_network(model: Network) -> None:
+    described = json.loads(json.dumps(model.config.to_dict(), allow_nan=False))
+    again = build(described).eval()
+    assert again.config == model.config
+    again.load_state_dict(model.state_dict())
+    images = some_images(model, model.min_size, model.min_size + 2)
+    with torch.no_grad():
+        assert torch.equal(again(images), model(images))
+
+
+def test_the_configuration_cannot_be_changed(model: Network) -> None:
+    with pytest.raises(AttributeError):
+        model.config.name = "other"  # type: ignore[misc]
+
+
+def test_what_it_says_of_itself(model: Network) -> None:
+    assert sum(parameter.numel() for parameter in model.parameters()) == model.config.parameters
+    assert model.input_size[0] == model.in_channels == model.first_conv.in_channels
+    assert min(model.input_size[1:]) >= model.min_size
+    convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    assert model.first_conv is convs[0]
+    if model.last_conv is not None:
+        assert model.last_conv is convs[-1]
+        assert model.last_conv is model.last_layer
+        assert model.last_conv.out_channels == model.num_classes
+
+
+def test_other_classes_channels_and_width(model: Network) -> None:
+    narrow = create_model(model.config.name, num_classes=7, in_channels=2, width=0.25, norm="batch", activation="elu")
+    narrow.eval()
+    with torch.no_grad():
+        assert narrow(torch.randn(3, 2, narrow.min_size, narrow.min_size)).shape == (3, 7)
+    assert build(narrow.config.to_dict()).config == narrow.config
+
+
+def test_every_parameter_learns(model: Network) -> None:
+    torch.manual_seed(3)
+    trained = create_model(model.config.name, width=0.25, init="he", num_classes=5)
+    rows = min(64, trained.input_size[1])
+    loss = cross_entropy(trained(some_images(trained, rows, rows, 4)), torch.tensor([0, 1, 2, 3]))
+    loss.backward()
+    for name, parameter in trained.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_copies_and_memory_formats_agree(model: Network) -> None:
+    images = some_images(model, model.min_size + 6, model.min_size + 9)
+    copied = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        swapped = copied(images.contiguous(memory_format=torch.channels_last))
+        torch.testing.assert_close(swapped, model(images), rtol=1e-3, atol=1e-4)

@@ -1,0 +1,93 @@
+"""Room for pixels in memory and on the disk, and files that are no files."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlpconv.data import Split, holdout
+from mlpconv.data import storage
+from mlpconv.errors import DataError
+
+
+def test_small_room_is_memory_and_big_room_a_nameless_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLPCONV_DATA", str(tmp_path / "cache"))
+    monkeypatch.setattr(storage, "IN_MEMORY", 1000)
+    assert type(storage.allocate((10, 1, 10, 10))) is np.ndarray
+    assert not (tmp_path / "cache").exists()
+    room = storage.allocate((11, 1, 10, 10))
+    assert isinstance(room, np.memmap)
+    room[:] = 7
+    assert int(room.sum()) == 7 * 1100
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_split_on_the_disk_is_parted_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLPCONV_DATA", str(tmp_path))
+    monkeypatch.setattr(storage, "IN_MEMORY", 100)
+    images = storage.allocate((50, 1, 3, 3))
+    images[:] = np.arange(50)[:, None, None, None]
+    rest, held = holdout(Split(images, np.arange(50) % 2), 0.5, 1, how="stratified")
+    assert isinstance(rest.images, np.memmap)
+    assert isinstance(held.images, np.memmap)
+    assert sorted([*rest.images[:, 0, 0, 0], *held.images[:, 0, 0, 0]]) == list(range(50))
+
+
+def test_a_full_disk_is_an_error_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("MLPCONV_DATA", str(tmp_path))
+    monkeypatch.setattr(storage, "IN_MEMORY", 100)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(DataError, match=r"no room for .* GB of pixels .*No space left.*MLPCONV_DATA=FOLDER"):
+        storage.allocate((200, 1, 1, 1))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_fallocate_the_room_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLPCONV_DATA", str(tmp_path))
+    monkeypatch.setattr(storage, "IN_MEMORY", 100)
+    monkeypatch.setattr(storage, "ZEROS", 64)
+    monkeypatch.delattr(os, "posix_fallocate")
+    assert storage.allocate((131, 1, 1, 1)).sum() == 0
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    pipe, door = tmp_path / "pipe", tmp_path / "door"
+    os.mkfifo(pipe)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(door))
+        start = time.monotonic()
+        for path in (pipe, door, tmp_path, Path("/dev/zero")):
+            with pytest.raises(DataError, match="not a regular file"):
+                storage.open_regular(path)
+        assert time.monotonic() - start < 1
+    with pytest.raises(DataError, match="not a file name"):
+        storage.open_regular(Path("a\0b"))
+    with pytest.raises(FileNotFoundError):
+        storage.open_regular(tmp_path / "absent")
+
+
+def test_a_file_exchanged_for_a_pipe_meanwhile_does_not_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, plain = tmp_path / "pipe", tmp_path / "plain"
+    os.mkfifo(pipe)
+    plain.touch()
+    before = plain.stat()
+    monkeypatch.setattr(Path, "stat", lambda self, **_: before)
+    with pytest.raises(DataError, match="not a regular file"):
+        storage.open_regular(pipe)
+
+
+def test_the_cache_is_where_the_variable_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLPCONV_DATA", str(tmp_path))
+    assert storage.cache_folder() == tmp_path
+    monkeypatch.delenv("MLPCONV_DATA")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert storage.cache_folder() == tmp_path / "home" / ".cache" / "mlpconv"

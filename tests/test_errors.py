@@ -1,0 +1,43 @@
+"""The family of errors is the tree that its page draws, and every member says with which code the command ends."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from mlpconv import errors
+
+FAMILY = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
+
+
+def test_the_tree_in_the_docstring_is_the_tree_of_classes() -> None:
+    above: list[str] = []
+    drawn: dict[str, str] = {}
+    for line in (errors.__doc__ or "").splitlines():
+        found = re.match(r"([│├└─ ]*)([A-Z]\w+)  ", line)
+        if found:
+            depth = len(found[1]) // 4
+            above[depth:] = [found[2]]
+            drawn[found[2]] = above[depth - 1] if depth else "Exception"
+    assert drawn == {error.__name__: error.__base__.__name__ for error in FAMILY if error.__base__}
+
+
+def test_every_name_is_public_and_in_order() -> None:
+    names = sorted([error.__name__ for error in FAMILY])
+    assert errors.__all__ == [*names, "did_you_mean"]
+
+
+@pytest.mark.parametrize("error", FAMILY, ids=lambda error: error.__name__)
+def test_each_error_ends_a_command_with_its_code(error: type[errors.MlpconvError]) -> None:
+    raised = error("stopped", 15) if error is errors.Interrupted else error("stopped")  # type: ignore[call-arg]
+    assert str(raised) == "stopped"
+    assert raised.exit_code == {"UsageError": 2, "Interrupted": 143}.get(error.__name__, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [("cifar1", "did you mean 'cifar10'? Accepted: cifar10, mnist."), ("zzz", "Accepted: cifar10, mnist.")],
+)
+def test_a_wrong_name_is_answered_with_the_nearest(given: str, words: str) -> None:
+    assert errors.did_you_mean(given, ["mnist", "cifar10"]) == words

@@ -1,0 +1,69 @@
+"""Writing never loses what was there and never leaves a part behind."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlpconv import files
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    for content in (b"old and long", b"new"):
+        files.write_atomic(path, content)
+        assert path.read_bytes() == content
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("call", ["open", "fsync", "replace"])
+def test_a_write_that_fails_keeps_the_old_file(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    files.write_atomic(path, b"old")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if call == "open":
+            patch.setattr("builtins.open", refuse)
+        else:
+            patch.setattr(os, call, refuse)
+        with pytest.raises(OSError, match="No space"):
+            files.write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_the_bytes_and_then_the_name_reach_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: order.append("fsync") or fsync(fd))
+    monkeypatch.setattr(os, "replace", lambda a, b: order.append("replace") or replace(a, b))
+    files.write_atomic(tmp_path / "a", b"1")
+    assert order == ["fsync", "replace", "fsync"]
+
+
+def test_a_new_file_never_overwrites(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"mine")
+    with pytest.raises(FileExistsError):
+        files.write_synced(tmp_path / "a", b"yours")
+    assert (tmp_path / "a").read_bytes() == b"mine"
+
+
+def test_json_has_one_form_and_no_nan() -> None:
+    assert files.json_bytes({"b": 1, "a": [None]}) == files.json_bytes({"a": [None], "b": 1})
+    assert files.json_bytes({}).endswith(b"\n")
+    with pytest.raises(ValueError, match="JSON compliant"):
+        files.json_bytes({"loss": float("nan")})
+
+
+@pytest.mark.parametrize("length", [0, 7, files.CHUNK, files.CHUNK + 3])
+def test_the_sum_of_a_file_is_read_in_pieces(length: int, tmp_path: Path) -> None:
+    content = os.urandom(length)
+    (tmp_path / "a").write_bytes(content)
+    assert files.sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()

@@ -1,0 +1,152 @@
+"""Trainers that can be killed, file calls that fail, and a data set small enough to be trained a hundred times."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+HERE = Path(__file__).parent
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+EVERYTHING = {  # every source of chance and every part of the state at once
+    "width": 0.125,
+    "norm": "batch",
+    "dropout": 0.3,
+    "crop": 1,
+    "flip": "alternate",
+    "cutout": 3,
+    "mixup": 0.4,
+    "label_smoothing": 0.1,
+    "ema": 0.9,
+    "workers": 2,
+    "checkpoint_minutes": 0,
+    "precision": "fp32",
+}
+KINDS = {
+    "sgd": {"optimizer": "sgd", "lr": 0.1, "preprocessing": ["gcn", "zca"]},
+    "muon": {"optimizer": "muon", "lr": 0.06, "sizes": [6, 8], "ema_every": 2},
+}
+CLOCKS = {"images_per_second", "seconds", "cpu_seconds"}  # the columns that no two runs share
+
+
+class Trainers:
+    """A process that forks a trainer for each order; see driver.py."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, str(HERE / "driver.py")]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, env=os.environ | ONE_THREAD, **pipes)
+
+    def __call__(self, *argv: object, **order: Any) -> SimpleNamespace:
+        """Run `mlpconv ARGV` to its end, and say how it ended: code, output, seconds, lag."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"argv": [str(word) for word in argv], **order}) + "\n")
+        self.process.stdin.flush()
+        return SimpleNamespace(**json.loads(self.process.stdout.readline()))
+
+
+@pytest.fixture(scope="session")
+def trainers() -> Iterator[Trainers]:
+    served = Trainers()
+    yield served
+    assert served.process.stdin is not None
+    served.process.stdin.close()
+    assert served.process.wait(60) == 0
+
+
+@pytest.fixture(scope="session")
+def faults() -> ModuleType:
+    """The module faults.py beside this file."""
+    spec = importlib.util.spec_from_file_location("training_faults", HERE / "faults.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Write a recipe of everything at once: `recipe_file("sgd", epochs=3)`."""
+
+    def write(kind: str, **settings: Any) -> Path:
+        path = tmp_path_factory.mktemp("recipes") / f"{kind}.json"
+        path.write_text(json.dumps({"settings": EVERYTHING | KINDS[kind] | settings}))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Any:
+    """Two easily told classes of 8 x 8 images: 37 to train on, 9 to validate with."""
+    from mlpconv.data import Dataset, Split
+
+    def split(length: int, seed: int) -> Split:
+        labels = np.arange(length, dtype=np.int64) % 2
+        images = np.random.default_rng(seed).integers(0, 256, (length, 1, 8, 8), dtype=np.uint8)
+        images[labels == 1, :, :4] //= 8
+        return Split(images, labels)
+
+    return Dataset("tiny", ("even", "odd"), {"train": split(37, 0), "val": split(9, 1)}, (), "f" * 64)
+
+
+@pytest.fixture
+def fit_tiny(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """Train on `tiny` in this process, without the pictures: four steps in two epochs, a checkpoint at each."""
+    import torch
+
+    import mlpconv.run
+
+    monkeypatch.setattr(mlpconv.run, "summarise", lambda *_: None)
+
+    def fit(out: Path, kind: str = "sgd", **options: Any) -> Any:
+        settings = EVERYTHING | KINDS[kind] | {"width": 0.1, "epochs": 2, "batch_size": 19, "workers": 0}
+        if options.get("resume"):
+            return mlpconv.run.fit(tiny, out=out, **options)
+        return mlpconv.run.fit(tiny, mlpconv.run.Recipe(), out=out, **(settings | options))
+
+    yield fit
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="session")
+def results() -> Callable[[Path], dict[str, Any]]:
+    """All that two runs must share to the last bit: weights kept, the last checkpoint, and metrics.csv, but for clocks."""
+    import csv
+
+    import safetensors.numpy
+
+    def read(folder: Path) -> dict[str, Any]:
+        last = max((folder / "checkpoints").glob("step-*"))
+        found: dict[str, Any] = {"last": last.name}
+        for path in [folder / "model.safetensors", *sorted(last.glob("*.safetensors"))]:
+            for name, value in safetensors.numpy.load(path.read_bytes()).items():
+                found[f"{path.parent.name if path.parent == last else ''}/{path.stem}/{name}"] = (
+                    value.dtype.str,
+                    value.shape,
+                    value.tobytes(),
+                )
+        state = json.loads((last / "state.json").read_text())
+        found["history"] = [without_clocks(row) for row in state.pop("history")]
+        found["best"] = without_clocks(state.pop("best"))
+        found["state"] = without_clocks(state)
+        with open(folder / "metrics.csv", newline="") as file:
+            table = list(csv.DictReader(file))
+        found["columns"] = list(table[0])
+        found["metrics"] = [without_clocks(row) for row in table]
+        return found
+
+    return read
+
+
+def without_clocks(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in CLOCKS}

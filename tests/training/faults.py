@@ -1,0 +1,109 @@
+"""File calls that fail, or that a process dies at, by number: for tests, and for the trainers they fork."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlpconv.files
+
+OS_CALLS = ("open", "fsync", "mkdir", "rename", "replace", "unlink", "rmdir", "write", "ftruncate")
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL inside one process: once raised, every later file call raises it too, so nothing is cleaned up."""
+
+
+class FileCalls:
+    """Counts the calls that change files, and lets `act(number)` fail or end the process before each of them."""
+
+    def __init__(self, act: Callable[[int], None], sync: bool = True) -> None:
+        self.act, self.sync, self.count = act, sync, 0
+        self.names: list[str] = []
+
+    def install(self, put: Callable[[Any, str, Any], None]) -> FileCalls:
+        """Put the counting calls in the places of the real ones, by `put(object, name, value)`."""
+        for name in OS_CALLS:
+            real = getattr(os, name) if name != "fsync" or self.sync else (lambda descriptor: None)
+            put(os, name, self.counted(name, real))
+        put(mlpconv.files, "open", self.opened)
+        return self
+
+    def tick(self, name: str) -> None:
+        self.count += 1
+        self.names.append(name)
+        self.act(self.count)
+
+    def counted(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            self.tick(name)
+            return real(*args, **options)
+
+        return call
+
+    def opened(self, path: Path, mode: str) -> Any:
+        self.tick("open")
+        return TornFile(path.open(mode), self)
+
+
+class TornFile:
+    """A file whose write, where it fails or dies, has already written half."""
+
+    def __init__(self, file: Any, calls: FileCalls) -> None:
+        self.file, self.calls = file, calls
+
+    def write(self, content: bytes) -> int:
+        try:
+            self.calls.tick("write")
+        except BaseException:
+            self.file.write(content[: len(content) // 2])
+            self.file.flush()
+            raise
+        written: int = self.file.write(content)
+        return written
+
+    def __enter__(self) -> TornFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+def fail_at(number: int, code: int) -> Callable[[int], None]:
+    """The call of that number fails with an errno; those after it work."""
+
+    def act(count: int) -> None:
+        if count == number:
+            raise OSError(code, os.strerror(code))
+
+    return act
+
+
+def die_at(number: int) -> Callable[[int], None]:
+    """From the call of that number on, nothing reaches the disk."""
+
+    def act(count: int) -> None:
+        if count >= number:
+            raise Killed
+
+    return act
+
+
+def exit_at(number: int) -> Callable[[int], None]:
+    """The process ends before the call of that number, without any clean-up."""
+
+    def act(count: int) -> None:
+        if count == number:
+            os._exit(137)
+
+    return act
+
+
+def put(owner: Any, name: str, value: Any) -> None:
+    """Replace an attribute for good: in a child that is about to end."""
+    setattr(owner, name, value)

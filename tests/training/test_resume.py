@@ -1,0 +1,259 @@
+"""Exact resume: killed anywhere, any number of times, with any number of workers, a run ends with the same bits."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from mlpconv.errors import Interrupted
+from mlpconv.training import checkpoint
+from mlpconv.training.progress import Progress
+
+Results = dict[str, Any]
+Read = Callable[[Path], Results]
+EPOCHS, BATCH = 3, 256  # of 1,150 digits: five steps an epoch
+STEPS = 15
+
+
+class Reference:
+    """A recipe file, what an undisturbed run of it ends with, and how long that takes."""
+
+    def __init__(self, kind: str, recipe: Path, results: Results, seconds: float) -> None:
+        self.kind, self.recipe, self.results, self.seconds = kind, recipe, results, seconds
+
+
+@pytest.fixture(scope="module", params=["sgd", "muon"])
+def reference(
+    request: pytest.FixtureRequest,
+    trainers: Any,
+    recipe_file: Callable[..., Path],
+    results: Read,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Reference:
+    recipe = recipe_file(request.param, epochs=EPOCHS, batch_size=BATCH)
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    ended = trainers("train", "digits", "--recipe", recipe, "--out", folder)
+    assert ended.code == 0, ended.output
+    assert (folder / "report.html").is_file()
+    return Reference(request.param, recipe, results(folder), ended.seconds)
+
+
+def order(reference: Reference, folder: Path) -> list[object]:
+    """The command that starts the run, or goes on with it where there is one."""
+    if (folder / "recipe.json").exists():
+        return ["train", "digits", "--out", folder, "--resume"]
+    return ["train", "digits", "--recipe", reference.recipe, "--out", folder]
+
+
+def finish(trainers: Any, reference: Reference, folder: Path) -> None:
+    ended = trainers(*order(reference, folder))
+    assert ended.code == 0, ended.output
+
+
+def check_folder(folder: Path) -> None:
+    """After a kill every checkpoint is whole, and the files of the run are."""
+    assert checkpoint.latest(folder / "checkpoints")[1] == []
+    for path in [*folder.glob("*.json"), *folder.glob("*.csv")]:
+        assert path.read_bytes().endswith(b"\n"), path
+
+
+def batter(trainers: Any, reference: Reference, results: Read, folder: Path, draw: random.Random) -> int:
+    """Kill one run at random moments, resume it each time with another number of workers, compare; returns the kills."""
+    kills = 0
+    for _ in range(5):
+        words = [*order(reference, folder), "--set", f"workers={draw.choice([0, 1, 2, 4])}"]
+        ended = trainers(*words, kill_after=draw.uniform(0, reference.seconds))
+        assert ended.code in (0, -signal.SIGKILL), ended.output
+        kills += ended.code != 0
+        check_folder(folder)
+        if ended.code == 0:
+            break
+    else:
+        finish(trainers, reference, folder)
+    assert results(folder) == reference.results
+    assert not list(folder.rglob(".*.part")) and not list(folder.rglob(".staging-*"))
+    return kills
+
+
+def test_a_run_killed_at_random_moments_ends_with_the_same_bits(
+    trainers: Any, reference: Reference, results: Read, tmp_path: Path
+) -> None:
+    draw, kills, runs = random.Random(reference.kind), 0, 0
+    while kills < 12:
+        runs += 1
+        kills += batter(trainers, reference, results, tmp_path / f"run-{runs}", draw)
+    assert kills >= 12
+
+
+@pytest.mark.slow
+def test_two_hundred_kills(trainers: Any, reference: Reference, results: Read, tmp_path: Path) -> None:
+    draw, kills, runs = random.Random(f"{reference.kind} slow"), 0, 0
+    while kills < 100:  # for each of the two references
+        runs += 1
+        kills += batter(trainers, reference, results, tmp_path / f"run-{runs}", draw)
+    assert kills >= 100
+
+
+def test_the_command_itself_killed_and_resumed_in_new_processes(
+    recipe_file: Callable[..., Path], trainers: Any, results: Read, tmp_path: Path
+) -> None:
+    recipe = recipe_file("sgd", epochs=EPOCHS, batch_size=BATCH)
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert trainers("train", "digits", "--recipe", recipe, "--out", straight).code == 0
+    command = [sys.executable, "-m", "mlpconv", "train", "digits", "--out", str(killed)]
+    with subprocess.Popen([*command, "--recipe", str(recipe)], stdout=subprocess.DEVNULL) as process:
+        while not (killed / "checkpoints" / "step-000000003").exists():
+            assert process.poll() is None
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert results(killed) == results(straight)
+
+
+# In this process: every single file call of a run, every step, every boundary
+
+
+@pytest.fixture(scope="module", params=["sgd", "muon"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def straight(fit_tiny: Callable[..., Any], kind: str, results: Read, tmp_path: Path) -> Results:
+    fit_tiny(tmp_path / "straight", kind)
+    return results(tmp_path / "straight")
+
+
+def dying_run(
+    fit: Callable[..., Any], faults: ModuleType, monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None], folder: Path, kind: str
+) -> list[str]:
+    """Train, or go on, while `act` comes before each file call; returns the names of the calls."""
+    with monkeypatch.context() as patch:
+        calls = faults.FileCalls(act, sync=False)
+        calls.install(lambda owner, name, value: patch.setattr(owner, name, value, raising=False))
+        try:
+            if (folder / "recipe.json").exists():
+                fit(folder, kind, resume=True)
+            else:
+                fit(folder, kind)
+        except faults.Killed:
+            calls.names.append("killed")
+    return list(calls.names)
+
+
+def test_whichever_file_call_a_run_dies_at_it_ends_with_the_same_bits(
+    fit_tiny: Callable[..., Any],
+    faults: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    results: Read,
+    tmp_path: Path,
+) -> None:
+    names = dying_run(fit_tiny, faults, monkeypatch, lambda _: None, tmp_path / "straight", "sgd")
+    straight = results(tmp_path / "straight")
+    assert names.count("replace") == 3 + 2 * 2 and names.count("rename") == 4  # three about the run, two an epoch, four steps
+    for number in range(1, len(names) + 1):
+        folder = tmp_path / f"dies-at-{number}"
+        assert dying_run(fit_tiny, faults, monkeypatch, faults.die_at(number), folder, "sgd")[-1] == "killed"
+        check_folder(folder) if folder.exists() else None
+        dying_run(fit_tiny, faults, monkeypatch, lambda _: None, folder, "sgd")
+        assert results(folder) == straight, names[:number]
+        assert not list(folder.rglob(".*.part")), names[:number]
+
+
+@pytest.mark.parametrize("life", [31, 43])
+def test_lives_of_a_few_file_calls_add_up_to_the_same_bits(
+    fit_tiny: Callable[..., Any],
+    faults: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    results: Read,
+    tmp_path: Path,
+    kind: str,
+    straight: Results,
+    life: int,
+) -> None:
+    folder, lives = tmp_path / "run", 1
+    while dying_run(fit_tiny, faults, monkeypatch, faults.die_at(life), folder, kind)[-1] == "killed":
+        lives += 1
+        assert lives < 20
+    assert lives >= 3
+    assert results(folder) == straight
+
+
+class SignalAt(Progress):
+    """Sends this process a signal when some steps are done."""
+
+    def __init__(self, number: int, steps: set[int]) -> None:
+        self.number, self.steps = number, steps
+
+    def step(self, step: int, loss: float, accuracy: float, images: int) -> None:
+        if step in self.steps:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4])
+def test_stopped_after_any_step_also_before_validation_it_ends_with_the_same_bits(
+    fit_tiny: Callable[..., Any], results: Read, tmp_path: Path, kind: str, straight: Results, step: int
+) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(Interrupted, match=f"after step {step} of 4") as stopped:
+        fit_tiny(folder, kind, progress=SignalAt(signal.SIGTERM, {step}), checkpoint_minutes=5)
+    assert stopped.value.exit_code == 143
+    fit_tiny(folder, resume=True)
+    assert results(folder) == straight
+
+
+def test_stopped_after_every_step_it_ends_with_the_same_bits(
+    fit_tiny: Callable[..., Any], results: Read, tmp_path: Path, kind: str, straight: Results
+) -> None:
+    folder, stops = tmp_path / "run", 0
+    while True:
+        try:
+            resume = {"resume": True} if stops else {"checkpoint_minutes": 5}
+            fit_tiny(folder, kind, progress=SignalAt(signal.SIGINT, {1, 2, 3, 4}), **resume)
+            break
+        except Interrupted as stopped:
+            stops += 1
+            assert stopped.exit_code == 130
+    assert stops == 4
+    assert results(folder) == straight
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 4])
+def test_the_number_of_workers_changes_no_bit(
+    fit_tiny: Callable[..., Any], results: Read, tmp_path: Path, kind: str, straight: Results, workers: int
+) -> None:
+    fit_tiny(tmp_path / "run", kind, workers=workers)
+    assert results(tmp_path / "run") == straight
+
+
+def test_another_seed_changes_every_weight(
+    fit_tiny: Callable[..., Any], results: Read, tmp_path: Path, straight: Results, kind: str
+) -> None:
+    fit_tiny(tmp_path / "run", kind, seed=1)
+    other = results(tmp_path / "run")
+    weights = [name for name in straight if name.endswith("weight")]
+    assert len(weights) > 20 and all(other[name] != straight[name] for name in weights)
+
+
+def test_a_damaged_newest_checkpoint_costs_time_and_nothing_else(
+    fit_tiny: Callable[..., Any], results: Read, tmp_path: Path, kind: str, straight: Results
+) -> None:
+    folder, told = tmp_path / "run", []
+    fit_tiny(folder, kind)
+    damaged = folder / "checkpoints" / "step-000000004" / "optimizer.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    progress = Progress()
+    progress.note = told.append  # type: ignore[method-assign]
+    fit_tiny(folder, resume=True, progress=progress)
+    assert any(str(damaged) in note for note in told)
+    assert results(folder) == straight
