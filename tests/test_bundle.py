@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mlpconv import bundle
-from mlpconv.bundle import Classifier, modelfile
+from mlpconv.bundle import Classifier, modelfile, template
 from mlpconv.errors import ModelFileError, NonFiniteError, UsageError
 from mlpconv.models import create_model, list_models
 from mlpconv.preprocessing import STEPS, Preprocessing
@@ -125,6 +125,8 @@ def test_channels_last_and_shared_weights_are_saved_whole(tmp_path: Path) -> Non
         parameter.data = pool[place : place + parameter.numel()].view_as(parameter)
         place += parameter.numel()
     model.to(memory_format=torch.channels_last)
+    norms = model.blocks[0].norms
+    norms[0].weight = norms[1].weight  # one tensor under two names
     save(tmp_path / "m", model=model, preprocessing=preprocessing)
     loaded = bundle.load(tmp_path / "m").model.state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
@@ -138,11 +140,42 @@ def test_loading_moves_no_random_numbers(tmp_path: Path) -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("init", ["paper", "identity"])
-def test_loading_does_not_import_the_compiler(tmp_path: Path, init: str) -> None:
-    model, preprocessing = make_parts(size=(3, 8, 8), steps=("gcn", "zca", "lcn"), init=init)
-    path = save(tmp_path / "m", model=model, preprocessing=preprocessing, input_size=(3, 8, 8))
-    code = f"import sys, mlpconv; mlpconv.load({str(path)!r}); print('torch._dynamo' in sys.modules)"
+class WithMemory(nn.Module):
+    """A part with random first values, and with a buffer that no file holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(3).uniform_())
+        self.register_buffer("window", torch.full((2,), 0.5), persistent=False)
+
+
+def test_a_part_with_buffers_of_its_own_is_built_anew_without_moving_random_numbers() -> None:
+    with torch.device("meta"):
+        part = WithMemory()
+    before = torch.random.get_rng_state()
+    made = template._fill(part, WithMemory, "x", {"x.weight": torch.tensor([1.0, 2, 3])})
+    assert made.weight.tolist() == [1, 2, 3]
+    assert made.window.tolist() == [0.5, 0.5]
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_loading_does_not_import_the_compiler(tmp_path: Path) -> None:
+    """Whatever first values a network or a preprocessing would start with."""
+    files = [str(tmp_path / "steps")]
+    model, preprocessing = make_parts(size=(3, 8, 8), steps=("gcn", "zca", "lcn", "mean"))
+    save(tmp_path / "steps", model=model, preprocessing=preprocessing, input_size=(3, 8, 8))
+    for name in ("googlenet", "nin_tiny"):
+        for init in ("paper", "identity"):
+            files.append(str(tmp_path / f"{name} {init}"))
+            model = create_model(name, num_classes=5, in_channels=3, init=init, width=0.125)
+            size = (3, *model.input_size[1:])
+            save(
+                Path(files[-1]),
+                model=model,
+                preprocessing=Preprocessing.create(["scale"], 3, size[1:]),
+                input_size=size,
+            )
+    code = f"import sys, mlpconv; [mlpconv.load(file) for file in {files}]; print('torch._dynamo' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
     assert out == "False\n"
 

@@ -106,6 +106,9 @@ def test_calibration_error_of_known_cases() -> None:
     assert judge(sure, np.ones(10, int)).calibration_error == pytest.approx(1)
     assert judge(sure * 0, np.arange(10) % 2).calibration_error == pytest.approx(0)
     assert judge(sure, np.array([0] * 7 + [1] * 3)).calibration_error == pytest.approx(0.3)
+    neighbours = np.log([[0.9, 0.1]] * 10 + [[0.99, 0.01]] * 10)  # too modest in one bin, too sure in the next
+    found = judge(neighbours.astype(np.float32), np.array([0] * 10 + [0, 1] * 5))
+    assert found.calibration_error == pytest.approx((0.1 + 0.49) / 2, abs=1e-6)
 
 
 @given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))

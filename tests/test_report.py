@@ -244,6 +244,15 @@ def test_whatever_stands_in_the_files_gives_a_page(tmp_path: Path, value: dict[s
     assert Page(write_report(tmp_path)).open == []
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "1e999", True, [0.5], None])
+def test_a_measure_that_is_no_number_is_left_out(run: Path, value: Any) -> None:
+    (run / "evaluation.json").write_text(json.dumps(EVALUATION | {"error": value, "log_loss": value}))
+    page = Page(write_report(run))
+    assert "validation accuracy" not in page.text
+    assert not [row for row in page.rows if row[0] in ("error", "log loss")]
+    assert ["calibration error (15 bins)", "0.0456"] in page.rows
+
+
 def test_many_classes_are_folded_away(run: Path) -> None:
     rows = [EVALUATION["per_class"][0] | {"class": f"class {k}"} for k in range(100)]
     (run / "evaluation.json").write_text(json.dumps(EVALUATION | {"per_class": rows}))

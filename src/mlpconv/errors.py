@@ -21,6 +21,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = [
     "CheckpointError",
@@ -83,8 +87,9 @@ class CheckpointError(MlpconvError):
 class Interrupted(MlpconvError):
     """A run that was asked to stop by a signal; everything up to there is saved."""
 
-    def __init__(self, message: str, signal_number: int) -> None:
+    def __init__(self, message: str, signal_number: int, folder: Path | None = None) -> None:
         super().__init__(message)
+        self.signal_number, self.folder = signal_number, folder
         self.exit_code = 128 + signal_number
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mlpconv import bundle
@@ -23,7 +24,7 @@ from mlpconv.preprocessing import Preprocessing
 from mlpconv.summary import summarise
 from mlpconv.training import Progress, Recipe, checkpoint, find_recipe
 from mlpconv.training.environment import describe
-from mlpconv.training.folder import RunFolder
+from mlpconv.training.folder import RunFolder, refuse_content
 from mlpconv.training.initialise import choose_precision, whiten
 from mlpconv.training.loop import Trainer
 from mlpconv.training.memory import keep_freed_memory
@@ -44,7 +45,7 @@ USUAL_MODEL = {
 LARGEST_TINY = 40  # side in pixels up to which nin_tiny is the default
 MODEL_OPTIONS = ("activation", "pool_first", "pool2", "dropout", "last_relu", "init")
 FREE_TO_CHANGE = ("workers", "checkpoint_minutes")  # what a resumed run may do otherwise without changing a bit
-WHITENING_IMAGES = 2000
+WHITENING_IMAGES, WHITENING_VALUES = 2000, 1 << 23  # of the training images; values in all of them
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,9 @@ def fit(
     else:
         stored = asked = chosen(recipe, name).with_settings(**settings)
     dataset = load(data, stored, data_root)
-    plan = with_epochs(asked, len(dataset.split("train")))
+    for sentence in dataset.notes:
+        progress.note(sentence)
+    plan = fitted_to(asked, dataset)
     if resume:
         refuse_changes(folder, stored, plan)
     device = choose_device(plan)
@@ -126,10 +129,13 @@ def refuse_changes(folder: RunFolder, stored: Recipe, asked: Recipe) -> None:
             )
 
 
-def with_epochs(recipe: Recipe, length: int) -> Recipe:
-    """The recipe with as many epochs over `length` images as its least number of steps asks for."""
-    per_epoch = Order(length, recipe.batch_size, recipe.seed).steps_per_epoch
-    return recipe.with_settings(epochs=max(recipe.epochs, -(-recipe.min_steps // per_epoch)))
+def fitted_to(recipe: Recipe, dataset: Dataset) -> Recipe:
+    """The recipe with what it leaves open decided: epochs by its least number of steps, flips by the images' colour."""
+    per_epoch = Order(len(dataset.split("train")), recipe.batch_size, recipe.seed).steps_per_epoch
+    flip = recipe.flip
+    if flip == "auto":
+        flip = "random" if dataset.channels == 3 else "none"  # grey images are as often signs, digits and letters
+    return recipe.with_settings(epochs=max(recipe.epochs, -(-recipe.min_steps // per_epoch)), flip=flip)
 
 
 def load(data: str | Path | Dataset, recipe: Recipe, root: str | Path | None) -> Dataset:
@@ -153,12 +159,13 @@ def make_model(dataset: Dataset, recipe: Recipe) -> Network:
     side = min(dataset.size)
     usual = USUAL_MODEL.get(dataset.name, "nin_tiny" if side <= LARGEST_TINY else "nin_photo")
     options: dict[str, Any] = {key: getattr(recipe, key) for key in MODEL_OPTIONS if getattr(recipe, key) is not None}
+    options["size"] = dataset.size
     if recipe.norm != "network":
         options["norm"] = None if recipe.norm == "none" else recipe.norm
     if recipe.width != 1.0:
         options["width"] = recipe.width
     if recipe.head != "gap":
-        options |= {"head": recipe.head, "size": dataset.size}
+        options["head"] = recipe.head
     torch.manual_seed(recipe.seed)
     model = create_model(
         usual if recipe.model == "auto" else recipe.model,
@@ -197,6 +204,7 @@ def train(
     preprocessing, model = preprocessing.to(device), model.to(device)
     found = newest(folder, dataset, progress) if resume else None
     if not resume:
+        refuse_content(folder.path)  # another trainer may have come and gone before the lock was ours
         folder.write_json("data.json", facts(dataset))
         folder.write_json("recipe.json", recipe.to_dict())  # last: with it there is a run to go on with
     split = dataset.split("train")
@@ -252,7 +260,8 @@ def begin(
     if found is None:
         if recipe.whiten:
             some = torch.randperm(pipeline.order.length, generator=generator(recipe.seed, "whiten", 0))
-            images = pipeline.preprocessing(pipeline.gather(some[:WHITENING_IMAGES]))
+            most = max(1, min(WHITENING_IMAGES, WHITENING_VALUES // int(np.prod(pipeline.images.shape[1:]))))
+            images = pipeline.preprocessing(pipeline.gather(some[:most]))
             whiten(model.first_conv, images)
         precision, sentence = choose_precision(model.train(), pipeline(0), recipe)
         progress.note(sentence)

@@ -171,6 +171,8 @@ def test_an_unknown_operation_gives_an_upper_bound_and_says_so() -> None:
     assert any("im2col" in note for note in result.notes)
     assert all(axis.whole for axis in result.rows[-1].field or ())
     assert not profile(GRAPHS["residual"], (3, 24, 18)).notes
+    chosen = Lambda(lambda m, x: m.a(x)[:, x.mean((0, 2, 3)).argsort()], a=conv(3, 4, 3))
+    assert any("index" in note for note in profile(chosen, (3, 9, 9)).notes)
 
 
 def test_the_oracle_sees_a_wrong_answer() -> None:

@@ -132,6 +132,8 @@ def test_kinds(layer: nn.Module, kind: str) -> None:
 
 
 def test_the_small_work_is_counted_apart() -> None:
+    assert profile(nn.Linear(9, 5, bias=False), (2, 9, 9)).totals.bias_adds == 0
+    assert profile(nn.Linear(9, 5), (2, 9, 9)).totals.bias_adds == 2 * 9 * 5
     pool = profile(nn.MaxPool2d(3, 2), (2, 9, 9)).totals
     assert (pool.macs, pool.pool_ops, pool.other_ops) == (0, 2 * 16 * 9, 0)
     norm = profile(nn.BatchNorm2d(2), (2, 9, 9)).totals

@@ -184,6 +184,10 @@ GRAPHS: dict[str, nn.Module] = {
     "stacked": Lambda(lambda m, x: torch.stack([m.a(x), m.b(x)], 2).amax(2), a=conv(3, 4, 3, 1, 1), b=conv(3, 4, 1)),
     "rows forgotten": Lambda(lambda m, x: m.a(x) * m.b(x).mean(3, keepdim=True), a=conv(3, 4, 3), b=conv(3, 4, 3)),
     "pixel shuffle": nn.Sequential(conv(3, 8, 3, 2), nn.PixelShuffle(2)),
+    "softmax along rows": Lambda(lambda m, x: m.b(m.a(x).softmax(3)), a=conv(3, 4, 3, 2), b=conv(4, 4, 2)),
+    "gated": Lambda(
+        lambda m, x: F.glu(torch.cat([m.a(x), m.b(x)], 1), 1), a=conv(3, 4, 3, 1, 1), b=conv(3, 4, (1, 5), 1, (0, 2))
+    ),
     "maxout": nn.Sequential(conv(3, 8, 3, 2), Maxout(2)),
     "dynamic kernel": Lambda(
         lambda m, x: F.conv2d(x, (m.a(x).mean((0, 2, 3)).reshape(4, 3, 1, 1)).expand(4, 3, 3, 3)), a=conv(3, 12, 3)

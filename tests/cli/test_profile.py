@@ -95,7 +95,7 @@ def test_a_narrow_terminal_gets_the_columns_that_fit(
     assert main(["profile", "nin_cifar10"]) == 0
     out = capsys.readouterr().out
     assert all(column in out for column in set(COLUMNS) - set(SPARE))
-    assert "No room for output, MAC/byte, start, padded:" in out
+    assert "No room for output, activation, MAC/byte, start, padded:" in out
     assert "…" not in out
     assert "blocks.2.activations.2" in out
 

@@ -9,6 +9,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -54,10 +55,8 @@ def server() -> Iterator[Server]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             state.requests.append((self.path, self.headers.get("Range")))
-            try:
+            with suppress(BrokenPipeError, ConnectionResetError):
                 state.answer(self)
-            except (BrokenPipeError, ConnectionResetError):
-                pass
 
         def log_message(self, *_: object) -> None:
             pass
@@ -139,7 +138,7 @@ def test_a_broken_connection_is_taken_up_where_it_broke(server: Server, tmp_path
 
 def test_a_server_that_never_sends_all_is_given_up(server: Server, tmp_path: Path) -> None:
     server.answer = lambda handler: send(handler, CONTENT[:1000], len(CONTENT), ranges=False)
-    with pytest.raises(DownloadError, match=r"the connection ended after 1,000 of .*put it into .*goes on where it stopped"):
+    with pytest.raises(DownloadError, match=r"ended after 1,000 of .*put it into .*goes on where it stopped"):
         get(server, tmp_path)
     assert len(server.requests) == 2
     assert [p.name for p in tmp_path.iterdir()] == ["set.bin.part"]
@@ -181,9 +180,9 @@ def test_an_endless_answer_is_cut_off(server: Server, tmp_path: Path) -> None:
 
     server.answer = endless
     start = time.monotonic()
-    with pytest.raises(DownloadError, match="sends more than|checksum"):
+    with pytest.raises(DownloadError, match="sends more than"):
         get(server, tmp_path)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 9
     assert not (tmp_path / "set.bin").exists()
     assert sum(p.stat().st_size for p in tmp_path.iterdir()) <= len(CONTENT)
 

@@ -198,7 +198,7 @@ def test_links_pipes_and_circles(pictures: Pictures) -> None:
     shutil.copy(top / "dog" / "02.png", top / "cat" / "deep" / "er")
     start = time.monotonic()
     data = open_data(top, val_fraction=0)
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 5
     names = set(data.split("train").names or ())
     assert {"cat/linked.png", "cat/deep/er/02.png"} <= names
     assert len(names) == 6 + 2 + 5
@@ -322,8 +322,8 @@ def test_warnings_of_pillow_do_not_reach_the_user(pictures: Pictures, recwarn: p
     assert content[2:4] == b"\xff\xe0"  # without this segment Pillow looks for the resolution in the EXIF data
     content = content[:2] + content[4 + int.from_bytes(content[4:6], "big") :]
     (top / "cat" / "odd.jpg").write_bytes(content)
-    with pytest.warns(UserWarning, match="Truncated File Read|Corrupt EXIF"), Image.open(top / "cat" / "odd.jpg") as image:
-        image.load()
+    with pytest.warns(UserWarning, match="Truncated File Read|Corrupt EXIF"):
+        Image.open(io.BytesIO(content)).load()
     assert decode(top / "cat" / "odd.jpg").shape == (3, 19, 19)
     data = open_data(top, max_bad=0)
     assert len(data.split("train")) + len(data.split("val")) == 7

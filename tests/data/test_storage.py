@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlpconv.data import Split, holdout
-from mlpconv.data import storage
+from mlpconv.data import Split, holdout, storage
 from mlpconv.errors import DataError
 
 
@@ -68,7 +67,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
         for path in (pipe, door, tmp_path, Path("/dev/zero")):
             with pytest.raises(DataError, match="not a regular file"):
                 storage.open_regular(path)
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < 5
     with pytest.raises(DataError, match="not a file name"):
         storage.open_regular(Path("a\0b"))
     with pytest.raises(FileNotFoundError):

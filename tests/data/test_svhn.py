@@ -124,6 +124,7 @@ def test_both_byte_orders(tmp_path: Path, order: str) -> None:
 
 
 Y = variable("<", b"y", (1, 1), 9, element("<", 2, b"\1"))
+ONE = element("<", 2, bytes(3072))  # the pixels of one image
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,7 @@ Y = variable("<", b"y", (1, 1), 9, element("<", 2, b"\1"))
         (packed("<", variable("<", b"X", (32, 32, 3, 1), 9, b"")) + Y, "ends 4 bytes early"),
         (variable("<", b"X", (32, 32, 3, 1), 9, struct.pack("<II", 2, 2**32 - 1)) + Y, "not hold what it declares"),
         (variable("<", b"X", (32, 32, 3, 1), 9, element("<", 9, bytes(3072))) + Y, "not hold what it declares"),
-        (packed("<", variable("<", b"X", (32, 32, 3, 1), 9, element("<", 2, bytes(3072))) + bytes(9)) + Y, "more, or less"),
+        (packed("<", variable("<", b"X", (32, 32, 3, 1), 9, ONE) + bytes(9)) + Y, "more, or less"),
         (variable("<", b"X", (32, 32, 3, 2**31 - 1), 9, b"") + Y, "declares 2,147,483,647 images"),
         (variable("<", b"X", (32, 32, 3, -1), 9, b"") + Y, "declares -1 images"),
         (variable("<", b"X", (1,) * 9, 9, b""), "head of an array is too long"),
@@ -173,14 +174,14 @@ def test_every_truncation_and_every_flipped_bit(tmp_path: Path, packed: bool) ->
     assert read_svhn([path], [5]).labels.tolist() == [3]
     refused = 0
     ends = {content.index(struct.pack("<I", 15 if packed else 14), 128)}  # between two arrays a cut leaves a whole one
-    for cut in (*range(0, 300, 7), *range(300, len(content), 97)):
+    for cut in (*range(0, 300, 7), *range(300, len(content), 397)):
         path.write_bytes(content[:cut])
         if cut not in ends:
             with pytest.raises(DataError):
                 read_svhn([path], [5])
             refused += 1
-    assert refused > 50
-    for position in (*range(128, 300), *range(300, len(content), 23)):
+    assert refused > 30
+    for position in (*range(128, 300, 2), *range(300, len(content), 131)):
         changed = bytearray(content)
         changed[position] ^= 1 << position % 8
         path.write_bytes(changed)
@@ -190,4 +191,4 @@ def test_every_truncation_and_every_flipped_bit(tmp_path: Path, packed: bool) ->
             refused += 1
             continue
         assert not packed or np.array_equal(split.images[0], pixels[..., 0].transpose(2, 0, 1))
-    assert refused > 100
+    assert refused > 50

@@ -48,7 +48,8 @@ class Trainers:
 
     def __call__(self, *argv: object, **order: Any) -> SimpleNamespace:
         """Run `mlpconv ARGV` to its end, and say how it ended: code, output, seconds, lag."""
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.write(json.dumps({"argv": [str(word) for word in argv], **order}) + "\n")
         self.process.stdin.flush()
         return SimpleNamespace(**json.loads(self.process.stdout.readline()))
@@ -58,16 +59,16 @@ class Trainers:
 def trainers() -> Iterator[Trainers]:
     served = Trainers()
     yield served
-    assert served.process.stdin is not None
-    served.process.stdin.close()
-    assert served.process.wait(60) == 0
+    served.process.communicate(timeout=60)
+    assert served.process.returncode == 0
 
 
 @pytest.fixture(scope="session")
 def faults() -> ModuleType:
     """The module faults.py beside this file."""
     spec = importlib.util.spec_from_file_location("training_faults", HERE / "faults.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -120,7 +121,7 @@ def fit_tiny(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
 
 @pytest.fixture(scope="session")
 def results() -> Callable[[Path], dict[str, Any]]:
-    """All that two runs must share to the last bit: weights kept, the last checkpoint, and metrics.csv, but for clocks."""
+    """All that two runs must share to the last bit: weights, the last checkpoint, and metrics.csv, but for clocks."""
     import csv
 
     import safetensors.numpy

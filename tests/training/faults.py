@@ -1,11 +1,11 @@
-"""File calls that fail, or that a process dies at, by number: for tests, and for the trainers they fork."""
+"""File calls that fail, or that a process dies at, by number."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import mlpconv.files
 
@@ -13,20 +13,20 @@ OS_CALLS = ("open", "fsync", "mkdir", "rename", "replace", "unlink", "rmdir", "w
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL inside one process: once raised, every later file call raises it too, so nothing is cleaned up."""
+    """Stands for SIGKILL inside one process: once raised, every later file call raises it too, and nothing is tidied."""
 
 
 class FileCalls:
     """Counts the calls that change files, and lets `act(number)` fail or end the process before each of them."""
 
-    def __init__(self, act: Callable[[int], None], sync: bool = True) -> None:
-        self.act, self.sync, self.count = act, sync, 0
+    def __init__(self, act: Callable[[int], None]) -> None:
+        self.act, self.count = act, 0
         self.names: list[str] = []
 
     def install(self, put: Callable[[Any, str, Any], None]) -> FileCalls:
         """Put the counting calls in the places of the real ones, by `put(object, name, value)`."""
         for name in OS_CALLS:
-            real = getattr(os, name) if name != "fsync" or self.sync else (lambda descriptor: None)
+            real = getattr(os, name) if name != "fsync" else (lambda _: None)  # no machine is to go down here
             put(os, name, self.counted(name, real))
         put(mlpconv.files, "open", self.opened)
         return self
@@ -64,7 +64,7 @@ class TornFile:
         written: int = self.file.write(content)
         return written
 
-    def __enter__(self) -> TornFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -92,18 +92,3 @@ def die_at(number: int) -> Callable[[int], None]:
             raise Killed
 
     return act
-
-
-def exit_at(number: int) -> Callable[[int], None]:
-    """The process ends before the call of that number, without any clean-up."""
-
-    def act(count: int) -> None:
-        if count == number:
-            os._exit(137)
-
-    return act
-
-
-def put(owner: Any, name: str, value: Any) -> None:
-    """Replace an attribute for good: in a child that is about to end."""
-    setattr(owner, name, value)

@@ -77,7 +77,8 @@ def test_the_newest_comes_back_to_the_last_bit_and_three_are_kept(tmp_path: Path
     for step in (9, 10, 11, 100):
         assert save(tmp_path, step).is_dir()
     found, notes = checkpoint.latest(tmp_path)
-    assert is_step(found, 100) and notes == []
+    assert is_step(found, 100)
+    assert notes == []
     assert [path.name for path in checkpoint.steps(tmp_path)] == ["step-000000100", "step-000000011", "step-000000010"]
     assert litter(tmp_path) == []
 
@@ -86,7 +87,9 @@ def test_memory_layouts_and_empty_groups_survive(tmp_path: Path) -> None:
     weight = torch.randn(5, 3, 2, 2).to(memory_format=torch.channels_last)
     checkpoint.save(tmp_path, 1, {"model": {"weight": weight}, "optimizer": {}}, {})
     found, _ = checkpoint.latest(tmp_path)
-    assert found is not None and torch.equal(found[0]["model"]["weight"], weight) and found[0]["optimizer"] == {}
+    assert found is not None
+    assert torch.equal(found[0]["model"]["weight"], weight)
+    assert found[0]["optimizer"] == {}
 
 
 def test_the_same_step_again_takes_the_place_of_a_damaged_one(folder: Path) -> None:
@@ -94,7 +97,9 @@ def test_the_same_step_again_takes_the_place_of_a_damaged_one(folder: Path) -> N
     assert is_step(checkpoint.latest(folder)[0], 1)
     save(folder, 2)
     found, notes = checkpoint.latest(folder)
-    assert is_step(found, 2) and notes == [] and litter(folder) == []
+    assert is_step(found, 2)
+    assert notes == []
+    assert litter(folder) == []
 
 
 def test_damaged_newer_ones_do_not_push_out_whole_ones(folder: Path) -> None:
@@ -105,7 +110,8 @@ def test_damaged_newer_ones_do_not_push_out_whole_ones(folder: Path) -> None:
         save(folder, step)
     assert [int(path.name[5:]) for path in checkpoint.steps(folder)] == [60, 50, 5, 4, 3]
     found, notes = checkpoint.latest(folder)
-    assert is_step(found, 5) and len(notes) == 2
+    assert is_step(found, 5)
+    assert len(notes) == 2
     for step in (60, 70):
         save(folder, step)
     assert [int(path.name[5:]) for path in checkpoint.steps(folder)] == [70, 60, 50]
@@ -122,7 +128,7 @@ def acting(faults: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Install:
 
     def install(act: Callable[[int], None], work: Callable[[], object]) -> list[str]:
         with monkeypatch.context() as patch:
-            calls = faults.FileCalls(act, sync=False)
+            calls = faults.FileCalls(act)
             calls.install(lambda owner, name, value: patch.setattr(owner, name, value, raising=False))
             work()
         return calls.names
@@ -170,11 +176,14 @@ def test_whichever_call_of_a_save_fails_the_one_before_stays(
             acting(faults.fail_at(number, ERRNOS[name]), lambda copy=copy: save(copy, step))
         except CheckpointError as error:
             failed += 1
-            assert os.strerror(ERRNOS[name]) in str(error) and f"step {step}" in str(error) and "--resume" in str(error)
+            assert os.strerror(ERRNOS[name]) in str(error)
+            assert f"step {step}" in str(error)
+            assert "--resume" in str(error)
         found, notes = checkpoint.latest(copy)
         assert (is_step(found, step) and notes == []) or is_step(found, whole)
         save(copy, 4)
-        assert is_step(checkpoint.latest(copy)[0], 4) and litter(copy) == []
+        assert is_step(checkpoint.latest(copy)[0], 4)
+        assert litter(copy) == []
     assert failed >= names.index("rename") >= 15
 
 
@@ -195,7 +204,8 @@ def test_wherever_a_save_dies_the_newest_is_the_old_one_or_the_new(
         states.append("new" if is_step(found, step) else "old" if is_step(found, 2 if step == 3 else 1) else "neither")
         assert step == 2 or notes == []
         save(copy, 4)
-        assert is_step(checkpoint.latest(copy)[0], 4) and litter(copy) == []
+        assert is_step(checkpoint.latest(copy)[0], 4)
+        assert litter(copy) == []
     renamed = names.index("rename") + 1
     assert states == ["old"] * renamed + ["new"] * (len(names) - renamed)
 
@@ -241,12 +251,14 @@ def test_a_torn_file_is_named_and_the_older_checkpoint_taken(folder: Path, name:
         path.write_bytes(whole[:length])
         found, (note,) = checkpoint.latest(folder)
         assert is_step(found, 1)
-        assert str(path.parent) in note and name in note
+        assert str(path.parent) in note
+        assert name in note
     path.write_bytes(whole + b"\0")
     assert is_step(checkpoint.latest(folder)[0], 1)
     path.unlink()
     found, (note,) = checkpoint.latest(folder)
-    assert is_step(found, 1) and name in note
+    assert is_step(found, 1)
+    assert name in note
     path.write_bytes(whole)
     assert is_step(checkpoint.latest(folder)[0], 2)
 
@@ -260,7 +272,8 @@ def test_every_flipped_bit_is_found(folder: Path) -> None:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << draw.randrange(8)]) + whole[place + 1 :])
         found, (note,) = checkpoint.latest(folder)
         assert is_step(found, 1), (path.name, place)
-        assert str(path.parent) in note and (path.name in note or path.name == MANIFEST)
+        assert str(path.parent) in note
+        assert path.name in note or path.name == MANIFEST
         path.write_bytes(whole)
 
 
@@ -269,7 +282,9 @@ def test_where_all_are_damaged_none_is_taken_and_each_is_named(folder: Path) -> 
         (folder / f"step-{step:09d}" / "model.safetensors").write_bytes(b"")
     found, notes = checkpoint.latest(folder)
     assert found is None
-    assert [f"step-{step:09d}/model.safetensors" in note for step, note in zip((2, 1), notes, strict=True)] == [True] * 2
+    assert [f"step-{step:09d}/model.safetensors" in note for step, note in zip((2, 1), notes, strict=True)] == [
+        True
+    ] * 2
 
 
 # What lies
@@ -300,7 +315,8 @@ def test_a_pickle_is_never_read(folder: Path, tmp_path: Path) -> None:
     bomb = pickle.dumps(Bomb(canary))
     forge(folder, {"model.safetensors": bomb, "optimizer.safetensors": bomb, "state.json": b"{}"})
     found, (note,) = checkpoint.latest(folder)
-    assert is_step(found, 2) and "step-000000003 is damaged" in note
+    assert is_step(found, 2)
+    assert "step-000000003 is damaged" in note
     shutil.rmtree(folder / "step-000000003")
     forge(folder, {}, manifest=bomb)
     assert is_step(checkpoint.latest(folder)[0], 2)
@@ -347,7 +363,8 @@ def test_a_lying_manifest_is_refused(folder: Path, manifest: bytes) -> None:
     forge(folder, {"state.json": b"{}"}, manifest)
     before = sorted((path, path.stat().st_mtime_ns) for path in folder.parent.rglob("*"))
     found, (note,) = checkpoint.latest(folder)
-    assert is_step(found, 2) and "step-000000003" in note
+    assert is_step(found, 2)
+    assert "step-000000003" in note
     assert sorted((path, path.stat().st_mtime_ns) for path in folder.parent.rglob("*")) == before
 
 
@@ -367,7 +384,8 @@ def test_a_lying_tensor_file_is_refused(folder: Path, header: bytes) -> None:
     value = header if header[8:] == b"{}" else len(header).to_bytes(8, "little") + header + b"\0" * 4
     forge(folder, {"model.safetensors": value, "state.json": b"{}"})
     found, (note,) = checkpoint.latest(folder)
-    assert is_step(found, 2) and "step-000000003 is damaged" in note
+    assert is_step(found, 2)
+    assert "step-000000003 is damaged" in note
 
 
 @pytest.mark.parametrize("state", [b"[" * 100_000, b"{", b"\xff", b'{"a": 1e999'], ids=range(4))
@@ -383,7 +401,9 @@ def test_pipes_links_and_folders_in_the_place_of_files_do_not_block(folder: Path
     for make in (os.mkfifo, lambda here: here.symlink_to(elsewhere), os.mkdir):
         make(path)
         found, (note,) = checkpoint.latest(folder)
-        assert is_step(found, 1) and "not a regular file" in note and name in note
+        assert is_step(found, 1)
+        assert "not a regular file" in note
+        assert name in note
         if path.is_dir() and not path.is_symlink():
             path.rmdir()
         else:

@@ -41,9 +41,8 @@ def reference(
 ) -> Reference:
     recipe = recipe_file(request.param, epochs=EPOCHS, batch_size=BATCH)
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    ended = trainers("train", "digits", "--recipe", recipe, "--out", folder)
+    ended = trainers("train", "digits", "--recipe", recipe, "--out", folder, plain=True)
     assert ended.code == 0, ended.output
-    assert (folder / "report.html").is_file()
     return Reference(request.param, recipe, results(folder), ended.seconds)
 
 
@@ -55,7 +54,7 @@ def order(reference: Reference, folder: Path) -> list[object]:
 
 
 def finish(trainers: Any, reference: Reference, folder: Path) -> None:
-    ended = trainers(*order(reference, folder))
+    ended = trainers(*order(reference, folder), plain=True)
     assert ended.code == 0, ended.output
 
 
@@ -67,11 +66,11 @@ def check_folder(folder: Path) -> None:
 
 
 def batter(trainers: Any, reference: Reference, results: Read, folder: Path, draw: random.Random) -> int:
-    """Kill one run at random moments, resume it each time with another number of workers, compare; returns the kills."""
+    """Kill one run at random moments, go on each time with other workers, compare the end; returns the kills."""
     kills = 0
     for _ in range(5):
         words = [*order(reference, folder), "--set", f"workers={draw.choice([0, 1, 2, 4])}"]
-        ended = trainers(*words, kill_after=draw.uniform(0, reference.seconds))
+        ended = trainers(*words, plain=True, kill_after=draw.uniform(0, reference.seconds))
         assert ended.code in (0, -signal.SIGKILL), ended.output
         kills += ended.code != 0
         check_folder(folder)
@@ -80,7 +79,8 @@ def batter(trainers: Any, reference: Reference, results: Read, folder: Path, dra
     else:
         finish(trainers, reference, folder)
     assert results(folder) == reference.results
-    assert not list(folder.rglob(".*.part")) and not list(folder.rglob(".staging-*"))
+    assert not list(folder.rglob(".*.part"))
+    assert not list(folder.rglob(".staging-*"))
     return kills
 
 
@@ -88,10 +88,10 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(
     trainers: Any, reference: Reference, results: Read, tmp_path: Path
 ) -> None:
     draw, kills, runs = random.Random(reference.kind), 0, 0
-    while kills < 12:
+    while kills < 10:
         runs += 1
         kills += batter(trainers, reference, results, tmp_path / f"run-{runs}", draw)
-    assert kills >= 12
+    assert kills >= 10
 
 
 @pytest.mark.slow
@@ -108,7 +108,7 @@ def test_the_command_itself_killed_and_resumed_in_new_processes(
 ) -> None:
     recipe = recipe_file("sgd", epochs=EPOCHS, batch_size=BATCH)
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    assert trainers("train", "digits", "--recipe", recipe, "--out", straight).code == 0
+    assert trainers("train", "digits", "--recipe", recipe, "--out", straight, plain=True).code == 0
     command = [sys.executable, "-m", "mlpconv", "train", "digits", "--out", str(killed)]
     with subprocess.Popen([*command, "--recipe", str(recipe)], stdout=subprocess.DEVNULL) as process:
         while not (killed / "checkpoints" / "step-000000003").exists():
@@ -118,6 +118,7 @@ def test_the_command_itself_killed_and_resumed_in_new_processes(
     done = subprocess.run([*command, "--resume"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert results(killed) == results(straight)
+    assert (killed / "report.html").is_file()
 
 
 # In this process: every single file call of a run, every step, every boundary
@@ -135,11 +136,16 @@ def straight(fit_tiny: Callable[..., Any], kind: str, results: Read, tmp_path: P
 
 
 def dying_run(
-    fit: Callable[..., Any], faults: ModuleType, monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None], folder: Path, kind: str
+    fit: Callable[..., Any],
+    faults: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    act: Callable[[int], None],
+    folder: Path,
+    kind: str,
 ) -> list[str]:
     """Train, or go on, while `act` comes before each file call; returns the names of the calls."""
     with monkeypatch.context() as patch:
-        calls = faults.FileCalls(act, sync=False)
+        calls = faults.FileCalls(act)
         calls.install(lambda owner, name, value: patch.setattr(owner, name, value, raising=False))
         try:
             if (folder / "recipe.json").exists():
@@ -158,19 +164,22 @@ def test_whichever_file_call_a_run_dies_at_it_ends_with_the_same_bits(
     results: Read,
     tmp_path: Path,
 ) -> None:
-    names = dying_run(fit_tiny, faults, monkeypatch, lambda _: None, tmp_path / "straight", "sgd")
+    for folder in (tmp_path / "first", tmp_path / "straight"):  # the first also reads what Python imports late
+        names = dying_run(fit_tiny, faults, monkeypatch, lambda _: None, folder, "sgd")
     straight = results(tmp_path / "straight")
-    assert names.count("replace") == 3 + 2 * 2 and names.count("rename") == 4  # three about the run, two an epoch, four steps
+    # Three files about the run, metrics.csv each epoch, the network at least once; a checkpoint at each of four steps.
+    assert names.count("replace") >= 3 + 2 + 1
+    assert names.count("rename") == 4
     for number in range(1, len(names) + 1):
         folder = tmp_path / f"dies-at-{number}"
         assert dying_run(fit_tiny, faults, monkeypatch, faults.die_at(number), folder, "sgd")[-1] == "killed"
-        check_folder(folder) if folder.exists() else None
+        check_folder(folder)
         dying_run(fit_tiny, faults, monkeypatch, lambda _: None, folder, "sgd")
         assert results(folder) == straight, names[:number]
         assert not list(folder.rglob(".*.part")), names[:number]
 
 
-@pytest.mark.parametrize("life", [31, 43])
+@pytest.mark.parametrize("life", [43, 59])
 def test_lives_of_a_few_file_calls_add_up_to_the_same_bits(
     fit_tiny: Callable[..., Any],
     faults: ModuleType,
@@ -242,7 +251,8 @@ def test_another_seed_changes_every_weight(
     fit_tiny(tmp_path / "run", kind, seed=1)
     other = results(tmp_path / "run")
     weights = [name for name in straight if name.endswith("weight")]
-    assert len(weights) > 20 and all(other[name] != straight[name] for name in weights)
+    assert len(weights) > 20
+    assert all(other[name] != straight[name] for name in weights)
 
 
 def test_a_damaged_newest_checkpoint_costs_time_and_nothing_else(

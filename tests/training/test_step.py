@@ -148,7 +148,7 @@ def test_googlenets_auxiliary_heads_count_three_tenths_each():
         zip(dict(model.named_parameters()), torch.autograd.grad(total, list(model.parameters())), strict=True)
     )
     outcome = one(model, Recipe(lr=1e-9, momentum=0.0), data)
-    assert float(outcome.loss) == pytest.approx(float(losses[0]), rel=1e-5)  # what is told is the network's own loss
+    assert float(outcome.loss) == pytest.approx(losses[0].item(), rel=1e-5)  # what is told is the network's own loss
     torch.testing.assert_close(outcome.logits, outputs.logits.detach())
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-3, atol=1e-6)
@@ -160,7 +160,7 @@ def test_a_network_without_auxiliary_heads_has_its_own_loss_alone():
     model = create_model("googlenet", num_classes=K, width=0.07, dropout=0.0, aux_heads=False)
     data = batch(2, 64)
     loss = F.cross_entropy(model.train()(data.images), data.labels)
-    assert float(one(model, Recipe(), data).loss) == pytest.approx(float(loss), rel=1e-5)
+    assert float(one(model, Recipe(), data).loss) == pytest.approx(loss.item(), rel=1e-5)
 
 
 # --- the pipeline

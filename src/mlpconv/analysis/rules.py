@@ -24,9 +24,10 @@ MOVES = frozenset({
     "_reshape_alias", "_unsafe_view", "channel_shuffle", "clone", "constant_pad_nd", "contiguous", "flip", "index",
     "index_select", "native_channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "reflection_pad1d",
     "reflection_pad2d", "repeat", "replication_pad1d", "replication_pad2d", "roll", "rot90", "tril", "triu",
+    "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes",
 })  # fmt: skip
 """Operations beside the views that move elements about and compute nothing."""
-ALONG = frozenset({"_log_softmax", "_safe_softmax", "_softmax", "cumprod", "cumsum", "glu", "sort", "topk"})
+ALONG = frozenset({"_log_softmax", "_safe_softmax", "_softmax", "sort", "topk"})
 """Operations after which each element has seen all that lie beside it along one dimension."""
 REDUCTIONS = frozenset({
     "all", "amax", "amin", "any", "argmax", "argmin", "linalg_vector_norm", "logsumexp", "max", "mean", "median", "min",
@@ -143,6 +144,19 @@ def _along(call: Call, lookup: Lookup, k: int) -> Axis:
     return squash(field[k], call.dims()) if field is not None else _pointwise(call, lookup, k)
 
 
+def _gated(call: Call, lookup: Lookup, k: int) -> Axis:
+    """`glu`: the first half along a dimension, gated by the second."""
+    field, (dim,) = lookup(call.inputs[0]), call.dims()
+    if field is None:
+        return _pointwise(call, lookup, k)
+    (axis, shape), halves = (field[k], call.outputs[0].shape), []
+    for half in (0, 1):
+        parts = [v if v.shape[dim] == 1 else v.chunk(2, dim)[half] for v in (axis.lo, axis.hi)]
+        grid = axis.grid if axis.grid is not None and axis.grid.dim != dim else None
+        halves.append(Axis(parts[0], parts[1], grid))
+    return merge(halves, shape, [shape, shape])
+
+
 def _joined(call: Call, lookup: Lookup, k: int) -> Axis:
     """`cat` and `stack`: the same is done to what has been seen, in the dimension that grows."""
     rank = call.outputs[0].dim()
@@ -194,6 +208,7 @@ def _moved(call: Call, lookup: Lookup, k: int, index: int = 0) -> Axis:
 _RULES: dict[str, Callable[..., Axis]] = {
     "cat": _joined,
     "copy": _copied,
+    "glu": _gated,
     "stack": _joined,
     **dict.fromkeys(PRODUCTS, _product),
     **dict.fromkeys(REDUCTIONS, _reduced),

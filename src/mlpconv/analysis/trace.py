@@ -211,7 +211,7 @@ def without_storage(model: nn.Module) -> nn.Module:
                 memo[id(tensor)] = _stand_in(tensor)
                 kept.append(tensor)
     try:
-        return copy.deepcopy(model, memo)
+        return copy.deepcopy(model, memo).eval()
     except Exception as error:
         raise UsageError(f"{type(model).__name__} cannot be copied, which profiling needs: {_line(error)}") from error
 

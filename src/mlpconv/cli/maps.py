@@ -57,7 +57,6 @@ def maps(
         Print one JSON object, for machines; places are in pixels of the file.
     """
     from mlpconv import bundle
-    from mlpconv.cli.bar import Bar
     from mlpconv.cli.paths import expand
     from mlpconv.errors import UsageError
 
@@ -65,6 +64,23 @@ def maps(
         raise UsageError(f"--top is {top}; a whole number from 1 is accepted.")
     files = expand(images, recursive)
     classifier = bundle.load(model)
+    rows, sheets = _look_at_all(classifier, files, out, top, force)
+    if json:
+        _print_json(rows, sheets)
+    else:
+        _print_table(rows, sheets)
+    return FAILED if len(rows) < len(files) else 0
+
+
+def _look_at_all(
+    classifier: Classifier, files: Sequence[Path], out: Path | None, top: int, force: bool
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Draw every image that can be read, a sheet at a time: what was seen in each, and the paths of the sheets.
+
+    The folder is made when there is something to write.
+    """
+    from mlpconv.cli.bar import Bar
+
     targets, sheets = _targets(files)
     if out is not None:
         _refuse_overwriting(out, [*targets, *sheets], force)
@@ -81,11 +97,7 @@ def maps(
                 rows += _draw(result, read, top, folder, sheet)
                 written.append(str(folder / sheet))
             bar(min(start + SHEET_ROWS, len(files)))
-    if json:
-        _print_json(rows, written)
-    else:
-        _print_table(rows, written)
-    return FAILED if len(rows) < len(files) else 0
+    return rows, written
 
 
 def _targets(files: Sequence[Path]) -> tuple[list[str], list[str]]:

@@ -46,7 +46,9 @@ def line(row: Row, epochs: int) -> str:
     if row["val_accuracy"] is not None:
         judged = f"  validation: loss {row['val_loss']:.4f}, {row['val_accuracy']:.2%} right"
     train = f"train: loss {row['train_loss']:.4f}, {row['train_accuracy']:.2%} right"
-    return f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  {train}{judged}  {row['images_per_second']:,.0f} images/s"
+    return (
+        f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  {train}{judged}  {row['images_per_second']:,.0f} images/s"
+    )
 
 
 class TerminalBar(Progress):

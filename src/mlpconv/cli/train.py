@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +23,7 @@ def train(
     recipe: str | None = None,
     out: Path | None = None,
     set_: Annotated[tuple[str, ...], Parameter(name="--set", consume_multiple=True)] = (),
-    resume: bool = False,
+    resume: Annotated[bool, Parameter(negative=())] = False,
     data_dir: Annotated[Path | None, Parameter(name="--data")] = None,
     precision: str | None = None,
     device: str | None = None,
@@ -42,8 +43,8 @@ def train(
     out
         The run folder; by default runs/NAME-001, counted up. One that has content is refused without --resume.
     set_
-        Change one setting of the recipe: --set lr=0.05 --set epochs=40. `mlpconv train --help` does not list them all;
-        docs/training.md does.
+        Change settings of the recipe: --set lr=0.05 epochs=40. A wrong name is answered with all that there are;
+        docs/training.md explains them.
     resume
         Go on with the run in --out, or the newest one of this data, from its last checkpoint.
     data_dir
@@ -68,30 +69,41 @@ def train(
     try:
         run = fit(data, recipe, out=out, resume=resume, data_root=data_dir, progress=progress, **settings)
     except Interrupted as stop:
-        words = ["mlpconv train", data, *([f"--data {data_dir}"] if data_dir else []), *([f"--out {out}"] if out else []), "--resume"]
-        raise Interrupted(f"{stop} To go on: {' '.join(words)}", stop.exit_code - 128) from None
+        where = out or stop.folder
+        words = [
+            "mlpconv",
+            "train",
+            data,
+            *(["--data", data_dir] if data_dir else []),
+            *(["--out", where] if where else []),
+        ]
+        command = shlex.join([*map(str, words), "--resume"])
+        raise Interrupted(f"{stop} To go on: {command}", stop.signal_number, stop.folder) from None
     if json:
         say_json(run)
     else:
-        say(run, data, data_dir)
+        say(run)
 
 
-def say(run: Run, data: str, data_dir: Path | None) -> None:
+def say(run: Run) -> None:
     """Tell a person where everything is and what to do next."""
     from rich.console import Console
     from rich.markup import escape
 
-    folder, classifier = run.folder, run.classifier
-    last, best = run.history[-1], classifier.info["metrics"]
+    last, best = run.history[-1], run.classifier.info["metrics"]
     console = Console(highlight=False, soft_wrap=True)
     if best["val_accuracy"] is None:
-        console.print(f"[bold]{best['train_accuracy']:.2%}[/] right on the training images (there is no validation part)")
+        console.print(
+            f"[bold]{best['train_accuracy']:.2%}[/] right on the training images; there is no validation part"
+        )
     else:
-        console.print(f"[bold]{best['val_accuracy']:.2%}[/] right on validation images, best of {last['epoch']} epochs (epoch {best['epoch']})")
-    console.print(f"{last['seconds']:.0f} s; everything is in [bold]{escape(str(folder))}[/]")
-    console.print(f"  open      {escape(str(folder / 'report.html'))}")
-    console.print(f"  predict   mlpconv predict {escape(str(folder / 'model.safetensors'))} IMAGE...")
-    console.print(f"  look      mlpconv maps {escape(str(folder / 'model.safetensors'))} IMAGE...")
+        which = f"epoch {best['epoch']}, the best of {last['epoch']}"
+        console.print(f"[bold]{best['val_accuracy']:.2%}[/] right on validation images ({which})")
+    folder = escape(shlex.quote(str(run.folder)))
+    console.print(f"{last['seconds']:.0f} s; everything is in [bold]{folder}[/]")
+    console.print(f"  open      {escape(shlex.quote(str(run.folder / 'report.html')))}")
+    console.print(f"  predict   mlpconv predict {folder} IMAGE...")
+    console.print(f"  look      mlpconv maps {folder} IMAGE...")
 
 
 def say_json(run: Run) -> None:

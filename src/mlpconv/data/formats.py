@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gzip
-import io
 import math
 import os
-import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +23,8 @@ GZIP = b"\x1f\x8b"
 UBYTE = 8  # the IDX code of unsigned bytes
 SLACK = 1 << 20  # headers, text files and padding beside the images
 MEMBERS = 1000  # an official archive has 8
+BLOCK = 512  # bytes of a tar header, and the unit to which contents are filled up
+NO_CONTENT = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes
 
 
 # IDX: two zero bytes, the type, the number of dimensions, each dimension (32 bits, big-endian), then the bytes.
@@ -125,7 +125,7 @@ def read_cifar_archive(
     try:
         with open_regular(path) as file, gzip.GzipFile(fileobj=file) as unpacked:
             found = dict(_members(_Bounded(unpacked, most), wanted, path, record))
-    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, RecursionError) as error:
+    except (gzip.BadGzipFile, zlib.error, EOFError, _DamageError) as error:
         raise DataError(f"the archive {str(path)!r} cannot be read ({error}): fetch it again.") from error
     whole = {split: names for split, names in splits.items() if all(name in found for name in names)}
     return {
@@ -133,40 +133,64 @@ def read_cifar_archive(
     }
 
 
+class _DamageError(Exception):
+    """The bytes are not what an archive has there."""
+
+
+class _Bounded:
+    """An unpacked stream that refuses to give more bytes than an honest archive holds."""
+
+    def __init__(self, stream: gzip.GzipFile, most: int) -> None:
+        self._stream, self._left = stream, most
+
+    def read(self, size: int) -> bytes:
+        if size > self._left:
+            raise DataError("the archive unpacks to far more than the published one: it is refused.")
+        content = self._stream.read(size)
+        self._left -= len(content)
+        return content
+
+    def skip(self, size: int) -> None:
+        while size > 0:
+            piece = len(self.read(min(size, SLACK)))
+            if not piece:
+                raise _DamageError("it ends within a member")
+            size -= piece
+
+
 def _members(
     stream: _Bounded, wanted: dict[str, str], path: Path, record: CifarRecord
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The records of every wanted member, as they come."""
+    """The records of every wanted member of a tar stream, as they come; everything else is skipped unread."""
     left = dict(wanted)
-    with tarfile.open(fileobj=stream, mode="r|") as archive:
-        for count, member in enumerate(archive, 1):
-            if count > MEMBERS:
-                raise DataError(f"the archive {str(path)!r} has over {MEMBERS} members: it is not the published one.")
-            name = left.pop(member.name, None)
-            if name is None:
-                continue
-            content = archive.extractfile(member) if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) else None
-            if content is None:
-                raise DataError(f"in the archive {str(path)!r}, {member.name!r} is not a plain file.")
-            _check_length(path / name, member.size, record)
-            yield name, _records(content.read(member.size), path / name, member.size, record)
+    for _ in range(MEMBERS):
+        block = stream.read(BLOCK)
+        if len(block) == BLOCK and not block.strip(b"\0"):  # the mark of the end
+            return
+        full_name, kind, size = _tar_header(block)
+        name = left.pop(full_name, None)
+        if name is not None:
+            if kind not in (b"0", b"\0"):
+                raise DataError(f"in the archive {str(path)!r}, {full_name!r} is not a plain file.")
+            _check_length(path / name, size, record)
+            yield name, _records(stream.read(size), path / name, size, record)
             if not left:
                 return
+            stream.skip(-size % BLOCK)
+        elif kind not in NO_CONTENT:
+            stream.skip(size + -size % BLOCK)
+    raise DataError(f"the archive {str(path)!r} has over {MEMBERS} members: it is not the published one.")
 
 
-class _Bounded(io.RawIOBase):
-    """A stream that refuses to give more bytes than an honest archive holds."""
-
-    def __init__(self, stream: gzip.GzipFile, most: int) -> None:
-        super().__init__()
-        self._stream, self._left = stream, most
-
-    def read(self, size: int = -1) -> bytes:
-        content = self._stream.read(min(size, self._left + 1) if size >= 0 else self._left + 1)
-        self._left -= len(content)
-        if self._left < 0:
-            raise DataError("the archive unpacks to far more than the published one: it is refused.")
-        return content
+def _tar_header(block: bytes) -> tuple[str, bytes, int]:
+    """Name, type and length of a member, once the checksum of its header is right."""
+    try:
+        size, checksum = (int(block[a:b].strip(b" \0") or b"0", 8) for a, b in ((124, 136), (148, 156)))
+    except ValueError:  # sizes beyond 8 GB are written in another way, and are none of ours
+        size, checksum = -1, -1
+    if len(block) < BLOCK or size < 0 or checksum != sum(block[:148]) + sum(block[156:]) + 8 * ord(" "):
+        raise _DamageError("a header of the tar archive is damaged")
+    return block[:100].split(b"\0")[0].decode("ascii", "replace"), block[156:157], size
 
 
 def _check_length(path: Path, length: int, record: CifarRecord) -> None:

@@ -110,7 +110,7 @@ def _place(axes: Axes, image: npt.NDArray[np.uint8], size: tuple[int, int]) -> N
 
 
 def _name(axes: Axes, one: Sighting) -> None:
-    axes.set_title(f"{short(one.label, 16)} {share(one.probability)}", fontsize=10, color=INK, loc="center")
+    axes.set_title(f"{short(one.label, 16)}, {share(one.probability)}", fontsize=10, color=INK, loc="center")
     if one.peak is not None:
         axes.plot(
             one.peak.x,

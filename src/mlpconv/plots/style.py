@@ -16,7 +16,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
-from matplotlib.text import Text
 from PIL import Image
 
 from mlpconv.errors import UsageError
@@ -97,10 +96,7 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     @functools.wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with mpl.rc_context(_house()):
-            figure = draw(*args, **kwargs)
-            for text in figure.findobj(Text):
-                text.set_parse_math(False)
-        return figure
+            return draw(*args, **kwargs)
 
     return drawn
 

@@ -17,13 +17,12 @@ from mlpconv.errors import RunFolderError
 from mlpconv.files import json_bytes, write_atomic
 from mlpconv.training.progress import COLUMNS, Row
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "refuse_content"]
 
 RUNS = Path("runs")
 MOST_RUNS = 100_000
 LONGEST_JSON = 64 << 20
 LOCK = ".lock"
-BEFORE_RECIPE = (LOCK, "data.json")  # all that a run has that was killed before its recipe.json: nothing to go on with
 
 
 class RunFolder:
@@ -41,10 +40,7 @@ class RunFolder:
         try:
             if out is None:
                 return cls(next_free(name))
-            if out.exists() and (not out.is_dir() or any(entry.name not in BEFORE_RECIPE for entry in out.iterdir())):
-                raise RunFolderError(
-                    f"{out} has content already: give --out another folder, or go on with the run in it with --resume."
-                )
+            refuse_content(out)
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFolderError(
@@ -134,10 +130,23 @@ class RunFolder:
         self.write("metrics.csv", text.getvalue().encode())
 
 
+def refuse_content(path: Path) -> None:
+    """Raise RunFolderError where `path` holds more than a run leaves that was killed before it began."""
+    if path.exists() and (not path.is_dir() or not all(barely_begun(entry.name) for entry in path.iterdir())):
+        raise RunFolderError(
+            f"{path} has content already: give --out another folder, or go on with the run in it with --resume."
+        )
+
+
 def runs_of(name: str) -> dict[int, Path]:
     """The folders runs/NAME-NUMBER by number."""
     tails = [(path.name.removeprefix(f"{name}-"), path) for path in RUNS.glob(f"{glob.escape(name)}-[0-9]*")]
     return {int(tail): path for tail, path in tails if tail.isascii() and tail.isdigit()}
+
+
+def barely_begun(name: str) -> bool:
+    """Whether a file is of those that a run killed before its recipe.json leaves: it has nothing to go on with."""
+    return name in (LOCK, "data.json") or (name.startswith(".") and name.endswith(".part"))
 
 
 def next_free(name: str) -> Path:

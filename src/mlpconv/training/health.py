@@ -123,8 +123,8 @@ def standardise(layer: nn.Conv2d | nn.Linear, outputs: Tensor, channels: Tensor,
 
 def output_of(layer: nn.Module, model: Network, images: Tensor) -> Tensor | None:
     """What a layer gives out, as (N, K, h, w), when the model sees the images; None where it takes no part."""
-    seen: list[Tensor] = []
-    handle = layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output.float()))
+    seen: list[Tensor] = []  # copies: the ReLU that follows works in place
+    handle = layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output.float().clone()))
     try:
         model(images)
     finally:

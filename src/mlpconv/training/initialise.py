@@ -56,7 +56,8 @@ def choose_precision(model: nn.Module, batch: Batch, recipe: Recipe) -> tuple[st
     choice = min(best, key=lambda name: best[name])
     ratio = max(best.values()) / best[choice]
     other = "bf16" if choice == "fp32" else "fp32"
-    return choice, f"precision {choice}: a step takes {1000 * best[choice]:.0f} ms, {ratio:.2f} times that in {other}"
+    step = f"a step of {len(batch.labels)} images takes {1000 * best[choice]:.0f} ms"
+    return choice, f"precision {choice}: {step}, {ratio:.2f} times that in {other}"
 
 
 def time_step(model: nn.Module, batch: Batch, precision: str) -> float:

@@ -219,7 +219,7 @@ class Trainer:
         if self.saved_step != self.state.step:
             self.save()
         stopped = f"stopped after step {self.state.step} of {self.steps}; everything up to there is saved."
-        raise Interrupted(stopped, self.stop.signal)
+        raise Interrupted(stopped, self.stop.signal, self.folder.parent)
 
     def not_finite(self, what: str) -> NonFiniteError:
         state = self.state

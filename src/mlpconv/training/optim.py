@@ -93,12 +93,15 @@ class Optimizers:
         }
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Take back what `tensors` gave."""
+        """Take back what `tensors` gave; raises ValueError where it is the state of other parameters."""
         for p, part in enumerate(self.parts):
+            parameters = [parameter for group in part.param_groups for parameter in group["params"]]
             state: dict[int, dict[str, Tensor]] = {}
             for name, value in tensors.items():
                 number, i, key = name.split(".", 2)
                 if int(number) == p:
+                    if int(i) not in range(len(parameters)) or value.shape not in ((), parameters[int(i)].shape):
+                        raise ValueError(f"{name} of shape {tuple(value.shape)} belongs to no weight here")
                     state.setdefault(int(i), {})[key] = value
             part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
             for parameter, kept in part.state.items():

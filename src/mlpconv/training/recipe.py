@@ -55,8 +55,8 @@ class Recipe:
     )
     crop: int = setting(0, "random crops after padding this many pixels", 0, 512)
     crop_mode: Literal["zero", "reflect"] = setting("reflect", "what the padding holds")
-    flip: Literal["none", "random", "alternate"] = setting(
-        "none", "horizontal flips; alternate turns each image every other epoch"
+    flip: Literal["none", "random", "alternate", "auto"] = setting(
+        "none", "horizontal flips; alternate turns each image every other epoch; auto: random for colour, none for grey"
     )
     cutout: int = setting(0, "side of a square set to zero at a random place, in pixels", 0, 512)
     mixup: float = setting(0.0, "alpha of mixup; 0 is off", 0, 10)

@@ -1,0 +1,77 @@
+"""How often the paper's literal recipe collapses at loss ln(10), and whether repair cures it.
+
+    python benchmarks/collapse.py [--data FOLDER] [--seeds 20] [--images 10000] [--epochs 3] [--rates 0.1 0.2]
+
+The `paper` recipe of MNIST (ReLU after the last 1x1, N(0, 0.05) weights, no normalisation) is trained for some epochs on the
+first images of MNIST, once with `on_collapse=stop` and once with `repair`, from the same seeds; the error is that of the last
+10,000 training images. Writes benchmarks/results/collapse.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import mlpconv
+from mlpconv.data import make_dataset
+from mlpconv.errors import CollapseError, NonFiniteError
+from mlpconv.training import Progress, find_recipe
+from common import write_result
+
+
+class Notes(Progress):
+    """Keeps the sentences of a run."""
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.sentences.append(text)
+
+
+def small_mnist(folder: Path | None, images: int, judged: int = 2000) -> mlpconv.Dataset:
+    """The first images of MNIST to train on, and the first of its last 10,000 training images to judge by."""
+    whole = mlpconv.open_data("mnist", root=folder)
+    train = whole.split("train")
+    parts = {"train": slice(0, images), "val": slice(50_000, 50_000 + judged)}
+    splits = {name: mlpconv.Split(train.images[part], train.labels[part]) for name, part in parts.items()}
+    return make_dataset("mnist", whole.classes, splits)
+
+
+def one_run(data: mlpconv.Dataset, rate: float, seed: int, cure: str, epochs: int) -> dict[str, Any]:
+    """Train once; how it ended, and how good it was."""
+    notes = Notes()
+    recipe = dataclasses.replace(find_recipe("paper", "mnist"), precision="fp32", seed=seed, lr=rate, epochs=epochs)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            run = mlpconv.fit(data, recipe, out=folder, progress=notes, on_collapse=cure)
+        except (CollapseError, NonFiniteError) as error:
+            return {"seed": seed, "end": type(error).__name__, "repairs": 0, "why": str(error)}
+    repairs = sum("collapsed" in sentence for sentence in notes.sentences)
+    return {"seed": seed, "end": "trained", "repairs": repairs, "val_accuracy": run.history[-1]["val_accuracy"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="where MNIST lies, if not in the cache or $MLPCONV_DATA")
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.1])
+    asked = parser.parse_args()
+    data = small_mnist(asked.data, asked.images)
+    rows = []
+    for rate in asked.rates:
+        for cure in ("stop", "repair"):
+            for seed in range(asked.seeds):
+                row = {"lr": rate, "on_collapse": cure} | one_run(data, rate, seed, cure, asked.epochs)
+                rows.append(row)
+                print({key: value for key, value in row.items() if key != "why"}, flush=True)
+    write_result("collapse", {"runs": rows, "images": asked.images, "epochs": asked.epochs})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""`mlpconv train` as a user types it: what is printed, what is written, and how it fails."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+import mlpconv
+from mlpconv.cli import main
+from mlpconv.cli.progress import JsonLines, Lines, TerminalBar, line, watch
+from mlpconv.errors import Interrupted
+
+QUICK = ("--set", "epochs=1", "width=0.25", "precision=fp32")
+ROW: dict[str, Any] = {
+    "epoch": 2, "step": 14, "train_loss": 1.25, "train_accuracy": 0.5, "val_loss": 0.75, "val_accuracy": 0.625,
+    "lr": 0.1, "images_per_second": 1234.5, "seconds": 3.0, "cpu_seconds": 6.0,
+}  # fmt: skip
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_run_says_how_good_it_is_and_where_everything_lies(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "digits", *QUICK]) == 0
+    said = capsys.readouterr().out
+    assert "epoch 1/1" in said
+    assert "images/s" in said
+    assert "% right on validation images" in said
+    for name in ("report.html", "model.safetensors", "metrics.csv", "recipe.json", "data.json", "environment.json"):
+        assert (here / "runs" / "digits-001" / name).is_file(), name
+    assert str(Path("runs/digits-001/report.html")) in said
+    rows = list(csv.DictReader(io.StringIO((here / "runs/digits-001/metrics.csv").read_text())))
+    assert [row["epoch"] for row in rows] == ["1"]
+    best = mlpconv.load(here / "runs/digits-001").info["metrics"]
+    assert float(rows[0]["val_accuracy"]) == best["val_accuracy"]
+
+
+def test_runs_are_counted_up(here: Path) -> None:
+    assert main(["train", "digits", *QUICK]) == main(["train", "digits", *QUICK]) == 0
+    assert sorted(path.name for path in (here / "runs").iterdir()) == ["digits-001", "digits-002"]
+
+
+def test_json_is_a_line_an_epoch_and_one_at_the_end(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "digits", *QUICK, "--out", "r", "--json"]) == 0
+    lines = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
+    epochs = [entry for entry in lines if "epoch" in entry]
+    assert [entry["epoch"] for entry in epochs] == [1]
+    assert lines[-1] == {"folder": "r", "model": "r/model.safetensors", "best": epochs[0]}
+
+
+def test_a_folder_of_images_gives_its_classes(here: Path) -> None:
+    for number, name in enumerate(("rot", "blau")):
+        (here / "pictures" / name).mkdir(parents=True)
+        for index in range(5):
+            Image.new("RGB", (11, 11), (40 + index, 0, 200 * number)).save(here / "pictures" / name / f"{index}.png")
+    assert main(["train", "pictures", *QUICK, "min_steps=1", "--out", "r"]) == 0
+    classifier = mlpconv.load("r")
+    assert classifier.classes == ("blau", "rot")
+    assert classifier.info["recipe"]["flip"] == "random"
+
+
+def test_what_a_data_set_has_to_say_is_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        (here / "pictures" / name).mkdir(parents=True)
+        for index in range(12):
+            Image.new("L", (8, 8), 10 * index).save(here / "pictures" / name / f"{index}.png")
+    (here / "pictures" / "a" / "broken.png").write_bytes(b"not an image")
+    assert main(["train", "pictures", *QUICK, "min_steps=1", "--out", "r"]) == 0
+    assert "broken.png" in capsys.readouterr().out
+    assert any("broken.png" in note for note in json.loads((here / "r" / "data.json").read_text())["notes"])
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "part"),
+    [
+        (["nosuch"], 2, "no folder and no data set"),
+        (["digits", "--set", "lrr=1"], 2, "did you mean 'lr'"),
+        (["digits", "--set", "lr"], 2, "give key=value"),
+        (["digits", "--set", "lr=fast"], 2, "a number"),
+        (["digits", "--recipe", "fats"], 2, "did you mean 'fast'"),
+        (["digits", "--recipe", "paper"], 2, "not for 'digits'"),
+        (["digits", "--precision", "fp16"], 2, "fp32"),
+        (["digits", "--on-collapse", "pray"], 2, "repair"),
+        (["digits", "--device", "cuda"], 2, "no GPU"),
+        (["digits", "--set", "model=nin_cifar11"], 2, "nin_cifar10"),
+        (["digits", "--resume"], 1, "no run"),
+        (["digits", "--out", "full"], 1, "has content"),
+        (["digits", "--out", "full", "--resume"], 1, "holds no run"),
+        (["full"], 1, ""),
+    ],
+)
+def test_every_mistake_is_one_sentence_and_makes_nothing(
+    here: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, part: str
+) -> None:
+    (here / "full").mkdir()
+    (here / "full" / "mine.txt").write_text("keep me")
+    assert main(["train", *words]) == code
+    said = capsys.readouterr().err
+    assert part in said
+    assert said.startswith("mlpconv: ")
+    assert said.count("\n") == 1
+    assert "Traceback" not in said
+    assert (here / "full" / "mine.txt").read_text() == "keep me"
+    assert not (here / "runs").exists()
+
+
+def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise Interrupted("stopped after step 3 of 9; everything up to there is saved.", 2, Path("my run"))
+
+    monkeypatch.setattr("mlpconv.run.fit", interrupted)
+    assert main(["train", "digits"]) == 130
+    assert "mlpconv train digits --out 'my run' --resume" in capsys.readouterr().err
+
+
+def test_an_epoch_in_one_line() -> None:
+    told = line(ROW, 120)
+    assert told.startswith("epoch   2/120")
+    assert "loss 1.2500, 50.00% right" in told
+    assert "validation: loss 0.7500, 62.50% right" in told
+    assert "1,234 images/s" in told or "1,235 images/s" in told
+    assert "validation" not in line(ROW | {"val_accuracy": None, "val_loss": None}, 120)
+
+
+def test_who_is_reading_decides_the_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(watch(as_json=True), JsonLines)
+    assert isinstance(watch(as_json=False), Lines)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert isinstance(watch(as_json=False), TerminalBar)
+
+
+def test_the_bar_shows_loss_accuracy_speed_and_time_left() -> None:
+    bar = TerminalBar()
+    bar.console = bar.bar.live.console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    bar.begin(steps=20, done=5, epochs=4)
+    bar.step(step=7, loss=1.5, accuracy=0.25, images=128)
+    shown = Console(width=100, file=io.StringIO(), record=True)
+    shown.print(bar.bar)
+    text = shown.export_text()
+    bar.end()
+    assert "epoch 2/4" in text
+    assert "35 %" in text
+    assert "loss 1.500" in text
+    assert "25.0%" in text
+    assert "images/s" in text
+
+
+def test_a_run_goes_on_from_the_command_line(here: Path) -> None:
+    assert main(["train", "digits", "--set", "epochs=2", "width=0.25", "precision=fp32", "--out", "a"]) == 0
+    shutil.rmtree(here / "a" / "checkpoints" / sorted((here / "a" / "checkpoints").iterdir())[-1])
+    before = mlpconv.load("a").model.state_dict()
+    assert main(["train", "digits", "--out", "a", "--resume"]) == 0
+    after = mlpconv.load("a").model.state_dict()
+    assert all(before[name].equal(after[name]) for name in before)
+    assert len((here / "a" / "metrics.csv").read_text().splitlines()) == 3

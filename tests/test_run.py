@@ -1,0 +1,420 @@
+"""`mlpconv.fit` from images to a run folder: what it leaves, what it refuses, and how it goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import mlpconv.run
+from mlpconv.bundle import load
+from mlpconv.data import Dataset, Split, make_dataset
+from mlpconv.errors import CheckpointError, DataError, MissingSplit, MlpconvError, RunFolderError, UsageError
+from mlpconv.run import fit
+from mlpconv.training import Progress, Recipe, checkpoint
+from mlpconv.training.progress import COLUMNS
+
+TINY = Recipe(model="nin_tiny", epochs=2, width=0.2, batch_size=16, precision="fp32")
+
+
+class Notes(Progress):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def colours(
+    n: int = 33,
+    size: tuple[int, int] = (9, 9),
+    channels: int = 3,
+    name: str = "colours",
+    seed: int = 0,
+    classes: int = 3,
+) -> Dataset:
+    """Images with a bright stripe whose place is the class; no validation split."""
+    draw = np.random.default_rng(seed)
+    labels = np.arange(n) % classes
+    images = draw.integers(0, 100, (n, channels, *size), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[:, label % size[0]] += 150
+    return make_dataset(name, [f"class {i}" for i in range(classes)], {"train": Split(images, labels)})
+
+
+@pytest.fixture(autouse=True)
+def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Work in an empty folder, and leave out the pictures but in the test that asks for them."""
+    monkeypatch.chdir(tmp_path)
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr(mlpconv.run, "summarise", lambda *_: None)
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def pictures() -> None:
+    """Asks for the figures and the report too, which take most of the time of a short run."""
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def bits(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in files(folder)}
+
+
+# --- what a run leaves
+
+
+def test_digits_from_images_to_a_report(pictures: None):
+    run = fit("digits", TINY, seed=3)
+    assert run.folder == Path("runs/digits-001")
+    names = files(run.folder)
+    settled = {
+        "model.safetensors",
+        "metrics.csv",
+        "recipe.json",
+        "environment.json",
+        "data.json",
+        "evaluation.json",
+        "report.html",
+    }
+    assert settled <= names
+    assert {f"figures/{name}.png" for name in ("curves", "confusion", "mistakes", "maps", "filters")} <= names
+    assert not [name for name in names if name.endswith(".part")]
+    assert Recipe(**json.loads((run.folder / "recipe.json").read_text())) == TINY.with_settings(seed=3)
+
+    facts = json.loads((run.folder / "data.json").read_text())
+    assert facts["name"] == "digits"
+    assert facts["classes"] == [str(digit) for digit in range(10)]
+    assert facts["counts"]["train"] + facts["counts"]["val"] + facts["counts"]["test"] == 1797
+    with open(run.folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == list(COLUMNS)
+    assert [float(row["val_accuracy"]) for row in rows] == [row["val_accuracy"] for row in run.history]
+    judged = json.loads((run.folder / "evaluation.json").read_text())
+    best = max(run.history, key=lambda row: row["val_accuracy"])
+    assert judged["split"] == "val"
+    assert 1 - judged["error"] == pytest.approx(best["val_accuracy"], abs=1e-9)
+    assert "data:image/png" in (run.folder / "report.html").read_text()
+    environment = json.loads((run.folder / "environment.json").read_text())
+    assert environment["precision"] == "fp32"
+    assert environment["versions"]["torch"] == torch.__version__
+
+
+def test_the_classifier_is_that_of_the_model_file():
+    data = colours()
+    run = fit(data, TINY)
+    again = load(run.folder / "model.safetensors")
+    images = data.split("train").images[:5]
+    assert run.classifier.classes == again.classes == data.classes
+    np.testing.assert_array_equal(run.classifier.predict(images).probabilities, again.predict(images).probabilities)
+    assert again.info["metrics"] == max(run.history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+    assert again.info["recipe"] == json.loads((run.folder / "recipe.json").read_text())
+    assert again.info["fingerprint"] == data.fingerprint
+    assert tuple(again.input_size) == (3, 9, 9)
+
+
+def test_two_runs_of_one_recipe_have_the_same_bits_and_another_seed_has_not():
+    runs = [
+        fit(colours(), TINY, dropout=0.3, flip="random", crop=1, **more) for more in ({}, {"workers": 2}, {"seed": 1})
+    ]
+    assert [str(run.folder) for run in runs] == [f"runs/colours-00{number}" for number in (1, 2, 3)]
+    weights = [dict(load(run.folder / "model.safetensors").model.state_dict()) for run in runs]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert not torch.equal(weights[2]["blocks.0.convs.0.weight"], weights[0]["blocks.0.convs.0.weight"])
+
+
+def test_the_parts_are_held_out_of_the_training_images_alone():
+    data = colours(40)
+    run = fit(data, TINY, val_fraction=0.25)
+    facts = json.loads((run.folder / "data.json").read_text())
+    assert facts["counts"] == {"train": 30, "val": 10}
+    assert facts["fingerprint"] == data.fingerprint
+    means = run.classifier.preprocessing.state_dict()["steps.0.mean"]
+    train = mlpconv.run.load(data, TINY.with_settings(val_fraction=0.25), None).split("train").images
+    torch.testing.assert_close(means.flatten(), torch.from_numpy(train.mean((0, 2, 3)) / 255).float())
+
+
+def test_without_validation_the_last_epoch_is_kept():
+    run = fit(colours(), TINY, val_fraction=0)
+    assert [row["val_accuracy"] for row in run.history] == [None, None]
+    assert run.classifier.info["metrics"]["epoch"] == 2
+
+
+def test_small_sets_get_more_epochs():
+    run = fit(colours(20), TINY, val_fraction=0.2, batch_size=4, min_steps=30)
+    assert len(run.history) == 6  # of 17 images, five steps each
+    assert json.loads((run.folder / "recipe.json").read_text())["epochs"] == 6
+
+
+@pytest.mark.parametrize("name", ["a/b", "../../etc", "..", "", "a\0b", "ein Haus"])
+def test_whatever_the_set_is_called_the_run_stays_among_the_runs(tmp_path: Path, name: str):
+    run = fit(colours(name=name), TINY, epochs=1)
+    assert (tmp_path / "runs").resolve() == run.folder.resolve().parent
+    assert files(tmp_path) == {f"runs/{run.folder.name}/{file}" for file in files(run.folder)}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimizer": "muon", "whiten": True, "norm": "batch", "ema": 0.9, "sizes": (7, 9), "label_smoothing": 0.1},
+        {
+            "optimizer": "adamw",
+            "lr": 0.001,
+            "mixup": 0.2,
+            "cutout": 3,
+            "clip": 1.0,
+            "schedule": "cosine",
+            "warmup": 0.1,
+        },
+        {"head": "fc+dropout", "dropout": 0.2, "preprocessing": ("gcn", "zca"), "norm": "none", "activation": "maxout"},
+        {"model": "conv_cifar10", "width": 0.05, "pool2": "avg", "last_relu": False, "init": "he", "precision": "auto"},
+        {"model": "googlenet", "width": 0.05, "precision": "bf16", "epochs": 1},
+    ],
+)
+def test_every_kind_of_setting_trains_and_loads(settings: dict[str, Any]):
+    data = colours(size=(32, 32) if settings.get("model") == "googlenet" else (9, 9))
+    run = fit(data, TINY, **settings)
+    assert np.isfinite(run.classifier.predict(data.split("train").images[:3]).probabilities).all()
+    assert all(np.isfinite(row["train_loss"]) for row in run.history)
+
+
+def test_the_first_layer_is_whitened_with_images_of_every_class(monkeypatch: pytest.MonkeyPatch):
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(mlpconv.run, "WHITENING_VALUES", 3 * 9 * 9 * 12)
+    monkeypatch.setattr(mlpconv.run, "whiten", lambda _layer, images: seen.append(images))
+    data = colours(99)
+    order = np.argsort(data.split("train").labels, kind="stable")  # as a folder of class folders is read
+    split = data.split("train")
+    fit(
+        make_dataset("sorted", data.classes, {"train": Split(split.images[order], split.labels[order])}),
+        TINY,
+        whiten=True,
+        epochs=1,
+    )
+    assert seen[0].shape == (12, 3, 9, 9)
+    assert len(set(seen[0].mean((1, 3)).argmax(1).tolist())) == 3
+
+
+def test_notes_of_the_data_reach_the_user():
+    data = colours()
+    noted = Dataset(data.name, data.classes, data.splits, ("two files were skipped",), data.fingerprint)
+    notes = Notes()
+    fit(noted, TINY, epochs=1, progress=notes)
+    assert "two files were skipped" in notes.texts
+    assert any(text.startswith("precision fp32") for text in notes.texts)
+
+
+# --- going on
+
+
+def test_a_folder_with_a_run_is_refused_and_nothing_in_it_changes():
+    run = fit(colours(), TINY)
+    before = bits(run.folder)
+    with pytest.raises(RunFolderError, match="has content already"):
+        fit(colours(), TINY, out=run.folder)
+    assert bits(run.folder) == before
+
+
+def test_a_trainer_that_came_too_late_finds_the_run_of_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    out = tmp_path / "mine"
+    real = mlpconv.run.RunFolder.lock
+
+    def slow(folder: Any) -> Any:
+        monkeypatch.setattr(mlpconv.run.RunFolder, "lock", real)
+        fit(colours(), TINY, out=out, seed=1)  # another trainer, between our look at the folder and our lock
+        return real(folder)
+
+    monkeypatch.setattr(mlpconv.run.RunFolder, "lock", slow)
+    with pytest.raises(RunFolderError, match="has content already"):
+        fit(colours(), TINY, out=out, seed=2)
+    assert json.loads((out / "recipe.json").read_text())["seed"] == 1
+
+
+def test_a_finished_run_gone_on_with_gives_the_same():
+    data = colours()
+    first = fit(data, TINY)
+    before = bits(first.folder)
+    for settings in ({}, {"workers": 1, "checkpoint_minutes": 1.0}, {"epochs": 2}):
+        again = fit(data, resume=True, **settings)
+        assert again.folder == first.folder
+        assert again.history == first.history
+        assert bits(first.folder) == before
+    images = data.split("train").images
+    np.testing.assert_array_equal(
+        again.classifier.predict(images).probabilities, first.classifier.predict(images).probabilities
+    )
+
+
+def test_the_whole_command_again_with_resume_is_no_change():
+    data, recipe = colours(20), TINY.with_settings(epochs=1, min_steps=7, batch_size=8, flip="auto")
+    first = fit(data, recipe, lr=0.01)
+    assert len(first.history) == 3
+    assert fit(data, recipe, lr=0.01, resume=True).history == first.history
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "words"),
+    [
+        (None, {"lr": 0.5}, r"started with lr=0\.05, now lr=0\.5 is asked for"),
+        (None, {"epochs": 3}, "epochs=2, now epochs=3"),
+        (None, {"seed": 1}, "seed=0, now seed=1"),
+        (None, {"val_fraction": 0.5}, "val_fraction"),
+        (TINY.with_settings(momentum=0.5), {}, r"momentum=0\.9, now momentum=0\.5"),
+        (TINY, {"batch_size": 8}, "batch_size"),
+    ],
+)
+def test_another_setting_is_refused_by_name(recipe: Recipe | None, settings: dict[str, Any], words: str):
+    run = fit(colours(), TINY)
+    before = bits(run.folder)
+    with pytest.raises(RunFolderError, match=words):
+        fit(colours(), recipe, resume=True, **settings)
+    assert bits(run.folder) == before
+
+
+def test_an_unknown_setting_is_refused_when_going_on_too():
+    fit(colours(), TINY)
+    with pytest.raises(UsageError, match="unknown recipe setting 'lrr': did you mean 'lr'"):
+        fit(colours(), resume=True, lrr=1)
+
+
+@pytest.mark.parametrize("other", [colours(seed=1), colours(34), colours(classes=4)])
+def test_other_images_are_refused(other: Dataset):
+    fit(colours(), TINY)
+    with pytest.raises(RunFolderError, match="was trained on other images than these .fingerprints differ"):
+        fit(other, resume=True)
+
+
+def test_there_must_be_a_run_to_go_on_with(tmp_path: Path):
+    with pytest.raises(RunFolderError, match=r"there is no run runs/colours-\*"):
+        fit(colours(), resume=True)
+    with pytest.raises(RunFolderError, match="holds no run"):
+        fit(colours(), resume=True, out=tmp_path)
+
+
+def test_a_run_without_any_checkpoint_begins_anew():
+    first = fit(colours(), TINY)
+    weights = (first.folder / "model.safetensors").read_bytes()
+    for path in (first.folder / "checkpoints").rglob("*"):
+        path.is_file() and path.unlink()
+    for path in (first.folder / "checkpoints").iterdir():
+        path.rmdir()
+    again = fit(colours(), resume=True)
+    assert [row["val_loss"] for row in again.history] == [row["val_loss"] for row in first.history]
+    assert len((again.folder / "model.safetensors").read_bytes()) == len(weights)
+
+
+def test_where_no_checkpoint_is_whole_it_says_so():
+    run = fit(colours(), TINY)
+    for path in (run.folder / "checkpoints").glob("*/state.json"):
+        path.write_text("{}")
+    with pytest.raises(CheckpointError, match="no whole checkpoint is left in .*start a new run"):
+        fit(colours(), resume=True)
+
+
+@pytest.mark.parametrize("content", ['{"lr": 5e9}', '{"self": 1}', "[]", '{"__class__": 1}', ""])
+def test_a_spoiled_recipe_of_a_run_is_one_sentence(content: str):
+    run = fit(colours(), TINY)
+    (run.folder / "recipe.json").write_text(content)
+    with pytest.raises(MlpconvError) as caught:
+        fit(colours(), resume=True)
+    assert isinstance(caught.value, RunFolderError | UsageError)
+
+
+# --- what is refused before anything is written
+
+
+IMPOSSIBLE: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "too small": (colours(size=(2, 2)), {"model": "nin_imagenet"}, r"at least|from \d+"),
+    "too small on one side": (colours(size=(40, 2)), {"model": "nin_imagenet"}, r"at least|from \d+"),
+    "too small on the way": (colours(size=(64, 64)), {"model": "nin_imagenet", "sizes": (3, 64)}, "at least"),
+    "another size on the way": (colours(), {"head": "fc", "sizes": (7, 9)}, "9x9"),
+    "sizes of what is no square": (colours(size=(9, 11)), {"sizes": (7, 9)}, "9x11"),
+    "another size than the Dataset's": (colours(), {"size": 13}, "size=13"),
+    "zca too large": (colours(size=(64, 64)), {"preprocessing": ("zca",)}, "zca"),
+    "unknown step": (colours(), {"preprocessing": ("gcnn",)}, "gcn"),
+    "no step": (colours(), {"preprocessing": ()}, "at least one"),
+    "step twice": (colours(), {"preprocessing": ("gcn", "gcn")}, "more than once"),
+    "unknown model": (colours(), {"model": "nin_cifar11"}, "nin_cifar10"),
+    "unknown activation": (colours(), {"activation": "rellu"}, "relu"),
+    "option of another family": (colours(), {"model": "googlenet", "pool2": "avg"}, "pool2"),
+    "no GPU": (colours(), {"device": "cuda"}, "no GPU"),
+    "filters larger than the images": (colours(size=(4, 4)), {"model": "nin_cifar10", "whiten": True}, "whiten=true"),
+}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize("kind", IMPOSSIBLE)
+def test_impossible_settings_are_one_sentence_and_leave_nothing(tmp_path: Path, kind: str):
+    data, settings, words = IMPOSSIBLE[kind]
+    with pytest.raises(UsageError, match=words) as caught:
+        fit(data, TINY, **settings)
+    assert "\n" not in str(caught.value)
+    if kind != "filters larger than the images":
+        assert os.listdir(tmp_path) == []
+
+
+def test_a_set_without_training_images_or_with_too_few_is_refused(tmp_path: Path):
+    data = colours()
+    only_test = make_dataset("colours", data.classes, {"test": data.split("train")})
+    with pytest.raises(MissingSplit, match="no train split"):
+        fit(only_test, TINY)
+    with pytest.raises(DataError, match=r"too few|at least two|single image"):
+        fit(colours(1), TINY)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("spec", ["no/such/folder", "nul\0", "x" * 5000])
+def test_data_that_is_not_there_is_one_sentence(spec: str, tmp_path: Path):
+    with pytest.raises(MlpconvError):
+        fit(spec, TINY)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_loop_of_links_is_one_sentence(tmp_path: Path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(MlpconvError):
+        fit(tmp_path / "loop", TINY)
+    assert os.listdir(tmp_path) == ["loop"]
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path):
+    (tmp_path / "file").write_text("precious")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(RunFolderError):
+            fit(colours(), TINY, out=out)
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_images_of_a_folder_are_opened_trained_and_named(tmp_path: Path):
+    from PIL import Image
+
+    data = colours(24)
+    for i, (image, label) in enumerate(zip(data.split("train").images, data.split("train").labels, strict=True)):
+        folder = tmp_path / "cats [1]" / f"class {label}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{i}.png")
+    run = fit(tmp_path / "cats [1]", TINY)
+    assert run.folder == Path("runs/cats [1]-001")
+    assert run.classifier.classes == data.classes
+    assert fit(tmp_path / "cats [1]", resume=True).history == run.history
+
+
+def test_a_checkpoint_of_another_network_is_refused():
+    run = fit(colours(), TINY)
+    found, _ = checkpoint.latest(run.folder / "checkpoints")
+    tensors = {name: dict(group) for name, group in found[0].items()}
+    tensors["model"]["blocks.0.convs.0.weight"] = torch.zeros(1, 2, 3, 4)
+    checkpoint.save(run.folder / "checkpoints", 10**6, tensors, found[1])
+    with pytest.raises(CheckpointError, match="does not fit this network and recipe"):
+        fit(colours(), resume=True)
