@@ -45,5 +45,5 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
-	@$(BIN)/python -m pip install --quiet --editable '.[dev,svhn]'
+	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@

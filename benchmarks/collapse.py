@@ -2,9 +2,9 @@
 
     python benchmarks/collapse.py [--data FOLDER] [--seeds 20] [--images 10000] [--epochs 3] [--rates 0.1 0.2]
 
-The `paper` recipe of MNIST (ReLU after the last 1x1, N(0, 0.05) weights, no normalisation) is trained for some epochs on the
-first images of MNIST, once with `on_collapse=stop` and once with `repair`, from the same seeds; the error is that of the last
-10,000 training images. Writes benchmarks/results/collapse.json.
+The `paper` recipe of MNIST (ReLU after the last 1x1, N(0, 0.05) weights, no normalisation) is trained for some
+epochs on the first images of MNIST, once with `on_collapse=stop` and once with `repair`, from the same seeds; the
+error is that of the last 10,000 training images. Writes benchmarks/results/collapse.json.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from common import write_result
+
 import mlpconv
 from mlpconv.data import make_dataset
 from mlpconv.errors import CollapseError, NonFiniteError
 from mlpconv.training import Progress, find_recipe
-from common import write_result
 
 
 class Notes(Progress):
@@ -55,6 +56,7 @@ def one_run(data: mlpconv.Dataset, rate: float, seed: int, cure: str, epochs: in
 
 
 def main() -> None:
+    """Train every seed both ways and write what happened."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="where MNIST lies, if not in the cache or $MLPCONV_DATA")
     parser.add_argument("--seeds", type=int, default=20)

@@ -2,10 +2,10 @@
 
     python benchmarks/folders.py [--data FOLDER] [--seeds 3]
 
-Two folders of PNG files are made from CIFAR-100: ten classes of 100 images in colour, and ten other classes in grey. For
-each seed (it decides the split, four fifths to train on, and everything else) `mlpconv.fit(folder)` is compared on the same
-validation images with scikit-learn's logistic regression and k-nearest neighbours on standardised pixels, each given its
-best setting on those very images. Writes benchmarks/results/folders.json.
+Two folders of PNG files are made from CIFAR-100: ten classes of 100 images in colour, and ten other classes in
+grey. For each seed (it decides the split, four fifths to train on, and everything else) `mlpconv.fit(folder)` is
+compared on the same validation images with scikit-learn's logistic regression and k-nearest neighbours on
+standardised pixels, each given its best setting on those very images. Writes benchmarks/results/folders.json.
 """
 
 from __future__ import annotations

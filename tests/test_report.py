@@ -69,7 +69,7 @@ DATA = {
     "fingerprint": "ab" * 32,
     "channels": 3,
     "size": [13, 17],
-    "counts": {"train": 1149, "val": 288, "test": 360},
+    "counts": {"test": 360, "train": 1149, "val": 288},
 }
 EVALUATION = {
     "split": "val",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from mlpconv import plots
 from mlpconv.bundle import Classifier
 from mlpconv.data import Dataset, Split
-from mlpconv.errors import RunFolderError
+from mlpconv.errors import RunFolderError, UsageError
 from mlpconv.evaluation import Evaluation, evaluate, worst
 from mlpconv.files import json_bytes, write_atomic
 from mlpconv.maps import category_maps
@@ -38,7 +39,9 @@ def summarise(folder: Path, classifier: Classifier, dataset: Dataset, history: S
         draw(figures, classifier, split, evaluation, history)
         write_report(folder)
     except OSError as error:
-        raise RunFolderError(f"the report in {folder} cannot be written ({error.strerror}); the model file is whole.") from error
+        raise RunFolderError(
+            f"the report in {folder} cannot be written ({error.strerror}); the model file is whole."
+        ) from error
     return evaluation
 
 
@@ -48,12 +51,15 @@ def draw(figures: Path, classifier: Classifier, split: Split, evaluation: Evalua
     plots.save_figure(plots.confusion(evaluation.confusion, classifier.classes), figures / "confusion.png")
     plots.save_figure(plots.filters(classifier.model.first_conv.weight.detach().cpu().numpy()), figures / "filters.png")
     errors = worst(evaluation, split, MISTAKES)
-    images = [split.images[error.index] for error in errors]
-    said = [error.predicted for error in errors]
-    confidence = [error.confidence for error in errors]
-    names = [error.source for error in errors]
-    plots.save_figure(plots.mistakes(images, [error.true for error in errors], said, confidence, names), figures / "mistakes.png")
-    if classifier.model.last_conv is not None:
+    mistakes = plots.mistakes(
+        images=[split.images[error.index] for error in errors],
+        true=[error.true for error in errors],
+        predicted=[error.predicted for error in errors],
+        confidence=[error.confidence for error in errors],
+        names=[error.source for error in errors],
+    )
+    plots.save_figure(mistakes, figures / "mistakes.png")
+    with suppress(UsageError):  # a fully connected head has no category maps
         seen = category_maps(classifier, np.ascontiguousarray(split.images[samples(split)]))
         plots.save_figure(plots.map_sheet(seen), figures / "maps.png")
 

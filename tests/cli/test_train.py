@@ -158,7 +158,7 @@ def test_the_bar_shows_loss_accuracy_speed_and_time_left() -> None:
 
 def test_a_run_goes_on_from_the_command_line(here: Path) -> None:
     assert main(["train", "digits", "--set", "epochs=2", "width=0.25", "precision=fp32", "--out", "a"]) == 0
-    shutil.rmtree(here / "a" / "checkpoints" / sorted((here / "a" / "checkpoints").iterdir())[-1])
+    shutil.rmtree(here / "a" / "checkpoints" / max((here / "a" / "checkpoints").iterdir()))
     before = mlpconv.load("a").model.state_dict()
     assert main(["train", "digits", "--out", "a", "--resume"]) == 0
     after = mlpconv.load("a").model.state_dict()

@@ -55,7 +55,9 @@ def test_splits_that_are_given_are_taken(pictures: Pictures) -> None:
         top = pictures(below=below, cat=counts[0], dog=counts[1])
     data = open_data(top)
     assert {key: np.bincount(split.labels).tolist() for key, split in data.splits.items()} == {
-        "train": [5, 6], "val": [2, 1], "test": [1, 3],
+        "train": [5, 6],
+        "val": [2, 1],
+        "test": [1, 3],
     }
     assert not any("held out" in note for note in data.notes)
 
@@ -169,9 +171,10 @@ def test_a_class_of_which_nothing_can_be_read(pictures: Pictures) -> None:
     data = open_data(top)
     assert data.classes == ("ant", "dog")
     assert sorted(np.unique(data.split("train").labels)) == [0, 1]
-    assert all(str(name).startswith(data.classes[label]) for name, label in zip(
-        data.split("val").names or (), data.split("val").labels, strict=True
-    ))
+    assert all(
+        str(name).startswith(data.classes[label])
+        for name, label in zip(data.split("val").names or (), data.split("val").labels, strict=True)
+    )
     assert any("none of its images can be read: bee" in note for note in data.notes)
 
 

@@ -85,8 +85,18 @@ VP8 = b"\0\0\0\x9d\x01\x2a" + struct.pack("<HH", 16_383, 16_383) + bytes(16)
         b"P5 999999999 999999999 255\n",
     ],
     ids=[
-        "png", "png interlaced", "png limit", "png one row", "jpeg", "bmp", "bmp limit",
-        "webp extended", "webp lossless", "webp lossy", "ppm", "pgm",
+        "png",
+        "png interlaced",
+        "png limit",
+        "png one row",
+        "jpeg",
+        "bmp",
+        "bmp limit",
+        "webp extended",
+        "webp lossless",
+        "webp lossy",
+        "ppm",
+        "pgm",
     ],
 )
 def test_huge_images_are_refused_by_their_header(content: bytes) -> None:
@@ -100,9 +110,7 @@ def test_a_real_image_of_30000_squared(tmp_path: Path) -> None:
     body = b"".join(packer.compress(row * 100) for _ in range(300)) + packer.flush()
     head = struct.pack(">IIBBBBB", 30_000, 30_000, 1, 0, 0, 0, 0)
     path = tmp_path / "huge.png"
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
-    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b""))
     assert path.stat().st_size < 200_000
     quick_and_small(path, "30,000 x 30,000 pixels")
 

@@ -13,7 +13,7 @@ OS_CALLS = ("open", "fsync", "mkdir", "rename", "replace", "unlink", "rmdir", "w
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL inside one process: once raised, every later file call raises it too, and nothing is tidied."""
+    """Stands for SIGKILL inside one process: once raised, every later file call raises it too."""
 
 
 class FileCalls:

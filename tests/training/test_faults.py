@@ -1,4 +1,4 @@
-"""What goes wrong around a run - disks, signals, other trainers, numbers - ends in a sentence, and loses nothing saved."""
+"""What goes wrong around a run - disks, signals, other trainers, numbers - ends in a sentence and loses nothing."""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ import json
 import sys
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress as Bar, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
 from mlpconv.training.progress import Progress, Row
 
@@ -23,7 +24,7 @@ def watch(as_json: bool) -> Progress:
 class JsonLines(Progress):
     """One JSON object an epoch or note."""
 
-    def epoch(self, row: Row, epochs: int) -> None:
+    def epoch(self, row: Row, epochs: int) -> None:  # noqa: ARG002
         print(json.dumps(row), flush=True)
 
     def note(self, text: str) -> None:

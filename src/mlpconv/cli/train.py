@@ -69,20 +69,20 @@ def train(
     try:
         run = fit(data, recipe, out=out, resume=resume, data_root=data_dir, progress=progress, **settings)
     except Interrupted as stop:
-        where = out or stop.folder
-        words = [
-            "mlpconv",
-            "train",
-            data,
-            *(["--data", data_dir] if data_dir else []),
-            *(["--out", where] if where else []),
-        ]
-        command = shlex.join([*map(str, words), "--resume"])
+        command = going_on(data, data_dir, out or stop.folder)
         raise Interrupted(f"{stop} To go on: {command}", stop.signal_number, stop.folder) from None
     if json:
         say_json(run)
     else:
         say(run)
+
+
+def going_on(data: str, data_dir: Path | None, folder: Path | None) -> str:
+    """The command that goes on with an interrupted run."""
+    words = ["mlpconv", "train", data]
+    words += ["--data", str(data_dir)] if data_dir else []
+    words += ["--out", str(folder)] if folder else []
+    return shlex.join([*words, "--resume"])
 
 
 def say(run: Run) -> None:

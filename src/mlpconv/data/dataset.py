@@ -84,9 +84,7 @@ class Dataset:
         return next(iter(self.splits.values()))
 
 
-def make_dataset(
-    name: str, classes: Sequence[str], splits: Mapping[str, Split], notes: Iterable[str] = ()
-) -> Dataset:
+def make_dataset(name: str, classes: Sequence[str], splits: Mapping[str, Split], notes: Iterable[str] = ()) -> Dataset:
     """Put splits together under their fingerprint; raises UsageError where they do not agree with each other."""
     kept = {key: splits[key] for key in SPLITS if key in splits}
     if not kept or len(kept) != len(splits):

@@ -57,9 +57,7 @@ _TURNS = {
 }
 
 
-def decode(
-    source: Path | bytes, *, channels: int | None = None, size: tuple[int, int] | None = None
-) -> np.ndarray:
+def decode(source: Path | bytes, *, channels: int | None = None, size: tuple[int, int] | None = None) -> np.ndarray:
     """Read an image file, or its bytes, as uint8 (C, H, W): turned upright, on white where it is transparent.
 
     `channels` is 1, 3 or None (what the file has); `size` is (H, W): the shorter side is resized to it, antialiased,

@@ -32,7 +32,7 @@ MAPS = (
     "class. The mean of a map is the class's logit, so nothing else went into the answer. The ring marks the peak."
 )
 FILTERS = "What the first layer looks for. Filters that are all noise have hardly been trained."
-SPLITS = {"val": "validation", "test": "test", "train": "training"}
+SPLITS = {"train": "training", "val": "validation", "test": "test"}
 
 
 def sections(run: RunParts) -> Html:
@@ -56,7 +56,8 @@ def headline(run: RunParts) -> Html:
     tiles = [tile for tile in (_accuracy(run), _model(run), _data(run), _time(run)) if tile]
     counts = run.data.get("counts")
     counts = counts if isinstance(counts, dict) else {}
-    parts = [f"{value:,.0f} {SPLITS.get(name, name)}" for name in counts if (value := number(counts, name)) is not None]
+    order = [*SPLITS, *(name for name in counts if name not in SPLITS)]
+    parts = [f"{value:,.0f} {SPLITS.get(name, name)}" for name in order if (value := number(counts, name)) is not None]
     line = f"A run of mlpconv on {_listed(parts)} images." if parts else "A run of mlpconv."
     return element(
         "header", element("h1", run.title), element("p", line, class_="quiet"), element("div", *tiles, class_="tiles")

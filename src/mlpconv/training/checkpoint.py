@@ -123,7 +123,7 @@ def parse_manifest(path: Path) -> dict[str, dict[str, Any]]:
     try:
         if size_of(path / MANIFEST) > LONGEST_MANIFEST:
             raise ValueError(MANIFEST)
-        sums = json.loads((path / MANIFEST).read_bytes())
+        sums: dict[str, dict[str, Any]] = json.loads((path / MANIFEST).read_bytes())
         for name, entry in sums.items():
             if not FILE_NAME.fullmatch(name) or type(entry["bytes"]) is not int or not isinstance(entry["sha256"], str):
                 raise ValueError(name)

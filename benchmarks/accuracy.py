@@ -1,0 +1,63 @@
+"""Train a recipe from several seeds and report the error: mean, deviation and n.
+
+    python benchmarks/accuracy.py mnist --seeds 3 --set val_fraction=0 --judge test
+    python benchmarks/accuracy.py cifar10 --recipe best --seeds 1
+
+With `--judge val` (the default) the error is that of the last epoch on the held-out part of the training images;
+with `--judge test` all choices have been made before and the test images are looked at once a seed. Runs are kept
+in `--runs` (default runs/accuracy) and gone on with where they were stopped. Writes benchmarks/results/accuracy-
+DATA-RECIPE.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from common import spread, write_result
+
+import mlpconv
+from mlpconv.cli.progress import Lines
+from mlpconv.training.recipe import parse_setting
+
+
+def one_seed(asked: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Train, or take the finished run, and judge it."""
+    folder = asked.runs / f"{asked.data}-{asked.recipe}-{seed}"
+    settings = dict(parse_setting(text) for text in asked.set) | {"seed": seed}
+    going_on = (folder / "recipe.json").is_file()
+    run = mlpconv.fit(
+        asked.data, asked.recipe, out=folder, resume=going_on, data_root=asked.root, progress=Lines(), **settings
+    )
+    last = run.history[-1]
+    row = {name: last[name] for name in ("epoch", "seconds", "cpu_seconds")} | {"seed": seed}
+    row["images_per_second"] = max(entry["images_per_second"] for entry in run.history)
+    if asked.judge == "val":
+        return row | {"error": 1 - last["val_accuracy"]}
+    test = mlpconv.open_data(asked.data, root=asked.root).split("test")
+    return row | {"error": mlpconv.evaluate(run.classifier, test).error}
+
+
+def main() -> None:
+    """Run every seed and write what came out."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--recipe", default="fast")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--set", nargs="*", default=[])
+    parser.add_argument("--judge", choices=("val", "test"), default="val")
+    parser.add_argument("--root", type=Path, help="where the data lie, if not in the cache or $MLPCONV_DATA")
+    parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"))
+    asked = parser.parse_args()
+    rows = [one_seed(asked, seed) for seed in range(asked.seeds)]
+    result = {"judged": asked.judge, "runs": rows} | {
+        name: spread([row[name] for row in rows]) for name in ("error", "seconds", "cpu_seconds")
+    }
+    path = write_result(f"accuracy-{asked.data}-{asked.recipe}", result)
+    error = result["error"]
+    print(f"error {error['mean']:.2%} (sd {error['sd']:.2%}, n = {error['n']}); written to {path}")
+
+
+if __name__ == "__main__":
+    main()
