@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ import mlpconv
 from mlpconv.data import make_dataset
 from mlpconv.errors import CollapseError, NonFiniteError
 from mlpconv.training import Progress, find_recipe
+
+STUCK = 0.02  # how near ln(10) the last epoch's loss is where nothing was learned
+PRECISION = "bf16"  # fixed, so that the same seed trains the same network wherever it runs
 
 
 class Notes(Progress):
@@ -33,7 +38,7 @@ class Notes(Progress):
         self.sentences.append(text)
 
 
-def small_mnist(folder: Path | None, images: int, judged: int = 2000) -> mlpconv.Dataset:
+def small_mnist(folder: Path | None, images: int, judged: int = 1000) -> mlpconv.Dataset:
     """The first images of MNIST to train on, and the first of its last 10,000 training images to judge by."""
     whole = mlpconv.open_data("mnist", root=folder)
     train = whole.split("train")
@@ -45,14 +50,17 @@ def small_mnist(folder: Path | None, images: int, judged: int = 2000) -> mlpconv
 def one_run(data: mlpconv.Dataset, rate: float, seed: int, cure: str, epochs: int) -> dict[str, Any]:
     """Train once; how it ended, and how good it was."""
     notes = Notes()
-    recipe = dataclasses.replace(find_recipe("paper", "mnist"), precision="fp32", seed=seed, lr=rate, epochs=epochs)
+    recipe = dataclasses.replace(find_recipe("paper", "mnist"), precision=PRECISION, seed=seed, lr=rate, epochs=epochs)
     with tempfile.TemporaryDirectory() as folder:
         try:
             run = mlpconv.fit(data, recipe, out=folder, progress=notes, on_collapse=cure)
         except (CollapseError, NonFiniteError) as error:
-            return {"seed": seed, "end": type(error).__name__, "repairs": 0, "why": str(error)}
+            return {"seed": seed, "end": type(error).__name__, "why": str(error)}
+    last = run.history[-1]
+    end = "stuck" if last["train_loss"] > math.log(10) - STUCK else "learning"
     repairs = sum("collapsed" in sentence for sentence in notes.sentences)
-    return {"seed": seed, "end": "trained", "repairs": repairs, "val_accuracy": run.history[-1]["val_accuracy"]}
+    figures = {"train_loss": last["train_loss"], "val_accuracy": last["val_accuracy"]}
+    return {"seed": seed, "end": end, "repairs": repairs} | figures
 
 
 def main() -> None:
@@ -72,7 +80,9 @@ def main() -> None:
                 row = {"lr": rate, "on_collapse": cure} | one_run(data, rate, seed, cure, asked.epochs)
                 rows.append(row)
                 print({key: value for key, value in row.items() if key != "why"}, flush=True)
-    write_result("collapse", {"runs": rows, "images": asked.images, "epochs": asked.epochs})
+    ends = Counter(f"lr {row['lr']:g}, {row['on_collapse']}: {row['end']}" for row in rows)
+    print(dict(ends))
+    write_result("collapse", {"ends": dict(ends), "runs": rows, "images": asked.images, "epochs": asked.epochs})
 
 
 if __name__ == "__main__":

@@ -16,7 +16,18 @@ from mlpconv import preprocessing
 from mlpconv.errors import UsageError
 from mlpconv.preprocessing import STEPS, Preprocessing
 
-CHAINS = [("scale",), ("mean",), ("standardize",), ("gcn",), ("zca",), ("lcn",), ("gcn", "zca"), ("lcn", "standardize")]
+CHAINS = [
+    ("scale",),
+    ("bytes",),
+    ("bytes", "mean"),
+    ("mean",),
+    ("standardize",),
+    ("gcn",),
+    ("zca",),
+    ("lcn",),
+    ("gcn", "zca"),
+    ("lcn", "standardize"),
+]
 FITTED = [chain for chain in CHAINS if set(chain) & {"mean", "standardize", "zca"}]
 
 

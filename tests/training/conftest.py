@@ -128,14 +128,11 @@ def results() -> Callable[[Path], dict[str, Any]]:
 
     def read(folder: Path) -> dict[str, Any]:
         last = max((folder / "checkpoints").glob("step-*"))
-        found: dict[str, Any] = {"last": last.name}
+        found: dict[str, Any] = {"last": last.name.rstrip("+")}
         for path in [folder / "model.safetensors", *sorted(last.glob("*.safetensors"))]:
             for name, value in safetensors.numpy.load(path.read_bytes()).items():
-                found[f"{path.parent.name if path.parent == last else ''}/{path.stem}/{name}"] = (
-                    value.dtype.str,
-                    value.shape,
-                    value.tobytes(),
-                )
+                place = "last" if path.parent == last else "kept"
+                found[f"{place}/{path.stem}/{name}"] = (value.dtype.str, value.shape, value.tobytes())
         state = json.loads((last / "state.json").read_text())
         found["history"] = [without_clocks(row) for row in state.pop("history")]
         found["best"] = without_clocks(state.pop("best"))

@@ -99,7 +99,10 @@ def test_the_same_step_again_takes_the_place_of_a_damaged_one(folder: Path) -> N
     found, notes = checkpoint.latest(folder)
     assert is_step(found, 2)
     assert notes == []
-    assert litter(folder) == []
+    assert [path.name for path in checkpoint.steps(folder)] == ["step-000000002+", "step-000000001"]
+    save(folder, 3)
+    assert is_step(checkpoint.latest(folder)[0], 3)
+    assert len(checkpoint.steps(folder)) == 3
 
 
 def test_damaged_newer_ones_do_not_push_out_whole_ones(folder: Path) -> None:
@@ -114,7 +117,8 @@ def test_damaged_newer_ones_do_not_push_out_whole_ones(folder: Path) -> None:
     assert len(notes) == 2
     for step in (60, 70):
         save(folder, step)
-    assert [int(path.name[5:]) for path in checkpoint.steps(folder)] == [70, 60, 50]
+    assert [path.name[-3:] for path in checkpoint.steps(folder)] == ["070", "60+", "050"]
+    assert is_step(checkpoint.latest(folder)[0], 70)
 
 
 # What fails or dies
@@ -208,6 +212,22 @@ def test_wherever_a_save_dies_the_newest_is_the_old_one_or_the_new(
         assert litter(copy) == []
     renamed = names.index("rename") + 1
     assert states == ["old"] * renamed + ["new"] * (len(names) - renamed)
+
+
+def test_a_whole_one_stays_until_another_of_its_step_is_whole(
+    folder: Path, faults: ModuleType, acting: Install
+) -> None:
+    def again(copy: Path) -> Path:
+        return checkpoint.save(copy, 2, content(2)[0], {"step": 2, "again": True})
+
+    names = count_calls(acting, folder, again)
+    for number, copy in attempts(folder, len(names)):
+        with pytest.raises(faults.Killed):
+            acting(faults.die_at(number), lambda copy=copy: again(copy))
+        found, notes = checkpoint.latest(copy)
+        assert found is not None
+        assert found[1].get("again", False) == (number > names.index("rename") + 1)
+        assert notes == [] if "again" in found[1] else is_step(found, 2)
 
 
 @pytest.mark.parametrize("there", [b"the old content", None], ids=["replaced", "new"])

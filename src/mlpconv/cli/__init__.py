@@ -66,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Every failure is one sentence on stderr; with MLPCONV_DEBUG=1 the exception is raised instead.
     """
+    # Threads that wait for one another by spinning take the time that a busy machine would have had for the work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if argv is None else argv)
     _print_any_letter()
     try:

@@ -39,10 +39,10 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: 
     sums = {
         name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()
     }
-    target = folder / f"step-{step:09d}"
     try:
         folder.mkdir(exist_ok=True)
         sweep(folder)
+        target = unused(folder / f"step-{step:09d}")
         publish(target, files | {MANIFEST: json_bytes(sums)})
         prune(folder, target)
     except OSError as error:
@@ -57,6 +57,13 @@ def serialise(group: dict[str, Tensor]) -> bytes:
     return safetensors.torch.save({name: value.detach().contiguous().cpu() for name, value in group.items()})
 
 
+def unused(target: Path) -> Path:
+    """The path, or one that sorts after it: what is there of the same step stays until something better is whole."""
+    while target.exists():
+        target = target.with_name(f"{target.name}+")
+    return target
+
+
 def publish(target: Path, files: dict[str, bytes]) -> None:
     """Make `target` appear at once with all its files, in the order given."""
     staging = target.with_name(f".staging-{secrets.token_hex(4)}")
@@ -65,10 +72,6 @@ def publish(target: Path, files: dict[str, bytes]) -> None:
         for name, content in files.items():
             write_synced(staging / name, content)
         fsync_folder(staging)
-        if (
-            target.exists()
-        ):  # of a run that went on from an older checkpoint: step and bits are the same, this one is whole
-            shutil.rmtree(target)
         os.rename(staging, target)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
@@ -83,8 +86,11 @@ def sweep(folder: Path) -> None:
 
 
 def prune(folder: Path, newest: Path) -> None:
-    """Remove all but the last ones up to `newest`; what lies beyond it is damaged, and must not push out whole ones."""
-    for old in [path for path in steps(folder) if path.name <= newest.name][KEPT:]:
+    """Remove all but the last ones up to `newest`, and others of its step; what lies beyond it is damaged."""
+    behind = [path for path in steps(folder) if path.name < newest.name]
+    same = [path for path in behind if newest.name.startswith(path.name)]
+    earlier = [path for path in behind if path not in same]
+    for old in same + earlier[KEPT - 1 :]:
         shutil.rmtree(old, ignore_errors=True)  # the new one is whole: an old one that stays is no reason to stop
 
 

@@ -21,6 +21,9 @@ from mlpconv.models.base import Network
 __all__ = ["CollapseWatch", "explain", "guessing", "one_answer", "repair"]
 
 SAME = 1e-6  # spread of a value over the images, relative to its size, below which all images look alike
+NOTHING = (
+    0.01  # how far below that of guessing the mean loss of an epoch can be and still mean that nothing was learned
+)
 SLACK = 0.1  # how far below that of guessing a loss can be and still be no better
 LONGEST_PATIENCE = 50  # steps
 LOOKED_AT = 64  # images of a batch that are enough to see whether they are told apart
@@ -41,9 +44,13 @@ class CollapseWatch:
     """
 
     def __init__(self, loss_of_guessing: float, steps_per_epoch: int, count: int = 0) -> None:
-        self.threshold = loss_of_guessing - SLACK
+        self.guessing, self.threshold = loss_of_guessing, loss_of_guessing - SLACK
         self.patience = min(LONGEST_PATIENCE, max(2, steps_per_epoch // 2))
         self.count = count
+
+    def nothing_learned(self, loss: float) -> bool:
+        """Whether the mean loss of an epoch is that of guessing: signals too small to learn from do that as well."""
+        return loss > self.guessing - NOTHING
 
     def collapsed(self, loss: float, steps: int, model: Network, images: Tensor) -> bool:
         """Look at a loss and the images (N, C, H, W) of its step, `steps` after the look before."""
@@ -76,12 +83,13 @@ def explain(loss: float, num_classes: int, step: int) -> CollapseError:
 
 
 @torch.no_grad()
-def repair(model: Network, images: Tensor, seed: int, step: int) -> int:
-    """Bring the dead channels of a collapsed network back to life; returns how many.
+def repair(model: Network, images: Tensor, seed: int, step: int, *, anew: bool = False) -> int:
+    """Bring the dead channels of a collapsed network back to life, or all of them (`anew`); returns how many.
 
     Layer by layer, in order, a channel that is never positive on `images` (N, C, H, W, preprocessed), or the same
-    everywhere, draws new weights, scaled and shifted to zero mean and unit deviation on them. The last layer always
-    does, with small maps around one, so that its ReLU passes everywhere and the loss starts at ln(K) with a gradient.
+    everywhere, draws new weights, scaled and shifted to zero mean and unit deviation on them (as Mishkin and Matas 2015
+    start whole networks). The last layer always does, with small maps around one, so that its ReLU passes everywhere
+    and the loss starts at ln(K) with a gradient.
     """
     draw = generator(seed, "repair", step)
     layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
@@ -92,7 +100,8 @@ def repair(model: Network, images: Tensor, seed: int, step: int) -> int:
             if outputs is None:
                 continue
             is_last = layer is model.last_layer
-            dead = torch.ones_like(outputs[0, :, 0, 0], dtype=torch.bool) if is_last else lifeless(outputs)
+            every = torch.ones_like(outputs[0, :, 0, 0], dtype=torch.bool)
+            dead = every if is_last or anew else lifeless(outputs)
             if dead.any():
                 fresh = torch.randn(layer.weight.shape, generator=draw) * math.sqrt(2 / layer.weight[0].numel())
                 layer.weight[dead] = fresh.to(layer.weight)[dead]

@@ -28,6 +28,7 @@ __all__ = ["Trainer"]
 
 LOOK_EVERY = {"cpu": 1, "cuda": 50}  # steps between two looks at the loss: a look makes a GPU wait
 MOST_REPAIRS = 8
+SLOW_START = 150  # steps in which a network may learn nothing before that is called stuck
 RECOVERY = 100  # steps over which the rate rises again after a repair
 EVAL_BATCH = 256
 
@@ -97,6 +98,7 @@ class Trainer:
         if state.step % self.look_every == 0 or state.step % self.per_epoch == 0:
             self.look(outcome, batch)
         if state.step % self.per_epoch == 0:
+            self.look_at_epoch(batch)
             self.end_epoch()
 
     def lr(self, step: int) -> float:
@@ -115,28 +117,45 @@ class Trainer:
         total, correct, seen = state.totals.tolist()
         self.progress.step(state.step, total / seen, correct / seen, self.epoch_images)
         if self.watch.collapsed(loss, self.since_look(), state.model, batch.images):
-            self.collapse(loss, batch.images)
+            if self.recipe.on_collapse == "stop" or state.repairs >= MOST_REPAIRS:
+                raise health.explain(loss, state.model.num_classes, state.step)
+            again = state.repaired_at is not None and state.step - state.repaired_at < 2 * RECOVERY
+            self.repair("every image got the same answer", batch.images, anew=again)
         state.guesses = self.watch.count
+
+    def look_at_epoch(self, batch: Batch) -> None:
+        """See whether an epoch taught nothing at all: a warning, or a repair where the recipe asks for repairs."""
+        state = self.state
+        total, _, seen = state.totals.tolist()
+        steps = state.step - (state.repaired_at or 0)
+        if steps < SLOW_START or not self.watch.nothing_learned(total / seen):
+            return
+        if self.recipe.on_collapse == "repair" and state.repairs < MOST_REPAIRS:
+            self.repair(f"nothing was learned in {steps} steps", batch.images, anew=True)
+        else:
+            self.progress.note(
+                f"step {state.step}: the loss of this epoch ({total / seen:.4f}) is still that of guessing. If it "
+                "stays there, train again with --on-collapse repair, --set norm=batch or --set init=he."
+            )
 
     def since_look(self) -> int:
         """The steps between this look and the one before, from the step's number alone."""
         before = self.state.step - 1
         return self.state.step - max(before - before % self.look_every, before - before % self.per_epoch)
 
-    def collapse(self, loss: float, images: Tensor) -> None:
-        """Stop with words, or bring the network back to life and go on at half the rate."""
+    def repair(self, why: str, images: Tensor, anew: bool) -> None:
+        """Bring the network back to life, or make it anew, and go on at half the rate."""
         state = self.state
-        if self.recipe.on_collapse == "stop" or state.repairs >= MOST_REPAIRS:
-            raise health.explain(loss, state.model.num_classes, state.step)
-        revived = health.repair(state.model, images, self.recipe.seed, state.step)
+        revived = health.repair(state.model, images, self.recipe.seed, state.step, anew=anew)
         state.optimizers.forget()
         state.repairs, state.repaired_at = state.repairs + 1, state.step
         state.lr_factor *= 0.5
         if state.averaged is not None:
             state.averaged.module.load_state_dict(state.model.state_dict())
+        which = "all" if anew else "the dead"
         self.progress.note(
-            f"step {state.step}: training had collapsed (loss {loss:.4f}, that of guessing, every "
-            f"image got the same answer); {revived} dead channels were given new weights and the rate was halved."
+            f"step {state.step}: training had collapsed (a loss of guessing; {why}): {which} channels, {revived} of "
+            "them, were given new weights, and the rate was halved."
         )
 
     def end_epoch(self) -> None:

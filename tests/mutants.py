@@ -1,0 +1,290 @@
+"""Guards of the package, each taken away in turn: the test that watches it must then fail.
+
+    python tests/mutants.py            every mutant, in a copy of src; some minutes
+    python tests/mutants.py NUMBER...  only these
+
+A mutant whose test still passes is a guard that nothing watches: mend the test.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+TOP = Path(__file__).resolve().parents[1]
+SRC = TOP / "src" / "mlpconv"
+LONGEST = 600  # seconds for one test
+PASSED, FAILED = 0, 1  # exit codes of pytest; any other means that it could not run
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """In `file`, `old` (which occurs once) becomes `new`; then `test` must fail."""
+
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+MUTANTS = (
+    # A checkpoint is whole or absent
+    Mutant(
+        "training/checkpoint.py",
+        "        fsync_folder(staging)\n",
+        "",
+        "training/test_checkpoint.py::test_all_is_on_the_disk_before_it_is_renamed_and_the_name_after",
+    ),
+    Mutant(
+        "training/checkpoint.py",
+        '    if hashlib.sha256(content).hexdigest() != entry["sha256"]:',
+        "    if False:",
+        "training/test_checkpoint.py::test_every_flipped_bit_is_found",
+    ),
+    Mutant(
+        "training/checkpoint.py",
+        "not FILE_NAME.fullmatch(name) or ",
+        "",
+        "training/test_checkpoint.py::test_a_lying_manifest_is_refused",
+    ),
+    Mutant(
+        "training/checkpoint.py",
+        " if path.name < newest.name]",
+        " if path != newest]",
+        "training/test_checkpoint.py::test_damaged_newer_ones_do_not_push_out_whole_ones",
+    ),
+    Mutant(
+        "training/checkpoint.py",
+        "shutil.rmtree(litter, ignore_errors=True)",
+        "pass",
+        "training/test_checkpoint.py::test_wherever_a_save_dies_the_newest_is_the_old_one_or_the_new",
+    ),
+    Mutant(
+        "training/checkpoint.py",
+        "    if not stat.S_ISREG(status.st_mode):",
+        "    if False:",
+        "training/test_checkpoint.py::test_pipes_links_and_folders_in_the_place_of_files_do_not_block",
+    ),
+    Mutant(
+        "files.py",
+        "        write_synced(staged, content)\n        os.replace(staged, path)\n",
+        "        path.write_bytes(content)\n",
+        "training/test_checkpoint.py::test_a_file_is_replaced_whole_or_not_at_all",
+    ),
+    # A resumed run has the same bits
+    Mutant(
+        "training/state.py",
+        '            self.optimizers.load_tensors(tensors["optimizer"])\n',
+        "",
+        "training/test_resume.py::test_stopped_after_every_step_it_ends_with_the_same_bits",
+    ),
+    Mutant(
+        "training/state.py",
+        '                self.averaged.load_state_dict(tensors["averaged"])',
+        "                pass",
+        "training/test_resume.py::test_stopped_after_every_step_it_ends_with_the_same_bits",
+    ),
+    Mutant(
+        "training/step.py",
+        '    torch.manual_seed(generator(recipe.seed, "dropout", step).initial_seed())\n',
+        "",
+        "training/test_resume.py::test_stopped_after_every_step_it_ends_with_the_same_bits",
+    ),
+    Mutant(
+        "training/loop.py",
+        "        if state.history:\n            self.record(state.history)\n",
+        "",
+        "training/test_resume.py::test_whichever_file_call_a_run_dies_at_it_ends_with_the_same_bits",
+    ),
+    Mutant(
+        "training/loop.py",
+        " and state.totals.any():\n            self.end_epoch()\n",
+        " and state.totals.any():\n            pass\n",
+        "training/test_resume.py::test_stopped_after_any_step_also_before_validation_it_ends_with_the_same_bits",
+    ),
+    Mutant(
+        "training/folder.py",
+        "fieldnames=COLUMNS,",
+        "fieldnames=list(rows[0]),",
+        "training/test_resume.py::test_stopped_after_every_step_it_ends_with_the_same_bits",
+    ),
+    Mutant(
+        "data/augment.py",
+        "(coins(index, seed) + epoch) % 2",
+        "coins(index, seed) % 2",
+        "data/test_augment.py::test_alternate_flips_turn_every_image_every_other_epoch",
+    ),
+    Mutant(
+        "data/batches.py",
+        ", torch.set_flush_denormal, (True,))",
+        ")",
+        "data/test_batches.py::test_a_worker_flushes_denormals_as_the_trainer_does",
+    ),
+    # A run stops with a sentence, and keeps what is good
+    Mutant(
+        "training/state.py",
+        "bool(torch.isfinite(value).all())",
+        "True",
+        "training/test_faults.py::test_a_weight_that_breaks_stops_the_run_before_it_is_saved",
+    ),
+    Mutant(
+        "training/folder.py",
+        "fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "pass",
+        "training/test_faults.py::test_a_second_trainer_is_refused_with_the_process_that_is_in",
+    ),
+    Mutant(
+        "training/health.py",
+        "        return one_answer(model, images)",
+        "        return False",
+        "training/test_health.py::test_a_dead_network_is_recognised_within_its_patience",
+    ),
+    Mutant(
+        "run.py",
+        "    if stored != dataset.fingerprint:",
+        "    if False:",
+        "test_run.py::test_other_images_are_refused",
+    ),
+    # The networks are the paper's
+    Mutant(
+        "layers.py",
+        "nn.MaxPool2d(3, 2, ceil_mode=True)",
+        "nn.MaxPool2d(3, 2)",
+        "test_layers.py::test_pool_windows_start_at_zero_and_their_number_is_rounded_up",
+    ),
+    Mutant(
+        "preprocessing/steps.py",
+        "torch.where(divisor < self.floor, 1.0, divisor)",
+        "divisor",
+        "test_preprocessing.py::test_constant_images_are_calm",
+    ),
+    Mutant(
+        "preprocessing/steps.py",
+        " + self.bias).rsqrt()",
+        ").rsqrt()",
+        "test_preprocessing.py::test_rank_deficient_channels_are_calm",
+    ),
+    # Files of others are hostile
+    Mutant(
+        "bundle/modelfile.py",
+        "    if digest != written:",
+        "    if False:",
+        "attacks/test_model_file.py::test_every_flipped_bit_is_found",
+    ),
+    Mutant(
+        "bundle/tensorfile.py",
+        "        if entry.start != position:",
+        "        if False:",
+        "attacks/test_model_file.py::test_hostile_files_are_refused_at_once",
+    ),
+    Mutant(
+        "data/decode.py",
+        "    image = plugin(file)\n    _check_pixels(image.width, image.height, name)\n",
+        "    image = plugin(file)\n",
+        "data/test_hostile_images.py::test_huge_images_are_refused_by_their_header",
+    ),
+    Mutant(
+        "data/formats.py",
+        " or stream.read(1):",
+        ":",
+        "data/test_hostile_sets.py::test_idx_files_that_lie",
+    ),
+    Mutant(
+        "data/download.py",
+        "    return digest.hexdigest() == (file.sha256 or file.md5)",
+        "    return True",
+        "data/test_download.py::test_a_wrong_checksum_leaves_nothing",
+    ),
+    Mutant(
+        "data/folder.py",
+        "len(bad) > max_bad * total or ",
+        "",
+        "data/test_folder.py::test_too_many_stop_everything",
+    ),
+    Mutant(
+        "report/page.py",
+        '    return html.escape("\\n".join(printable(line) for line in text.split("\\n")), quote=True)',
+        "    return text",
+        "test_report.py::test_names_from_outside_are_text",
+    ),
+    # Numbers are judged right
+    Mutant(
+        "evaluation.py",
+        "(logits > true) | ((logits == true) & before)",
+        "logits > true",
+        "test_evaluation.py::test_ties_earn_nothing",
+    ),
+    Mutant(
+        "bundle/classifier.py",
+        "        self.model.eval()\n",
+        "",
+        "test_classifier.py::test_it_computes_in_eval_mode_whatever_the_mode",
+    ),
+)
+
+
+def faults(mutant: Mutant) -> list[str]:
+    """What makes a mutant impossible: a text that is not there exactly once, or a test that does not exist."""
+    count = (SRC / mutant.file).read_text(encoding="utf-8").count(mutant.old)
+    path, _, name = mutant.test.partition("::")
+    wrong = [] if count == 1 else [f"{mutant.file} has {mutant.old!r} {count} times"]
+    if f"def {name}(" not in (TOP / "tests" / path).read_text(encoding="utf-8"):
+        wrong.append(f"there is no {mutant.test}")
+    return wrong
+
+
+def run(test: str, src: Path) -> int:
+    """Run one test on a copy of the package; returns pytest's exit code."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/{test}"]
+    environment = os.environ | {"PYTHONPATH": str(src), "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        done = subprocess.run(command, cwd=TOP, env=environment, capture_output=True, text=True, timeout=LONGEST)
+    except subprocess.TimeoutExpired:
+        return FAILED  # without its guard the package hangs: that is noticed
+    if done.returncode not in (PASSED, FAILED):
+        print(done.stdout + done.stderr)
+    return done.returncode
+
+
+def survives(mutant: Mutant, src: Path) -> bool:
+    """Take the guard away, run its test, put the guard back; True where the test did not fail."""
+    path = src / "mlpconv" / mutant.file
+    whole = path.read_text(encoding="utf-8")
+    path.write_text(whole.replace(mutant.old, mutant.new), encoding="utf-8")
+    try:
+        return run(mutant.test, src) != FAILED
+    finally:
+        path.write_text(whole, encoding="utf-8")
+
+
+def main() -> int:
+    """Run the mutants asked for, or all; returns how many survived."""
+    chosen = [int(word) for word in sys.argv[1:]] or range(len(MUTANTS))
+    impossible = [sentence for number in chosen for sentence in faults(MUTANTS[number])]
+    if impossible:
+        print(*impossible, sep="\n")
+        return len(impossible)
+    survived = 0
+    with tempfile.TemporaryDirectory() as work:
+        src = Path(work) / "src"
+        shutil.copytree(TOP / "src", src, ignore=shutil.ignore_patterns("__pycache__"))
+        for test in sorted({MUTANTS[number].test for number in chosen}):
+            if run(test, src) != PASSED:
+                print(f"{test} fails with every guard in its place: mend that first")
+                return 1
+        for number in chosen:
+            mutant = MUTANTS[number]
+            alive = survives(mutant, src)
+            survived += alive
+            print(f"{number:>3}  {'SURVIVED' if alive else 'caught'}  {mutant.file}: {mutant.test}", flush=True)
+    print(f"{len(chosen) - survived} of {len(chosen)} mutants were caught.")
+    return survived
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
