@@ -1,19 +1,25 @@
 """How often the paper's literal recipe collapses at loss ln(10), and whether repair cures it.
 
-    python benchmarks/collapse.py [--data FOLDER] [--seeds 20] [--images 10000] [--epochs 3] [--rates 0.1 0.2]
+    python benchmarks/collapse.py [--data FOLDER] [--seeds 20] [--images 10000] [--epochs 3] [--rate 0.1]
+        [--cures stop repair]
 
 The `paper` recipe of MNIST (ReLU after the last 1x1, N(0, 0.05) weights, no normalisation) is trained for some
 epochs on the first images of MNIST, once with `on_collapse=stop` and once with `repair`, from the same seeds; the
-error is that of the last 10,000 training images. Writes benchmarks/results/collapse.json.
+error is that of the last 10,000 training images. Writes benchmarks/results/collapse-CURES.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import math
+import os
+import subprocess
+import sys
 import tempfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +61,23 @@ def one_run(data: mlpconv.Dataset, rate: float, seed: int, cure: str, epochs: in
         try:
             run = mlpconv.fit(data, recipe, out=folder, progress=notes, on_collapse=cure)
         except (CollapseError, NonFiniteError) as error:
-            return {"seed": seed, "end": type(error).__name__, "why": str(error)}
+            return {"on_collapse": cure, "seed": seed, "end": type(error).__name__, "why": str(error)}
     last = run.history[-1]
     end = "stuck" if last["train_loss"] > math.log(10) - STUCK else "learning"
     repairs = sum("collapsed" in sentence for sentence in notes.sentences)
     figures = {"train_loss": last["train_loss"], "val_accuracy": last["val_accuracy"]}
-    return {"seed": seed, "end": end, "repairs": repairs} | figures
+    return {"on_collapse": cure, "seed": seed, "end": end, "repairs": repairs} | figures
+
+
+def in_a_process(asked: argparse.Namespace, cure: str, seed: int) -> dict[str, Any]:
+    """The same run in a process of its own with one thread, so that several go side by side."""
+    words = [sys.executable, __file__, "--only", cure, str(seed), "--images", str(asked.images)]
+    words += ["--epochs", str(asked.epochs), "--rate", str(asked.rate)]
+    words += ["--data", str(asked.data)] if asked.data else []
+    done = subprocess.run(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, check=True)
+    row: dict[str, Any] = json.loads(done.stdout)
+    print({key: value for key, value in row.items() if key != "why"}, flush=True)
+    return row
 
 
 def main() -> None:
@@ -70,19 +87,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.1])
+    parser.add_argument("--rate", type=float, default=0.1)
+    parser.add_argument("--cures", nargs="+", choices=("stop", "repair"), default=("stop", "repair"))
+    parser.add_argument("--only", nargs=2, metavar=("CURE", "SEED"), help="one run, printed as JSON")
     asked = parser.parse_args()
-    data = small_mnist(asked.data, asked.images)
-    rows = []
-    for rate in asked.rates:
-        for cure in ("stop", "repair"):
-            for seed in range(asked.seeds):
-                row = {"lr": rate, "on_collapse": cure} | one_run(data, rate, seed, cure, asked.epochs)
-                rows.append(row)
-                print({key: value for key, value in row.items() if key != "why"}, flush=True)
-    ends = Counter(f"lr {row['lr']:g}, {row['on_collapse']}: {row['end']}" for row in rows)
+    if asked.only:
+        data = small_mnist(asked.data, asked.images)
+        print(json.dumps(one_run(data, asked.rate, int(asked.only[1]), asked.only[0], asked.epochs)))
+        return
+    tasks = [(cure, seed) for cure in asked.cures for seed in range(asked.seeds)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        rows = list(pool.map(lambda task: in_a_process(asked, *task), tasks))
+    ends = Counter(f"{row['on_collapse']}: {row['end']}" for row in rows)
     print(dict(ends))
-    write_result("collapse", {"ends": dict(ends), "runs": rows, "images": asked.images, "epochs": asked.epochs})
+    settings = {"images": asked.images, "epochs": asked.epochs, "lr": asked.rate}
+    write_result("-".join(["collapse", *asked.cures]), settings | {"ends": dict(ends), "runs": rows})
 
 
 if __name__ == "__main__":

@@ -219,7 +219,8 @@ def test_generators_differ_by_seed_purpose_and_number():
 
 def test_the_images_given_are_not_written_to():
     images = pictures()
-    changed(images, EVERYTHING)
+    for kinds in (EVERYTHING, Augmentation(crop=2), Augmentation(flip="random"), Augmentation(cutout=3)):
+        changed(images, kinds)
     mixup(images, torch.eye(N), 1.0, seed=3, step=5)
     assert torch.equal(images, pictures())
 
@@ -266,6 +267,6 @@ def test_resizing_keeps_means_and_leaves_the_right_size_alone():
 
 
 def test_resizing_is_antialiased():
-    stripes = torch.tensor([0.0, 1.0]).repeat(16).view(1, 1, 1, 32).expand(1, 1, 32, 32)
+    stripes = torch.tensor([0.0, 0.0, 0.0, 1.0]).repeat(8).view(1, 1, 1, 32).expand(1, 1, 32, 32)
     small = resize(stripes, 8)
-    assert (small[..., 1:-1] - 0.5).abs().max() < 0.05  # taking single pixels would give 0 or 1
+    assert (small[..., 1:-1] - 0.25).abs().max() < 0.1  # the pixels next to the middle alone would give 0

@@ -272,6 +272,9 @@ STATES: dict[str, Callable[[dict[str, Any]], object]] = {
     "two sums": lambda state: state.update(totals=[0.0, 0.0]),
     "sums that are words": lambda state: state.update(totals=["a"] * 3),
     "history that is none": lambda state: state.update(history=None),
+    "rows that are none": lambda state: state.update(history=[1, 2]),
+    "rows of other columns": lambda state: state["history"][0].update(accuracy=1.0),
+    "a best row without columns": lambda state: state["best"].clear() or state["best"].update(epoch=1),
 }
 
 

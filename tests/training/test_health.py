@@ -14,7 +14,7 @@ from mlpconv.data.batches import Batch
 from mlpconv.errors import CollapseError, TrainingError
 from mlpconv.models import create_model
 from mlpconv.models.base import Network
-from mlpconv.training import Recipe
+from mlpconv.training import Recipe, health
 from mlpconv.training.health import CollapseWatch, explain, guessing, one_answer, repair
 from mlpconv.training.optim import make_optimizers
 from mlpconv.training.step import train_step
@@ -65,6 +65,9 @@ def loss_of(model: Network, data: Batch) -> float:
         return F.cross_entropy(model(data.images), data.labels).item()
 
 
+EVEN = torch.arange(K).repeat(3)  # as many labels of each class
+
+
 # --- what guessing costs
 
 
@@ -84,7 +87,7 @@ def test_guessing_costs_the_entropy_of_the_classes():
 def test_a_dead_network_is_recognised_within_its_patience(kill: Any, dropout: float, steps_per_epoch: int):
     model, data = network(dropout=dropout).train(), pictures()
     kill(model)
-    watch = CollapseWatch(math.log(K), steps_per_epoch)
+    watch = CollapseWatch(EVEN, steps_per_epoch)
     assert watch.patience <= max(2, steps_per_epoch / 2)
     alarms = [watch.collapsed(loss_of(model, data), 1, model, data.images) for _ in range(watch.patience)]
     assert alarms == [False] * (watch.patience - 1) + [True]
@@ -103,7 +106,7 @@ def test_dropout_does_not_hide_a_dead_hidden_layer():
 def test_steps_between_looks_count():
     model, data = network(), pictures()
     kill_last_maps(model)
-    watch = CollapseWatch(math.log(K), 390)
+    watch = CollapseWatch(EVEN, 390)
     assert watch.patience == 50
     assert not watch.collapsed(math.log(K), 49, model, data.images)
     assert watch.collapsed(math.log(K), 50, model, data.images)
@@ -117,7 +120,7 @@ def test_a_healthy_network_at_its_start_is_let_be(name: str, init: str):
     data = pictures()
     loss = loss_of(model, data)
     assert abs(loss - math.log(K)) < 0.5
-    watch = CollapseWatch(math.log(K), 2)
+    watch = CollapseWatch(EVEN, 2)
     assert not any(watch.collapsed(math.log(K), 1, model, data.images) for _ in range(20))
 
 
@@ -135,19 +138,28 @@ def test_logits_that_only_bf16_makes_equal_are_no_collapse():
 def test_a_loss_below_guessing_sets_the_count_back():
     model, data = network(), pictures()
     kill_last_maps(model)
-    watch = CollapseWatch(math.log(K), 10)
+    watch = CollapseWatch(EVEN, 10)
     guess, better = math.log(K), math.log(K) - 0.2
     alarms = [watch.collapsed(loss, 1, model, data.images) for loss in [guess] * 4 + [better] + [guess] * 5]
     assert alarms == [False] * 9 + [True]
 
 
+def test_the_network_is_asked_once_in_its_patience(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    monkeypatch.setattr(health, "one_answer", lambda *_: asked.append(1))
+    watch = CollapseWatch(EVEN, 20)
+    for _ in range(100):
+        watch.collapsed(math.log(K), 1, network(), torch.empty(0))
+    assert len(asked) == 10
+
+
 def test_the_count_goes_on_where_it_was():
     model, data = network(), pictures()
     kill_last_maps(model)
-    first = CollapseWatch(math.log(K), 10)
+    first = CollapseWatch(EVEN, 10)
     for _ in range(4):
         first.collapsed(math.log(K), 1, model, data.images)
-    assert CollapseWatch(math.log(K), 10, first.count).collapsed(math.log(K), 1, model, data.images)
+    assert CollapseWatch(EVEN, 10, first.count).collapsed(math.log(K), 1, model, data.images)
 
 
 @pytest.mark.parametrize("images", [torch.ones(7, 3, 11, 11), torch.randn(1, 3, 11, 11)])
@@ -173,6 +185,18 @@ def test_the_words_say_what_happened_and_what_to_do():
     assert isinstance(error, TrainingError)
     for words in ("step 77", "2.3026", "ln(10 classes)", "--on-collapse repair", "last_relu=false", "norm=batch"):
         assert words in str(error)
+
+
+def test_nothing_is_learned_where_loss_and_accuracy_are_those_of_guessing():
+    watch = CollapseWatch(EVEN, 10)
+    guess = math.log(K)
+    assert watch.nothing_learned(guess + 0.02, 0.2)
+    assert watch.nothing_learned(guess - 0.005, 0.25)
+    assert not watch.nothing_learned(guess - 0.02, 0.2)
+    assert not watch.nothing_learned(guess + 0.02, 0.5)
+    skewed = CollapseWatch(torch.tensor([0] * 95 + [1] * 5), 10)  # and smoothing, which keeps the loss up
+    assert skewed.nothing_learned(0.3, 0.95)
+    assert not skewed.nothing_learned(0.3, 0.99)
 
 
 # --- repairing it

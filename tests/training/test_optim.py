@@ -167,6 +167,28 @@ def test_muon_keeps_the_norm_and_moves_by_its_rate(size: tuple[int, ...]):
     assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_a_step_of_muon_is_its_formula(nesterov: bool):
+    draw = torch.Generator().manual_seed(5)
+    weight = nn.Parameter(torch.randn(7, 3, 3, 3, generator=draw))
+    optimizer = Muon([weight], lr=0.03, momentum=0.8, nesterov=nesterov)
+    wanted = weight.detach().flatten(1).numpy().astype(np.float64)
+    norm, momentum = np.linalg.norm(wanted), np.zeros_like(wanted)
+    for _ in range(3):
+        weight.grad = torch.randn(7, 3, 3, 3, generator=draw)
+        gradient = weight.grad.flatten(1).numpy().astype(np.float64)
+        momentum = 0.8 * momentum + 0.2 * gradient
+        x = 0.2 * gradient + 0.8 * momentum if nesterov else momentum
+        x = x / np.linalg.norm(x)
+        for _ in range(MUON_STEPS):  # the quintic, by the singular values
+            u, s, v = np.linalg.svd(x, full_matrices=False)
+            x = u * (3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5) @ v
+        wanted = wanted - 0.03 * norm * x / np.linalg.norm(x)
+        wanted *= norm / np.linalg.norm(wanted)
+        optimizer.step()
+    np.testing.assert_allclose(weight.detach().flatten(1).numpy(), wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_muon_goes_down_the_gradient_and_remembers():
     weight = nn.Parameter(torch.eye(5)[:, :, None, None].clone())
     target = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(1)))[0][:, :, None, None]

@@ -21,9 +21,8 @@ from mlpconv.models.base import Network
 __all__ = ["CollapseWatch", "explain", "guessing", "one_answer", "repair"]
 
 SAME = 1e-6  # spread of a value over the images, relative to its size, below which all images look alike
-NOTHING = (
-    0.01  # how far below that of guessing the mean loss of an epoch can be and still mean that nothing was learned
-)
+NOTHING = 0.01  # how far below that of guessing an epoch's mean loss can be and still mean that nothing was learned
+FEW = 0.1  # of the images outside the largest class: a network that gets so many right has learned something
 SLACK = 0.1  # how far below that of guessing a loss can be and still be no better
 LONGEST_PATIENCE = 50  # steps
 LOOKED_AT = 64  # images of a batch that are enough to see whether they are told apart
@@ -43,14 +42,19 @@ class CollapseWatch:
     asked, without either.
     """
 
-    def __init__(self, loss_of_guessing: float, steps_per_epoch: int, count: int = 0) -> None:
-        self.guessing, self.threshold = loss_of_guessing, loss_of_guessing - SLACK
+    def __init__(self, labels: Tensor, steps_per_epoch: int, count: int = 0) -> None:
+        self.guessing = guessing(labels)
+        self.largest = float(labels.bincount().max()) / len(labels)
+        self.threshold = self.guessing - SLACK
         self.patience = min(LONGEST_PATIENCE, max(2, steps_per_epoch // 2))
         self.count = count
 
-    def nothing_learned(self, loss: float) -> bool:
-        """Whether the mean loss of an epoch is that of guessing: signals too small to learn from do that as well."""
-        return loss > self.guessing - NOTHING
+    def nothing_learned(self, loss: float, accuracy: float) -> bool:
+        """Whether an epoch's mean loss and accuracy are those of guessing: signals too small to learn from do that too.
+
+        The loss alone says less: label smoothing and mixup keep that of a good network high.
+        """
+        return loss > self.guessing - NOTHING and accuracy <= self.largest + FEW * (1 - self.largest)
 
     def collapsed(self, loss: float, steps: int, model: Network, images: Tensor) -> bool:
         """Look at a loss and the images (N, C, H, W) of its step, `steps` after the look before."""

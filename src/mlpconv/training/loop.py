@@ -29,7 +29,7 @@ __all__ = ["Trainer"]
 LOOK_EVERY = {"cpu": 1, "cuda": 50}  # steps between two looks at the loss: a look makes a GPU wait
 MOST_REPAIRS = 8
 SLOW_START = 150  # steps in which a network may learn nothing before that is called stuck
-RECOVERY = 100  # steps over which the rate rises again after a repair
+RECOVERY = 30  # steps over which the rate rises again after a repair
 EVAL_BATCH = 256
 
 
@@ -51,7 +51,7 @@ class Trainer:
         self.folder, self.keep, self.record, self.progress = folder, keep, record, progress
         self.per_epoch = pipeline.order.steps_per_epoch
         self.steps = recipe.epochs * self.per_epoch
-        self.watch = health.CollapseWatch(health.guessing(pipeline.labels), self.per_epoch, state.guesses)
+        self.watch = health.CollapseWatch(pipeline.labels, self.per_epoch, state.guesses)
         self.look_every = LOOK_EVERY.get(pipeline.device.type, 50)
         self.clock = self.epoch_clock = time.perf_counter()
         self.cpu_clock = time.process_time()
@@ -126,9 +126,9 @@ class Trainer:
     def look_at_epoch(self, batch: Batch) -> None:
         """See whether an epoch taught nothing at all: a warning, or a repair where the recipe asks for repairs."""
         state = self.state
-        total, _, seen = state.totals.tolist()
+        total, correct, seen = state.totals.tolist()
         steps = state.step - (state.repaired_at or 0)
-        if steps < SLOW_START or not self.watch.nothing_learned(total / seen):
+        if steps < SLOW_START or not self.watch.nothing_learned(total / seen, correct / seen):
             return
         if self.recipe.on_collapse == "repair" and state.repairs < MOST_REPAIRS:
             self.repair(f"nothing was learned in {steps} steps", batch.images, anew=True)

@@ -14,7 +14,7 @@ from mlpconv.errors import CheckpointError
 from mlpconv.models.base import Network
 from mlpconv.training.checkpoint import Checkpoint
 from mlpconv.training.optim import Optimizers
-from mlpconv.training.progress import Row
+from mlpconv.training.progress import COLUMNS, Row
 from mlpconv.training.recipe import Recipe
 
 __all__ = ["State", "averaged_model"]
@@ -83,6 +83,9 @@ class State:
                 if type(plain[name]) not in kinds:
                     raise TypeError(f"{name} is {plain[name]!r:.40}")
                 setattr(self, name, plain[name])
+            for row in [*self.history, *filter(None, [self.best])]:
+                if set(row) != set(COLUMNS):
+                    raise ValueError("a row of its history has other columns")
             self.totals.copy_(torch.tensor(plain["totals"], dtype=torch.float64))
         except (KeyError, RuntimeError, ValueError, TypeError, IndexError) as error:
             raise CheckpointError(f"the checkpoint does not fit this network and recipe: {error}") from error
