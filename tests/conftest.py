@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import threading
 from typing import Any
 
 # Before torch is imported anywhere: two workers on two cores are faster with one thread each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
+
+# A suite that was started in the background ignores Ctrl-C, and so would every process that it starts.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 from hypothesis import HealthCheck, settings

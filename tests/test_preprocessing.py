@@ -12,14 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import linalg, ndimage
 
-from mlpconv import preprocessing
 from mlpconv.errors import UsageError
-from mlpconv.preprocessing import STEPS, Preprocessing
+from mlpconv.preprocessing import STEPS, Preprocessing, chain
 
 CHAINS = [
     ("scale",),
-    ("bytes",),
-    ("bytes", "mean"),
     ("mean",),
     ("standardize",),
     ("gcn",),
@@ -173,7 +170,7 @@ def test_fitting_in_pieces_changes_nothing(names: tuple[str, ...], monkeypatch: 
     whole = fitted(names, images)
     sizes: list[int] = []
     run = Preprocessing.run
-    monkeypatch.setattr(preprocessing, "CHUNK", 3 * 105)
+    monkeypatch.setattr(chain, "CHUNK", 3 * 105)
     monkeypatch.setattr(Preprocessing, "run", lambda self, x, steps: (sizes.append(len(x)), run(self, x, steps))[1])
     pieces = fitted(names, images)
     assert max(sizes) == 3

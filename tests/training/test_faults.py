@@ -298,7 +298,7 @@ def whole(folder: Path) -> tuple[checkpoint.Checkpoint, list[str]]:
 GROUPS: dict[str, Callable[[dict[str, Any]], object]] = {
     "no optimiser": lambda tensors: tensors.pop("optimizer"),
     "no average": lambda tensors: tensors.pop("averaged"),
-    "a weight less": lambda tensors: tensors["model"].popitem(),
+    "a weight less": lambda tensors: tensors["model"].pop(min(tensors["model"])),
     "a weight more": lambda tensors: tensors["model"].update(more=torch.zeros(1)),
     "a weight of another shape": lambda tensors: tensors["model"].update({min(tensors["model"]): torch.zeros(2, 3)}),
     "momentum of nothing": lambda tensors: tensors["optimizer"].update({"0.99.momentum_buffer": torch.zeros(1)}),
