@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -418,3 +419,8 @@ def test_a_checkpoint_of_another_network_is_refused():
     checkpoint.save(run.folder / "checkpoints", 10**6, tensors, found[1])
     with pytest.raises(CheckpointError, match="does not fit this network and recipe"):
         fit(colours(), resume=True)
+
+
+def test_denormals_are_themselves_again_after_a_run(tmp_path: Path) -> None:
+    mlpconv.fit("digits", out=tmp_path / "run", epochs=1, width=0.25, precision="fp32")
+    assert sys.float_info.min / 2 > 0

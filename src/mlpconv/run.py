@@ -27,7 +27,7 @@ from mlpconv.training.environment import describe
 from mlpconv.training.folder import RunFolder, refuse_content
 from mlpconv.training.initialise import choose_precision, whiten
 from mlpconv.training.loop import Trainer
-from mlpconv.training.memory import keep_freed_memory
+from mlpconv.training.memory import flushing_denormals, keep_freed_memory
 from mlpconv.training.optim import make_optimizers
 from mlpconv.training.progress import Row
 from mlpconv.training.state import State, averaged_model
@@ -57,6 +57,8 @@ class Run:
     folder: Path
 
 
+# Before all else: threads that torch had started by then would not know, and the bits depend on who computes them.
+@flushing_denormals()
 def fit(
     data: str | Path | Dataset,
     recipe: str | Path | Recipe | None = None,
@@ -73,9 +75,6 @@ def fit(
     (default runs/NAME-001, counted up). Raises an error of `mlpconv.errors` for all that can go wrong.
     """
     progress = progress or Progress()
-    # Weight decay and ReLU make denormals, which cost a hundred times a normal number. Before all else: threads that
-    # torch has started by then would not know of it, and the bits would depend on who computes them.
-    torch.set_flush_denormal(True)
     name = data_name(data)
     target = Path(out) if out is not None else None
     if resume:
