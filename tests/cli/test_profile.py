@@ -137,8 +137,11 @@ def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "torchvision" / "models.py").write_text(
         textwrap.dedent("""
         from torch import nn
-        def list_models(): return ["resnet50", "alexnet"]
+        from types import SimpleNamespace
+        def list_models(module): return ["resnet50", "alexnet"]
         def get_model(name, weights): return nn.Conv2d(3, 7, 5)
+        def get_model_weights(name):
+            return SimpleNamespace(DEFAULT=SimpleNamespace(transforms=lambda: SimpleNamespace(crop_size=[224])))
     """)
     )
     (tmp_path / "timm.py").write_text(

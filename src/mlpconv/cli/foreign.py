@@ -1,0 +1,108 @@
+"""The network that a word on the command line stands for: a model file, one of our names, or another library's."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    Opened = tuple[nn.Module, tuple[int, int, int]]
+
+__all__ = ["import_vision", "open_model"]
+
+IMAGENET = (3, 224, 224)
+VISION = "pip install 'mlpconv[vision]'"
+OPERATORS = ("nms", "qnms")
+SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+
+
+def open_model(given: str) -> Opened:
+    """The network that a path or name stands for, and (C, H, W) of its usual images; a path goes before a name.
+
+    A model file or run folder with its weights; an architecture such as nin_cifar10, torchvision:resnet50 or
+    timm:convnext_tiny with random ones. Raises UsageError for an unknown name or a library that is not installed,
+    ModelFileError for a file that cannot be read.
+    """
+    from mlpconv import bundle
+    from mlpconv.errors import ModelFileError, UsageError, did_you_mean
+    from mlpconv.models.registry import create_model, list_models
+
+    library, _, name = given.partition(":")
+    if library in _LIBRARIES and name:
+        return _LIBRARIES[library](name)
+    if not os.path.lexists(given) and given in list_models():
+        network = create_model(given)
+        return network, network.input_size
+    try:
+        classifier = bundle.load(given)
+    except ModelFileError:
+        if os.path.lexists(given):
+            raise
+        raise UsageError(
+            f"There is no file, run folder or architecture {given[:300]!r}; {did_you_mean(given, list_models())} "
+            "Of other libraries: torchvision:NAME or timm:NAME."
+        ) from None
+    return classifier.model, classifier.input_size
+
+
+def import_vision(module: str) -> Any:
+    """A module of torchvision or timm; UsageError where the library is not installed.
+
+    Beside a PyTorch of another build torchvision's compiled operators are missing and its import fails over their
+    names; the names alone are enough to build its networks.
+    """
+    from importlib import import_module
+
+    import torch
+
+    from mlpconv.errors import UsageError
+
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{module.partition('.')[0]} is not installed; {VISION} brings it.") from error
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("torchvision", "timm")]:
+        del sys.modules[name]
+    for operator in OPERATORS:
+        torch.library.define(f"torchvision::{operator}", SCHEMA)
+    return import_module(module)
+
+
+def _from_torchvision(name: str) -> Opened:
+    """One of torchvision's classification networks, with random weights, for the size of its published ones."""
+    models = import_vision("torchvision.models")
+    _check_name("torchvision", name, models.list_models(module=models))
+    # Without this word GoogLeNet and Inception warn that their start will change one day.
+    extra = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    network = models.get_model(name, weights=None, **extra)
+    size = getattr(network, "image_size", None) or models.get_model_weights(name).DEFAULT.transforms().crop_size[0]
+    return network, (3, size, size)
+
+
+def _from_timm(name: str) -> Opened:
+    """One of timm's architectures, with random weights, for the size that it states."""
+    timm = import_vision("timm")
+    _check_name("timm", name, timm.list_models())
+    network = timm.create_model(name, pretrained=False)
+    channels, rows, columns = getattr(network, "default_cfg", {}).get("input_size", IMAGENET)
+    return network, (channels, rows, columns)
+
+
+def _check_name(library: str, name: str, accepted: list[str]) -> None:
+    """Refuse a name that the library does not have: UsageError."""
+    from mlpconv.errors import UsageError
+
+    if name not in accepted:
+        near = difflib.get_close_matches(name, accepted, n=5, cutoff=0.4)
+        hint = f"near it: {', '.join(near)}" if near else f"it has {len(accepted)} others"
+        raise UsageError(f"{library} has no image classifier {name!r}; {hint}.")
+
+
+_LIBRARIES = {"torchvision": _from_torchvision, "timm": _from_timm}
