@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
 
 from mlpconv.errors import UsageError
+from mlpconv.layers import MLPConv
 
 __all__ = ["Config", "Network"]
 
@@ -40,9 +41,14 @@ class Network(nn.Module):
     """Whether only `input_size` is accepted (networks with a fully connected head)."""
 
     @property
+    def first_mlpconv(self) -> MLPConv:
+        """The layer that sees the image."""
+        raise NotImplementedError
+
+    @property
     def first_conv(self) -> nn.Conv2d:
         """The convolution that sees the image: its weights are the filters people look at."""
-        raise NotImplementedError
+        return cast("nn.Conv2d", self.first_mlpconv.convs[0])
 
     @property
     def last_conv(self) -> nn.Conv2d | None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from mlpconv.errors import UsageError
 from mlpconv.layers import ACTIVATIONS, activation_pieces, convolved_size, pooled_size
-from mlpconv.models.checks import LIMITS, choice, flag, known_keys, rate, sequence, too_big, whole
+from mlpconv.models.checks import LIMITS, choice, flag, known_keys, large_enough, rate, sequence, too_big, whole
 from mlpconv.models.initialise import INITS
 
 __all__ = ["HEADS", "STD", "Block", "NINConfig", "widened"]
@@ -91,8 +91,7 @@ class NINConfig:
         if not isinstance(self.name, str) or not 0 < len(self.name) <= 64:
             raise UsageError("A network's name is a word of 1 to 64 characters.")
         whole("the number of sizes", len(self.size), 2, 2)
-        for side in self.size:
-            whole("size", side, self.min_size, LIMITS["size"])
+        large_enough(self.name, self.size, self.min_size)
         too_big(self.name, self.parameters)
 
     @property

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
 from mlpconv.errors import UsageError, did_you_mean
 
-__all__ = ["LIMITS", "choice", "flag", "known_keys", "multiplier", "rate", "sequence", "sides", "too_big", "whole"]
+__all__ = [
+    "LIMITS",
+    "choice",
+    "flag",
+    "known_keys",
+    "large_enough",
+    "multiplier",
+    "rate",
+    "sequence",
+    "sides",
+    "too_big",
+    "whole",
+]
 
 LIMITS: dict[str, int] = {
     "channels": 16384,
@@ -76,6 +88,21 @@ def too_big(what: str, parameters: int) -> None:
         raise UsageError(
             f"{what} would have {parameters:,} parameters; at most {LIMITS['parameters']:,} are accepted. "
             "Use a smaller width or input size."
+        )
+
+
+def large_enough(network: str, size: Sequence[int], least: int) -> None:
+    """Refuse a size (rows, columns) of images that is beyond all bounds, or of which the network would leave no cell.
+
+    Raises UsageError with the network's name and its least size.
+    """
+    for side in size:
+        whole("size", side, 1, LIMITS["size"])
+    if min(size) < least:
+        rows, columns = size
+        raise UsageError(
+            f"{network} got a size of {rows}x{columns}; it needs images of at least {least}x{least}. "
+            f"Enlarge them with size={least} or more, or choose another network."
         )
 
 

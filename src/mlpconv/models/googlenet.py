@@ -103,9 +103,9 @@ class GoogLeNet(Network):
         _start(self)
 
     @property
-    def first_conv(self) -> nn.Conv2d:
-        """The 7x7 on the image."""
-        return cast("nn.Conv2d", cast("MLPConv", self.stem[0]).convs[0])
+    def first_mlpconv(self) -> MLPConv:
+        """The 7x7 on the image, with its activation and pool."""
+        return cast("MLPConv", self.stem[0])
 
     @property
     def last_conv(self) -> None:

@@ -9,7 +9,18 @@ from typing import Any
 from mlpconv.errors import UsageError
 from mlpconv.layers import ACTIVATIONS, Norm, activation_pieces, convolved_size, pooled_size
 from mlpconv.models.blocks import HEADS, widened
-from mlpconv.models.checks import LIMITS, choice, flag, known_keys, multiplier, rate, sides, too_big, whole
+from mlpconv.models.checks import (
+    LIMITS,
+    choice,
+    flag,
+    known_keys,
+    large_enough,
+    multiplier,
+    rate,
+    sides,
+    too_big,
+    whole,
+)
 from mlpconv.models.initialise import INITS
 
 __all__ = ["AUX_AFTER", "INCEPTION", "MIN_SIZE", "POOL_BEFORE", "STEM", "GoogLeNetConfig", "aux_size", "map_size"]
@@ -60,8 +71,7 @@ class GoogLeNetConfig:
         whole("num_classes", self.num_classes, 1, LIMITS["channels"])
         whole("in_channels", self.in_channels, 1, LIMITS["channels"])
         least = AUX_MIN_SIZE if flag("aux_heads", self.aux_heads) else MIN_SIZE
-        for side in sides(self.size):
-            whole("size", side, least, LIMITS["size"])
+        large_enough(self.name, sides(self.size), least)
         multiplier("width", self.width)
         choice("activation", self.activation, ACTIVATIONS)
         if self.norm is not None:

@@ -53,9 +53,9 @@ class NIN(Network):
         return [cast("nn.Conv2d", conv) for block in self.blocks for conv in cast("MLPConv", block).convs]
 
     @property
-    def first_conv(self) -> nn.Conv2d:
-        """The k x k convolution on the image."""
-        return self._convs()[0]
+    def first_mlpconv(self) -> MLPConv:
+        """The block that sees the image."""
+        return cast("MLPConv", self.blocks[0])
 
     @property
     def last_conv(self) -> nn.Conv2d | None:
