@@ -299,6 +299,22 @@ def test_a_run_stopped_and_gone_on_with_has_the_same_bits(tmp_path: Path, stop: 
         }
 
 
+def test_an_epoch_that_ended_where_the_run_was_stopped_has_a_speed(tmp_path: Path):
+    def ask(step: int) -> None:
+        if step == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="stopped after step 10 of 15"):
+        Case(tmp_path, act=ask).run()
+    second = Case(tmp_path)
+    assert second.state.step == 10
+    assert len(second.state.history) == 1
+    second.state.seconds = second.state.history[0]["seconds"] + 2.0
+    second.run()
+    assert second.state.history[1]["images_per_second"] == round(N / 2, 1)
+    assert second.state.history[2]["images_per_second"] > 0
+
+
 def test_a_finished_run_has_nothing_left_to_do_but_its_metrics(tmp_path: Path):
     first = Case(tmp_path).run()
     again = Case(tmp_path).run()

@@ -17,6 +17,7 @@ from mlpconv.data.batches import Batch, ahead
 from mlpconv.errors import Interrupted, NonFiniteError
 from mlpconv.models.base import Network
 from mlpconv.training import checkpoint, health
+from mlpconv.training.freeze import freeze
 from mlpconv.training.progress import Progress, Row
 from mlpconv.training.recipe import Recipe
 from mlpconv.training.schedule import lr_factor
@@ -86,6 +87,7 @@ class Trainer:
         """One step, and what comes with it: averages, sums, health, and the end of an epoch."""
         state, recipe = self.state, self.recipe
         state.optimizers.set_lr(self.lr(state.step))
+        freeze(state.model, recipe.freeze, state.step / self.steps)
         outcome = train_step(state.model, state.optimizers, batch, recipe, state.step, state.precision)
         state.step += 1
         if state.averaged is not None and state.step % recipe.ema_every == 0:
@@ -164,7 +166,7 @@ class Trainer:
         if not state.finite():
             raise self.not_finite("a weight became NaN or infinite")
         total, correct, seen = state.totals.tolist()
-        train_seconds = time.perf_counter() - self.epoch_clock
+        speed = self.images_per_second(seen)
         row: Row = {"epoch": state.step // self.per_epoch, "step": state.step}
         row |= {"train_loss": total / seen, "train_accuracy": correct / seen, "val_loss": None, "val_accuracy": None}
         last = state.step == self.steps
@@ -173,7 +175,7 @@ class Trainer:
             if not math.isfinite(row["val_loss"]):
                 raise self.not_finite(f"the validation loss became {row['val_loss']}")
         self.tick()
-        row |= {"lr": self.lr(state.step - 1), "images_per_second": round(self.epoch_images / train_seconds, 1)}
+        row |= {"lr": self.lr(state.step - 1), "images_per_second": round(speed, 1)}
         row |= {"seconds": round(state.seconds, 3), "cpu_seconds": round(state.cpu_seconds, 3)}
         state.totals.zero_()
         state.history.append(row)
@@ -184,6 +186,13 @@ class Trainer:
         self.record(state.history)
         self.progress.epoch(row, recipe.epochs)
         self.epoch_clock, self.epoch_images = time.perf_counter(), 0
+
+    def images_per_second(self, seen: float) -> float:
+        """The speed of this epoch's training; where an earlier process did all of it, by the run's own clock."""
+        if self.epoch_images:
+            return self.epoch_images / (time.perf_counter() - self.epoch_clock)
+        before = self.state.history[-1]["seconds"] if self.state.history else 0.0
+        return seen / max(self.state.seconds - before, 1e-3)  # the column has whole milliseconds
 
     def is_best(self, row: Row) -> bool:
         """Whether no epoch before was as good; without validation the newest counts."""

@@ -76,6 +76,9 @@ class Recipe:
     warmup: float = setting(0.0, "share of the steps in which the rate rises from zero", 0, 0.9)
     milestones: tuple[int, ...] = setting((), "epochs after which schedule=steps divides the rate by ten")
     label_smoothing: float = setting(0.0, "share of the target spread over all classes", 0, 0.9)
+    freeze: tuple[float, ...] = setting(
+        (), "shares of the run after which the first convolution, then its whole mlpconv layer, learn no more"
+    )
     clip: float | None = setting(None, "largest norm of the whole gradient; null is off", 1e-6, 1e6)
     ema: float = setting(0.0, "decay of the averaged weights that are judged and kept; 0 is off", 0, 0.99999)
     ema_every: int = setting(1, "steps between two updates of the average", 1, 10_000)
@@ -129,7 +132,7 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
         if isinstance(values, int) and not isinstance(values, bool):  # --set milestones=200
             values = [values]
         if not isinstance(values, (list, tuple)):
-            example = "24,28,32" if arguments[0] is int else "gcn,zca"
+            example = {int: "24,28,32", float: "0.3,0.75", str: "gcn,zca"}[arguments[0]]
             raise UsageError(f"{name}={shown(value)} is not accepted: give a list, like {name}={example}.")
         return tuple(coerce(name, from_text(item), arguments[0]) for item in values)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -170,6 +173,12 @@ def check_together(recipe: Recipe) -> None:
         raise UsageError(f"milestones={shown(recipe.milestones)} is not accepted: each is a number of epochs, from 1.")
     if any(not 1 <= side <= 4096 for side in recipe.sizes):
         raise UsageError(f"sizes={shown(recipe.sizes)} is not accepted: each is a side in pixels, 1 to 4096.")
+    rising = list(recipe.freeze) == sorted(recipe.freeze)
+    if len(recipe.freeze) > 2 or not rising or any(not 0 <= share <= 1 for share in recipe.freeze):
+        raise UsageError(
+            f"freeze={shown(recipe.freeze)} is not accepted: give one or two shares of the run from 0 to 1, rising, "
+            "like freeze=0.3,0.75."
+        )
     if recipe.sizes and "zca" in recipe.preprocessing:
         raise UsageError(
             "sizes and zca exclude one another: whitening is fitted to one image size. Drop one of the two."
