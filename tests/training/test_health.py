@@ -302,3 +302,17 @@ def test_repair_passes_over_layers_that_take_no_part():
     repair(model, data.images, 0, 0)
     assert not one_answer(model, data.images)
     assert all(torch.equal(now, then) for now, then in zip(model.aux.parameters(), asleep, strict=True))
+
+
+def test_repair_reaches_a_linear_layer_that_makes_maps():
+    torch.manual_seed(0)
+    model = create_model("googlenet", num_classes=K, width=0.07, last_relu=True, size=96, dropout=0.0).train()
+    data = pictures(5, 96)
+    with torch.no_grad():
+        model.linear.bias.fill_(-100.0)
+    assert one_answer(model, data.images)
+    repair(model, data.images, 0, 0)
+    assert not one_answer(model, data.images)
+    maps = model.category_maps(data.images)
+    assert maps.mean().item() == pytest.approx(1.0, abs=0.1)
+    assert F.cross_entropy(model(data.images), data.labels).item() == pytest.approx(math.log(K), abs=0.25)

@@ -134,7 +134,7 @@ class GoogLeNet(Network):
         return cast("Tensor", self.linear(self.dropout(self.average(features))))
 
     def _maps(self, features: Tensor) -> Tensor:
-        maps = nn.functional.conv2d(features, self.linear.weight[:, :, None, None], self.linear.bias)
+        maps = cast("Tensor", self.linear(features.movedim(1, -1))).movedim(-1, 1)  # as a 1x1 convolution
         return maps.relu() if self.config.last_relu else maps
 
     def forward(self, x: Tensor) -> Tensor:

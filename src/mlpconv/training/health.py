@@ -135,7 +135,10 @@ def standardise(layer: nn.Conv2d | nn.Linear, outputs: Tensor, channels: Tensor,
 
 
 def output_of(layer: nn.Module, model: Network, images: Tensor) -> Tensor | None:
-    """What a layer gives out, as (N, K, h, w), when the model sees the images; None where it takes no part."""
+    """What a layer gives out, as (N, K, h, w), when the model sees the images; None where it takes no part.
+
+    A linear layer has its channels last, after one place or after rows and columns of places.
+    """
     seen: list[Tensor] = []  # copies: the ReLU that follows works in place
     handle = layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output.float().clone()))
     try:
@@ -144,7 +147,9 @@ def output_of(layer: nn.Module, model: Network, images: Tensor) -> Tensor | None
         handle.remove()
     if not seen:
         return None
-    return seen[0] if seen[0].ndim == 4 else seen[0][:, :, None, None]
+    if isinstance(layer, nn.Conv2d):
+        return seen[0]
+    return seen[0][:, :, None, None] if seen[0].ndim == 2 else seen[0].movedim(-1, 1)
 
 
 @contextmanager
