@@ -152,6 +152,12 @@ def test_without_validation_the_last_epoch_is_kept():
     assert run.classifier.info["metrics"]["epoch"] == 2
 
 
+def test_a_plan_that_may_surprise_is_told():
+    notes = Notes()
+    fit(colours(), TINY, epochs=1, ema=0.9, ema_every=500, progress=notes)
+    assert any(text.startswith("ema_every=500 is more than the") for text in notes.texts)
+
+
 def test_small_sets_get_more_epochs():
     run = fit(colours(20), TINY, val_fraction=0.2, batch_size=4, min_steps=30)
     assert len(run.history) == 6  # of 17 images, five steps each

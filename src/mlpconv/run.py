@@ -29,6 +29,7 @@ from mlpconv.training.initialise import choose_precision, whiten
 from mlpconv.training.loop import Trainer
 from mlpconv.training.memory import flushing_denormals, keep_freed_memory
 from mlpconv.training.optim import make_optimizers
+from mlpconv.training.plan import planned, remarks
 from mlpconv.training.progress import Row
 from mlpconv.training.state import State, averaged_model
 from mlpconv.training.step import Pipeline
@@ -86,7 +87,10 @@ def fit(
     dataset = load(data, stored, data_root)
     for sentence in dataset.notes:
         progress.note(sentence)
-    plan = fitted_to(asked, dataset)
+    images = len(dataset.split("train"))
+    plan = planned(asked, images, dataset.channels)
+    for sentence in remarks(asked, plan, images):
+        progress.note(sentence)
     if resume:
         refuse_changes(folder, stored, plan)
     device = choose_device(plan)
@@ -126,15 +130,6 @@ def refuse_changes(folder: RunFolder, stored: Recipe, asked: Recipe) -> None:
                 f"{folder.path} was started with {key}={value}, now {key}={now[key]} is asked for: "
                 "a resumed run keeps its recipe. Leave the setting out, or start a new run."
             )
-
-
-def fitted_to(recipe: Recipe, dataset: Dataset) -> Recipe:
-    """The recipe with what it leaves open decided: epochs by its least number of steps, flips by the images' colour."""
-    per_epoch = Order(len(dataset.split("train")), recipe.batch_size, recipe.seed).steps_per_epoch
-    flip = recipe.flip
-    if flip == "auto":
-        flip = "random" if dataset.channels == 3 else "none"  # grey images are as often signs, digits and letters
-    return recipe.with_settings(epochs=max(recipe.epochs, -(-recipe.min_steps // per_epoch)), flip=flip)
 
 
 def load(data: str | Path | Dataset, recipe: Recipe, root: str | Path | None) -> Dataset:

@@ -22,6 +22,7 @@ from mlpconv.errors import UsageError, did_you_mean
 __all__ = ["Recipe", "find_recipe", "list_recipes", "parse_setting", "read_recipe"]
 
 LONGEST_FILE = 1 << 20
+MOST_EPOCHS = 100_000
 
 
 def setting(default: Any, meaning: str, low: float | None = None, high: float | None = None) -> Any:
@@ -62,7 +63,7 @@ class Recipe:
     mixup: float = setting(0.0, "alpha of mixup; 0 is off", 0, 10)
     sizes: tuple[int, ...] = setting((), "small-to-large images: the side for each equal part of the steps")
     # the optimiser
-    epochs: int = setting(20, "passes over the training images", 1, 100_000)
+    epochs: int = setting(20, "passes over the training images", 1, MOST_EPOCHS)
     min_steps: int = setting(0, "at least this many steps: small data get more epochs", 0, 10_000_000)
     batch_size: int = setting(128, "images a step", 1, 65_536)
     optimizer: Literal["sgd", "adamw", "muon"] = setting("sgd", "the rule of a step")
@@ -87,7 +88,7 @@ class Recipe:
     precision: Literal["auto", "fp32", "bf16"] = setting("auto", "number format; auto times both on the first batch")
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where to train")
     workers: int = setting(0, "threads that prepare batches ahead; never changes a result", 0, 64)
-    eval_every: int = setting(1, "epochs between two validations", 1, 100_000)
+    eval_every: int = setting(1, "epochs between two validations", 1, MOST_EPOCHS)
     checkpoint_minutes: float = setting(5.0, "longest time between two checkpoints inside an epoch", 0, 1e6)
     on_collapse: Literal["stop", "repair"] = setting(
         "stop", "what to do when the loss sits at ln(classes) with dead maps"

@@ -1,0 +1,47 @@
+"""What a recipe comes to for so many images: epochs, steps, and what the reader should know of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mlpconv.data.batches import Order
+from mlpconv.errors import UsageError
+from mlpconv.training.recipe import MOST_EPOCHS, Recipe
+
+__all__ = ["planned", "remarks"]
+
+MANY = 10  # times the epochs that were asked for, from which a run is told that it has more
+
+
+def planned(recipe: Recipe, images: int, channels: int) -> Recipe:
+    """The recipe with what it leaves open decided: epochs by its least number of steps, flips by the images' colour.
+
+    Raises UsageError where so few images would need more epochs than a run may have.
+    """
+    per_epoch = Order(images, recipe.batch_size, recipe.seed).steps_per_epoch
+    flip = recipe.flip
+    if flip == "auto":
+        flip = "random" if channels == 3 else "none"  # grey images are as often signs, digits and letters
+    epochs = max(recipe.epochs, -(-recipe.min_steps // per_epoch))
+    if epochs > MOST_EPOCHS:
+        raise UsageError(
+            f"min_steps={recipe.min_steps} needs {epochs:,} epochs of these {images:,} images; at most {MOST_EPOCHS:,} "
+            f"are accepted: lower it to {MOST_EPOCHS * per_epoch:,} or less, or make batch_size smaller."
+        )
+    return recipe.with_settings(epochs=epochs, flip=flip)
+
+
+def remarks(asked: Recipe, plan: Recipe, images: int) -> Iterator[str]:
+    """What may surprise in the plan that a recipe came to: one sentence each."""
+    per_epoch = Order(images, plan.batch_size, plan.seed).steps_per_epoch
+    steps = plan.epochs * per_epoch
+    if plan.epochs > MANY * asked.epochs:
+        yield (
+            f"The {images:,} training images make {per_epoch:,} steps an epoch, so min_steps={asked.min_steps} makes "
+            f"{plan.epochs:,} epochs of the {asked.epochs:,} asked for: set min_steps=0 for those."
+        )
+    if plan.ema and plan.ema_every > steps:
+        yield (
+            f"ema_every={plan.ema_every} is more than the {steps:,} steps of this run, so no average is ever made and "
+            f"the last weights are judged: set ema_every to {max(1, steps // 10):,} or less, or ema=0."
+        )
