@@ -85,8 +85,10 @@ def bans(tree: ast.Module, source: str, room: str) -> Iterator[str]:
         if what := banned_statement(node) or banned_call(node, room):
             yield f"line {getattr(node, 'lineno', 0)}: {what}"
     for number, line in enumerate(source.splitlines(), 1):
-        if re.search(r"#.*\b(TODO|FIXME|XXX)\b", line):
+        if re.search(r"#.*\b(TODO|FIXME|XXX)\b|\bNotImplemented(Error)?\b", line):
             yield f"line {number}: unfinished place"
+        if re.search(r"\btorch\.(load|save)\(", line):  # of safetensors.torch too: who searches should find nothing
+            yield f"line {number}: reads like torch.load or torch.save"
 
 
 def banned_statement(node: ast.AST) -> str:
@@ -251,11 +253,13 @@ BAD = {
     "pickle, from": (bans, "bundle", "def f():\n    from pickle import loads"),
     "torch.load": (bans, "bundle", "import torch\ntorch.load('x')"),
     "torch.load, renamed": (bans, "bundle", "from torch import load as read"),
+    "torch.load, by its look": (bans, "bundle", "import safetensors.torch\nsafetensors.torch.load(b'')"),
     "numpy with pickle": (bans, "data", "np.load('x', allow_pickle=True)"),
     "a shell": (bans, "data", "run('ls', shell=True)"),
     "a shell, by a variable": (bans, "data", "run('ls', shell=yes)"),
     "a star import": (bans, "layers", "from math import *"),
     "an unfinished place": (bans, "layers", "x = 1  # " + "TODO later"),
+    "a method for others to write": (bans, "models", "def f():\n    raise " + "NotImplementedError"),
     "a flag at import": (import_effects, "layers", "import torch\ntorch.backends.cudnn.benchmark = True"),
     "a flag at import, in an if": (import_effects, "layers", "if True:\n    torch.set_num_threads(1)"),
     "a silent function": (docstrings, "layers", '"""File."""\ndef area(): ...'),
@@ -267,6 +271,7 @@ BAD = {
 GOOD = {
     "an arrow forwards": (arrows, "bundle", "from mlpconv.errors import ModelFileError\nfrom mlpconv import layers"),
     "cli sees all": (arrows, "cli", "from mlpconv.analysis import profile\nfrom mlpconv.run import fit"),
+    "safetensors": (bans, "bundle", "from safetensors.torch import load as tensors_in\ntensors_in(b'')"),
     "model.eval()": (bans, "layers", "model.eval()\nre.compile('x')"),
     "print in cli": (bans, "cli", "print(1)"),
     "no shell": (bans, "data", "run(['ls'], shell=False)"),

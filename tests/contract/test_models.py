@@ -29,6 +29,15 @@ def some_images(model: Network, rows: int, columns: int, count: int = 2) -> torc
     return torch.randn(count, model.in_channels, rows, columns, generator=torch.Generator().manual_seed(1))
 
 
+def test_half_a_network_cannot_be_made() -> None:
+    class Half(Network):
+        def category_maps(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    with pytest.raises(TypeError, match=r"abstract.*first_mlpconv.*last_conv.*last_layer"):
+        Half()
+
+
 def test_images_of_the_usual_size_become_logits(model: Network) -> None:
     images = some_images(model, *model.input_size[1:])
     with torch.no_grad():

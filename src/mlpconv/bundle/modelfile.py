@@ -16,8 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
+from safetensors.torch import save as bytes_of
 from torch import Tensor, nn
 
 from mlpconv import __version__
@@ -80,7 +80,7 @@ def save(
     }
     try:
         text = json.dumps(document, allow_nan=False, separators=(",", ":"))
-        content = safetensors.torch.save(tensors, metadata={KEY: text})
+        content = bytes_of(tensors, metadata={KEY: text})
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"info is not JSON without NaN, which a model file holds: {error}.") from None
     write_atomic(Path(path), _sealed(content))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class Config(Protocol):
         """JSON-able, with the key "family"; `registry.build` is the inverse."""
 
 
-class Network(nn.Module):
+class Network(nn.Module, ABC):
     """An image classifier: (N, C, H, W) float -> logits (N, K), no softmax."""
 
     config: Config
@@ -41,9 +42,9 @@ class Network(nn.Module):
     """Whether only `input_size` is accepted (networks with a fully connected head)."""
 
     @property
+    @abstractmethod
     def first_mlpconv(self) -> MLPConv:
         """The layer that sees the image."""
-        raise NotImplementedError
 
     @property
     def first_conv(self) -> nn.Conv2d:
@@ -51,18 +52,18 @@ class Network(nn.Module):
         return cast("nn.Conv2d", self.first_mlpconv.convs[0])
 
     @property
+    @abstractmethod
     def last_conv(self) -> nn.Conv2d | None:
         """The 1x1 convolution that makes the category maps; None where another layer makes the logits."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def last_layer(self) -> nn.Conv2d | nn.Linear:
         """The layer that makes the logits, convolution or linear."""
-        raise NotImplementedError
 
+    @abstractmethod
     def category_maps(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, K, h, w), whose spatial mean is the logits; UsageError for fully connected heads."""
-        raise NotImplementedError
 
     def check_input(self, x: Tensor) -> None:
         """Refuse what this network cannot take, and say what it can: UsageError."""

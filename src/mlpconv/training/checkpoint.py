@@ -16,8 +16,9 @@ import stat
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from safetensors import SafetensorError
+from safetensors.torch import load as tensors_in
+from safetensors.torch import save as bytes_of
 from torch import Tensor
 
 from mlpconv.errors import CheckpointError
@@ -54,7 +55,7 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: 
 
 
 def serialise(group: dict[str, Tensor]) -> bytes:
-    return safetensors.torch.save({name: value.detach().contiguous().cpu() for name, value in group.items()})
+    return bytes_of({name: value.detach().contiguous().cpu() for name, value in group.items()})
 
 
 def unused(target: Path) -> Path:
@@ -116,7 +117,7 @@ def read(path: Path) -> Checkpoint:
     files = {name: verified(path / name, entry) for name, entry in sums.items()}
     try:
         tensors = {
-            name.removesuffix(".safetensors"): safetensors.torch.load(content)
+            name.removesuffix(".safetensors"): tensors_in(content)
             for name, content in files.items()
             if name.endswith(".safetensors")
         }
