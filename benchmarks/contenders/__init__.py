@@ -1,0 +1,53 @@
+"""The programs that `benchmarks/speed.py` compares, each in a process of its own that waits for its turn.
+
+A contender is a function of (Rounds, Settings) that works for ever and calls `rounds.lap(images)` after each step or
+batch; `Rounds` holds it still between its turns. Nothing here is imported before the process is the contender's own:
+what it sets for the whole process (malloc, threads, denormals) stays there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["CONTENDERS", "PEAK", "PLAIN", "Contender", "Settings"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all contenders have in common: images a batch, their side in pixels, threads (0: what torch takes)."""
+
+    batch: int = 128
+    side: int = 32
+    threads: int = 0
+    seconds: float = 6.0
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Who runs: `module.function(rounds, settings, **options)`; `work` says what an image costs."""
+
+    label: str
+    work: str  # "training", "inference" or "peak"
+    call: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def _ours(label: str, **options: Any) -> Contender:
+    return Contender(label, "training", "trainer.train", options)
+
+
+CONTENDERS = {
+    "matmul": Contender("matrix product", "peak", "matmul.peak"),
+    "plain": Contender("plain port", "training", "port.train"),
+    "plain-memory": Contender("plain port, our memory settings", "training", "port.train", {"memory": True}),
+    "plain-compiled": Contender(
+        "the same through torch.compile", "training", "port.train", {"memory": True, "compiled": True}
+    ),
+    "ours-fp32": _ours("mlpconv, paper's network, fp32", kind="dropout", precision="fp32"),
+    "ours-bf16": _ours("mlpconv, paper's network, bf16", kind="dropout", precision="bf16"),
+    "ours-norm-fp32": _ours("mlpconv, batch norm, fp32", kind="norm", precision="fp32"),
+    "ours-norm-bf16": _ours("mlpconv, batch norm, bf16", kind="norm", precision="bf16"),
+    "ours-fast": _ours("mlpconv, recipe fast, format chosen by itself", kind="fast", precision="auto"),
+}
+PEAK, PLAIN = "matmul", {"training": "plain", "inference": "eager"}

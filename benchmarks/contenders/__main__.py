@@ -1,0 +1,36 @@
+"""One contender in this process: `python -m contenders NAME SETTINGS-AS-JSON`, commands and answers through pipes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+
+from contenders import CONTENDERS, Settings
+from contenders.rounds import Over, Rounds
+
+
+def main() -> int:
+    """Prepare, say so, and run a round whenever asked, until the pipe is closed."""
+    contender, settings = CONTENDERS[sys.argv[1]], Settings(**json.loads(sys.argv[2]))
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints must not get between the answers
+    module, function = contender.call.split(".")
+    run = getattr(importlib.import_module(f"contenders.{module}"), function)
+    rounds = Rounds(sys.stdin, answers, settings.seconds)
+    try:
+        run(rounds, settings, **contender.options)
+    except Over:
+        return 0
+    except ImportError as error:
+        rounds.answer({"unavailable": f"{error.name or error} is not installed"})
+        return 0
+    except Exception as error:  # noqa: BLE001 (the others go on without it; the result says why)
+        rounds.answer({"unavailable": f"{type(error).__name__}: {str(error).strip().splitlines()[-1]:.300}"})
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""From rounds to numbers: medians and quartiles of speed, of the share of the peak, of the ratio to the plain port."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from statistics import fmean, median, quantiles
+from typing import Any
+
+from contenders import CONTENDERS, PLAIN, Settings
+
+__all__ = ["FORMATS", "Round", "flop", "spread", "summarise", "table"]
+
+Round = dict[str, dict[str, Any]]  # by contender: its answer, and the peaks before and after it
+FORMATS = ("fp32", "bf16")
+EPOCH = 50_000  # images, of whose end each image is charged a share
+CONVS = ((5, (3, 192, 160, 96)), (5, (96, 192, 192, 192)), (3, (192, 192, 192, 10)))
+
+
+def flop(work: str, side: int = 32) -> float:
+    """Operations for one image: two a multiply-add; training is three times that less the first layer's input."""
+    forward, first = 0, 0
+    for kernel, widths in CONVS:
+        for index, (before, after) in enumerate(pairwise(widths)):
+            area = kernel**2 if index == 0 else 1
+            forward += side**2 * area * before * after
+            first = first or forward
+        side = -((3 - side) // 2) + 1
+    return 2.0 * (3 * forward - first if work == "training" else forward)
+
+
+def spread(samples: list[float]) -> dict[str, Any]:
+    """Median and quartiles of the samples, and the samples."""
+    low, _, high = quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else samples * 3
+    return {"median": median(samples), "q1": low, "q3": high, "samples": samples}
+
+
+def summarise(rounds: list[Round], work: str, settings: Settings) -> dict[str, Any]:
+    """The peaks by format, and each contender's spreads; {"unavailable": why} for one that could not run."""
+    peaks = [peak for found in rounds for answer in found.values() for peak in answer["peaks"]]
+    result: dict[str, Any] = {"peak": {name: spread([peak[name] for peak in peaks]) for name in FORMATS}}
+    result["contenders"] = {name: _contender(name, rounds, flop(work, settings.side)) for name in rounds[0]}
+    return result
+
+
+def _contender(name: str, rounds: list[Round], work: float) -> dict[str, Any]:
+    contender, answers = CONTENDERS[name], [found[name] for found in rounds]
+    if missing := next((answer["unavailable"] for answer in answers if answer.get("unavailable")), None):
+        return {"label": contender.label, "unavailable": missing}
+    speeds = [_speed(answer) for answer in answers]
+    found: dict[str, Any] = {"label": contender.label, "images_per_second": spread(speeds)}
+    found["share_of_peak"] = spread(
+        [speed * work / max(fmean(peak[kind] for peak in answer["peaks"]) for kind in FORMATS)
+         for speed, answer in zip(speeds, answers, strict=True)]
+    )  # fmt: skip
+    plain = [each.get(PLAIN[contender.work], {}) for each in rounds]
+    if all("images" in each for each in plain):
+        found["times_plain"] = spread([speed / _speed(each) for speed, each in zip(speeds, plain, strict=True)])
+    last = answers[-1]
+    found["input_share"] = median(answer["input_share"] for answer in answers)
+    found["faults_per_image"] = median(answer["faults"] / answer["images"] for answer in answers)
+    found |= {key: last[key] for key in ("epoch_end", "peak_bytes", "threads", "notes") if key in last}
+    return found
+
+
+def _speed(answer: dict[str, Any]) -> float:
+    """Images a second, with the end of an epoch charged by its share."""
+    return answer["images"] / (answer["seconds"] + answer["epoch_end"] * answer["images"] / EPOCH)
+
+
+def table(found: dict[str, Any]) -> str:
+    """What was found, for people."""
+    peak = ", ".join(f"{name} {each['median'] / 1e9:.0f}" for name, each in found["peak"].items())
+    lines = [f"matrix product, GFLOP/s: {peak}"]
+    for name, each in found["contenders"].items():
+        if "unavailable" in each:
+            lines.append(f"{name:16} {each['unavailable']}")
+            continue
+        speed, share = each["images_per_second"], each["share_of_peak"]
+        lines.append(
+            f"{name:16} {speed['median']:7.1f} images/s ({speed['q1']:.1f}-{speed['q3']:.1f})  "
+            f"{share['median']:6.1%} of the peak ({share['q1']:.1%}-{share['q3']:.1%})  "
+            + (f"{each['times_plain']['median']:5.2f}x plain  " if "times_plain" in each else "")
+            + f"input {each['input_share']:.1%}  faults/image {each['faults_per_image']:.0f}  "
+            f"{each['peak_bytes'] / 1e9:.1f} GB"
+        )
+    return "\n".join(lines)
