@@ -21,7 +21,8 @@ errors files layers models preprocessing data bundle training evaluation grid ma
 """.split()
 MAY_IMPORT = {room: set(ORDER[: position + 1]) for position, room in enumerate(ORDER)}
 MAY_IMPORT["analysis"] = {"errors", "layers", "analysis"}
-MAY_IMPORT["cli"] |= {"analysis"}
+MAY_IMPORT["surgery"] = {"errors", "layers", "analysis", "surgery"}
+MAY_IMPORT["cli"] |= {"analysis", "surgery"}
 FRONT_DOOR = {"__init__", "__main__"}  # the package's own face may name every room
 NOT_CODE = {"py.typed", "recipes", "__pycache__"}
 

@@ -7,6 +7,7 @@ MlpconvError                the base: catch this to catch them all
 │   ├── MissingSplit        a split that the data set does not have here
 │   └── DownloadError       a download that failed or is not what was published
 ├── ModelFileError          a model file that is damaged, hostile or from another world
+├── SurgeryError            a network that an operation cannot change, or not exactly
 ├── RunFolderError          a run folder in use, not empty, or not writable
 ├── CheckpointError         no whole checkpoint to go on from
 ├── Interrupted             a run that was asked to stop, and saved              (exit code 130, or 143 for SIGTERM)
@@ -38,6 +39,7 @@ __all__ = [
     "ModelFileError",
     "NonFiniteError",
     "RunFolderError",
+    "SurgeryError",
     "TrainingError",
     "UsageError",
     "did_you_mean",
@@ -74,6 +76,10 @@ class DownloadError(DataError):
 
 class ModelFileError(MlpconvError):
     """A model file that is missing, damaged, hostile or not one of ours."""
+
+
+class SurgeryError(MlpconvError):
+    """A network that an operation cannot change, or not without changing what it computes."""
 
 
 class RunFolderError(MlpconvError):

@@ -26,7 +26,7 @@ from mlpconv.analysis.field import FIRST, LAST, Axis, Field, Grid, compact, imag
 from mlpconv.analysis.rules import fields_after
 from mlpconv.errors import MlpconvError, UsageError
 
-__all__ = ["Step", "Trace", "trace"]
+__all__ = ["Step", "Trace", "on_meta", "trace", "without_storage"]
 
 # PyTorch loads its shape rules at the first operation on the meta device: a second or two, paid here, at import.
 torch.relu(torch.empty(0, device="meta"))
@@ -111,7 +111,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run one operation and write down what it did."""
-        meta_args, meta_kwargs = _on_meta(args, kwargs or {})
+        meta_args, meta_kwargs = on_meta(args, kwargs or {})
         result = func(*meta_args, **meta_kwargs)
         call = bind(func, args, kwargs or {}, result)
         if call.outputs and call.outputs[0].is_meta:
@@ -178,7 +178,7 @@ def _alike(tensor: Tensor, written: Tensor, grid: Grid | None) -> bool:
     return (tensor.shape[grid.dim], tensor.stride(grid.dim)) == (written.shape[grid.dim], written.stride(grid.dim))
 
 
-def _on_meta(args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+def on_meta(args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
     """The arguments with every tensor, and every request for a device, on the meta device if any tensor is there."""
     if not any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in tree_leaves((args, dict(kwargs)))):
         return args, kwargs

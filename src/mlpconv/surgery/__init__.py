@@ -1,0 +1,11 @@
+"""Improve any network with 1x1 convolutions: operations on an `nn.Module` that return a new one, and the proof.
+
+Each takes a network and the size of its images, leaves the network untouched, and returns a `Surgery`: the new `model`
+and a `report`. What cannot be done is refused with a SurgeryError that says why and where.
+"""
+
+from __future__ import annotations
+
+from mlpconv.surgery.result import Report, Surgery
+
+__all__ = ["Report", "Surgery"]

@@ -1,0 +1,105 @@
+"""What surgery does not touch: networks of which a part would be lost, or would no longer mean what it meant."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from mlpconv.errors import SurgeryError, UsageError
+
+__all__ = ["accepted", "check_shape", "copied", "is_parametrized", "sharers"]
+
+# Hooks of PyTorch's own that only work out a weight before a module uses it.
+REPARAMETRISATIONS = {"WeightNorm", "SpectralNorm"}
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+WRAPPERS = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}
+
+
+def check_shape(input_shape: object) -> tuple[int, int, int]:
+    """(C, H, W); UsageError for anything else."""
+    shape = tuple(input_shape) if isinstance(input_shape, Sequence) else (input_shape,)
+    if len(shape) != 3 or not all(type(size) is int and size > 0 for size in shape):
+        raise UsageError(f"input_shape is {input_shape!r}; (channels, rows, columns) is accepted, such as (3, 32, 32).")
+    return shape
+
+
+def accepted(model: nn.Module) -> nn.Module:
+    """The network itself (what torch.compile wraps, if it did).
+
+    Raises UsageError for what is no module, SurgeryError, naming the module, for hooks, replaced forwards, wrappers of
+    several devices, TorchScript, quantised, lazy and weightless modules.
+    """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"A {type(model).__name__} was given; a torch.nn.Module is accepted.")
+    model = getattr(model, "_orig_mod", model)
+    for name, module in model.named_modules():
+        reason = _reason(module)
+        if reason:
+            raise SurgeryError(f"{name or 'The network'} ({type(module).__name__}) {reason}")
+    return model
+
+
+def _reason(module: nn.Module) -> str:
+    """Why a module cannot be operated on; empty where it can."""
+    kind, place = type(module).__name__, type(module).__module__
+    if kind in WRAPPERS:
+        return "spreads a network over devices: give the network inside, its .module."
+    if isinstance(module, torch.jit.ScriptModule):
+        return "is compiled TorchScript: give the nn.Module that it was made from."
+    if ".quantized" in place or ".qat" in place or hasattr(module, "activation_post_process"):
+        return "is quantised or about to be: operate first, quantise afterwards."
+    if "forward" in vars(module):
+        return "has a forward that was replaced on the object: subclass it instead, so that a copy computes the same."
+    if any(not _is_own_hook(hook) for hooks in HOOKS for hook in getattr(module, hooks).values()):
+        return "has hooks, which would be lost or run on images of ours: remove them, operate, add them again."
+    for tensor in (*module._parameters.values(), *module._buffers.values()):
+        if tensor is not None and nn.parameter.is_lazy(tensor):
+            return "is lazy and has no parameters yet: run the model once on a real batch first."
+        if tensor is not None and tensor.is_meta:
+            return "has no numbers in its tensors (meta device): load its weights first."
+    return ""
+
+
+def _is_own_hook(hook: Any) -> bool:
+    return type(hook).__module__.startswith("torch.nn.utils.") and type(hook).__name__ in REPARAMETRISATIONS
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy, with shared tensors shared; SurgeryError for a model that cannot be copied."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SurgeryError(
+            f"{type(model).__name__} cannot be copied, and the original stays untouched: {text}"
+        ) from error
+
+
+def sharers(model: nn.Module, module: nn.Module) -> tuple[str, ...]:
+    """The names of all parameters and buffers elsewhere in the model that share memory with this module's."""
+    own = {tensor.untyped_storage()._cdata for tensor in _tensors(module)}
+    inside = {id(each) for each in module.modules()}
+    found = []
+    for name, other in model.named_modules():
+        if id(other) in inside:
+            continue
+        for label, tensor in (*other._parameters.items(), *other._buffers.items()):
+            if tensor is not None and tensor.untyped_storage()._cdata in own:
+                found.append(f"{name}.{label}" if name else label)
+    return tuple(found)
+
+
+def is_parametrized(module: nn.Module) -> bool:
+    """Whether a tensor of the module is worked out from others: weight norm, spectral norm, pruning and the like."""
+    hooked = any(_is_own_hook(hook) for hook in module._forward_pre_hooks.values())
+    return hooked or parametrize.is_parametrized(module) or any(name.endswith("_orig") for name in module._parameters)
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()

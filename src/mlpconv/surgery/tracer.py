@@ -1,0 +1,206 @@
+"""The forward pass of a network as a graph, for one size of images, with the shape of everything in it.
+
+It runs on a copy whose parameters have shapes and no storage, as in `mlpconv.analysis`; nothing is computed, no state
+changes, no random number is drawn. Modules that are not opened are one step each, whatever they do inside.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from mlpconv.analysis.trace import on_meta
+from mlpconv.errors import MlpconvError, SurgeryError
+from mlpconv.surgery.symbols import DataDependent, Symbol
+
+__all__ = ["Opens", "first_line", "record"]
+
+Opens = Callable[[str, nn.Module], bool]
+"""Whether to look inside the module of this name; what is not opened is one node of the graph."""
+BATCH = 2
+
+
+class _Failed(Exception):
+    """The forward pass itself fails on such images, traced or not."""
+
+
+class _OnMeta(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Tables of indices have numbers; where they meet tensors without storage they lose them."""
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        args, kwargs = on_meta(args, kwargs or {})
+        return func(*args, **kwargs)
+
+
+class _Tracer(fx.Tracer):
+    """torch.fx's tracer with symbols that know their shapes."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, opens: Opens, opaque: set[str]) -> None:
+        super().__init__()
+        self.opens, self.opaque = opens, opaque
+        self.working = False  # whether values are worked out, and nothing is recorded
+        self.held: dict[int, str] = {}
+        self.symbols: dict[str, Any] = {}
+        self.gradients = torch.is_grad_enabled()
+
+    def record(self, shadow: nn.Module, image: Tensor) -> fx.Graph:
+        """The graph of the shadow's forward pass on the image."""
+        self.image = image
+        for name, held in (*shadow.named_parameters(), *shadow.named_buffers()):
+            self.held[id(held)] = name
+        return self.trace(shadow)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """One node for each module that is not opened."""
+        return module_qualified_name in self.opaque or not self.opens(module_qualified_name, m)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+        """Record the call of a module, or what happens inside it."""
+        return forward(*args, **kwargs) if self.working else super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:  # noqa: ARG002
+        """A parameter or buffer as a symbol, so that what is made of it stays an expression of the graph."""
+        name = None if self.working else self.held.get(id(attr_val))
+        if name is None:
+            return attr_val
+        if name not in self.symbols:
+            self.symbols[name] = self.create_proxy("get_attr", name, (), {})
+        return self.symbols[name]
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:  # noqa: ARG002
+        """The image alone is an input; every other argument must have a default, and keeps it."""
+        names = list(inspect.signature(root_fn).parameters.values())[1:]
+        plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        if not names or names[0].kind not in plain:
+            raise SurgeryError("its forward takes no named image argument, so its graph cannot be written down")
+        wanted = [p.name for p in names[1:] if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        if wanted:
+            raise SurgeryError(f"its forward also needs {', '.join(wanted)}; networks of images alone are accepted")
+        return root_fn, [self.root, self.create_proxy("placeholder", names[0].name, (), {})]
+
+    def create_arg(self, a: Any) -> Any:
+        """A symbol's node, before anybody takes it for the tensor that it stands for."""
+        return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
+
+    def create_node(self, kind: str, target: Any, *rest: Any, **more: Any) -> fx.Node:
+        """A node; one that reads a tensor of the network knows it at once."""
+        node = super().create_node(kind, target, *rest, **more)
+        if kind == "get_attr":
+            before, self.working = self.working, True
+            node.meta["val"] = _held(self.root, target)
+            self.working = before
+        return node
+
+    def proxy(self, node: fx.Node) -> Symbol:
+        """A symbol."""
+        return Symbol(node, self)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
+        """Record one step, and work out its value on tensors without storage."""
+        if torch.is_grad_enabled() is not self.gradients:
+            raise DataDependent("it switches gradients on or off inside its forward pass")
+        symbol = super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        if kind == "placeholder":
+            symbol.node.meta["val"] = self.image
+        elif kind != "get_attr":
+            symbol.node.meta["val"] = self._value(kind, target, *tree_map(_bare, (args, kwargs)))
+        return symbol
+
+    def _value(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+        """What a step makes of tensors without storage."""
+        self.working = True
+        try:
+            with torch.no_grad(), _OnMeta():  # type: ignore[no-untyped-call]
+                if kind == "call_module":
+                    return self.root.get_submodule(target)(*args, **kwargs)
+                return (
+                    getattr(args[0], target)(*args[1:], **kwargs) if kind == "call_method" else target(*args, **kwargs)
+                )
+        except Exception as error:
+            numbers = "meta" in str(error).lower()
+            if numbers and kind != "call_module":
+                raise DataDependent(f"it needs the numbers in a tensor: {first_line(error)}") from error
+            place = next(reversed(self.module_stack.values()))[0] if self.module_stack else ""
+            why = "it needs the numbers in a tensor: " if numbers else ""
+            raise _Failed(f"in {place or 'its forward'}: {why}{first_line(error)}") from error
+        finally:
+            self.working = False
+
+
+def _bare(leaf: Any) -> Any:
+    return cast("Symbol", leaf).value if issubclass(type(leaf), fx.Proxy) else leaf
+
+
+def _held(root: nn.Module, name: str) -> Any:
+    """The tensor of this dotted name."""
+    held: Any = root
+    for part in name.split("."):
+        held = getattr(held, part)
+    return held
+
+
+def record(shadow: nn.Module, input_shape: tuple[int, int, int], opens: Opens) -> fx.Graph:
+    """The graph of a forward pass over images of (C, H, W).
+
+    `shadow` is a copy without storage in the mode (train or eval) that is meant. Every node's `meta["val"]` holds what
+    it makes of a batch of two. A module whose inside cannot be written down becomes one node. Raises SurgeryError
+    where that is true of the network itself, or it does not take such images.
+    """
+    kinds = [p.dtype for p in shadow.parameters() if p.is_floating_point()]
+    image = torch.empty((BATCH, *input_shape), dtype=kinds[0] if kinds else torch.float32, device="meta")
+    opaque: set[str] = set()
+    while True:
+        tracer = _Tracer(opens, opaque)
+        try:
+            graph = tracer.record(copy.copy(shadow), image)
+        except (_Failed, SurgeryError) as error:
+            raise SurgeryError(f"{_what(shadow, input_shape)} cannot be followed: {error}.") from error
+        except MlpconvError:
+            raise
+        except Exception as error:
+            inside = [name for name, _ in tracer.module_stack.values() if name and name not in opaque]
+            inside = [name for name in inside if opens(name, shadow.get_submodule(name))]
+            if not inside:
+                raise SurgeryError(
+                    f"{_what(shadow, input_shape)} cannot be written down as a graph: {first_line(error)}. "
+                    "Accepted is a forward pass that takes the same steps for all images of one size."
+                ) from error
+            opaque.add(inside[-1])
+        else:
+            return _tidied(graph, tracer.root)
+
+
+def _what(shadow: nn.Module, input_shape: tuple[int, int, int]) -> str:
+    return f"{type(shadow).__name__}, on images of {'x'.join(map(str, input_shape))},"
+
+
+def _tidied(graph: fx.Graph, root: nn.Module) -> fx.Graph:
+    """Without the questions that were asked of shapes; with the tensors that were made on the way."""
+    for node in reversed(graph.nodes):
+        if not node.users and node.op.startswith("call_") and not isinstance(node.meta["val"], Tensor | None):
+            graph.erase_node(node)
+    constants = {}
+    for node in graph.find_nodes(op="get_attr"):
+        if node.target.startswith("_tensor_constant"):
+            constants[node.target] = getattr(root, node.target)
+            if constants[node.target].is_meta:
+                raise SurgeryError("Its forward pass makes a new tensor of its weights that no graph can hold.")
+    graph.owning_constants = constants  # type: ignore[attr-defined]
+    return graph
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
