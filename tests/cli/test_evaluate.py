@@ -190,6 +190,17 @@ def test_names_from_a_model_file_cannot_write_to_the_terminal(
     assert row.count(" - ") == 3
 
 
+def test_in_a_pipe_the_longest_name_stays_on_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = "a" * 100
+    save_model(tmp_path / "m", (long, "bee"), (3, 13, 13))
+    folder = make_folder(tmp_path / ("p" * 90), (long, "bee"))
+    assert main(["evaluate", str(tmp_path / "m"), str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{tmp_path / 'm'} on {folder}, val"
+    assert any(line.startswith(f"│ {long} │") for line in lines)
+    assert "Note: The model was trained on other data than these: --split all judges every image of them." in lines
+
+
 def test_flips_can_be_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_model(tmp_path / "m", DIGITS, (1, 8, 8))
     plain, flipped = (run_json(capsys, tmp_path / "m", "digits", *more) for more in ((), ("--tta-flip",)))

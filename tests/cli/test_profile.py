@@ -8,6 +8,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 import mlpconv
 from mlpconv.analysis.table import COLUMNS
@@ -98,6 +99,20 @@ def test_a_narrow_terminal_gets_the_columns_that_fit(
     assert "No room for output, activation, MAC/byte, start, padded:" in out
     assert "…" not in out
     assert "blocks.2.activations.2" in out
+
+
+def test_in_a_pipe_no_column_is_left_out_however_long_the_names(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "layer" * 60
+    model = nn.Sequential()
+    model.add_module(name, nn.Conv2d(3, 5, 3))
+    monkeypatch.setattr("mlpconv.cli.foreign.open_model", lambda _: (model, (3, 7, 11)))
+    assert main(["profile", "any"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(column in lines[2] for column in COLUMNS)
+    assert any(name in line and "5×5×9" in line for line in lines)
+    assert "No room" not in "".join(lines)
 
 
 # ---- other libraries

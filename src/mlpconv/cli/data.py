@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
+from mlpconv.cli.options import Switch
+
 if TYPE_CHECKING:
     from mlpconv.data.catalog import Published
     from mlpconv.data.download import Progress
 
 __all__ = ["app"]
-
-WIDE = 160  # columns where the output is no terminal
 
 app = App(name="data", help="List the data sets, or prepare one.")
 
@@ -22,7 +22,7 @@ app = App(name="data", help="List the data sets, or prepare one.")
 def list_(
     *,
     data_dir: Annotated[Path | None, Parameter(name="--data")] = None,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    json: Switch = False,
 ) -> None:
     """List the named data sets: images, classes, size, licence, and which splits are here.
 
@@ -51,8 +51,8 @@ def prepare(
     *,
     to: Path | None = None,
     mirror: str | None = None,
-    extra: Annotated[bool, Parameter(negative=())] = False,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    extra: Switch = False,
+    json: Switch = False,
 ) -> None:
     """Download a data set: resumed where it stopped, and verified before any file gets its name.
 
@@ -124,11 +124,12 @@ def _print_json(value: Any) -> None:
 
 def _print_table(rows: list[dict[str, Any]], root: Path) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=f"looked for in {root}", caption_justify="left")
+    from mlpconv.cli.show import open_console, say
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("name", "images", "classes", "size", "licence", "download", "here"):
         right = heading in ("images", "classes", "download")
         table.add_column(heading, justify="right" if right else "left", overflow="fold", no_wrap=heading == "name")
@@ -143,10 +144,9 @@ def _print_table(rows: list[dict[str, Any]], root: Path) -> None:
             ", ".join(row["here"]) or "no",
         )
         table.add_row(*(Text(cell) for cell in cells))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = WIDE
+    console = open_console()
     console.print(table)
+    say(console, f"looked for in {root}", style="dim italic")
 
 
 def _say_ready(entry: Published, paths: list[Path], to: Path | None) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from mlpconv.cli.options import Switch
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from mlpconv.data import Dataset, Split
     from mlpconv.evaluation import Evaluation
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "open_as_trained"]
 
 MOST_CLASSES = 20  # rows of the table of classes
 MOST_PAIRS = 5
@@ -29,8 +31,8 @@ def evaluate(
     split: Literal["test", "val", "train", "all"] | None = None,
     data_dir: Annotated[Path | None, Parameter(name="--data")] = None,
     batch_size: int = 128,
-    tta_flip: Annotated[bool, Parameter(negative=())] = False,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    tta_flip: Switch = False,
+    json: Switch = False,
 ) -> None:
     """Judge a model file on labelled images: error with its 95 % interval, log loss, calibration, each class.
 
@@ -57,7 +59,7 @@ def evaluate(
     from mlpconv.cli.bar import Bar
 
     classifier = bundle.load(model)
-    dataset = _open(data, data_dir, classifier)
+    dataset = open_as_trained(data, data_dir, classifier)
     name, part = _choose(dataset, split)
     part = evaluation.align(part, dataset.classes, classifier)
     with Bar("judging", len(part)) as bar:
@@ -69,7 +71,7 @@ def evaluate(
         _say(result, f"{model} on {data}, {name}", notes)
 
 
-def _open(data: str, data_dir: Path | None, classifier: Classifier) -> Dataset:
+def open_as_trained(data: str, data_dir: Path | None, classifier: Classifier) -> Dataset:
     """The data as training opened them: the same size, channels and part held out."""
     from mlpconv.data import open_data
     from mlpconv.data.validation import with_validation
@@ -126,27 +128,24 @@ def _say_json(result: Evaluation, about: dict[str, Any]) -> None:
 
 def _say(result: Evaluation, title: str, notes: list[str]) -> None:
     """Tables for a person."""
-    from rich.console import Console
-    from rich.text import Text
-
     from mlpconv.bundle import printable
+    from mlpconv.cli.show import open_console, say, say_table
 
-    console = Console(highlight=False)
-    console.print(_figures(result, printable(title)))
-    console.print(_classes(result))
+    console = open_console()
+    say_table(console, _figures(result), printable(title))
+    say_table(console, *_classes(result))
     pairs = result.confused(MOST_PAIRS)
     if pairs:
-        console.print(Text("Most often confused"), style="bold")
+        say(console, "Most often confused", style="bold")
     for pair in pairs:
         names = f"{printable(pair.true)} taken for {printable(pair.predicted)}"
-        console.print(Text(f"  {names}: {pair.count} ({pair.share:.1%} of them)"))
+        say(console, f"  {names}: {pair.count} ({pair.share:.1%} of them)")
     for note in notes:
-        console.print(Text(f"Note: {printable(note)}"))
+        say(console, f"Note: {printable(note)}")
 
 
-def _figures(result: Evaluation, title: str) -> Table:
+def _figures(result: Evaluation) -> Table:
     from rich.table import Table
-    from rich.text import Text
 
     low, high = result.error_interval
     rows = [
@@ -158,14 +157,14 @@ def _figures(result: Evaluation, title: str) -> Table:
     ]
     if result.top5_error is not None:
         rows.insert(3, ("top-5 error", f"{result.top5_error:.2%}"))
-    table = Table(title=Text(title), show_header=False, title_justify="left")
+    table = Table(show_header=False)
     for name, figure in rows:
         table.add_row(name, figure)
     return table
 
 
-def _classes(result: Evaluation) -> Table:
-    """A row a class; of many, those with the lowest F1."""
+def _classes(result: Evaluation) -> tuple[Table, str]:
+    """A row a class, of many those with the lowest F1; and what to call it."""
     from rich.table import Table
     from rich.text import Text
 
@@ -178,10 +177,10 @@ def _classes(result: Evaluation) -> Table:
         present = [k for k in shown if per_class.support[k]]
         shown = sorted(present, key=lambda k: float(per_class.f1[k]))[:MOST_CLASSES]
         title = f"The {len(shown)} classes with the lowest F1, of {count} (--json has all)"
-    table = Table(title=Text(title), title_justify="left")
+    table = Table()
     for name in ("class", "precision", "recall", "F1", "images"):
         table.add_column(name, justify="left" if name == "class" else "right", overflow="fold")
     for k in shown:
         figures = [f"{values[k]:.3f}" for values in per_class[:3]] if per_class.support[k] else ["-"] * 3
         table.add_row(Text(printable(result.classes[k])), *figures, f"{per_class.support[k]:,}")
-    return table
+    return table, title

@@ -6,9 +6,9 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import Parameter
+from mlpconv.cli.options import Switch, check_from_one
 
 if TYPE_CHECKING:
     from mlpconv.bundle import Classifier
@@ -21,7 +21,6 @@ SHEET_ROWS = 20  # images a sheet shows; more images make more sheets
 FINEST = 320  # dots to which a small input is drawn finer, where the file has them
 LONGEST_STEM = 180  # bytes of a file's name that its picture's name begins with
 MOST_FOLDERS = 100_000
-LEAST_WIDTH, WIDEST = 80, 10_000
 
 
 def maps(
@@ -31,8 +30,8 @@ def maps(
     out: Path | None = None,
     top: int = 3,
     recursive: bool = True,
-    force: Annotated[bool, Parameter(negative=())] = False,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    force: Switch = False,
+    json: Switch = False,
 ) -> int:
     """Draw where in an image each class was seen: its category map, over the image.
 
@@ -58,10 +57,8 @@ def maps(
     """
     from mlpconv import bundle
     from mlpconv.cli.paths import expand
-    from mlpconv.errors import UsageError
 
-    if top < 1:
-        raise UsageError(f"--top is {top}; a whole number from 1 is accepted.")
+    check_from_one(top=top)
     files = expand(images, recursive)
     classifier = bundle.load(model)
     rows, sheets = _look_at_all(classifier, files, out, top, force)
@@ -150,26 +147,18 @@ def _read(classifier: Classifier, files: Sequence[Path], targets: Sequence[str])
     """The files that can be read, as the network takes them and as they are; the others are named on stderr."""
     from PIL import Image
 
-    from mlpconv.bundle import printable
+    from mlpconv.cli.reading import readable
     from mlpconv.data.decode import decode, from_pil
-    from mlpconv.errors import ImageError
 
     channels, height, width = classifier.input_size
-    for file, target in zip(files, targets, strict=True):
-        try:
-            pixels = classifier.pixels(file)
-            whole = decode(file, channels=channels)
-        except ImageError as error:
-            print(f"mlpconv: skipped: {printable(str(error))}", file=sys.stderr)
-            continue
-        except OSError as error:
-            print(f"mlpconv: skipped: {printable(str(file))}: {error.strerror}.", file=sys.stderr)
-            continue
+    target_of = dict(zip(files, targets, strict=True))
+    both = readable(files, lambda file: (classifier.pixels(file), decode(file, channels=channels)))
+    for file, (pixels, whole) in both:
         rows, columns = whole.shape[1:]
         finer = max(1, min(rows // height, columns // width, FINEST // max(height, width)))
         image = Image.fromarray(whole[0] if channels == 1 else whole.transpose(1, 2, 0))
         drawn = from_pil(image, channels, (height * finer, width * finer))
-        yield {"file": file, "target": target, "pixels": pixels, "drawn": drawn, "size": (rows, columns)}
+        yield {"file": file, "target": target_of[file], "pixels": pixels, "drawn": drawn, "size": (rows, columns)}
 
 
 def _look(classifier: Classifier, read: Sequence[dict[str, Any]]) -> MapResult:
@@ -227,12 +216,12 @@ def _print_json(rows: list[dict[str, Any]], sheets: list[str]) -> None:
 
 
 def _print_table(rows: list[dict[str, Any]], sheets: list[str]) -> None:
-    """A table for a person; where the output is no terminal, as wide as it needs to be."""
-    from rich.console import Console
+    """A table for a person."""
     from rich.table import Table
     from rich.text import Text
 
     from mlpconv.bundle import printable
+    from mlpconv.cli.show import open_console, say
 
     table = Table()
     for name in ("image", "class", "confidence", "peak (x, y)", "picture"):
@@ -246,11 +235,8 @@ def _print_table(rows: list[dict[str, Any]], sheets: list[str]) -> None:
                 *(Text(text) for text in (file, printable(one["label"]), f"{one['confidence']:.1%}", where, picture))
             )
         table.add_section()
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        free = console.options.update(max_width=WIDEST)
-        console.width = max(LEAST_WIDTH, console.measure(table, options=free).maximum)
+    console = open_console()
     if rows:
         console.print(table)
     for sheet in sheets:
-        console.print(Text(f"All together: {printable(sheet)}"), soft_wrap=True)
+        say(console, f"All together: {printable(sheet)}")

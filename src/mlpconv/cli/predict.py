@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -10,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from mlpconv.cli.options import Switch, check_from_one
+
 if TYPE_CHECKING:
     from mlpconv.bundle import Classifier
 
 __all__ = ["predict"]
 
 FAILED = 1
-LEAST_WIDTH, WIDEST = 80, 100_000
 
 
 def predict(
@@ -26,9 +26,9 @@ def predict(
     top: int = 3,
     recursive: bool = True,
     batch_size: int = 128,
-    tta_flip: Annotated[bool, Parameter(negative=())] = False,
+    tta_flip: Switch = False,
     csv: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    json: Switch = False,
 ) -> int:
     """Say what is in image files: the most probable classes of each, with their probabilities.
 
@@ -58,9 +58,7 @@ def predict(
     from mlpconv.cli.paths import expand
     from mlpconv.errors import UsageError
 
-    for name, value in (("top", top), ("batch-size", batch_size)):
-        if value < 1:
-            raise UsageError(f"--{name} is {value}; a whole number from 1 is accepted.")
+    check_from_one(top=top, batch_size=batch_size)
     if csv is not None and csv.startswith("--"):
         raise UsageError(f"--csv is followed by {csv}: give it a file, or - for the standard output.")
     if json and csv == "-":
@@ -93,21 +91,14 @@ def _look(classifier: Classifier, files: Sequence[Path], top: int, tta_flip: boo
     """One row a file that can be read; the others are named on stderr."""
     import torch
 
-    from mlpconv.bundle import Predictions, printable
-    from mlpconv.errors import ImageError
+    from mlpconv.bundle import Predictions
+    from mlpconv.cli.reading import readable
 
-    read: list[tuple[str, torch.Tensor]] = []
-    for file in files:
-        try:
-            read.append((str(file), classifier.pixels(file)))
-        except ImageError as error:
-            print(f"mlpconv: skipped: {printable(str(error))}", file=sys.stderr)
-        except OSError as error:
-            print(f"mlpconv: skipped: {printable(str(file))}: {error.strerror}.", file=sys.stderr)
+    read = list(readable(files, classifier.pixels))
     if not read:
         return []
     probabilities = classifier.probabilities(torch.cat([pixels for _, pixels in read]), tta_flip=tta_flip)
-    predictions = Predictions(probabilities.numpy(), classifier.classes, [name for name, _ in read])
+    predictions = Predictions(probabilities.numpy(), classifier.classes, [str(file) for file, _ in read])
     return [
         {
             "file": prediction.source,
@@ -146,12 +137,12 @@ def _write_csv(rows: list[dict[str, Any]], where: str, top: int) -> None:
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    """A table for a person; where the output is no terminal, as wide as it needs to be."""
-    from rich.console import Console
+    """A table for a person."""
     from rich.table import Table
     from rich.text import Text
 
     from mlpconv.bundle import printable
+    from mlpconv.cli.show import open_console
 
     table = Table()
     table.add_column("image", overflow="fold")
@@ -162,9 +153,5 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
         others = ", ".join(f"{printable(entry['label'])} {entry['confidence']:.1%}" for entry in row["top"][1:])
         cells = (printable(row["file"]), printable(row["label"]), f"{row['confidence']:.1%}", others)
         table.add_row(*(Text(cell) for cell in cells))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = WIDEST
-        console.width = max(LEAST_WIDTH, console.measure(table).maximum)
     if rows:
-        console.print(table)
+        open_console().print(table)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from mlpconv.cli.options import Switch
+
 if TYPE_CHECKING:
     from mlpconv.analysis import Profile
 
 __all__ = ["profile"]
 
-WIDE = 240
-"""Columns of the table where there is no terminal to say how many there are."""
 SPARE = ("MAC/byte", "start", "padded", "output", "activation", "stride")
 """Columns that a narrow terminal can do without, the first one first."""
 
@@ -27,7 +27,7 @@ def profile(
     input: Annotated[str | None, Parameter(name=["--input", "-i"])] = None,  # noqa: A002
     batch: int = 1,
     html: Path | None = None,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    json: Switch = False,
 ) -> None:
     """Count parameters, multiply-adds and memory, and say what each layer sees of the image.
 
@@ -82,14 +82,11 @@ def _parse_size(text: str) -> tuple[int, int, int]:
 
 def _print_table(result: Profile) -> None:
     """The table for people; columns that a narrow terminal has no room for are left out, and named."""
-    from rich.console import Console
-
     from mlpconv.analysis.table import COLUMNS, heading, summary
+    from mlpconv.cli.show import WIDEST, open_console
 
-    console, shown = Console(highlight=False), list(COLUMNS)
-    if not console.is_terminal:
-        console.width = WIDE
-    room = console.options.update(max_width=2 * WIDE)
+    console, shown = open_console(), list(COLUMNS)
+    room = console.options.update(max_width=WIDEST)
     for column in SPARE:
         if console.measure(_table(result, shown), options=room).maximum > console.width:
             shown.remove(column)

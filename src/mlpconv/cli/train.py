@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from mlpconv.cli.options import Switch
 from mlpconv.errors import Interrupted
 
 if TYPE_CHECKING:
@@ -23,12 +24,12 @@ def train(
     recipe: str | None = None,
     out: Path | None = None,
     set_: Annotated[tuple[str, ...], Parameter(name="--set", consume_multiple=True)] = (),
-    resume: Annotated[bool, Parameter(negative=())] = False,
+    resume: Switch = False,
     data_dir: Annotated[Path | None, Parameter(name="--data")] = None,
     precision: str | None = None,
     device: str | None = None,
     on_collapse: str | None = None,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    json: Switch = False,
 ) -> None:
     """Train a network on a named data set, or on a folder with one folder of images a class.
 
