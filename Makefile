@@ -28,7 +28,8 @@ lint: $(VENV)/.ready-dev
 	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m mypy
 
-bench: $(VENV)/.ready-dev
+bench: $(VENV)/.ready-bench
+	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/memory.py digits
 
@@ -42,6 +43,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing mlpconv into $(VENV) (once; torch is large)"
 	@$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.ready-bench: $(VENV)/.ready-dev
+	@$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready

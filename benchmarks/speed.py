@@ -39,8 +39,8 @@ def chosen(only: str | None) -> list[str]:
     return [name for name in names if name in asked or CONTENDERS[name].work in asked]
 
 
-def measure(names: list[str], settings: Settings, rounds: int) -> list[Round]:
-    """Prepare all contenders, let them run in turn, and end them; what each round showed, by name."""
+def measure(names: list[str], settings: Settings, rounds: int, turns: tuple[int, ...]) -> dict[int, list[Round]]:
+    """Prepare all contenders, let them run in turn, and end them; for each batch size what its rounds showed."""
     children = {name: Child(name, settings) for name in (PEAK, *names)}
     try:
         for child in children.values():
@@ -48,9 +48,10 @@ def measure(names: list[str], settings: Settings, rounds: int) -> list[Round]:
             print(f"{child.name}: {child.unavailable or 'ready'}", file=sys.stderr, flush=True)
         if children[PEAK].unavailable:
             raise SystemExit(f"the peak cannot be measured: {children[PEAK].unavailable}")
-        found = []
+        found: dict[int, list[Round]] = {batch: [] for batch in turns}
         for number in range(rounds):
-            found.append(one_round(children, names))
+            for batch in turns:
+                found[batch].append(one_round(children, names, batch))
             print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
         return found
     finally:
@@ -58,12 +59,12 @@ def measure(names: list[str], settings: Settings, rounds: int) -> list[Round]:
             child.end()
 
 
-def one_round(children: dict[str, Child], names: list[str]) -> Round:
+def one_round(children: dict[str, Child], names: list[str], batch: int) -> Round:
     """Every contender once, the peak between them."""
     peak = children[PEAK].round()
     found: Round = {}
     for name in names:
-        answer = children[name].round()
+        answer = children[name].round(batch=batch)
         after = children[PEAK].round()
         found[name] = answer | {"peaks": [peak, after]}
         peak = after
@@ -85,12 +86,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="for everyone; 0: as many as torch takes")
     parser.add_argument("--out", help="the result's name; speed-CPU where everything is measured")
     asked = parser.parse_args()
-    settings = Settings(asked.batch, 32, asked.threads, asked.seconds)
     names, result = chosen(asked.only), {"rounds": asked.rounds, "seconds": asked.seconds, "batch": asked.batch}
-    for work in ("training", "inference"):  # one kind after the other: half the memory
+    training = Settings(asked.batch, (asked.batch,), threads=asked.threads, seconds=asked.seconds)
+    inference = Settings(asked.batch, (asked.batch, 1), threads=asked.threads, seconds=asked.seconds / 2)
+    for work, settings in (("training", training), ("inference", inference)):  # in turn: half the memory
         if of_kind := [name for name in names if CONTENDERS[name].work == work]:
-            result[work] = summarise(measure(of_kind, settings, asked.rounds), work, settings)
-            print(table(result[work]), flush=True)
+            for batch, found in measure(of_kind, settings, asked.rounds, settings.batches).items():
+                key = work if batch == asked.batch else f"{work}-{batch}"
+                result[key] = summarise(found, work, settings)
+                print(f"\n{work}, {batch} image{'s' * (batch > 1)} a batch\n{table(result[key])}", flush=True)
     cpu = cpu_name()
     if out := asked.out or (None if asked.only else f"speed-{slug(cpu)}"):
         print(f"written to {write_result(out, with_machine(result, cpu))}")

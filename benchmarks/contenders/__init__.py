@@ -7,6 +7,7 @@ what it sets for the whole process (malloc, threads, denormals) stays there.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,12 +16,22 @@ __all__ = ["CONTENDERS", "PEAK", "PLAIN", "Contender", "Settings"]
 
 @dataclass(frozen=True)
 class Settings:
-    """What all contenders have in common: images a batch, their side in pixels, threads (0: what torch takes)."""
+    """What all contenders have in common: images a batch, their side in pixels, threads (0: what torch takes).
+
+    Inference runs with each of `batches`, as a round asks for it.
+    """
 
     batch: int = 128
+    batches: tuple[int, ...] = (128, 1)
     side: int = 32
     threads: int = 0
     seconds: float = 6.0
+
+    @classmethod
+    def from_json(cls, text: str) -> Settings:
+        """What `json.dumps(asdict(settings))` wrote."""
+        values = json.loads(text)
+        return cls(**(values | {"batches": tuple(values["batches"])}))
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,10 @@ def _ours(label: str, **options: Any) -> Contender:
     return Contender(label, "training", "trainer.train", options)
 
 
+def _infers(label: str, call: str, **options: Any) -> Contender:
+    return Contender(label, "inference", f"inference.{call}", options)
+
+
 CONTENDERS = {
     "matmul": Contender("matrix product", "peak", "matmul.peak"),
     "plain": Contender("plain port", "training", "port.train"),
@@ -49,5 +64,15 @@ CONTENDERS = {
     "ours-norm-fp32": _ours("mlpconv, batch norm, fp32", kind="norm", precision="fp32"),
     "ours-norm-bf16": _ours("mlpconv, batch norm, bf16", kind="norm", precision="bf16"),
     "ours-fast": _ours("mlpconv, recipe fast, format chosen by itself", kind="fast", precision="auto"),
+    "eager": _infers("torch as ports run it", "eager", memory=False),
+    "eager-memory": _infers("the same, our memory settings", "eager", memory=True),
+    "compiled-fp32": _infers("torch.compile, channels-last, fp32", "compiled", precision="fp32"),
+    "compiled-bf16": _infers("torch.compile, channels-last, bf16", "compiled", precision="bf16"),
+    "onnxruntime": _infers("ONNX Runtime, fp32", "onnx"),
+    "openvino-fp32": _infers("OpenVINO, fp32", "openvino", precision="fp32"),
+    "openvino-bf16": _infers("OpenVINO, bf16", "openvino", precision="bf16"),
+    "model-fp32": _infers("mlpconv's network alone, fp32", "model", precision="fp32"),
+    "model-bf16": _infers("mlpconv's network alone, bf16", "model", precision="bf16"),
+    "predict": _infers("mlpconv, Classifier.predict on pixels", "predict"),
 }
 PEAK, PLAIN = "matmul", {"training": "plain", "inference": "eager"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import sys
 
@@ -13,7 +12,7 @@ from contenders.rounds import Over, Rounds
 
 def main() -> int:
     """Prepare, say so, and run a round whenever asked, until the pipe is closed."""
-    contender, settings = CONTENDERS[sys.argv[1]], Settings(**json.loads(sys.argv[2]))
+    contender, settings = CONTENDERS[sys.argv[1]], Settings.from_json(sys.argv[2])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not get between the answers
     module, function = contender.call.split(".")

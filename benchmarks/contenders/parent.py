@@ -41,12 +41,12 @@ class Child:
         )
         self.listen()
 
-    def round(self) -> dict[str, Any]:
-        """What one round showed; {"unavailable": why} where it cannot run."""
+    def round(self, **asked: Any) -> dict[str, Any]:
+        """What one round of what is asked for showed; {"unavailable": why} where it cannot run."""
         if self.unavailable or self.process is None or self.process.stdin is None:
             return {"unavailable": self.unavailable}
         time.sleep(REST)
-        self.process.stdin.write("round\n")
+        self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()
         return self.listen()
 

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 __all__ = ["Over", "Rounds"]
 
 LEAST_LAPS = 2
-WARM_LAPS = 1  # at the start of every round: caches, threads that had gone to sleep, batches prepared in the pause
+WARM = 0.2  # seconds at the start of a round, at least a lap: caches, sleeping threads, batches made in the pause
 
 
 class Over(Exception):
@@ -22,21 +22,23 @@ class Over(Exception):
 
 
 class Rounds:
-    """Turns laps into rounds of `seconds`: waits for the word, skips a lap, times the others, answers, waits again.
+    """Turns laps into rounds of `seconds`: waits for the word, warms up, times the others, answers, waits again.
 
-    `ready_after` laps are run before the first word is waited for.
+    `ready_after` laps are run before the first word is waited for; `asked` is what the newest word asks for.
     """
 
     def __init__(self, commands: TextIO, answers: TextIO, seconds: float, ready_after: int = 2) -> None:
         self.commands, self.answers, self.seconds, self.ready_after = commands, answers, seconds, ready_after
         self.facts: dict[str, Any] = {}
-        self.laps_done, self.skip = 0, WARM_LAPS
+        self.laps_done, self.warm = 0, False
         self.asides: list[float] = []
+        self.asked: dict[str, Any] = {}
         self.begin()
 
     def begin(self) -> None:
         """Forget what was timed; the lap that begins now is the first."""
         self.laps: list[float] = []
+        self.total = 0.0
         self.images, self.in_input = 0, 0.0
         self.faults, self.cpu = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.process_time()
         self.began = time.perf_counter()
@@ -50,14 +52,15 @@ class Rounds:
         if self.laps_done == self.ready_after:
             self.answer({"ready": True})
             self.wait()
-        elif self.skip:
-            self.skip -= 1
+        elif not self.warm:
+            self.warm = now - self.waited >= WARM
             self.begin()
         else:
             self.laps.append(now - self.began)
+            self.total += self.laps[-1]
             self.images += images
             self.began = now
-            if sum(self.laps) >= self.seconds and len(self.laps) >= LEAST_LAPS:
+            if self.total >= self.seconds and len(self.laps) >= LEAST_LAPS:
                 self.answer(self.report())
                 self.wait()
 
@@ -76,7 +79,7 @@ class Rounds:
 
     def report(self) -> dict[str, Any]:
         """What the round showed, and the facts that do not change."""
-        seconds, usage = sum(self.laps), resource.getrusage(resource.RUSAGE_SELF)
+        seconds, usage = self.total, resource.getrusage(resource.RUSAGE_SELF)
         return self.facts | {
             "images": self.images,
             "seconds": seconds,
@@ -90,9 +93,11 @@ class Rounds:
 
     def wait(self) -> None:
         """Hold still until a round is asked for."""
-        if self.commands.readline().strip() != "round":
+        line = self.commands.readline()
+        if not line:
             raise Over
-        self.skip = WARM_LAPS
+        self.asked = json.loads(line)
+        self.warm, self.waited = False, time.perf_counter()
         self.begin()
 
     def answer(self, answer: dict[str, Any]) -> None:

@@ -58,7 +58,7 @@ def _contender(name: str, rounds: list[Round], work: float) -> dict[str, Any]:
     last = answers[-1]
     found["input_share"] = median(answer["input_share"] for answer in answers)
     found["faults_per_image"] = median(answer["faults"] / answer["images"] for answer in answers)
-    found |= {key: last[key] for key in ("epoch_end", "peak_bytes", "threads", "notes") if key in last}
+    found |= {key: last[key] for key in ("epoch_end", "peak_bytes", "threads", "difference", "notes") if key in last}
     return found
 
 
@@ -70,17 +70,20 @@ def _speed(answer: dict[str, Any]) -> float:
 def table(found: dict[str, Any]) -> str:
     """What was found, for people."""
     peak = ", ".join(f"{name} {each['median'] / 1e9:.0f}" for name, each in found["peak"].items())
-    lines = [f"matrix product, GFLOP/s: {peak}"]
-    for name, each in found["contenders"].items():
-        if "unavailable" in each:
-            lines.append(f"{name:16} {each['unavailable']}")
-            continue
-        speed, share = each["images_per_second"], each["share_of_peak"]
-        lines.append(
-            f"{name:16} {speed['median']:7.1f} images/s ({speed['q1']:.1f}-{speed['q3']:.1f})  "
-            f"{share['median']:6.1%} of the peak ({share['q1']:.1%}-{share['q3']:.1%})  "
-            + (f"{each['times_plain']['median']:5.2f}x plain  " if "times_plain" in each else "")
-            + f"input {each['input_share']:.1%}  faults/image {each['faults_per_image']:.0f}  "
-            f"{each['peak_bytes'] / 1e9:.1f} GB"
-        )
-    return "\n".join(lines)
+    lines = [_line(name, each) for name, each in found["contenders"].items()]
+    return "\n".join([f"matrix product, GFLOP/s: {peak}", *lines])
+
+
+def _line(name: str, found: dict[str, Any]) -> str:
+    if "unavailable" in found:
+        return f"{name:16}{found['unavailable']}"
+    speed, share = found["images_per_second"], found["share_of_peak"]
+    parts = [
+        f"{name:16}{speed['median']:7.1f} images/s ({speed['q1']:.1f}-{speed['q3']:.1f})",
+        f"{share['median']:6.1%} of the peak ({share['q1']:.1%}-{share['q3']:.1%})",
+    ]
+    if "times_plain" in found:
+        parts.append(f"{found['times_plain']['median']:5.2f} x plain")
+    if found["input_share"]:
+        parts.append(f"input {found['input_share']:.1%}")
+    return "  ".join([*parts, f"{found['faults_per_image']:.0f} faults/image", f"{found['peak_bytes'] / 1e9:.1f} GB"])

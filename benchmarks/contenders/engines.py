@@ -1,0 +1,75 @@
+"""The same trained weights in other people's engines: ONNX Runtime and OpenVINO, from a graph written by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+__all__ = ["Engine", "graph", "onnxruntime_engine", "openvino_engine"]
+
+Engine = Callable[[np.ndarray], np.ndarray]
+"""float32 (N, 3, H, W), preprocessed -> logits (N, K)."""
+
+IR, OPSET = 10, 21  # of 2024: what releases of the last years read
+
+
+def graph(model: nn.Sequential, batch: int, side: int) -> bytes:
+    """A sequence of convolutions, ReLUs and max-pools, then a global mean, as an ONNX file for one shape of input."""
+    nodes, weights, value = [], [], "images"
+    for number, layer in enumerate(model):
+        output = f"value{number}"
+        if isinstance(layer, nn.Conv2d):
+            names = [f"weight{number}", f"bias{number}"]
+            arrays = (parameter.detach().numpy() for parameter in (layer.weight, layer.bias))
+            weights += [numpy_helper.from_array(array, name) for array, name in zip(arrays, names, strict=True)]
+            pads = [*layer.padding, *layer.padding]
+            nodes.append(helper.make_node("Conv", [value, *names], [output], pads=pads, strides=layer.stride))
+        elif isinstance(layer, nn.ReLU):
+            nodes.append(helper.make_node("Relu", [value], [output]))
+        elif isinstance(layer, nn.MaxPool2d):
+            shape = {"kernel_shape": [layer.kernel_size] * 2, "strides": [layer.stride] * 2, "ceil_mode": 1}
+            nodes.append(helper.make_node("MaxPool", [value], [output], **shape))
+        elif isinstance(layer, nn.AdaptiveAvgPool2d):
+            nodes.append(helper.make_node("GlobalAveragePool", [value], [output]))
+        elif isinstance(layer, nn.Flatten):
+            nodes.append(helper.make_node("Flatten", [value], [output]))
+        else:
+            continue  # dropout, which rests
+        value = output
+    classes = [layer for layer in model if isinstance(layer, nn.Conv2d)][-1].out_channels
+    takes = helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch, 3, side, side])
+    gives = helper.make_tensor_value_info(value, TensorProto.FLOAT, [batch, classes])
+    whole = helper.make_graph(nodes, "nin_cifar10", [takes], [gives], weights)
+    made = helper.make_model(whole, ir_version=IR, opset_imports=[helper.make_opsetid("", OPSET)])
+    onnx.checker.check_model(made, full_check=True)
+    return made.SerializeToString()
+
+
+def onnxruntime_engine(model: bytes, threads: int) -> Engine:
+    """ONNX Runtime on the CPU with every optimisation of the graph; it computes in float32."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"images": images})[0]
+
+
+def openvino_engine(model: bytes, threads: int, precision: str) -> Engine:
+    """OpenVINO on the CPU with all threads on one batch; "f32" or "bf16" (it would choose by itself otherwise)."""
+    import openvino
+
+    settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    request = openvino.Core().compile_model(openvino.Core().read_model(model), "CPU", settings).create_infer_request()
+
+    def run(images: np.ndarray) -> np.ndarray:
+        return next(iter(request.infer([images], share_inputs=True, share_outputs=True).values()))
+
+    return run

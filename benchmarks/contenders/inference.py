@@ -1,0 +1,156 @@
+"""The trained network at work: torch plain and compiled, ours as the user calls it, and other people's engines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import mlpconv
+from contenders import Settings
+from contenders.images import CLASSES, images
+from contenders.port import network
+from contenders.rounds import Rounds
+from mlpconv.preprocessing import Preprocessing
+
+__all__ = ["compiled", "eager", "model", "onnx", "openvino", "predict"]
+
+Predict = Callable[[], Any]
+"""One batch, from images in memory to logits or predictions."""
+Make = Callable[[int], Predict]
+
+
+def eager(rounds: Rounds, settings: Settings, *, memory: bool) -> None:
+    """NCHW and fp32, as ports do; nothing set but, where asked for, our settings of malloc."""
+    floats, plain = begin(rounds, settings, memory=memory), port()
+    measure(rounds, settings, lambda batch: torched(plain, floats(batch)))
+
+
+def compiled(rounds: Rounds, settings: Settings, *, precision: str) -> None:
+    """torch.compile, channels-last."""
+    floats, plain = begin(rounds, settings), port().to(memory_format=torch.channels_last)
+    whole = torch.compile(plain, dynamic=False)
+    measure(
+        rounds,
+        settings,
+        lambda batch: torched(whole, floats(batch).contiguous(memory_format=torch.channels_last), precision),
+    )
+
+
+def model(rounds: Rounds, settings: Settings, *, precision: str) -> None:
+    """Our network without anything around it, channels-last."""
+    floats, own = begin(rounds, settings), ours().to(memory_format=torch.channels_last)
+    measure(
+        rounds,
+        settings,
+        lambda batch: torched(own, floats(batch).contiguous(memory_format=torch.channels_last), precision),
+    )
+
+
+def predict(rounds: Rounds, settings: Settings) -> None:
+    """`Classifier.predict`: raw pixels in, class names and probabilities out, with everything in between."""
+    begin(rounds, settings)
+    size = (3, settings.side, settings.side)
+    classifier = mlpconv.Classifier(ours(), standardise(settings.side), [str(k) for k in range(CLASSES)], size)
+
+    def make(batch: int) -> Predict:
+        pixels = raw(settings.side, batch)
+        given = pixels if batch > 1 else pixels[0].transpose(1, 2, 0)
+        return lambda: classifier.predict(given, batch_size=batch).probabilities
+
+    measure(rounds, settings, make, probabilities=True)
+
+
+def onnx(rounds: Rounds, settings: Settings) -> None:
+    """ONNX Runtime, fp32."""
+    from contenders.engines import graph, onnxruntime_engine
+
+    floats, plain = begin(rounds, settings), port()
+    threads = torch.get_num_threads()
+
+    def make(batch: int) -> Predict:
+        engine, given = onnxruntime_engine(graph(plain, batch, settings.side), threads), floats(batch).numpy()
+        return lambda: engine(given)
+
+    measure(rounds, settings, make)
+
+
+def openvino(rounds: Rounds, settings: Settings, *, precision: str) -> None:
+    """OpenVINO, in fp32 or bf16."""
+    from contenders.engines import graph, openvino_engine
+
+    floats, plain = begin(rounds, settings), port()
+    threads, kind = torch.get_num_threads(), {"fp32": "f32"}.get(precision, precision)
+
+    def make(batch: int) -> Predict:
+        engine, given = openvino_engine(graph(plain, batch, settings.side), threads, kind), floats(batch).numpy()
+        return lambda: engine(given)
+
+    measure(rounds, settings, make)
+
+
+def begin(rounds: Rounds, settings: Settings, *, memory: bool = True) -> Callable[[int], Tensor]:
+    """The same memory settings and threads for everyone; returns what makes a preprocessed batch of some size."""
+    if memory:
+        from mlpconv.training.memory import keep_freed_memory
+
+        rounds.facts["memory"] = keep_freed_memory()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    rounds.facts["threads"] = torch.get_num_threads()
+    chain = standardise(settings.side)
+    return lambda batch: chain(raw(settings.side, batch)).contiguous()
+
+
+def raw(side: int, batch: int) -> np.ndarray:
+    return images(batch, side)[0]
+
+
+def standardise(side: int) -> Preprocessing:
+    return Preprocessing.create(["standardize"], 3, (side, side)).fit(raw(side, 256))
+
+
+def ours() -> nn.Module:
+    """The network of all contenders, weights and all."""
+    torch.manual_seed(0)
+    return mlpconv.create_model("nin_cifar10", init="he").eval()
+
+
+def port() -> nn.Sequential:
+    """The ports' network with the same weights."""
+    plain = network().eval()
+    of_ours = [layer for layer in ours().modules() if isinstance(layer, nn.Conv2d)]
+    of_port = [layer for layer in plain if isinstance(layer, nn.Conv2d)]
+    for mine, other in zip(of_port, of_ours, strict=True):
+        mine.load_state_dict(other.state_dict())
+    return plain
+
+
+def torched(function: Callable[[Tensor], Tensor], given: Tensor, precision: str = "fp32") -> Predict:
+    """A torch module on a batch, without gradients."""
+
+    def run() -> Tensor:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            return function(given)
+
+    return run
+
+
+def measure(rounds: Rounds, settings: Settings, make: Make, *, probabilities: bool = False) -> None:
+    """Run the batches that are asked for, for ever; the answers are compared with plain torch's first."""
+    made: dict[int, Predict] = {}
+    for batch in settings.batches:
+        made[batch] = make(batch)
+        found = torch.as_tensor(made[batch]()).float()
+        with torch.inference_mode():
+            expected = port()(standardise(settings.side)(raw(settings.side, batch)))
+            expected = expected.softmax(1) if probabilities else expected
+        difference = float((found - expected).abs().max() / expected.abs().max())
+        rounds.facts["difference"] = max(difference, rounds.facts.get("difference", 0.0))
+    while True:
+        batch = rounds.asked.get("batch", settings.batches[0])
+        made[batch]()
+        rounds.lap(batch)
