@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
@@ -55,6 +56,7 @@ CASES = [
     ("nin_mnist", {"norm": "batch", "head": "fc+dropout", "size": (23, 29)}),
     ("conv_svhn", {"norm": "batch", "width": 0.1, "pool2": "avg"}),
     ("nin_tiny", {}),
+    ("googlenet", {"norm": "batch", "width": 0.1, "size": 96}),
 ]
 
 
@@ -155,9 +157,19 @@ def test_a_network_without_norms_is_copied() -> None:
     assert difference(model, folded, model.input_size) == 0
 
 
+def test_the_auxiliary_heads_are_folded_too() -> None:
+    model = shaken(create_model("googlenet", norm="batch", width=0.1, aux_heads=True, num_classes=7, size=96)).double()
+    folded = fold_norm(model)
+    images = torch.randn(1, 3, 96, 96, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(folded.outputs(images), model.outputs(images), rtol=1e-9, atol=1e-9)
+    assert not any(isinstance(module, nn.BatchNorm2d | nn.LocalResponseNorm) for module in folded.modules())
+    built = build(json.loads(json.dumps(folded.config.to_dict()))).double()
+    built.load_state_dict(folded.state_dict())
+    assert difference(built, folded, (3, 96, 96)) == 0
+
+
 def test_what_cannot_be_folded_is_refused() -> None:
-    with pytest.raises(UsageError, match="local response"):
-        fold_norm(create_model("googlenet", norm="batch", width=0.1))
     model = shaken(create_model("nin_tiny"))
     model.blocks[0].norms[1].running_mean[3] = float("nan")
     with pytest.raises(UsageError, match=r"blocks\.0\.norms\.1 has NaN"):

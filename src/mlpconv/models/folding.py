@@ -17,6 +17,8 @@ from mlpconv.errors import UsageError
 from mlpconv.layers import MLPConv
 from mlpconv.models.base import Network
 from mlpconv.models.blocks import NINConfig
+from mlpconv.models.googlenet import GoogLeNet
+from mlpconv.models.googlenet_config import GoogLeNetConfig
 
 __all__ = ["fold_norm", "norm_scale_and_shift"]
 
@@ -29,21 +31,18 @@ def fold_norm(model: Network) -> Network:
     """The same network without batch norm: `config.norm` is None, and the logits are those of `model` in eval mode.
 
     `model` stays as it is; device, dtype, memory format, mode and requires_grad are kept. Where there is no norm, a
-    copy. Equality in float64 is checked on random images before it is returned.
-    Raises UsageError where it cannot be done: a network other than NIN and its baselines with norm="batch", a norm of
-    negative weight after a max-pool (`pool_first`), a norm without statistics, or numbers that are not finite.
+    copy. Equality in float64 is checked on a random image before it is returned.
+    Raises UsageError where it cannot be done: a norm of negative weight after a max-pool (`pool_first`), a norm without
+    statistics, or numbers that are not finite.
     """
-    config = getattr(model, "config", None)
-    if config is None or getattr(config, "norm", None) is None:
-        return copy.deepcopy(model)
-    if not isinstance(config, NINConfig):
-        raise UsageError(
-            f"{config.name} with norm='batch' has no plain configuration: norm=None means local response "
-            "normalisation there. Use mlpconv.surgery.fold, which gives the folded graph."
-        )
-    folded = _without_norms(model)
-    precise = _without_norms(_precise(model))
-    _check_equal(model, precise)
+    folded = copy.deepcopy(model)
+    if model.config.norm is None:  # type: ignore[attr-defined]
+        return folded
+    _without_norms(folded)
+    precise = _precise(model)
+    before = _outputs(precise)
+    _without_norms(precise)
+    _check_equal(model.config.name, before, _outputs(precise))
     return folded
 
 
@@ -70,21 +69,25 @@ def norm_scale_and_shift(norm: BatchNorm, name: str) -> tuple[Tensor, Tensor]:
     return scale, shift
 
 
-def _without_norms(model: Network) -> Network:
-    """A copy with every norm worked into its convolution."""
-    folded = copy.deepcopy(model)
-    for index, block in enumerate(cast("list[MLPConv]", folded.blocks)):
+def _without_norms(model: Network) -> None:
+    """Work every norm of the network into its convolution, in place."""
+    for path, block in model.named_modules():
+        if not isinstance(block, MLPConv):
+            continue
         for place, norm in enumerate(block.norms):
             if not isinstance(norm, nn.BatchNorm2d):
                 continue
-            name = f"blocks.{index}.norms.{place}"
+            name = f"{path}.norms.{place}"
             scale, shift = norm_scale_and_shift(norm, name)
             if block.pool is not None and block.pool_at == "conv" and place == len(block.norms) - 1:
                 _check_rising(scale, name)
             _scale(cast("nn.Conv2d", block.convs[place]), scale, shift)
             block.norms[place] = nn.Identity().train(norm.training)
-    folded.config = replace(cast("NINConfig", folded.config), norm=None)
-    return folded
+    if isinstance(model.config, GoogLeNetConfig):
+        # Without norm it would have local response normalisation, as published.
+        model.config = replace(model.config, norm=None, response_norm=model.config.response_norm or False)
+    else:
+        model.config = replace(cast("NINConfig", model.config), norm=None)
 
 
 def _check_rising(scale: Tensor, name: str) -> None:
@@ -112,12 +115,18 @@ def _precise(model: Network) -> Network:
 
 
 @torch.no_grad()
-def _check_equal(model: Network, folded: Network) -> None:
-    images = torch.randn(2, *model.input_size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    before, after = _precise(model)(images), folded(images)
-    difference = (before - after).abs().max() / before.abs().max().clamp_min(1e-300)
-    if not bool(difference <= EXACT):
-        raise UsageError(
-            f"The folded network differs from {model.config.name} by {float(difference):.1e} of its largest logit in "
-            "float64: its weights are too extreme, or not numbers."
-        )
+def _outputs(model: Network) -> list[Tensor]:
+    """All logits of a random image, also those of auxiliary heads."""
+    image = torch.randn(1, *model.input_size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = model.outputs(image) if isinstance(model, GoogLeNet) else (model(image),)
+    return [logits for logits in found if logits is not None]
+
+
+def _check_equal(name: str, before: list[Tensor], after: list[Tensor]) -> None:
+    for one, other in zip(before, after, strict=True):
+        difference = (one - other).abs().max() / one.abs().max().clamp_min(1e-300)
+        if not bool(difference <= EXACT):
+            raise UsageError(
+                f"The folded network differs from {name} by {float(difference):.1e} of its largest logit in float64: "
+                "its weights are too extreme, or not numbers."
+            )

@@ -181,7 +181,8 @@ def _unit(
 
 def _response_norm(config: GoogLeNetConfig) -> nn.Module:
     """Local response normalisation over 5 channels, as in the published model; nothing where there is batch norm."""
-    return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75) if config.norm is None else nn.Identity()
+    wanted = config.norm is None if config.response_norm is None else config.response_norm
+    return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75) if wanted else nn.Identity()
 
 
 def _aux_head(config: GoogLeNetConfig, channels: int) -> nn.Sequential:

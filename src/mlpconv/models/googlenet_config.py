@@ -65,6 +65,8 @@ class GoogLeNetConfig:
     head: str = "gap"
     init: str = "paper"
     name: str = "googlenet"
+    response_norm: bool | None = None
+    """Whether there is local response normalisation; None: where there is no batch norm."""
 
     def __post_init__(self) -> None:
         choice("name", self.name, ("googlenet",))
@@ -83,6 +85,8 @@ class GoogLeNetConfig:
                 f"last_relu=True got head={self.head!r}, which has no category maps; head='gap' is accepted."
             )
         choice("init", self.init, INITS)
+        if self.response_norm is not None:
+            flag("response_norm", self.response_norm)
         too_big(self.name, self.parameters)
 
     @property
