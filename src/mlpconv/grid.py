@@ -88,6 +88,11 @@ class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # The tensor is kept beside its grid, so that its id is not given to another one.
         self.known: dict[int, tuple[Tensor, Grid]] = {id(image): (image, Grid(Axis(), Axis()))}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: to mark this for PyTorch's compiler would import it, which takes longer than to follow an image."""
+        return False
+
     def grid_of(self, tensor: Tensor) -> Grid | None:
         return self.known[id(tensor)][1] if id(tensor) in self.known else None
 

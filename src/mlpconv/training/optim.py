@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mlpconv.training.eager import SGD, AdamW, Optimizer
 from mlpconv.training.recipe import Recipe
 
 __all__ = ["Muon", "Optimizers", "make_optimizers"]
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Optimizer):
     """Orthogonalised momentum for convolution weights, seen as (out, in x k x k) matrices (Jordan 2024).
 
     A step has `lr` times the norm the weight started with, and the norm is put back after it: behind a normalisation
@@ -132,17 +133,17 @@ def make_optimizers(model: nn.Module, recipe: Recipe) -> Optimizers:
     groups = parameter_groups(model, recipe)
     if recipe.optimizer == "adamw":
         betas = (recipe.momentum, 0.999)
-        return Optimizers([torch.optim.AdamW(groups, lr=recipe.lr, betas=betas, fused=True)])
+        return Optimizers([AdamW(groups, lr=recipe.lr, betas=betas, fused=True)])
     sgd: dict[str, Any] = {"lr": recipe.lr, "momentum": recipe.momentum, "fused": True}
     sgd["nesterov"] = recipe.nesterov and recipe.momentum > 0
     if recipe.optimizer == "sgd":
-        return Optimizers([torch.optim.SGD(groups, **sgd)])
+        return Optimizers([SGD(groups, **sgd)])
     matrices = [group for group in groups if group["matrix"]]
     rest = [group | {"scale": group["scale"] * SGD_BESIDE_MUON} for group in groups if not group["matrix"]]
     muon = Muon(
         [{"params": g["params"], "scale": g["scale"]} for g in matrices], recipe.lr, recipe.momentum, recipe.nesterov
     )
-    return Optimizers([muon, torch.optim.SGD(rest, **sgd)])
+    return Optimizers([muon, SGD(rest, **sgd)])
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
