@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PACKAGES = ("mlpconv", "torch", "numpy", "pillow", "safetensors", "cyclopts", "matplotlib")
+OPTIONAL = ("onnx", "onnxruntime", "openvino")  # of the extra `bench`
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,17 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "packages": {name: metadata.version(name) for name in PACKAGES} | optional_versions(),
     }
+
+
+def optional_versions() -> dict[str, str]:
+    """The versions of the engines to compare with, where they are installed."""
+    found = {}
+    for name in OPTIONAL:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def processor() -> str:

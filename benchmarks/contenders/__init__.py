@@ -57,7 +57,7 @@ CONTENDERS = {
     "plain": Contender("plain port", "training", "port.train"),
     "plain-memory": Contender("plain port, our memory settings", "training", "port.train", {"memory": True}),
     "plain-compiled": Contender(
-        "the same through torch.compile", "training", "port.train", {"memory": True, "compiled": True}
+        "plain port, our memory settings, compiled", "training", "port.train", {"memory": True, "compiled": True}
     ),
     "ours-fp32": _ours("mlpconv, paper's network, fp32", kind="dropout", precision="fp32"),
     "ours-bf16": _ours("mlpconv, paper's network, bf16", kind="dropout", precision="bf16"),
@@ -65,7 +65,7 @@ CONTENDERS = {
     "ours-norm-bf16": _ours("mlpconv, batch norm, bf16", kind="norm", precision="bf16"),
     "ours-fast": _ours("mlpconv, recipe fast, format chosen by itself", kind="fast", precision="auto"),
     "eager": _infers("torch as ports run it", "eager", memory=False),
-    "eager-memory": _infers("the same, our memory settings", "eager", memory=True),
+    "eager-memory": _infers("torch as ports run it, our memory settings", "eager", memory=True),
     "compiled-fp32": _infers("torch.compile, channels-last, fp32", "compiled", precision="fp32"),
     "compiled-bf16": _infers("torch.compile, channels-last, bf16", "compiled", precision="bf16"),
     "onnxruntime": _infers("ONNX Runtime, fp32", "onnx"),
