@@ -110,6 +110,28 @@ def test_googlenet_is_followed_through_its_branches() -> None:
     assert (grid.rows.stride, grid.rows.first) == (32, 2 + 4 + 8 + 16)  # the four pools; the convolutions are centred
 
 
-def test_a_resize_inside_falls_back_to_cells_that_divide_the_image() -> None:
-    grid = trace_grid(Chain(nn.AdaptiveAvgPool2d((2, 5))), (1, 8, 20))
-    assert grid == Grid(Axis(1.5, 4, 8), Axis(1.5, 4, 20))
+def test_a_resize_inside_keeps_the_places_and_may_see_everything() -> None:
+    even = trace_grid(Chain(nn.AdaptiveAvgPool2d((2, 5))), (1, 8, 20))
+    assert even == Grid(Axis(1.5, 4, 4), Axis(1.5, 4, 4))
+    uneven = trace_grid(Chain(nn.AdaptiveAvgPool2d((3, 5))), (1, 8, 20))
+    assert uneven == Grid(Axis(5 / 6, 8 / 3, 8), Axis(1.5, 4, 4))
+
+
+def test_cells_in_no_order_are_taken_to_divide_the_image() -> None:
+    class Mixed(nn.Module):
+        def category_maps(self, x: Tensor) -> Tensor:
+            return x.flatten(2)[..., torch.arange(7 * 11).flip(0)].reshape(1, 1, 11, 7)
+
+    assert trace_grid(Mixed(), (1, 7, 11)) == Grid(Axis(-2 / 11, 7 / 11, 7), Axis(2 / 7, 11 / 7, 11))
+
+
+def test_maps_made_by_a_linear_layer_at_each_place_are_followed() -> None:
+    class Places(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(1, 5, 3, stride=2), nn.Linear(5, 2)
+
+        def category_maps(self, x: Tensor) -> Tensor:
+            return self.linear(self.conv(x).movedim(1, -1)).movedim(-1, 1)
+
+    assert trace_grid(Places(), (1, 13, 17)) == Grid(Axis(1, 2, 3), Axis(1, 2, 3))

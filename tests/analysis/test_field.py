@@ -15,6 +15,8 @@ from zoo import GRAPHS, Lambda, Oracle, Squeeze, conv, resnet
 
 import mlpconv
 from mlpconv.analysis import AxisField, Profile, profile
+from mlpconv.analysis.result import axis_field
+from mlpconv.fields import seen_of
 
 
 @pytest.fixture(autouse=True)
@@ -136,6 +138,34 @@ def test_graphs_see_what_gradients_say(name: str) -> None:
         assert axis.size == longest
         hull = min(span[k][0] for span in seen), max(span[k][1] for span in seen)
         assert axis.spans == (hull,) or axis.jump is not None
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_computed_numbers_see_what_those_without_storage_see(name: str) -> None:
+    model = GRAPHS[name].eval()
+    seen, result = seen_of(torch.rand(1, 3, 24, 18), model), profile(model, (3, 24, 18))
+    assert seen is not None
+    with torch.no_grad():
+        shape = tuple(model(torch.rand(1, 3, 24, 18)).shape)
+    assert result.field == (axis_field(seen[0], shape, 24), axis_field(seen[1], shape, 18))
+
+
+def test_a_linear_layer_at_each_place_keeps_rows_and_columns() -> None:
+    result = profile(GRAPHS["linear at each place"], (3, 24, 18))
+    assert result["b"].shape == (11, 8, 5)
+    assert result["b"].field is not None
+    for found, cells in zip(result["b"].field, (11, 8), strict=True):
+        assert (found.size, found.jump, found.start, len(found.spans)) == (3, 2, 1, cells)
+    assert [(axis.size, axis.jump, axis.start) for axis in last_map(result)] == [(3, 2, 1), (7, 2, 3)]
+
+
+def test_a_storage_looked_at_again_is_exact_where_all_of_it_was_known() -> None:
+    assert profile(GRAPHS["cut by strides"], (3, 24, 18)).notes == ()
+    part = Lambda(lambda m, x: m.a(x)[:, :2].as_strided((1, 2, 3, 4), (1, 1, 1, 1)), a=conv(3, 4, 3))
+    result = profile(part, (3, 24, 18))
+    assert result.notes == ("Fields after these operations are upper bounds: as_strided.",)
+    assert result.field is not None
+    assert result.field[0].whole
 
 
 def test_different_strides_on_the_two_axes() -> None:

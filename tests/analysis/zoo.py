@@ -128,6 +128,25 @@ def shifted_copy(m: Any, x: Tensor) -> Tensor:
     return out
 
 
+def linear_at_each_place(m: Any, x: Tensor) -> Tensor:
+    """ConvNeXt's way: rows and columns are one dimension while the linear layer works."""
+    return m.c(m.b(m.a(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+
+
+def pixel_shuffle_by_hand(m: Any, x: Tensor) -> Tensor:
+    """Rows share a dimension with the channels that become rows, but not with columns."""
+    y = m.a(x)
+    n, _, h, w = y.shape
+    return y.view(n, 2, 2, 2, h, w).permute(0, 1, 4, 2, 5, 3).reshape(n, 2, 2 * h, 2 * w)
+
+
+def cut_by_strides(m: Any, x: Tensor) -> Tensor:
+    """The storage looked at again, without its first row and column."""
+    y = m.a(x)
+    h, w = y.shape[2:]
+    return y.as_strided((1, 4, h - 1, w - 1), (4 * h * w, h * w, w, 1), w + 1)
+
+
 GRAPHS: dict[str, nn.Module] = {
     "asymmetric": nn.Sequential(conv(3, 4, (1, 5), 1, (0, 2)), conv(4, 4, (3, 1), (2, 1), (1, 0), dilation=(2, 1))),
     "strided 1x1": nn.Sequential(conv(3, 4, 1, 2), conv(4, 4, 3, 1, 1), conv(4, 4, 1, 3)),
@@ -175,6 +194,9 @@ GRAPHS: dict[str, nn.Module] = {
     "adaptive": nn.Sequential(conv(3, 4, 3), nn.AdaptiveAvgPool2d((4, 5)), conv(4, 4, 2)),
     "flipped": Lambda(lambda m, x: m.a(x) + m.a(x).flip(3), a=conv(3, 4, 3)),
     "rolled": Lambda(lambda m, x: m.a(x) + m.a(x).roll((1, 2), (2, 3)), a=conv(3, 4, 3, 2)),
+    "linear at each place": Lambda(linear_at_each_place, a=conv(3, 4, 3, 2), b=nn.Linear(4, 5), c=conv(5, 4, (1, 3))),
+    "pixel shuffle by hand": Lambda(pixel_shuffle_by_hand, a=conv(3, 8, 3, 2)),
+    "cut by strides": Lambda(cut_by_strides, a=conv(3, 4, 3)),
     "instance norm": nn.Sequential(conv(3, 4, 3), nn.InstanceNorm2d(4)),
     "group norm": nn.Sequential(conv(3, 4, 3), nn.GroupNorm(2, 4)),
     "windows": WindowAttention(),

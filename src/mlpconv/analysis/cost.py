@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mlpconv.analysis.call import Call
+from mlpconv.fields.call import Call
 
 __all__ = ["KINDS", "Cost", "cost_of", "size_in_bytes"]
 

@@ -9,10 +9,10 @@ from itertools import groupby
 from torch import nn
 
 from mlpconv.analysis.cost import KINDS
-from mlpconv.analysis.field import Field
 from mlpconv.analysis.result import AxisField, Profile, Row, Totals, axis_field
 from mlpconv.analysis.trace import Step, Trace, trace
 from mlpconv.errors import UsageError
+from mlpconv.fields.field import Field
 
 __all__ = ["profile"]
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from mlpconv.analysis.field import FIRST, Axis
+import torch
+
+from mlpconv.fields.field import FIRST, LAST, Axis
 
 __all__ = ["AxisField", "Profile", "Row", "Totals", "axis_field"]
 
@@ -161,10 +163,15 @@ def axis_field(axis: Axis, shape: Sequence[int], pixels: int) -> AxisField:
 
 def _spans(axis: Axis, shape: Sequence[int]) -> tuple[tuple[int, int], ...]:
     """First and last pixel for each cell of the grid, or for all elements together; (0, -1) where nothing is seen."""
-    cells, others = 1, list(range(-len(shape), 0))
-    if axis.grid is not None:
-        others.remove(axis.grid.dim)
-        cells = shape[axis.grid.dim]
+    grid, others = axis.grid, list(range(-len(shape), 0))
+    if grid is not None:
+        others.remove(grid.dim)
     lo, hi = (axis.lo.amin(others), axis.hi.amax(others)) if others else (axis.lo, axis.hi)
-    pairs = zip(lo.reshape(-1).expand(cells).tolist(), hi.reshape(-1).expand(cells).tolist(), strict=True)
+    lo, hi = lo.reshape(-1), hi.reshape(-1)
+    if grid is not None:
+        numbers = grid.numbers(shape[grid.dim])
+        cells = int(numbers.max()) + 1
+        lo = torch.full((cells,), FIRST).scatter_reduce(0, numbers, lo.expand(len(numbers)), "amin")
+        hi = torch.full((cells,), LAST).scatter_reduce(0, numbers, hi.expand(len(numbers)), "amax")
+    pairs = zip(lo.tolist(), hi.tolist(), strict=True)
     return tuple((0, -1) if first == FIRST else (int(first), int(last)) for first, last in pairs)

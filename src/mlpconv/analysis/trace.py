@@ -16,15 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from mlpconv.analysis.call import Call, bind
 from mlpconv.analysis.cost import Cost, cost_of, size_in_bytes
-from mlpconv.analysis.field import FIRST, LAST, Axis, Field, Grid, compact, image_axis, join_grids
-from mlpconv.analysis.rules import fields_after
 from mlpconv.errors import MlpconvError, UsageError
+from mlpconv.fields.call import Call, bind
+from mlpconv.fields.field import Field
+from mlpconv.fields.following import Follower
 
 __all__ = ["Step", "Trace", "on_meta", "trace", "without_storage"]
 
@@ -68,18 +66,16 @@ class Trace:
     output_shape: tuple[int, ...]
 
 
-class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Recorder(Follower):  # type: ignore[no-untyped-call]
     """Sees every operation between its parts: fields, costs, memory."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.steps: list[Step] = []
         self.places: list[tuple[str, nn.Module]] = [("", model)]
         self.stack = [0]
-        self.bounds: set[str] = set()
         self.live: dict[int, int] = {}
         self.peak = 0
-        self.fields: Any = WeakTensorKeyDictionary()
         self.unread = {p.untyped_storage()._cdata: p.numel() for p in model.parameters()}
 
     def watch(self, model: nn.Module) -> None:
@@ -120,13 +116,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _record(self, call: Call) -> None:
         tracked = [tensor for tensor in call.inputs if self.fields.get(tensor) is not None]
-        fields, exact = fields_after(call, self.fields.get)
-        if not exact:
-            self.bounds.add(call.name)
-        for tensor, field in zip(call.outputs, fields, strict=True):
-            if call.in_place:
-                self._write_through(tensor, field)
-            self.fields[tensor] = field
+        fields = self.see(call)
         view = call.func.is_view or call.in_place
         self.steps.append(
             Step(
@@ -142,40 +132,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _first_read(self, call: Call) -> int:
         return sum(self.unread.pop(tensor.untyped_storage()._cdata, 0) for tensor in call.inputs)
-
-    def _write_through(self, written: Tensor, field: Field | None) -> None:
-        """What was written in place is seen by every other tensor on the same storage."""
-        key = written.untyped_storage()._cdata
-        others = [t for t in list(self.fields) if t is not written and t.untyped_storage()._cdata == key]
-        for other in others:
-            if other.dtype == written.dtype and (field is not None or self.fields[other] is not None):
-                self.fields[other] = _overwritten(other, self.fields[other], written, field)
-
-
-def _overwritten(tensor: Tensor, old: Field | None, written: Tensor, new: Field | None) -> Field:
-    """The field of a tensor after another one on its storage was written."""
-    length = written.untyped_storage().nbytes() // written.element_size()
-    blank = Axis(torch.tensor(FIRST), torch.tensor(LAST))
-    axes = []
-    for k in range(len(new or old or ())):
-        before, after = old[k] if old else blank, new[k] if new else blank
-        parts = []
-        for was, now, nothing in ((before.lo, after.lo, FIRST), (before.hi, after.hi, LAST)):
-            flat = torch.full((length,), nothing)
-            own = flat.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
-            own.copy_(was.expand(tensor.shape))
-            flat.as_strided(written.shape, written.stride(), written.storage_offset()).copy_(now.expand(written.shape))
-            parts.append(compact(own.clone()))
-        grids = [before.grid, after.grid if _alike(tensor, written, after.grid) else None]
-        axes.append(Axis(parts[0], parts[1], join_grids([grid for grid in grids if grid is not None])))
-    return tuple(axes)
-
-
-def _alike(tensor: Tensor, written: Tensor, grid: Grid | None) -> bool:
-    """Whether the cells of the grid lie in one tensor as they lie in the other."""
-    if grid is None or -grid.dim > tensor.dim():
-        return False
-    return (tensor.shape[grid.dim], tensor.stride(grid.dim)) == (written.shape[grid.dim], written.stride(grid.dim))
 
 
 def on_meta(args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -236,7 +192,7 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
     recorder.watch(shadow)
     kinds = [p.dtype for p in shadow.parameters() if p.is_floating_point()]
     image = torch.empty((1, *input_shape), dtype=kinds[0] if kinds else torch.float32, device="meta")
-    recorder.fields[image] = tuple(image_axis(4, dim, image.shape[dim]) for dim in (-2, -1))
+    recorder.start(image)
     recorder.hold(image)
     try:
         with torch.no_grad(), recorder:

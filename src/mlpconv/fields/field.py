@@ -51,10 +51,18 @@ class Grid:
     """Where the centre of cell 0 is."""
     size: Fraction | None
     """Pixels that a cell sees; None where the cells see different numbers of them."""
+    cells: int | None = None
+    """How many there are before they begin again, where the dimension holds rows and columns in one; else None."""
+    repeat: int = 1
+    """How many elements in a row belong to one cell."""
+
+    def numbers(self, length: int) -> Tensor:
+        """(length,): the number of the cell that each element along the dimension belongs to."""
+        return torch.arange(length) // self.repeat % (self.cells or length)
 
     def joined(self, other: Grid) -> Grid | None:
         """Cells that see what both see; None where the two do not lie alike."""
-        if (self.dim, self.jump) != (other.dim, other.jump):
+        if (self.dim, self.jump, self.cells, self.repeat) != (other.dim, other.jump, other.cells, other.repeat):
             return None
         if self.size is None or other.size is None:
             return replace(self, size=None)
@@ -165,31 +173,56 @@ def follow(grid: Grid, shape: Sequence[int], move: Callable[[Tensor, float], Ten
     """The grid after elements were only moved about: cut, turned, reshaped, padded.
 
     `move(values, fill)` does to an array of `shape` what was done to the tensor; new elements get `fill`. None where
-    the cells no longer lie in order along one dimension.
+    the cells no longer lie in order along one dimension, alone or together with others (flattened rows and columns).
     """
-    cells = shape[grid.dim]
+    length = shape[grid.dim]
     wide = [1] * len(shape)
-    wide[grid.dim] = cells
-    numbers = torch.arange(cells, dtype=torch.float32).reshape(wide).expand(tuple(shape))
+    wide[grid.dim] = length
+    numbers = grid.numbers(length).float().reshape(wide).expand(tuple(shape))
     high = move(numbers, UNMARKED)
     low = torch.where(high == UNMARKED, FIRST, high)
-    fits = [_along(grid, dim - high.dim(), low, high) for dim in range(high.dim())]
+    moved = high.numel() == numbers.numel()
+    fits = [_along(grid, dim - high.dim(), low, high, moved) for dim in range(high.dim())]
     found = [fit for fit in fits if fit is not None]
     same = [fit for fit in found if fit.dim == grid.dim]
     return same[0] if same else found[0] if len(found) == 1 else None
 
 
-def _along(grid: Grid, dim: int, low: Tensor, high: Tensor) -> Grid | None:
-    """The grid along this dimension of the moved numbers, where they rise or fall evenly along it."""
+def _along(grid: Grid, dim: int, low: Tensor, high: Tensor, moved: bool) -> Grid | None:
+    """The grid along this dimension of the moved numbers, where they rise or fall evenly along it.
+
+    Or, where the elements have only `moved` (none is new, none is there twice), where they do so again and again.
+    """
     others = [other for other in range(-low.dim(), 0) if other != dim]
     first, last = low.amin(others) if others else low, high.amax(others) if others else high
     known = (last != UNMARKED).nonzero().flatten()
     if not len(known) or not torch.equal(first[known], last[known]):
         return None
     numbers = [int(number) for number in last[known].tolist()]
-    step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
-    even = all(after - before == step for before, after in pairwise(numbers))
-    if not step or not even or int(known[-1] - known[0]) != len(known) - 1:
+    if _even(numbers) and int(known[-1] - known[0]) == len(known) - 1:
+        step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
+        start = grid.start + (numbers[0] - step * int(known[0])) * grid.jump
+        return Grid(dim, grid.jump * step, start, grid.size)
+    repeat, cells = _folded(numbers) if moved else (1, 1)
+    if cells == 1:
         return None
-    start = grid.start + (numbers[0] - step * int(known[0])) * grid.jump
-    return replace(grid, dim=dim, jump=grid.jump * step, start=start)
+    step = numbers[repeat] - numbers[0]
+    return Grid(dim, grid.jump * step, grid.start + numbers[0] * grid.jump, grid.size, cells, repeat)
+
+
+def _even(numbers: Sequence[int]) -> bool:
+    """Whether they rise or fall by the same step, not zero."""
+    step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
+    return step != 0 and all(after - before == step for before, after in pairwise(numbers))
+
+
+def _folded(numbers: Sequence[int]) -> tuple[int, int]:
+    """How often in a row each number is there, and after how many different ones they begin again, as in 001122001122.
+
+    That is (2, 3); (1, 1) for numbers that do neither, or do not rise or fall evenly in between.
+    """
+    repeat = next((i for i, number in enumerate(numbers) if number != numbers[0]), len(numbers))
+    each = numbers[::repeat]
+    cells = each.index(each[0], 1) if each[0] in each[1:] else len(each)
+    same = all(number == each[i // repeat % cells] for i, number in enumerate(numbers))
+    return (repeat, cells) if same and len(numbers) % (repeat * cells) == 0 and _even(each[:cells]) else (1, 1)

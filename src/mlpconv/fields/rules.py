@@ -6,15 +6,16 @@ inputs saw. Such answers are upper bounds, and the profile names the operations.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from mlpconv.analysis.call import Call
-from mlpconv.analysis.field import FIRST, LAST, Axis, Field, Grid, compact, follow, join_grids, merge, squash
-from mlpconv.analysis.sliding import SLIDING
+from mlpconv.fields.call import Call
+from mlpconv.fields.field import FIRST, LAST, Axis, Field, Grid, compact, follow, join_grids, merge, squash
+from mlpconv.fields.sliding import SLIDING
 
 __all__ = ["Lookup", "fields_after"]
 
@@ -47,11 +48,16 @@ def fields_after(call: Call, lookup: Lookup) -> tuple[list[Field | None], bool]:
         return [None] * len(call.outputs), True
     axes, rule = range(len(known[0])), _rule(call)
     if rule is None:
-        return [tuple(_all_of([f[k] for f in known], out.dim()) for k in axes) for out in call.outputs], False
+        # Wherever its one element of a kind is put, it has seen the same.
+        exact = call.name == "as_strided" and all(axis.lo.numel() == axis.hi.numel() == 1 for axis in known[0])
+        return [tuple(_all_of([f[k] for f in known], out.dim()) for k in axes) for out in call.outputs], exact
     made = (
         [tuple(rule(call, lookup, k) for k in axes)]
         if rule is not _moved
-        else [tuple(_moved(call, lookup, k, index) for k in axes) for index in range(len(call.outputs))]
+        else [
+            _rows_and_columns(tuple(_moved(call, lookup, k, index) for k in axes), out.shape)
+            for index, out in enumerate(call.outputs)
+        ]
     )
     for out in call.outputs[len(made) :]:  # an index beside a maximum, a mean beside what it normalised
         made.append(made[0] if out.shape == call.outputs[0].shape else tuple(_all_of([a], out.dim()) for a in made[0]))
@@ -65,12 +71,18 @@ def _rule(call: Call) -> Callable[..., Axis] | None:
         return _RULES[name]
     if call.func.is_view or name in MOVES:
         hidden = any(index is not None and index.is_meta for index in call.args.get("indices") or ())
-        return None if hidden or name == "as_strided" else _moved
+        # What a tensor shows of its storage may be less than what is then shown of it.
+        return None if hidden or (name == "as_strided" and not _shows_all(call.inputs[0])) else _moved
     if name in POINTWISE or torch.Tag.pointwise in call.func.tags:
         return _pointwise
     if name in SLIDING:
         return _slid
     return None
+
+
+def _shows_all(tensor: Tensor) -> bool:
+    """Whether a tensor has an element for each of its storage."""
+    return tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
 
 
 def _all_of(axes: Sequence[Axis], rank: int) -> Axis:
@@ -197,12 +209,25 @@ def _moved(call: Call, lookup: Lookup, k: int, index: int = 0) -> Axis:
         values = values.expand(source.shape)
         if call.name in ("view", "_unsafe_view", "_reshape_alias"):
             return values.reshape(call.outputs[0].shape)
+        if call.name == "as_strided":
+            values = torch.empty_strided(source.shape, source.stride()).copy_(values)
         changed = {first: values, "value": fill} if call.name == "constant_pad_nd" else {first: values}
         result = call.func(**{**call.args, **changed})
         return result if isinstance(result, Tensor) else result[index]
 
     grid = follow(axis.grid, source.shape, move) if axis.grid is not None else None
     return Axis(compact(move(axis.lo, FIRST)), compact(move(axis.hi, LAST)), grid)
+
+
+def _rows_and_columns(field: Field, shape: Sequence[int]) -> Field:
+    """The same, without grids that share a dimension with something else than the other axis of the image."""
+    folded = [axis.grid for axis in field if axis.grid is not None and axis.grid.cells is not None]
+    if not folded:
+        return field
+    one = len({grid.dim for grid in folded}) == 1 and len(folded) == len(field)
+    if one and math.prod(grid.cells or 1 for grid in folded) == shape[folded[0].dim]:
+        return field
+    return tuple(replace(axis, grid=None) if axis.grid in folded else axis for axis in field)
 
 
 _RULES: dict[str, Callable[..., Axis]] = {

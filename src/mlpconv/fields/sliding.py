@@ -10,8 +10,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from mlpconv.analysis.call import Call
-from mlpconv.analysis.field import Axis, Grid, regroup, squash, windows
+from mlpconv.fields.call import Call
+from mlpconv.fields.field import Axis, Grid, regroup, squash, windows
 
 __all__ = ["SLIDING"]
 
@@ -24,7 +24,7 @@ def _convolution(call: Call, axis: Axis) -> Axis:
     """Any convolution, transposed or not: over windows in space, over the channels of a group."""
     image, out = call.inputs[0], call.outputs[0]
     count = image.dim() - 2
-    seen = regroup(axis, -1 - count, call["groups"], out.shape[1])
+    seen = regroup(_unfolded(axis), -1 - count, call["groups"], out.shape[1])
     grid, kernel = seen.grid, call.tensor("weight").shape[2:]
     slides = [call.numbers(name, count, default) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))]
     for j, (width, stride, padding, dilation) in enumerate(zip(kernel, *slides, strict=True)):
@@ -39,7 +39,7 @@ def _convolution(call: Call, axis: Axis) -> Axis:
 def _pool(call: Call, axis: Axis) -> Axis:
     """Maximum and average over windows; rounding sizes up only adds windows that reach over the end."""
     image, out = call.inputs[0], call.outputs[0]
-    count = int(call.name.split("pool")[1][0])
+    axis, count = _unfolded(axis), int(call.name.split("pool")[1][0])
     kernel = call.numbers("kernel_size", count)
     stride = call.numbers("stride", count) if call.args.get("stride") else kernel
     padding, dilation = call.numbers("padding", count, 0), call.numbers("dilation", count)
@@ -54,6 +54,7 @@ def _pool(call: Call, axis: Axis) -> Axis:
 def _adaptive_pool(call: Call, axis: Axis) -> Axis:
     """Pools with a given number of cells: one cell sees everything, more of them share it out evenly."""
     image, out = call.inputs[0], call.outputs[0]
+    axis = _unfolded(axis)
     for j in range(-len(call["output_size"]), 0):
         cells, made, grid = image.shape[j], out.shape[j], axis.grid
         if made == 1:
@@ -71,7 +72,7 @@ def _adaptive_pool(call: Call, axis: Axis) -> Axis:
 
 def _upsample(call: Call, axis: Axis) -> Axis:
     """Nearest, linear and cubic interpolation; neighbours of weight zero are not seen."""
-    image, out = call.inputs[0], call.outputs[0]
+    image, out, axis = call.inputs[0], call.outputs[0], _unfolded(axis)
     grid, seen = axis.grid, axis
     scales = [value for name, value in call.args.items() if name.startswith("scales")]
     for j, scale in enumerate(scales):
@@ -118,6 +119,11 @@ def _group_norm(call: Call, axis: Axis) -> Axis:
     """Group norm sees all of the image, in the channels of the group."""
     rank = call.inputs[0].dim()
     return regroup(squash(axis, range(2 - rank, 0)), 1 - rank, call["group"], call["C"])
+
+
+def _unfolded(axis: Axis) -> Axis:
+    """Without a grid that shares its dimension with another: windows in it are none of the image."""
+    return replace(axis, grid=None) if axis.grid is not None and axis.grid.cells is not None else axis
 
 
 def _taps(cells: int, made: int, width: int, stride: int, padding: int, dilation: int) -> Tensor:

@@ -1,0 +1,104 @@
+"""Following an image through whatever is done to it: what each tensor on the way sees of its pixels.
+
+A dispatch mode sees each ATen operation, so a module, a function and an operator are all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from mlpconv.fields.call import Call, bind
+from mlpconv.fields.field import FIRST, LAST, Axis, Field, Grid, compact, image_axis, join_grids
+from mlpconv.fields.rules import fields_after
+
+__all__ = ["Follower", "seen_of"]
+
+
+class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Knows the field of every tensor that is made from an image (N, C, H, W) while it is at work."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.fields: Any = WeakTensorKeyDictionary()
+        self.bounds: set[str] = set()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: to mark a method for PyTorch's compiler would import it, which takes longer than to follow an image."""
+        return False
+
+    def start(self, image: Tensor) -> None:
+        """Follow this image: each pixel sees itself."""
+        self.fields[image] = tuple(image_axis(4, dim, image.shape[dim]) for dim in (-2, -1))
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run one operation, and note what its results see."""
+        result = func(*args, **(kwargs or {}))
+        call = bind(func, args, kwargs or {}, result)
+        if call.outputs:
+            self.see(call)
+        return result
+
+    def see(self, call: Call) -> list[Field | None]:
+        """Note what the outputs of an operation see; where that is an upper bound, its name goes to `bounds`."""
+        fields, exact = fields_after(call, self.fields.get)
+        if not exact:
+            self.bounds.add(call.name)
+        for tensor, field in zip(call.outputs, fields, strict=True):
+            if call.in_place:
+                self._write_through(tensor, field)
+            self.fields[tensor] = field
+        return fields
+
+    def _write_through(self, written: Tensor, field: Field | None) -> None:
+        """What was written in place is seen by every other tensor on the same storage."""
+        key = written.untyped_storage()._cdata
+        others = [t for t in list(self.fields) if t is not written and t.untyped_storage()._cdata == key]
+        for other in others:
+            if other.dtype == written.dtype and (field is not None or self.fields[other] is not None):
+                self.fields[other] = _overwritten(other, self.fields[other], written, field)
+
+
+def seen_of(image: Tensor, made_from: Callable[[Tensor], Tensor]) -> Field | None:
+    """What a tensor sees of the image (N, C, H, W) that it is really computed from; None where that is nothing."""
+    follower = Follower()
+    follower.start(image)
+    with torch.inference_mode(False), torch.no_grad(), follower:  # inference mode would hide what an operation is of
+        made = made_from(image)
+    field: Field | None = follower.fields.get(made)
+    return field
+
+
+def _overwritten(tensor: Tensor, old: Field | None, written: Tensor, new: Field | None) -> Field:
+    """The field of a tensor after another one on its storage was written."""
+    length = written.untyped_storage().nbytes() // written.element_size()
+    blank = Axis(torch.tensor(FIRST), torch.tensor(LAST))
+    axes = []
+    for k in range(len(new or old or ())):
+        before, after = old[k] if old else blank, new[k] if new else blank
+        parts = []
+        for was, now, nothing in ((before.lo, after.lo, FIRST), (before.hi, after.hi, LAST)):
+            flat = torch.full((length,), nothing)
+            own = flat.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+            own.copy_(was.expand(tensor.shape))
+            flat.as_strided(written.shape, written.stride(), written.storage_offset()).copy_(now.expand(written.shape))
+            parts.append(compact(own.clone()))
+        grids = [before.grid, after.grid if _alike(tensor, written, after.grid) else None]
+        axes.append(Axis(parts[0], parts[1], join_grids([grid for grid in grids if grid is not None])))
+    return tuple(axes)
+
+
+def _alike(tensor: Tensor, written: Tensor, grid: Grid | None) -> bool:
+    """Whether the cells of the grid lie in one tensor as they lie in the other."""
+    if grid is None or -grid.dim > tensor.dim():
+        return False
+    return (tensor.shape[grid.dim], tensor.stride(grid.dim)) == (written.shape[grid.dim], written.stride(grid.dim))

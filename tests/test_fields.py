@@ -1,0 +1,113 @@
+"""The arithmetic of fields, and following an image through operations that are really computed."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from mlpconv.fields import Axis, Field, Grid, seen_of
+from mlpconv.fields.field import follow, image_axis, join_grids
+
+ONE, HALF = Fraction(1), Fraction(1, 2)
+
+
+def numbers_of(grid: Grid, shape: torch.Size) -> Tensor:
+    """The place in pixels of every element, broadcast to the shape."""
+    wide = [1] * len(shape)
+    wide[grid.dim] = shape[grid.dim]
+    places = grid.numbers(shape[grid.dim]) * float(grid.jump) + float(grid.start)
+    return places.reshape(wide).expand(shape)
+
+
+SHAPES = ((5, 7, 3), (7, 5, 3), (35, 3), (5, 21), (105,), (3, 35), (7, 15), (3, 5, 7), (1, 5, 7, 3), (5, 1, 7, 3))
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    turns=st.lists(st.tuples(st.sampled_from(SHAPES), st.randoms(use_true_random=False)), min_size=1, max_size=3),
+    dim=st.sampled_from((-3, -2, -1)),
+)
+def test_a_grid_that_is_still_there_after_moves_is_where_the_elements_went(turns: list, dim: int) -> None:
+    """Elements of a (5, 7, 3) are turned and reshaped: the grid found must name each element's own place."""
+    start = torch.Size((5, 7, 3))
+    orders = [(shape, random.sample(range(len(shape)), len(shape))) for shape, random in turns]
+
+    def move(values: Tensor, fill: float) -> Tensor:
+        for shape, order in orders:
+            values = values.reshape(shape).permute(order)
+        return values
+
+    grid = Grid(dim, Fraction(3, 2), Fraction(-1), Fraction(5))
+    found = follow(grid, start, move)
+    truth = move(numbers_of(grid, start), math.nan)
+    if found is None:  # then it lies along no dimension in one piece
+        assert all(not along(truth, other) for other in range(truth.dim()))
+    else:
+        assert torch.equal(numbers_of(found, truth.shape), truth)
+        assert found.size == 5
+
+
+def along(values: Tensor, dim: int) -> bool:
+    """Whether they rise or fall along this dimension by even steps, and along no other."""
+    line = values.movedim(dim, 0).reshape(values.shape[dim], -1)
+    steps = line[:, 0].diff()
+    return bool((line == line[:, :1]).all()) and len(steps) > 0 and bool((steps == steps[0]).all() and steps[0] != 0)
+
+
+def test_rows_and_columns_in_one_dimension_are_told_apart_and_parted_again() -> None:
+    rows, columns = Grid(-3, ONE, Fraction(0), ONE), Grid(-2, ONE, Fraction(0), ONE)
+    shape = torch.Size((5, 7, 3))
+    flat = [follow(grid, shape, lambda values, _: values.reshape(35, 3)) for grid in (rows, columns)]
+    assert flat == [Grid(-2, ONE, Fraction(0), ONE, 5, 7), Grid(-2, ONE, Fraction(0), ONE, 7, 1)]
+    again = [follow(grid, torch.Size((35, 3)), lambda values, _: values.reshape(5, 7, 3)) for grid in flat if grid]
+    assert again == [rows, columns]
+    assert join_grids(flat) is None  # they lie along the same dimension, and are not the same
+
+
+def test_elements_that_are_there_twice_make_no_grid() -> None:
+    grid = Grid(-1, ONE, Fraction(0), ONE)
+    assert follow(grid, torch.Size((5,)), lambda values, _: values.repeat(2)) is None
+    assert follow(grid, torch.Size((5,)), lambda values, _: values.repeat_interleave(2)) is None
+    assert follow(grid, torch.Size((2, 5)), lambda values, _: torch.zeros_like(values)) is None
+
+
+def test_cells_out_of_order_make_no_grid_however_often() -> None:
+    grid, mixed = Grid(-1, ONE, Fraction(0), ONE), [0, 2, 1]
+    assert follow(grid, torch.Size((2, 3)), lambda values, _: values[:, mixed].reshape(6)) is None
+
+
+def axis(field: Field | None, k: int) -> Axis:
+    assert field is not None
+    return field[k]
+
+
+def test_an_image_sees_itself_and_a_constant_sees_nothing() -> None:
+    image = torch.zeros(1, 2, 5, 7)
+    assert axis(seen_of(image, lambda x: x + 1), 1).grid == image_axis(4, -1, 7).grid
+    assert seen_of(image, lambda _: torch.ones(3)) is None
+    assert seen_of(image, torch.zeros_like) is None
+
+
+def test_numbers_are_really_computed() -> None:
+    """An index that depends on values is known here, and is not on tensors without storage."""
+    image = torch.arange(35.0).reshape(1, 1, 5, 7)
+
+    def every_other(x: Tensor) -> Tensor:
+        return x[..., (torch.arange(7) % 2 == 0).nonzero().flatten()]
+
+    assert axis(seen_of(image, every_other), 1).grid == Grid(-1, Fraction(2), Fraction(0), ONE)
+
+
+@pytest.mark.parametrize("inference", [True, False])
+def test_what_is_followed_is_the_same_in_inference_mode(inference: bool) -> None:
+    layers = nn.Sequential(nn.Conv2d(2, 3, (3, 2), 2), nn.BatchNorm2d(3), nn.ReLU(inplace=True), nn.AvgPool2d(2)).eval()
+    with torch.inference_mode(inference):
+        field = seen_of(torch.zeros(1, 2, 11, 13), layers)
+    assert axis(field, 0).grid == Grid(-2, Fraction(4), Fraction(2), Fraction(5))
+    assert axis(field, 1).grid == Grid(-1, Fraction(4), HALF * 3, Fraction(4))
