@@ -19,12 +19,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mlpconv.errors import MlpconvError, SurgeryError, UsageError
 from mlpconv.surgery.checks import check_shape, copied
 
-__all__ = ["Difference", "Proof", "compare", "prove", "quiet", "tensors_of"]
+__all__ = ["Difference", "Proof", "compare", "prove", "quiet", "random_images", "tensors_of"]
 
 EXACT = 1e-9
 """Largest relative difference in float64 that is called rounding."""
 TOLERANCES = {torch.float64: EXACT, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 5e-2}
 """The same in the network's own number format, where rounding can be amplified by depth."""
+TOLD_APART = 1e-6
+"""Smallest relative difference between two images' outputs that shows that they depend on the image."""
 BATCHES = (1, 2)
 SEED = 20131312
 
@@ -76,14 +78,16 @@ def prove(
     input_shape: tuple[int, int, int],
     images: Tensor | None = None,
     tolerance: float | None = None,
+    precise: nn.Module | None = None,
 ) -> Proof:
     """Compare two networks that are promised to be equal, on random images of (C, H, W) and on those given.
 
     `images` is (N, C, H, W), as the network takes them. `tolerance` is the largest relative difference in the network's
-    own number format (1e-3 for float32); in float64 it is 1e-9, unless the network itself computes in less.
+    own number format (1e-3 for float32); in float64 it is 1e-9, unless the network itself computes in less. Where the
+    operation rounds new weights to that format, `precise` is what it makes of the original in float64.
     Raises SurgeryError, with the figure, where the promise is not kept.
     """
-    found = compare(original, changed, input_shape, images)
+    found = compare(original, changed, input_shape, images, precise)
     for difference in found.differences:
         own = getattr(torch, difference.dtype)
         allowed = EXACT if own is torch.float64 else tolerance if tolerance is not None else TOLERANCES.get(own, EXACT)
@@ -101,21 +105,26 @@ def prove(
 
 
 def compare(
-    original: nn.Module, changed: nn.Module, input_shape: tuple[int, int, int], images: Tensor | None = None
+    original: nn.Module,
+    changed: nn.Module,
+    input_shape: tuple[int, int, int],
+    images: Tensor | None = None,
+    precise: nn.Module | None = None,
 ) -> Proof:
     """Measure how far two networks lie apart, on random images of (C, H, W) and on those given (N, C, H, W).
 
-    In the network's own number format, and in float64. Raises SurgeryError where their outputs cannot be compared:
-    other shapes, NaN; UsageError for images that do not fit.
+    In the network's own number format, and in float64 (there `precise` stands for `changed`, if given). Raises
+    SurgeryError where their outputs cannot be compared (other shapes, NaN), UsageError for images that do not fit.
     """
     shape = check_shape(input_shape)
-    batches = [("random", _random(count, shape)) for count in BATCHES]
+    batches = [("random", random_images(count, shape)) for count in BATCHES]
     if images is not None:
         batches.append(("given", _checked(images, shape)))
     own = next((p.dtype for p in original.parameters() if p.is_floating_point()), torch.float32)
     notes: list[str] = []
     before, after = _outputs(original, batches, own), _outputs(changed, batches, own)
     found = [_difference(a, b, batch, own) for a, b, batch in zip(before, after, batches, strict=True)]
+    told_apart = _told_apart(before)
     if own is not torch.float64:
         few = [(source, batch[:1] if source == "random" else batch) for source, batch in batches[1:]]
         try:
@@ -126,14 +135,23 @@ def compare(
             text = (str(error).strip().splitlines() or [type(error).__name__])[0]
             notes.append(f"The network does not run in float64 ({text}), so the differences hold rounding too.")
         else:
-            after = _outputs(changed, few, torch.float64)
+            after = _outputs(precise or changed, few, torch.float64)
             found += [_difference(a, b, batch, torch.float64) for a, b, batch in zip(before, after, few, strict=True)]
-    if all(each.scale == 0 for each in found):
-        notes.append("All outputs are 0 on these images, so their equality says little: give images of your own.")
+    if told_apart < TOLD_APART:
+        notes.append(
+            "The outputs are nearly the same for all of these images, so their equality says little: give trained "
+            "weights, or images of your own."
+        )
     return Proof(tuple(found), tuple(notes))
 
 
-def _random(count: int, shape: tuple[int, int, int]) -> Tensor:
+def _told_apart(outputs: list[dict[str, Tensor]]) -> float:
+    """The largest difference between the outputs for two images, as a part of the largest number."""
+    several = [tensor for batch in outputs for tensor in batch.values() if len(tensor) > 1 and bool(tensor.any())]
+    return max((float((each.amax(0) - each.amin(0)).max() / each.abs().max()) for each in several), default=0.0)
+
+
+def random_images(count: int, shape: tuple[int, int, int]) -> Tensor:
     """Images of their own random numbers: (N, C, H, W), standard normal."""
     return torch.randn((count, *shape), generator=torch.Generator().manual_seed(SEED + count))
 
@@ -232,7 +250,7 @@ def _loses(model: nn.Module, shape: tuple[int, int, int]) -> bool:
     """Whether the network, in float64, casts to fewer digits on its way."""
     copy = copied(model).eval().double()
     device = next((p.device for p in copy.parameters()), torch.device("cpu"))
-    image = _random(1, shape).to(device, torch.float64)
+    image = random_images(1, shape).to(device, torch.float64)
     mode = _Precision()  # type: ignore[no-untyped-call]
     with quiet(copy), mode:
         copy(image)

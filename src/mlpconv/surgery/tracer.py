@@ -21,7 +21,7 @@ from mlpconv.analysis.trace import on_meta
 from mlpconv.errors import MlpconvError, SurgeryError
 from mlpconv.surgery.symbols import DataDependent, Symbol
 
-__all__ = ["Opens", "first_line", "record"]
+__all__ = ["Opens", "drop_questions", "first_line", "record"]
 
 Opens = Callable[[str, nn.Module], bool]
 """Whether to look inside the module of this name; what is not opened is one node of the graph."""
@@ -188,9 +188,7 @@ def _what(shadow: nn.Module, input_shape: tuple[int, int, int]) -> str:
 
 def _tidied(graph: fx.Graph, root: nn.Module) -> fx.Graph:
     """Without the questions that were asked of shapes; with the tensors that were made on the way."""
-    for node in reversed(graph.nodes):
-        if not node.users and node.op.startswith("call_") and not isinstance(node.meta["val"], Tensor | None):
-            graph.erase_node(node)
+    drop_questions(graph)
     constants = {}
     for node in graph.find_nodes(op="get_attr"):
         if node.target.startswith("_tensor_constant"):
@@ -199,6 +197,13 @@ def _tidied(graph: fx.Graph, root: nn.Module) -> fx.Graph:
                 raise SurgeryError("Its forward pass makes a new tensor of its weights that no graph can hold.")
     graph.owning_constants = constants  # type: ignore[attr-defined]
     return graph
+
+
+def drop_questions(graph: fx.Graph) -> None:
+    """Take away the steps whose result is no tensor and is not used: sizes that were asked for."""
+    for node in reversed(graph.nodes):
+        if not node.users and node.op.startswith("call_") and not isinstance(node.meta.get("val"), Tensor | None):
+            graph.erase_node(node)
 
 
 def first_line(error: BaseException) -> str:

@@ -1,0 +1,110 @@
+"""Fully connected heads as convolutions: the network then takes larger images and gives a map of logits.
+
+A linear layer on flattened C x h x w maps is a convolution with kernels as large as the maps (Long, Shelhamer, Darrell,
+arXiv 1411.4038, section 3.1; Sermanet et al., arXiv 1312.6229); every linear layer after it is a 1x1 convolution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from mlpconv.errors import SurgeryError
+from mlpconv.surgery.checks import copied
+from mlpconv.surgery.dense import Rewriter
+from mlpconv.surgery.layout import Layout, of_maps
+from mlpconv.surgery.operate import operate
+from mlpconv.surgery.pools import Pool, averages, pool_of
+from mlpconv.surgery.proof import prove
+from mlpconv.surgery.result import Surgery, report_on
+from mlpconv.surgery.sliding import slide
+from mlpconv.surgery.spelling import describe
+
+__all__ = ["convolutionalize"]
+
+
+def convolutionalize(
+    model: nn.Module,
+    input_shape: tuple[int, int, int],
+    *,
+    images: Tensor | None = None,
+    latency: bool = True,
+) -> Surgery:
+    """Turn flattening and linear layers into a k x k convolution and 1x1 convolutions.
+
+    On images of `input_shape` (C, H, W) the new network returns what the original does, (N, K). On larger ones it
+    returns a map of logits, (N, K, h, w): one for each window of that size, all in one pass; `category_maps` returns
+    the map always. Adaptive and global pools become pools over windows. The report says whether the map equals the
+    original on crops, measured, and by how much it does not where the original pads at the borders of a crop.
+
+    `images` (N, C, H, W), where given, are compared beside random ones; `latency=False` leaves out the stopwatch.
+    The original is untouched. Raises SurgeryError where the head cannot be written as convolutions, with the step that
+    prevents it.
+    """
+    original, changed, edits = operate(model, input_shape, _Windows)
+    if not edits.names:
+        raise SurgeryError(
+            f"{type(original).__name__} has no pool, flattening or linear layer to turn into convolutions."
+        )
+    precise = operate(copied(original).double(), input_shape, _Windows)[1] if edits.rounded else None
+    proof = prove(original, changed, input_shape, images, precise=precise)
+    crops = slide(original, changed, input_shape, latency=latency)
+    report = report_on(
+        "convolutionalize", original, changed, input_shape, proof,
+        names=edits.names, latency=latency, notes=[*edits.notes, *crops.notes], details=crops.to_dict(),
+    )  # fmt: skip
+    return Surgery(changed, report)
+
+
+class _Windows(Rewriter):
+    """Each window of the maps as the whole of the maps was."""
+
+    def pool(self, node: fx.Node) -> Layout:
+        """An average (maximum) of windows, wherever a window can lie."""
+        layout = self.maps_of(node)
+        pool = pool_of(node, layout, self.shadow)
+        if layout.mix is not None or layout.dilation != (1, 1):
+            raise SurgeryError(f"{describe(node, self.shadow)} pools what has been pooled before in the head.")
+        result = replace(layout, size=(layout.size[0], *pool.out), index=pool.index)
+        if pool.fixed and not pool.is_global:
+            return of_maps(self.again(node, layout.base), result.size)
+        if pool.out == pool.size:
+            self.retire(node, nn.Identity)
+            return result
+        if pool.even is not None:
+            made = self._sliding(node, layout.base, pool)
+            rows, columns = (1 if out == 1 else step for out, step in zip(pool.out, pool.even, strict=True))
+            return replace(result, base=made, dilation=(rows, columns))
+        if not pool.mean:
+            raise SurgeryError(f"{describe(node, self.shadow)} takes maxima of uneven windows, as no pool does.")
+        before, after = ("x".join(map(str, sides)) for sides in (pool.size, pool.out))
+        self.edits.note(
+            f"{describe(node, self.shadow)} averages {before} cells to {after} in uneven windows, which is a "
+            "part of the convolution after it now."
+        )
+        self.retire(node, nn.Identity)
+        return replace(result, mix=averages(pool.size, pool.out))
+
+    def _sliding(self, node: fx.Node, base: fx.Node, pool: Pool) -> fx.Node:
+        """Averages or maxima of the pool's windows, one beginning at each cell."""
+        kernel = pool.even
+        if kernel is not None and self.retire(node, lambda: (nn.AvgPool2d if pool.mean else nn.MaxPool2d)(kernel, 1)):
+            return self.graph.call_module(str(node.target), (base,))
+        self.edits.places.add(describe(node, self.shadow))
+        return self.call(F.avg_pool2d if pool.mean else F.max_pool2d, base, kernel, 1)
+
+    def end(self, node: fx.Node) -> None:
+        """The map of logits, or the logits alone where it has one cell."""
+        layout = self.layouts[node]
+        if not (layout.one_cell and layout.plain) or layout.mix is not None:
+            raise SurgeryError(f"{describe(node, self.shadow)} is returned, which is no logit for each class.")
+        self.maps.append(layout.base)
+        with self.graph.inserting_before(node):
+            self.give(node, self.call(one_or_map, layout.base))
+
+
+def one_or_map(maps: Tensor) -> Tensor:
+    """(N, K, 1, 1) -> (N, K); a larger map stays (N, K, h, w)."""
+    return maps.flatten(1) if maps.shape[2:] == (1, 1) else maps

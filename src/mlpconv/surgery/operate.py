@@ -1,0 +1,79 @@
+"""What the operations on heads have in common: the graphs of both modes, rewritten alike, over one copy."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx, nn
+
+from mlpconv.errors import MlpconvError, SurgeryError
+from mlpconv.surgery.checks import accepted, check_shape, copied
+from mlpconv.surgery.dense import Rewriter
+from mlpconv.surgery.edits import Edits
+from mlpconv.surgery.graph import replace_module, shadow_of
+from mlpconv.surgery.head import opened_graph
+from mlpconv.surgery.rewritten import Rewritten
+
+__all__ = ["operate"]
+
+
+def operate(
+    model: nn.Module, input_shape: tuple[int, int, int], rewriter: type[Rewriter]
+) -> tuple[nn.Module, Rewritten, Edits]:
+    """The network, a copy of it with another head, and what has changed.
+
+    Raises SurgeryError for a head that the rewriter has no answer to.
+    """
+    original, shape = accepted(model), check_shape(input_shape)
+    shadow = shadow_of(original).eval()
+    edits = Edits(copied(original))
+    opened: set[str] = set()
+    try:
+        graph, head = opened_graph(shadow, shape, opened)
+        mine = rewriter(graph, head, shadow, edits)
+        mine.run()
+    except SurgeryError as error:
+        raise SurgeryError(f"{type(original).__name__}: {error}") from error
+    graphs = {"eval": graph, "maps": _ending_in(graph, mine.maps[0])}
+    names = frozenset(str(step.target) for step in head.steps if step.op == "call_module")
+    try:
+        graph, head = opened_graph(shadow.train(), shape, opened, only=names or None)
+        rewriter(graph, head, shadow, edits).run()
+        graphs["train"] = graph
+    except MlpconvError as error:
+        edits.note(f"The new network works in eval mode only, since its training cannot be written down: {error}")
+    for name, module in edits.modules.items():
+        replace_module(edits.root, name, module)
+    changed = Rewritten(edits.root, graphs, _constants(graphs))
+    if _is_channels_last(original):
+        changed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return original, changed, edits
+
+
+def _ending_in(graph: fx.Graph, last: fx.Node) -> fx.Graph:
+    """The same graph that returns another node."""
+    other = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    other.graph_copy(graph, copies)
+    other.output(copies[last])
+    other.owning_constants = graph.owning_constants  # type: ignore[attr-defined]
+    return other
+
+
+def _constants(graphs: dict[str, fx.Graph]) -> dict[str, Tensor]:
+    """The tensors that the forward passes made on their way, under names of their own."""
+    found: dict[str, Tensor] = {}
+    for mode, graph in graphs.items():
+        held: dict[str, Tensor] = graph.owning_constants  # type: ignore[attr-defined]
+        for node in graph.find_nodes(op="get_attr"):
+            if node.target in held:
+                node.target = f"{node.target}_{mode}"
+                found[node.target] = held[node.target.removesuffix(f"_{mode}")]
+    return found
+
+
+def _is_channels_last(model: nn.Module) -> bool:
+    """Whether the weights of its convolutions lie with their channels last."""
+    weights = [each.weight for each in model.modules() if isinstance(each, nn.Conv2d)]
+    return any(
+        not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last) for weight in weights
+    )
