@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mlpconv.bundle import Classifier, Predictions, printable
+from mlpconv.bundle import Classifier, Predictions
 from mlpconv.errors import ImageError, ModelFileError, UsageError
 from mlpconv.models import create_model
 from mlpconv.preprocessing import Preprocessing
@@ -322,17 +322,3 @@ def test_predictions_refuse_counts_that_differ() -> None:
         Predictions(np.zeros((3, 5), np.float32), CLASSES, ["a", "b"])
     with pytest.raises(UsageError, match="3 images and 5 classes"):
         Predictions(np.zeros((3, 4), np.float32), CLASSES)
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("naïve 猫", "naïve 猫"),
-        ("a\x1b[31mb", "a\\x1b[31mb"),
-        ("a\nb", "a\\nb"),
-        ("\u202egnp", "\\u202egnp"),
-        ("\udce9", "\\udce9"),
-    ],
-)
-def test_control_characters_are_shown_escaped(text: str, shown: str) -> None:
-    assert printable(text) == shown

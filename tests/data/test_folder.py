@@ -16,7 +16,6 @@ from PIL import Image
 from mlpconv.data import folder as room
 from mlpconv.data import open_data, storage
 from mlpconv.data.decode import decode
-from mlpconv.data.scan import printable
 from mlpconv.errors import DataError
 
 Pictures = Callable[..., Path]
@@ -220,7 +219,6 @@ def test_names_that_are_not_text(pictures: Pictures) -> None:
     assert "cat/new\\nline.png" in text
     assert "cat/\U0001f408.png" in text
     assert data.classes == ("\\xe9t\\xe9", "cat")
-    assert printable("plain name") == "plain name"
 
 
 def test_uneven_classes_are_reported(pictures: Pictures) -> None:

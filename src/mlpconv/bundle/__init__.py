@@ -8,6 +8,6 @@ from __future__ import annotations
 
 from mlpconv.bundle.classifier import Classifier
 from mlpconv.bundle.modelfile import load, save
-from mlpconv.bundle.predictions import Prediction, Predictions, printable
+from mlpconv.bundle.predictions import Prediction, Predictions
 
-__all__ = ["Classifier", "Prediction", "Predictions", "load", "printable", "save"]
+__all__ = ["Classifier", "Prediction", "Predictions", "load", "save"]

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from mlpconv.bundle.pixels import Size, as_pixels, items, source_of
-from mlpconv.bundle.predictions import Predictions, printable
+from mlpconv.bundle.predictions import Predictions
 from mlpconv.errors import ModelFileError, UsageError
 from mlpconv.models.base import Network
 from mlpconv.preprocessing import Preprocessing
+from mlpconv.text import printable
 
 __all__ = ["MAX_SIDE", "Classifier", "check_parts"]
 

@@ -10,13 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpconv.errors import UsageError
+from mlpconv.text import printable
 
-__all__ = ["Prediction", "Predictions", "printable"]
-
-
-def printable(text: str) -> str:
-    """Text from a file made safe for a terminal: control, direction and other invisible characters are escaped."""
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+__all__ = ["Prediction", "Predictions"]
 
 
 @dataclass(frozen=True)

@@ -128,8 +128,8 @@ def _say_json(result: Evaluation, about: dict[str, Any]) -> None:
 
 def _say(result: Evaluation, title: str, notes: list[str]) -> None:
     """Tables for a person."""
-    from mlpconv.bundle import printable
     from mlpconv.cli.show import open_console, say, say_table
+    from mlpconv.text import printable
 
     console = open_console()
     say_table(console, _figures(result), printable(title))
@@ -168,7 +168,7 @@ def _classes(result: Evaluation) -> tuple[Table, str]:
     from rich.table import Table
     from rich.text import Text
 
-    from mlpconv.bundle import printable
+    from mlpconv.text import printable
 
     per_class, count = result.per_class, len(result.classes)
     shown = list(range(count))

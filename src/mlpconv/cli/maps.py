@@ -220,8 +220,8 @@ def _print_table(rows: list[dict[str, Any]], sheets: list[str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from mlpconv.bundle import printable
     from mlpconv.cli.show import open_console, say
+    from mlpconv.text import printable
 
     table = Table()
     for name in ("image", "class", "confidence", "peak (x, y)", "picture"):

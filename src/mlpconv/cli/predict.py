@@ -141,8 +141,8 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from mlpconv.bundle import printable
     from mlpconv.cli.show import open_console
+    from mlpconv.text import printable
 
     table = Table()
     table.add_column("image", overflow="fold")

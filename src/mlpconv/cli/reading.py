@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from mlpconv.bundle import printable
 from mlpconv.errors import ImageError
+from mlpconv.text import printable
 
 __all__ = ["readable"]
 

@@ -16,9 +16,10 @@ import numpy as np
 
 from mlpconv.data.dataset import Dataset, Split, make_dataset, select, stratified
 from mlpconv.data.decode import decode, inspect
-from mlpconv.data.scan import NAMED, Found, printable, scan
+from mlpconv.data.scan import NAMED, Found, scan
 from mlpconv.data.storage import allocate
 from mlpconv.errors import DataError, ImageError
+from mlpconv.text import printable
 
 __all__ = ["open_folder"]
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import stat
-import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlpconv.errors import DataError
+from mlpconv.text import printable
 
-__all__ = ["EXTENSIONS", "Found", "printable", "scan"]
+__all__ = ["EXTENSIONS", "Found", "scan"]
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".ppm", ".pgm", ".pbm", ".pnm")
 _SPLIT_OF = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _QUIET = ("thumbs.db", "desktop.ini")
-_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, lone surrogates, line and paragraph separators
 NAMED = 5
 
 
@@ -26,12 +25,6 @@ class Found:
 
     images: dict[str, list[Path]] = field(default_factory=dict)
     foreign: list[Path] = field(default_factory=list)
-
-
-def printable(name: str) -> str:
-    """A file or class name that any terminal, JSON file or page can hold: bytes that are not UTF-8 become \\xNN."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return "".join(repr(c)[1:-1] if unicodedata.category(c) in _UNPRINTABLE else c for c in text)
 
 
 def scan(folder: Path) -> tuple[dict[str, Found], list[str]]:

@@ -20,6 +20,7 @@ from PIL import Image
 
 from mlpconv.errors import UsageError
 from mlpconv.files import write_atomic
+from mlpconv.text import printable
 
 __all__ = [
     "ACCENT",
@@ -155,7 +156,7 @@ def picture(image: npt.ArrayLike) -> npt.NDArray[np.uint8]:
 
 def short(name: object, length: int = 18) -> str:
     """A name that fits: control characters made visible, the middle left out of a long one."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
+    text = printable(str(name))
     if len(text) <= length:
         return text
     tail = (length - 1) // 3

@@ -7,7 +7,7 @@ import html
 from collections.abc import Iterable
 from typing import TypeAlias
 
-from mlpconv.bundle import printable
+from mlpconv.text import printable
 
 __all__ = ["Child", "Html", "document", "element", "figure", "section", "table"]
 

@@ -1,0 +1,40 @@
+"""Text from files made fit to be shown."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlpconv.text import printable
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain name", "plain name"),
+        ("naïve 猫", "naïve 猫"),
+        ("a\x1b[31mb", "a\\x1b[31mb"),
+        ("a\nb\u2028c", "a\\nb\\u2028c"),
+        ("\u202egnp", "\\u202egnp"),
+        ("\u200b\ufeff", "\\u200b\\ufeff"),
+        (os.fsdecode(b"\xe9t\xe9"), "\\xe9t\\xe9"),
+        ("\ud800", "\\ud800"),
+        ("👩\u200d🚀 می\u200cشود", "👩\u200d🚀 می\u200cشود"),
+        ("a\u00a0b\u3000c", "a\u00a0b\u3000c"),
+    ],
+)
+def test_what_is_not_seen_is_escaped(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+@given(st.text(st.characters()))
+def test_whatever_comes_a_line_of_utf8_comes_out_and_stays_as_it_is(text: str) -> None:
+    shown = printable(text)
+    assert len(shown.splitlines()) <= 1
+    assert json.loads(json.dumps(shown).encode()) == shown
+    assert printable(shown) == shown
+    assert not {"\x1b", "\x07", "\u202e", "\u2066"} & set(shown)
