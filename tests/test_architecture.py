@@ -22,7 +22,7 @@ cli
 """.split()
 MAY_IMPORT = {room: set(ORDER[: position + 1]) for position, room in enumerate(ORDER)}
 MAY_IMPORT["analysis"] = {"errors", "layers", "fields", "analysis"}
-MAY_IMPORT["surgery"] = {"errors", "layers", "fields", "analysis", "surgery"}
+MAY_IMPORT["surgery"] = {"errors", "layers", "models", "fields", "analysis", "surgery"}
 MAY_IMPORT["cli"] |= {"analysis", "surgery"}
 FRONT_DOOR = {"__init__", "__main__"}  # the package's own face may name every room
 NOT_CODE = {"py.typed", "recipes", "__pycache__"}

@@ -7,7 +7,8 @@ and a `report`. What cannot be done is refused with a SurgeryError that says why
 from __future__ import annotations
 
 from mlpconv.surgery.convolutionalize import convolutionalize
+from mlpconv.surgery.fold import fold
 from mlpconv.surgery.pool_head import pool_head
 from mlpconv.surgery.result import Report, Surgery
 
-__all__ = ["Report", "Surgery", "convolutionalize", "pool_head"]
+__all__ = ["Report", "Surgery", "convolutionalize", "fold", "pool_head"]

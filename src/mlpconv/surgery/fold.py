@@ -1,0 +1,135 @@
+"""Batch norm, linear layers in a row, dropout and identities folded into what is left: the same outputs, fewer steps.
+
+In eval mode a batch norm multiplies and adds one number a channel, which the convolution before it, or after it, can
+do on its own. Two convolutions with nothing between them are one, where one of them is a 1x1.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from mlpconv.errors import UsageError
+from mlpconv.models import Network, NINConfig
+from mlpconv.models.folding import fold_norm
+from mlpconv.surgery.checks import accepted, check_shape, copied
+from mlpconv.surgery.fold_rules import Folding
+from mlpconv.surgery.graph import replace_module
+from mlpconv.surgery.proof import Proof, prove
+from mlpconv.surgery.result import Surgery, report_on
+
+__all__ = ["fold"]
+
+SHOWN = 5
+"""Norms named in a note; the report's details name all."""
+
+
+def fold(model: nn.Module, input_shape: tuple[int, int, int] | None = None, images: Tensor | None = None) -> Surgery:
+    """The network without batch norms, dropout and identities, as far as the same outputs in eval mode allow.
+
+    Batch norms go into the convolution or linear layer before them, also through a pool, or into those after them where
+    these do not pad with zeros. Linear layers in a row become one where that takes no more multiply-adds. What is gone
+    leaves its Sequential, or an Identity where the forward pass asks for it by name; all other names stay. One of our
+    own networks becomes the same network with norm=None. What stays is in the report, with the reason.
+
+    `input_shape` is (C, H, W), by default the network's own `input_size` (ours and timm's have one). Outputs are
+    compared on random images, and on `images` (N, C, H, W) if given, before anything is returned. They are those of
+    eval mode, also for a network in train mode, in which the new one then is, too.
+    Raises UsageError where no size is known, SurgeryError for a network that surgery refuses.
+    """
+    model = accepted(model)
+    shape = check_shape(input_shape or own_shape(model))
+    changed: nn.Module
+    if isinstance(model, Network):
+        changed, names, kept = _own(model)
+        proof = prove(model, changed, shape, images, precise=_own(_precise(model))[0])
+    else:
+        folding = Folding(_precise(model), shape)
+        folding.run()
+        names, kept = tuple(folding.changes), folding.kept
+        changed, proof = _proven(model, folding.changes, shape, images)
+    notes, details = _notes(model, names, kept), {"kept": kept}
+    return Surgery(changed, report_on("fold", model, changed, shape, proof, names=names, notes=notes, details=details))
+
+
+def own_shape(model: nn.Module) -> tuple[int, int, int]:
+    """(C, H, W) as the network itself names it; UsageError where it does not."""
+    config = getattr(model, "default_cfg", None)
+    size = getattr(model, "input_size", None) or (config.get("input_size") if isinstance(config, dict) else None)
+    if not isinstance(size, tuple | list):
+        raise UsageError(f"{type(model).__name__} does not say which images it takes: give input_shape=(C, H, W).")
+    return check_shape(size)
+
+
+def _precise(model: Any) -> Any:
+    """A copy in float64 on the CPU: what is worked out there is rounded once, at the end."""
+    return copied(model).cpu().double()
+
+
+def _own(model: Network) -> tuple[Network, tuple[str, ...], dict[str, str]]:
+    """One of our networks as one of our networks: without norms where that is exact, and without dropout."""
+    norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    kept: dict[str, str] = {}
+    try:
+        made = fold_norm(model)
+    except UsageError as error:
+        made, kept = copy.deepcopy(model), dict.fromkeys(norms, str(error))
+    gone = [name for name in norms if name not in kept]
+    for name, module in list(made.named_modules()):
+        if isinstance(module, nn.Dropout) and not name.startswith("aux"):
+            # In the head it holds a place in a Sequential, which its configuration counts.
+            replace_module(made, name, nn.Dropout(0.0) if name.startswith("head") else nn.Identity())
+            gone.append(name)
+    made.config = replace(cast("NINConfig", made.config), dropout=0.0)
+    return made, tuple(gone), kept
+
+
+def _proven(
+    model: nn.Module, changes: Mapping[str, nn.Module], shape: tuple[int, int, int], images: Tensor | None
+) -> tuple[nn.Module, Proof]:
+    """The network with the changes, proven; identities leave their Sequential unless the forward counts on them."""
+    precise = _precise(model)
+    for remove in (True, False):
+        changed = _applied(model, changes, remove=remove)
+        try:
+            proof = prove(model, changed, shape, images, precise=_applied(precise, changes, remove=remove))
+        except Exception:
+            # A forward pass that counts or names the parts of a Sequential may fail in any way without them.
+            if not remove:
+                raise
+        else:
+            break
+    return changed, proof
+
+
+def _applied(model: nn.Module, changes: Mapping[str, nn.Module], *, remove: bool) -> nn.Module:
+    """A copy of the network with these modules for those of their names."""
+    made = copied(model)
+    for name, module in changes.items():
+        like = next(iter(made.get_submodule(name).parameters()), torch.empty(0))
+        replace_module(made, name, copy.deepcopy(module).to(like.device, like.dtype))
+    if remove:
+        gone = {made.get_submodule(name) for name, module in changes.items() if isinstance(module, nn.Identity)}
+        for parent in [each for each in made.modules() if type(each) is nn.Sequential]:
+            for key in [key for key, child in parent._modules.items() if child in gone]:
+                del parent._modules[key]  # the others keep their names
+    return made
+
+
+def _notes(model: nn.Module, names: Sequence[str], kept: Mapping[str, str]) -> list[str]:
+    """What became of the norms, in words."""
+    notes = [] if names else ["There was nothing to fold."]
+    norms = (nn.modules.batchnorm._BatchNorm,)
+    if any(module.training for module in model.modules() if isinstance(module, norms)):
+        notes.append("The network is in train mode; what is folded computes what it would compute in eval mode.")
+    if kept:
+        first = ", ".join(f"{name} ({reason})" for name, reason in islice(kept.items(), SHOWN))
+        more = f", and {len(kept) - SHOWN} more" if len(kept) > SHOWN else ""
+        notes.append(f"{len(kept)} batch norms stay: {first}{more}.")
+    return notes

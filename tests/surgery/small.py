@@ -1,0 +1,48 @@
+"""Small things that the tests of surgery share: norms that do something, and outputs in float64."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+def shaken(model: nn.Module, seed: int = 1, *, negative: bool = False) -> nn.Module:
+    """The network in eval mode with no bias and no number of a norm where it starts."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def fill(tensor: torch.Tensor | None, low: float, high: float) -> None:
+        if tensor is not None:
+            with torch.no_grad():
+                tensor.copy_(low + (high - low) * torch.rand(tensor.shape, generator=generator))
+
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            fill(module.weight, -1.5 if negative else 0.2, 1.5)
+            fill(module.bias, -1, 1)
+            fill(module.running_mean, -1, 1)
+            fill(module.running_var, 0.1, 2)
+        elif isinstance(getattr(module, "bias", None), torch.Tensor):
+            fill(module.bias, -1, 1)
+    return model.eval()
+
+
+def outputs(model: nn.Module, size: Sequence[int], count: int = 3) -> torch.Tensor:
+    """(count, ...) in float64: what a copy of the network in eval mode says of random images."""
+    images = torch.randn(count, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    with torch.no_grad():
+        return copy.deepcopy(model).double().eval()(images)
+
+
+def assert_same(one: nn.Module, other: nn.Module, size: Sequence[int], close: float = 1e-9) -> None:
+    """The two say the same, and not nothing."""
+    a, b = outputs(one, size), outputs(other, size)
+    assert a.abs().max() > 0
+    assert (a - b).abs().max() <= close * a.abs().max()
+
+
+def count(model: nn.Module, *kinds: type[nn.Module]) -> int:
+    """How many modules of these kinds the network has."""
+    return sum(isinstance(module, kinds) for module in model.modules())
