@@ -57,6 +57,11 @@ def test_opening_data_does_not_need_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+def test_the_folder_may_be_given_as_text(mnist_files: Files) -> None:
+    root, _, _ = mnist_files
+    assert open_data("mnist", root=str(root)).fingerprint == open_data("mnist", root=root).fingerprint
+
+
 def test_training_files_alone_are_enough(mnist_files: Files) -> None:
     root, images, labels = mnist_files
     data = open_data("mnist", root=root)

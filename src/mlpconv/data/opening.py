@@ -24,7 +24,7 @@ LARGEST = 4096
 def open_data(
     spec: str | Path,
     *,
-    root: Path | None = None,
+    root: str | Path | None = None,
     size: int | None = None,
     channels: int | None = None,
     classes: Sequence[str] | None = None,
@@ -43,7 +43,7 @@ def open_data(
     """
     _check(size, channels, val_fraction, max_bad)
     if isinstance(spec, str) and spec in CATALOG:
-        return _adapted(open_named(spec, root), size, channels, classes)
+        return _adapted(open_named(spec, None if root is None else Path(root)), size, channels, classes)
     folder = Path(spec)
     try:
         if folder.is_dir():
