@@ -3,10 +3,10 @@
     python benchmarks/accuracy.py mnist --seeds 3 --set val_fraction=0 --judge test
     python benchmarks/accuracy.py cifar10 --recipe best --seeds 1
 
-With `--judge val` (the default) the error is that of the last epoch on the held-out part of the training images;
-with `--judge test` all choices have been made before and the test images are looked at once a seed. Runs are kept
-in `--runs` (default runs/accuracy) and gone on with where they were stopped. Writes benchmarks/results/accuracy-
-DATA-RECIPE.json.
+With `--judge val` (the default) the error is that of the last epoch on the held-out part of the training images, and
+beside it that of the kept network with each image's mirror image averaged in. With `--judge test` all choices have
+been made before, and the test images are looked at once a seed. Runs are kept in `--runs` (default runs/accuracy) and
+gone on with where they were stopped. Writes benchmarks/results/accuracy-DATA-RECIPE.json.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from common import spread, write_result
 
 import mlpconv
+from mlpconv.cli.evaluate import open_as_trained
 from mlpconv.cli.progress import Lines
 from mlpconv.training.recipe import parse_setting
 
@@ -34,7 +35,9 @@ def one_seed(asked: argparse.Namespace, seed: int) -> dict[str, Any]:
     row = {name: last[name] for name in ("epoch", "seconds", "cpu_seconds")} | {"seed": seed}
     row["images_per_second"] = max(entry["images_per_second"] for entry in run.history)
     if asked.judge == "val":
-        return row | {"error": 1 - last["val_accuracy"]}
+        held_out = open_as_trained(asked.data, asked.root, run.classifier).split("val")
+        flipped = mlpconv.evaluate(run.classifier, held_out, tta_flip=True)
+        return row | {"error": 1 - last["val_accuracy"], "error_with_tta_flip": flipped.error}
     test = mlpconv.open_data(asked.data, root=asked.root).split("test")
     return row | {"error": mlpconv.evaluate(run.classifier, test).error}
 
@@ -52,7 +55,9 @@ def main() -> None:
     asked = parser.parse_args()
     rows = [one_seed(asked, seed) for seed in range(asked.seeds)]
     result = {"judged": asked.judge, "runs": rows} | {
-        name: spread([row[name] for row in rows]) for name in ("error", "seconds", "cpu_seconds")
+        name: spread([row[name] for row in rows])
+        for name in ("error", "error_with_tta_flip", "seconds", "cpu_seconds")
+        if name in rows[0]
     }
     path = write_result(f"accuracy-{asked.data}-{asked.recipe}", result)
     error = result["error"]
