@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from mlpconv.errors import UsageError
-from mlpconv.models import Network, NINConfig
-from mlpconv.models.folding import fold_norm
+from mlpconv.models import Network
 from mlpconv.surgery.checks import accepted, check_shape, copied
 from mlpconv.surgery.fold_rules import Folding
 from mlpconv.surgery.graph import replace_module
-from mlpconv.surgery.proof import Proof, prove
+from mlpconv.surgery.own import folded_own, own_shape
+from mlpconv.surgery.proof import Proof, in_float64, prove
 from mlpconv.surgery.result import Surgery, report_on
 
 __all__ = ["fold"]
@@ -47,10 +44,10 @@ def fold(model: nn.Module, input_shape: tuple[int, int, int] | None = None, imag
     shape = check_shape(input_shape or own_shape(model))
     changed: nn.Module
     if isinstance(model, Network):
-        changed, names, kept = _own(model)
-        proof = prove(model, changed, shape, images, precise=_own(_precise(model))[0])
+        changed, names, kept = folded_own(model)
+        proof = prove(model, changed, shape, images, precise=folded_own(in_float64(model))[0])
     else:
-        folding = Folding(_precise(model), shape)
+        folding = Folding(in_float64(model), shape)
         folding.run()
         names, kept = tuple(folding.changes), folding.kept
         changed, proof = _proven(model, folding.changes, shape, images)
@@ -58,47 +55,15 @@ def fold(model: nn.Module, input_shape: tuple[int, int, int] | None = None, imag
     return Surgery(changed, report_on("fold", model, changed, shape, proof, names=names, notes=notes, details=details))
 
 
-def own_shape(model: nn.Module) -> tuple[int, int, int]:
-    """(C, H, W) as the network itself names it; UsageError where it does not."""
-    config = getattr(model, "default_cfg", None)
-    size = getattr(model, "input_size", None) or (config.get("input_size") if isinstance(config, dict) else None)
-    if not isinstance(size, tuple | list):
-        raise UsageError(f"{type(model).__name__} does not say which images it takes: give input_shape=(C, H, W).")
-    return check_shape(size)
-
-
-def _precise(model: Any) -> Any:
-    """A copy in float64 on the CPU: what is worked out there is rounded once, at the end."""
-    return copied(model).cpu().double()
-
-
-def _own(model: Network) -> tuple[Network, tuple[str, ...], dict[str, str]]:
-    """One of our networks as one of our networks: without norms where that is exact, and without dropout."""
-    norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
-    kept: dict[str, str] = {}
-    try:
-        made = fold_norm(model)
-    except UsageError as error:
-        made, kept = copy.deepcopy(model), dict.fromkeys(norms, str(error))
-    gone = [name for name in norms if name not in kept]
-    for name, module in list(made.named_modules()):
-        if isinstance(module, nn.Dropout) and not name.startswith("aux"):
-            # In the head it holds a place in a Sequential, which its configuration counts.
-            replace_module(made, name, nn.Dropout(0.0) if name.startswith("head") else nn.Identity())
-            gone.append(name)
-    made.config = replace(cast("NINConfig", made.config), dropout=0.0)
-    return made, tuple(gone), kept
-
-
 def _proven(
     model: nn.Module, changes: Mapping[str, nn.Module], shape: tuple[int, int, int], images: Tensor | None
 ) -> tuple[nn.Module, Proof]:
     """The network with the changes, proven; identities leave their Sequential unless the forward counts on them."""
-    precise = _precise(model)
+    original = in_float64(model)
     for remove in (True, False):
         changed = _applied(model, changes, remove=remove)
         try:
-            proof = prove(model, changed, shape, images, precise=_applied(precise, changes, remove=remove))
+            proof = prove(model, changed, shape, images, precise=_applied(original, changes, remove=remove))
         except Exception:
             # A forward pass that counts or names the parts of a Sequential may fail in any way without them.
             if not remove:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mlpconv.errors import MlpconvError, SurgeryError, UsageError
 from mlpconv.surgery.checks import check_shape, copied
 
-__all__ = ["Difference", "Proof", "compare", "prove", "quiet", "random_images", "tensors_of"]
+__all__ = ["Difference", "Proof", "compare", "in_float64", "prove", "quiet", "random_images", "tensors_of"]
 
+Model = TypeVar("Model", bound=nn.Module)
 EXACT = 1e-9
 """Largest relative difference in float64 that is called rounding."""
 TOLERANCES = {torch.float64: EXACT, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 5e-2}
@@ -163,6 +164,11 @@ def _checked(images: object, shape: tuple[int, int, int]) -> Tensor:
     if not images.is_floating_point():
         raise UsageError(f"images are {images.dtype}; floats are accepted: apply the network's preprocessing first.")
     return images
+
+
+def in_float64(model: Model) -> Model:
+    """A copy in float64 on the CPU: new weights worked out there are rounded once, at the end."""
+    return cast("Model", copied(model).cpu().double())
 
 
 @contextmanager

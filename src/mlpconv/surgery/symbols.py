@@ -43,6 +43,9 @@ class Symbol(fx.Proxy):
         raise TypeError("a symbol's class is that of its value")
 
     def __getattr__(self, name: str) -> Any:
+        if isinstance(self.value, dict) and name in ("items", "values"):  # x.max(2).values is no method
+            pairs = [(key, self[key]) for key in self.value]
+            return lambda: pairs if name == "items" else [symbol for _, symbol in pairs]
         held = getattr(self.value, name)  # AttributeError here is the answer to hasattr
         if callable(held) and not isinstance(held, Tensor):
             return _Method(self, name)
@@ -92,14 +95,6 @@ class Symbol(fx.Proxy):
     def keys(self) -> Any:
         """The keys of a dictionary."""
         return self.value.keys()
-
-    def items(self) -> Any:
-        """The keys of a dictionary, each with the symbol of its value."""
-        return [(key, self[key]) for key in self.value]
-
-    def values(self) -> Any:
-        """The symbols of a dictionary's values."""
-        return [self[key] for key in self.value]
 
 
 class _Method:
