@@ -108,6 +108,19 @@ def test_the_same_parts_make_the_same_bytes(tmp_path: Path) -> None:
     assert save(tmp_path / "a").read_bytes() == save(tmp_path / "b").read_bytes()
 
 
+def test_a_network_that_is_not_what_it_says_is_not_saved(tmp_path: Path) -> None:
+    model, preprocessing = make_parts()
+    model.blocks[0].convs[1] = nn.Sequential(nn.Conv2d(8, 2, 1), nn.Conv2d(2, 8, 1))
+    with pytest.raises(
+        UsageError, match=r"no longer what its configuration describes .'blocks.0.convs.1.0.bias' and 5"
+    ):
+        save(tmp_path / "m", model=model, preprocessing=preprocessing)
+    model.blocks[0].convs[1] = nn.Conv2d(8, 8, 3)
+    with pytest.raises(UsageError, match="'blocks.0.convs.1.weight' and 0 other"):
+        save(tmp_path / "m", model=model, preprocessing=preprocessing)
+    assert not list(tmp_path.iterdir())
+
+
 def test_saving_leaves_the_network_as_it_was(tmp_path: Path) -> None:
     model, preprocessing = make_parts()
     model.train()

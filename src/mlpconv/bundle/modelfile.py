@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from mlpconv import __version__
 from mlpconv.bundle.classifier import Classifier, check_parts
 from mlpconv.bundle.pixels import Size
-from mlpconv.bundle.template import compare, filled, make_template
+from mlpconv.bundle.template import check_described, compare, filled, make_template
 from mlpconv.bundle.tensorfile import DAMAGED, MAX_HEADER, Header, open_regular, parse_json, read_header, read_tensors
 from mlpconv.errors import ModelFileError, NonFiniteError, UsageError
 from mlpconv.files import write_atomic
@@ -61,9 +61,11 @@ def save(
     """Write a model file, all or nothing; the network stays as it is.
 
     `half` stores weights of two or more axes as float16 (they load as float32). Raises UsageError for parts that do
-    not fit or `info` that is not JSON, NonFiniteError for NaN or infinite weights, OSError where it cannot be written.
+    not fit, a network that its configuration does not describe or `info` that is not JSON, NonFiniteError for NaN or
+    infinite weights, OSError where it cannot be written.
     """
     network = check_parts(model, preprocessing, classes, input_size)
+    check_described(network)
     if not preprocessing.ready:
         raise UsageError("The preprocessing is not fitted yet: call fit(training images) before saving.")
     tensors = _stored(model, "model", half) | _stored(preprocessing, "preprocessing", half=False)

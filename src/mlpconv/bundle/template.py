@@ -12,12 +12,12 @@ from torch.overrides import TorchFunctionMode
 
 from mlpconv.bundle.classifier import check_parts
 from mlpconv.bundle.tensorfile import DAMAGED, DTYPES, Entry
-from mlpconv.errors import MlpconvError, ModelFileError
+from mlpconv.errors import MlpconvError, ModelFileError, UsageError
 from mlpconv.models import registry
 from mlpconv.models.base import Network
 from mlpconv.preprocessing import Preprocessing
 
-__all__ = ["Parts", "compare", "filled", "make_template"]
+__all__ = ["Parts", "check_described", "compare", "filled", "make_template"]
 
 Parts = tuple[Network, Preprocessing]
 Part = TypeVar("Part", bound=nn.Module)
@@ -72,6 +72,20 @@ def _settings(value: Any) -> int:
     """How many single values a description holds; it is known not to be deep."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
     return 1 if inner is None else sum(_settings(each) for each in inner)
+
+
+def check_described(network: Network) -> None:
+    """Refuse a network that its own configuration does not describe, as surgery may leave one: UsageError."""
+    with _without_memory():
+        described = registry.build(network.config.to_dict()).state_dict()
+    own = network.state_dict()
+    odd = [name for name in sorted({*own, *described}) if name not in own or name not in described]
+    odd += [name for name in own if name in described and own[name].shape != described[name].shape]
+    if odd:
+        raise UsageError(
+            f"This network is no longer what its configuration describes ({odd[0]!r} and {len(odd) - 1} other tensors), "
+            "so a model file cannot hold it. Change it in a way that its configuration knows, or keep its state_dict."
+        )
 
 
 def compare(parts: Parts, entries: Mapping[str, Entry]) -> None:
