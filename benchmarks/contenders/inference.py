@@ -50,9 +50,9 @@ def model(rounds: Rounds, settings: Settings, *, precision: str) -> None:
     )
 
 
-def predict(rounds: Rounds, settings: Settings) -> None:
+def predict(rounds: Rounds, settings: Settings, *, memory: bool) -> None:
     """`Classifier.predict`: raw pixels in, class names and probabilities out, with everything in between."""
-    begin(rounds, settings)
+    begin(rounds, settings, memory=memory)
     size = (3, settings.side, settings.side)
     classifier = mlpconv.Classifier(ours(), standardise(settings.side), [str(k) for k in range(CLASSES)], size)
 

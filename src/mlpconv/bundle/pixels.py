@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from mlpconv.data.decode import decode, from_pil
 from mlpconv.errors import UsageError
 
-__all__ = ["Item", "Size", "as_pixels", "items", "source_of"]
+__all__ = ["Item", "Size", "as_pixels", "batches", "items", "source_of"]
 
 Size: TypeAlias = tuple[int, int, int]
 """(C, H, W)."""
@@ -69,6 +69,26 @@ def as_pixels(found: Iterable[Item | Row], size: Size) -> Tensor:
     Shorter side resized to H and W, then the centre, as in training. Raises ImageError for a file that cannot be read.
     """
     return torch.from_numpy(np.stack([_pixels(item, size) for item in found]))
+
+
+def batches(images: object, size: Size, count: int) -> Iterator[tuple[Tensor, list[str | None]]]:
+    """The same, `count` images at a time, and the file of each where known; a batch that fits is not copied."""
+    found, whole = items(images), _as_it_is(images, size)
+    if whole is not None:
+        for part in torch.split(whole, count):
+            yield part, [None] * len(part)
+        return
+    while batch := list(islice(found, count)):
+        yield as_pixels(batch, size), [source_of(item) for item in batch]
+
+
+def _as_it_is(images: object, size: Size) -> Tensor | None:
+    """A batch that needs nothing done to it, as a tensor that shares its memory."""
+    if isinstance(images, np.ndarray) and images.flags.writeable and images.flags.c_contiguous:
+        images = torch.from_numpy(images)
+    if isinstance(images, Tensor) and images.device.type == "cpu" and images.shape[1:] == size:
+        return images
+    return None
 
 
 def _item(image: object) -> Item:
@@ -135,6 +155,8 @@ def _pixels(item: Item | Row, size: Size) -> NDArray[np.uint8]:
         if item.pixels.shape == size:
             return item.pixels
         item = item.pixels.transpose(1, 2, 0)
+    if isinstance(item, np.ndarray) and channels == 3 and item.shape == (*sides, 3):
+        return item.transpose(2, 0, 1)
     if isinstance(item, np.ndarray):
         item = Image.fromarray(np.ascontiguousarray(item[:, :, 0] if item.ndim == 3 and item.shape[2] == 1 else item))
     if isinstance(item, Image.Image):

@@ -37,7 +37,7 @@ def predict(
     Parameters
     ----------
     model
-        A model file, or a run folder.
+        A model file, a run folder, or the name of shipped weights: digits, nin_cifar10, nin_mnist.
     images
         Image files, folders of them, or quoted patterns such as 'photos/*.jpg'.
     top
@@ -97,7 +97,8 @@ def _look(classifier: Classifier, files: Sequence[Path], top: int, tta_flip: boo
     read = list(readable(files, classifier.pixels))
     if not read:
         return []
-    probabilities = classifier.probabilities(torch.cat([pixels for _, pixels in read]), tta_flip=tta_flip)
+    pixels = torch.cat([pixels for _, pixels in read])
+    probabilities = classifier.probabilities(pixels, tta_flip=tta_flip, precision="auto")
     predictions = Predictions(probabilities.numpy(), classifier.classes, [str(file) for file, _ in read])
     return [
         {
