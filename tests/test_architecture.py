@@ -23,9 +23,10 @@ cli
 MAY_IMPORT = {room: set(ORDER[: position + 1]) for position, room in enumerate(ORDER)}
 MAY_IMPORT["analysis"] = {"errors", "layers", "fields", "analysis"}
 MAY_IMPORT["surgery"] = {"errors", "layers", "models", "fields", "analysis", "surgery"}
+MAY_IMPORT["plots"] |= {"analysis"}
 MAY_IMPORT["cli"] |= {"analysis", "surgery"}
 FRONT_DOOR = {"__init__", "__main__"}  # the package's own face may name every room
-NOT_CODE = {"py.typed", "recipes", "__pycache__"}
+NOT_CODE = {"py.typed", "recipes", "weights", "__pycache__"}
 
 FILE_LINES, FUNCTION_LINES = 300, 60
 BANNED_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

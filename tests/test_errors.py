@@ -41,3 +41,11 @@ def test_each_error_ends_a_command_with_its_code(error: type[errors.MlpconvError
 )
 def test_a_wrong_name_is_answered_with_the_nearest(given: str, words: str) -> None:
     assert errors.did_you_mean(given, ["mnist", "cifar10"]) == words
+
+
+def test_of_very_many_names_only_those_near_are_given() -> None:
+    names = [f"layer.{number}.conv" for number in range(300)]
+    assert errors.did_you_mean("layer.77", names).startswith("near it: layer.77.conv, ")
+    assert errors.did_you_mean("layer.77", names).endswith("; 300 names are accepted.")
+    assert errors.did_you_mean("zzz", names) == "like 'layer.0.conv'; 300 names are accepted."
+    assert "layer.59.conv" in errors.did_you_mean("zzz", names[:60])

@@ -45,6 +45,9 @@ __all__ = [
     "did_you_mean",
 ]
 
+MOST_NAMED = 60
+"""Accepted names that a message lists; of more, it gives those near to the one given."""
+
 
 class MlpconvError(Exception):
     """The base of every error of this package."""
@@ -112,8 +115,11 @@ class NonFiniteError(TrainingError):
 
 
 def did_you_mean(given: str, accepted: Iterable[str]) -> str:
-    """Say which accepted name is nearest to the one given, and list them all."""
-    names = sorted(accepted)
+    """Say which accepted name is nearest to the one given, and list them all; of very many, only those near it."""
+    names = sorted(set(accepted))
+    if len(names) > MOST_NAMED:
+        some = difflib.get_close_matches(given, names, n=5, cutoff=0.4)
+        return f"{'near it: ' + ', '.join(some) if some else f'like {names[0]!r}'}; {len(names):,} names are accepted."
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"{hint}Accepted: {', '.join(names)}."

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mlpconv.errors import UsageError, did_you_mean
 from mlpconv.fields.field import FIRST, LAST, Axis
 
 __all__ = ["AxisField", "Profile", "Row", "Totals", "axis_field"]
@@ -110,6 +111,16 @@ class Profile:
             if row.name == name:
                 return row
         raise KeyError(name)
+
+    def row(self, name: str) -> Row:
+        """The row of this name, or the only one whose name ends with it; UsageError with the nearest names else."""
+        found = [row for row in self.rows if row.name == name] or [
+            row for row in self.rows if row.name.endswith(f".{name}")
+        ]
+        if len(found) != 1:
+            known = [row.name for row in self.rows]
+            raise UsageError(f"{self.model} has no layer {name[:100]!r}; {did_you_mean(name[:100], known)}")
+        return found[0]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: everything but the span of every single cell."""

@@ -40,7 +40,7 @@ def maps(
     Parameters
     ----------
     model
-        A model file, or a run folder.
+        A model file, a run folder, or the name of shipped weights: digits, nin_cifar10, nin_mnist.
     images
         Image files, folders of them, or quoted patterns such as 'photos/*.jpg'.
     out
@@ -145,20 +145,15 @@ def _make_folder(out: Path | None) -> Path:
 
 def _read(classifier: Classifier, files: Sequence[Path], targets: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The files that can be read, as the network takes them and as they are; the others are named on stderr."""
-    from PIL import Image
-
-    from mlpconv.cli.reading import readable
-    from mlpconv.data.decode import decode, from_pil
+    from mlpconv.cli.reading import finer, readable
+    from mlpconv.data.decode import decode
 
     channels, height, width = classifier.input_size
     target_of = dict(zip(files, targets, strict=True))
     both = readable(files, lambda file: (classifier.pixels(file), decode(file, channels=channels)))
     for file, (pixels, whole) in both:
-        rows, columns = whole.shape[1:]
-        finer = max(1, min(rows // height, columns // width, FINEST // max(height, width)))
-        image = Image.fromarray(whole[0] if channels == 1 else whole.transpose(1, 2, 0))
-        drawn = from_pil(image, channels, (height * finer, width * finer))
-        yield {"file": file, "target": target_of[file], "pixels": pixels, "drawn": drawn, "size": (rows, columns)}
+        drawn = finer(whole, (height, width), FINEST)
+        yield {"file": file, "target": target_of[file], "pixels": pixels, "drawn": drawn, "size": whole.shape[1:]}
 
 
 def _look(classifier: Classifier, read: Sequence[dict[str, Any]]) -> MapResult:

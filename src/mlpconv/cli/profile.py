@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from cyclopts import Parameter
 
-from mlpconv.cli.options import Switch
+from mlpconv.cli.options import Switch, image_size
 
 if TYPE_CHECKING:
     from mlpconv.analysis import Profile
@@ -18,6 +18,8 @@ __all__ = ["profile"]
 
 SPARE = ("MAC/byte", "start", "padded", "output", "activation", "stride")
 """Columns that a narrow terminal can do without, the first one first."""
+FINEST = 900
+"""Dots to which an image is drawn finer than the network takes it, where the file has them."""
 
 
 def profile(
@@ -27,6 +29,10 @@ def profile(
     input: Annotated[str | None, Parameter(name=["--input", "-i"])] = None,  # noqa: A002
     batch: int = 1,
     html: Path | None = None,
+    field: str | None = None,
+    image: Path | None = None,
+    cell: str | None = None,
+    out: Path | None = None,
     json: Switch = False,
 ) -> None:
     """Count parameters, multiply-adds and memory, and say what each layer sees of the image.
@@ -44,6 +50,14 @@ def profile(
         Images at a time: work and bytes are those of all of them.
     html
         Also write a page with a picture and the table to this file.
+    field
+        Also draw what one cell of this layer sees of the image, to the file --out.
+    image
+        The image to draw that on; a blank one if not given.
+    cell
+        Row and column of the cell, as in 3,4; the middle one if not given.
+    out
+        The PNG file for --field.
     json
         Print one JSON object, for machines.
     """
@@ -52,32 +66,63 @@ def profile(
     from mlpconv.errors import UsageError
     from mlpconv.files import json_bytes, write_atomic
 
-    given = _parse_size(input) if input is not None else None
-    if html is not None and (html.is_dir() or not html.absolute().parent.is_dir()):
-        raise UsageError(f"--html is {str(html)!r}; a file in a folder that exists is accepted.")
+    given = image_size(input) if input is not None else None
+    drawing = _asked_to_draw(field, image, cell, out)
+    for name, file in (("html", html), ("out", out)):
+        if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+            raise UsageError(f"--{name} is {str(file)!r}; a file in a folder that exists is accepted.")
     network, usual = open_model(model)
     result = analyse(network, given or usual, batch=batch)
     if html is not None:
         from mlpconv.analysis.page import as_page
 
         write_atomic(html, as_page(result).encode())
+    if drawing is not None:
+        _draw_field(result, drawing, image)
     if json:
         sys.stdout.write(json_bytes(result.to_dict()).decode())
     else:
         _print_table(result)
-        if html is not None:
-            print(f"Written: {html}")
+        for file in filter(None, (html, out)):
+            print(f"Written: {file}")
 
 
-def _parse_size(text: str) -> tuple[int, int, int]:
-    """(C, H, W) from 3x32x32; UsageError for anything else."""
+class _Drawing(NamedTuple):
+    """What to draw, and where to."""
+
+    layer: str
+    cell: tuple[int, int] | None
+    out: Path
+
+
+def _asked_to_draw(field: str | None, image: Path | None, cell: str | None, out: Path | None) -> _Drawing | None:
+    """The drawing that four options ask for together; UsageError where one of them is missing or makes no sense."""
     from mlpconv.errors import UsageError
 
-    numbers = re.fullmatch(r"(\d{1,6})[x×,](\d{1,6})[x×,](\d{1,6})", text.strip())
-    if numbers is None or not all(int(number) for number in numbers.groups()):
-        raise UsageError(f"--input is {text!r}; channels, rows and columns are accepted, as in 3x32x32.")
-    channels, rows, columns = map(int, numbers.groups())
-    return channels, rows, columns
+    if field is None:
+        for name, value in (("image", image), ("cell", cell), ("out", out)):
+            if value is not None:
+                raise UsageError(f"--{name} is for --field LAYER, which draws what a layer sees: name a layer.")
+        return None
+    if out is None:
+        raise UsageError("--field needs --out FILE.png, the file for the picture.")
+    numbers = re.fullmatch(r"(\d{1,6})[,x](\d{1,6})", cell.strip()) if cell is not None else None
+    if cell is not None and numbers is None:
+        raise UsageError(f"--cell is {cell!r}; a row and a column are accepted, as in 3,4.")
+    return _Drawing(field, (int(numbers[1]), int(numbers[2])) if numbers is not None else None, out)
+
+
+def _draw_field(result: Profile, drawing: _Drawing, image: Path | None) -> None:
+    """Write the picture of a layer's receptive field."""
+    from mlpconv.cli.reading import finer
+    from mlpconv.data.decode import decode
+    from mlpconv.plots import receptive_field, save_figure
+
+    channels, rows, columns = result.input_shape
+    shown = None
+    if image is not None:
+        shown = finer(decode(image, channels=1 if channels == 1 else 3), (rows, columns), FINEST)
+    save_figure(receptive_field(result, drawing.layer, shown, drawing.cell), drawing.out)
 
 
 def _print_table(result: Profile) -> None:

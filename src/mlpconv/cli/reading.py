@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from mlpconv.errors import ImageError
 from mlpconv.text import printable
 
-__all__ = ["readable"]
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["finer", "readable"]
 
 T = TypeVar("T")
 
@@ -26,3 +29,19 @@ def readable(files: Iterable[Path], read: Callable[[Path], T]) -> Iterator[tuple
             print(f"mlpconv: skipped: {printable(str(file))}: {error.strerror}.", file=sys.stderr)
         else:
             yield file, made
+
+
+def finer(whole: np.ndarray, size: tuple[int, int], most: int) -> np.ndarray:
+    """An image (C, H, W) cut and scaled as the network's (rows, columns) are, in as many times that as it has dots.
+
+    A picture to draw on: at most `most` dots along its longer side, and never less than the network's own size.
+    """
+    from PIL import Image
+
+    from mlpconv.data.decode import from_pil
+
+    channels, rows, columns = whole.shape
+    height, width = size
+    times = max(1, min(rows // height, columns // width, most // max(height, width)))
+    image = Image.fromarray(whole[0] if channels == 1 else whole.transpose(1, 2, 0))
+    return from_pil(image, channels, (height * times, width * times))

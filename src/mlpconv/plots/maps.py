@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from mlpconv.grid import Axis, Grid
 from mlpconv.maps import MapResult, Sighting
-from mlpconv.plots.style import INK, QUIET, bare, new_figure, picture, share, short, styled
+from mlpconv.plots.style import INK, QUIET, bare, faded, new_figure, picture, share, short, styled
 
 __all__ = ["map_sheet", "overlay", "spread"]
 
@@ -87,7 +87,7 @@ def _row(line: npt.NDArray[np.object_], result: MapResult, image: int, top: int,
         short(_file_name(source), 20) if source else "image", fontsize=9, color=QUIET, fontweight="normal", loc="center"
     )
     strongest = max(float(result.maps[image, one.index].max()) for one in seen)
-    grey = _faded(drawn)
+    grey = faded(drawn)
     for axes, one in zip(line[1:], seen, strict=True):
         _place(axes, grey, size)
         if strongest > 0:
@@ -131,12 +131,6 @@ def _name(axes: Axes, one: Sighting) -> None:
             markeredgecolor=INK,
             markeredgewidth=1.2,
         )
-
-
-def _faded(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """The image in light greys, so that the heat is the only colour."""
-    grey = image.astype(np.float64) @ (0.299, 0.587, 0.114)
-    return np.repeat((94 + 8 * np.round(0.0775 * grey))[:, :, None], 3, axis=2).astype(np.uint8)
 
 
 def _file_name(source: str) -> str:

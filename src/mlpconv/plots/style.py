@@ -30,6 +30,7 @@ __all__ = [
     "QUIET",
     "RULE",
     "bare",
+    "faded",
     "new_figure",
     "picture",
     "save_figure",
@@ -152,6 +153,12 @@ def picture(image: npt.ArrayLike) -> npt.NDArray[np.uint8]:
             "uint8 (C, H, W) with 1, 3 or 4 channels is accepted."
         )
     return np.repeat(array, 3, axis=0).transpose(1, 2, 0) if len(array) == 1 else array[:3].transpose(1, 2, 0)
+
+
+def faded(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """A picture (H, W, 3) in light greys, so that what is drawn over it is the only colour."""
+    grey = image.astype(np.float64) @ (0.299, 0.587, 0.114)
+    return np.repeat((94 + 8 * np.round(0.0775 * grey))[:, :, None], 3, axis=2).astype(np.uint8)
 
 
 def short(name: object, length: int = 18) -> str:
