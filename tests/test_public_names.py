@@ -15,7 +15,8 @@ import mlpconv
 SOURCE = Path(inspect.getfile(mlpconv))
 PROMISED = """
 __version__ analysis Classifier Dataset Evaluation GlobalAveragePool MLPConv Maxout MlpconvError Prediction Predictions
-Preprocessing Recipe Run Split category_maps create_model evaluate fit list_models load open_data save write_report
+Preprocessing Recipe Run Split category_maps create_model evaluate fit list_models load open_data save surgery
+write_report
 """.split()
 HEAVY = {"torch", "numpy", "PIL", "matplotlib", "cyclopts", "rich", "safetensors"}
 
@@ -49,7 +50,7 @@ def test_type_checkers_see_the_same_names() -> None:
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert typed == {*mlpconv._ROOM_OF.items(), ("analysis", "")}
+    assert typed == {*mlpconv._ROOM_OF.items(), ("analysis", ""), ("surgery", "")}
 
 
 def test_importing_brings_nothing_heavy() -> None:

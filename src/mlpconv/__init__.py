@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from mlpconv import analysis as analysis
+    from mlpconv import surgery as surgery
     from mlpconv.bundle import Classifier as Classifier
     from mlpconv.bundle import Prediction as Prediction
     from mlpconv.bundle import Predictions as Predictions
@@ -61,11 +62,15 @@ _ROOM_OF = {
     "save": "bundle",
     "write_report": "report",
 }
-_ROOMS = ("analysis", "bundle", "data", "errors", "evaluation", "layers", "maps", "models", "plots", "preprocessing")
+_ROOMS = (
+    "analysis", "bundle", "data", "errors", "evaluation", "layers", "maps", "models", "plots", "preprocessing",
+    "surgery",
+)  # fmt: skip
 
 __all__ = [  # noqa: PLE0604  (the names are strings, read from the table above)
     "__version__",
     "analysis",
+    "surgery",
     *sorted(_ROOM_OF),
 ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -118,8 +119,22 @@ def test_in_a_pipe_no_column_is_left_out_however_long_the_names(
 # ---- other libraries
 
 
+def of_libraries() -> list[str]:
+    return [name for name in sys.modules if name.partition(".")[0] in ("torchvision", "timm")]
+
+
 @pytest.fixture
-def without(monkeypatch: pytest.MonkeyPatch) -> None:
+def forgotten() -> Iterator[None]:
+    """The two libraries as if never imported; what the test imports under their names is forgotten after it."""
+    real = {name: sys.modules.pop(name) for name in of_libraries()}
+    yield
+    for name in of_libraries():
+        del sys.modules[name]
+    sys.modules.update(real)
+
+
+@pytest.fixture
+def without(forgotten: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("torchvision", "timm"):
         monkeypatch.setitem(sys.modules, name, None)
 
@@ -134,11 +149,9 @@ def test_a_library_that_is_absent_is_named_with_what_brings_it(
 
 
 @pytest.fixture
-def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def stand_ins(forgotten: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Packages with the interface of the two libraries; one fails as torchvision does beside another PyTorch."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("torchvision", "timm")]:
-        monkeypatch.delitem(sys.modules, name)
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text(
         textwrap.dedent("""

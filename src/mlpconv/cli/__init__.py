@@ -27,6 +27,7 @@ VERBS = {
     "predict": ("mlpconv.cli.predict:predict", "Say what is in image files."),
     "maps": ("mlpconv.cli.maps:maps", "Draw where in an image each class was seen."),
     "profile": ("mlpconv.cli.profile:profile", "Count parameters, work and memory, layer by layer."),
+    "surgery": ("mlpconv.cli.surgery:surgery", "Rewrite a network so that it computes the same, with proof."),
     "data": ("mlpconv.cli.data:app", "List the data sets, or prepare one."),
 }
 

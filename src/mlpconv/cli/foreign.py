@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
+    from mlpconv.bundle import Classifier
+
     Opened = tuple[nn.Module, tuple[int, int, int]]
 
-__all__ = ["import_vision", "open_model"]
+__all__ = ["import_vision", "open_model", "open_parts"]
 
 IMAGENET = (3, 224, 224)
 VISION = "pip install 'mlpconv[vision]'"
@@ -21,11 +23,17 @@ SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
 def open_model(given: str) -> Opened:
-    """The network that a path or name stands for, and (C, H, W) of its usual images; a path goes before a name.
+    """The network that a path or name stands for, and (C, H, W) of its usual images; raises as `open_parts` does."""
+    network, size, _ = open_parts(given)
+    return network, size
 
-    A model file or run folder with its weights; an architecture such as nin_cifar10, torchvision:resnet50 or
-    timm:convnext_tiny with random ones. Raises UsageError for an unknown name or a library that is not installed,
-    ModelFileError for a file that cannot be read.
+
+def open_parts(given: str) -> tuple[nn.Module, tuple[int, int, int], Classifier | None]:
+    """The network that a path or name stands for, the size of its images, and the model file it came from, if any.
+
+    A path goes before a name. Model files and run folders have their weights; an architecture such as nin_cifar10,
+    torchvision:resnet50 or timm:convnext_tiny has random ones. Raises UsageError for an unknown name or a library that
+    is not installed, ModelFileError for a file that cannot be read.
     """
     from mlpconv import bundle
     from mlpconv.errors import ModelFileError, UsageError, did_you_mean
@@ -33,10 +41,10 @@ def open_model(given: str) -> Opened:
 
     library, _, name = given.partition(":")
     if library in _LIBRARIES and name:
-        return _LIBRARIES[library](name)
+        return *_LIBRARIES[library](name), None
     if not os.path.lexists(given) and given in list_models():
         network = create_model(given)
-        return network, network.input_size
+        return network, network.input_size, None
     try:
         classifier = bundle.load(given)
     except ModelFileError:
@@ -46,7 +54,7 @@ def open_model(given: str) -> Opened:
             f"There is no file, run folder or architecture {given[:300]!r}; {did_you_mean(given, list_models())} "
             "Of other libraries: torchvision:NAME or timm:NAME."
         ) from None
-    return classifier.model, classifier.input_size
+    return classifier.model, classifier.input_size, classifier
 
 
 def import_vision(module: str) -> Any:

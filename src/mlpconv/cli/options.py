@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from mlpconv.errors import UsageError
 
-__all__ = ["Switch", "check_from_one", "image_size"]
+__all__ = ["Switch", "check_can_be_written", "check_from_one", "image_size"]
 
 Switch = Annotated[bool, Parameter(negative=())]
 """An option that is off until it is named; it has no --no- form."""
@@ -20,6 +21,13 @@ def check_from_one(**options: int) -> None:
     for name, value in options.items():
         if value < 1:
             raise UsageError(f"--{name.replace('_', '-')} is {value}; a whole number from 1 is accepted.")
+
+
+def check_can_be_written(**files: Path | None) -> None:
+    """Refuse an option that names a folder, or a file in a folder that does not exist: UsageError."""
+    for name, file in files.items():
+        if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+            raise UsageError(f"--{name} is {str(file)!r}; a file in a folder that exists is accepted.")
 
 
 def image_size(text: str) -> tuple[int, int, int]:

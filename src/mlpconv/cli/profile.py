@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from cyclopts import Parameter
 
-from mlpconv.cli.options import Switch, image_size
+from mlpconv.cli.options import Switch, check_can_be_written, image_size
 
 if TYPE_CHECKING:
     from mlpconv.analysis import Profile
@@ -63,14 +63,11 @@ def profile(
     """
     from mlpconv.analysis import profile as analyse
     from mlpconv.cli.foreign import open_model
-    from mlpconv.errors import UsageError
     from mlpconv.files import json_bytes, write_atomic
 
     given = image_size(input) if input is not None else None
     drawing = _asked_to_draw(field, image, cell, out)
-    for name, file in (("html", html), ("out", out)):
-        if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
-            raise UsageError(f"--{name} is {str(file)!r}; a file in a folder that exists is accepted.")
+    check_can_be_written(html=html, out=out)
     network, usual = open_model(model)
     result = analyse(network, given or usual, batch=batch)
     if html is not None:

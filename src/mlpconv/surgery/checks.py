@@ -55,13 +55,13 @@ def _reason(module: nn.Module) -> str:
         return "is quantised or about to be: operate first, quantise afterwards."
     if "forward" in vars(module):
         return "has a forward that was replaced on the object: subclass it instead, so that a copy computes the same."
-    if any(not _is_own_hook(hook) for hooks in HOOKS for hook in getattr(module, hooks).values()):
-        return "has hooks, which would be lost or run on images of ours: remove them, operate, add them again."
     for tensor in (*module._parameters.values(), *module._buffers.values()):
         if tensor is not None and nn.parameter.is_lazy(tensor):
             return "is lazy and has no parameters yet: run the model once on a real batch first."
         if tensor is not None and tensor.is_meta:
             return "has no numbers in its tensors (meta device): load its weights first."
+    if any(not _is_own_hook(hook) for hooks in HOOKS for hook in getattr(module, hooks).values()):
+        return "has hooks, which would be lost or run on images of ours: remove them, operate, add them again."
     return ""
 
 

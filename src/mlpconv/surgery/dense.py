@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -25,7 +26,7 @@ CHANNELS_LAST = ([1, 2], (1, 2))
 """Dimensions of rows and columns in (N, H, W, C)."""
 
 
-class Rewriter:
+class Rewriter(ABC):
     """Rewrites the head of one graph; a subclass says what pools, linear layers and the end become."""
 
     def __init__(self, graph: fx.Graph, head: Head, shadow: nn.Module, edits: Edits) -> None:
@@ -73,13 +74,13 @@ class Rewriter:
 
     # ---- what a subclass decides
 
+    @abstractmethod
     def pool(self, node: fx.Node) -> Layout:
         """A pool of the head."""
-        raise NotImplementedError
 
+    @abstractmethod
     def end(self, node: fx.Node) -> None:
         """Give back what the original returns at this node."""
-        raise NotImplementedError
 
     # ---- steps
 

@@ -71,10 +71,13 @@ def as_module(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     for name, constant in getattr(graph, "owning_constants", {}).items():
         setattr(root, name, constant)
     made = fx.GraphModule(root, graph, type(root).__name__)
+    tensors = {name: value for name, value in made._buffers.items() if name not in root._buffers}
     for store in ("_modules", "_parameters", "_buffers"):
         getattr(made, store).clear()
         getattr(made, store).update(getattr(root, store))
-    made._non_persistent_buffers_set = root._non_persistent_buffers_set
+    made._non_persistent_buffers_set = set(root._non_persistent_buffers_set)
+    for name, value in tensors.items():  # plain attributes, which fx makes buffers
+        made.register_buffer(name, value, persistent=False)
     made.training = root.training
     return made
 

@@ -96,7 +96,7 @@ def _behind(node: fx.Node, root: nn.Module, image: set[fx.Node]) -> tuple[set[fx
         waiting += data_inputs(here, image)
     starts: set[fx.Node] = set()
     for last in lasts:
-        pooled = _pooling(last, root, image)
+        pooled = _pooling(last, root, image) or _turning(last, root)
         steps |= pooled
         starts |= {each for step in pooled for each in data_inputs(step, image) if each not in pooled} or {last}
     return steps, starts - steps
@@ -117,6 +117,16 @@ def _pooling(last: fx.Node, root: nn.Module, image: set[fx.Node]) -> set[fx.Node
         return {last}
     behind = [_pooling(each, root, image) for each in inputs]
     return {last}.union(*behind) if all(behind) else set()
+
+
+def _turning(last: fx.Node, root: nn.Module) -> set[fx.Node]:
+    """The steps before this node that only turn maps (N, C, H, W) about; empty where the maps lie otherwise."""
+    found: list[fx.Node] = []
+    here = last
+    while kind_of(here, root) == "shape" and len(shape_of(here.all_input_nodes[0]) or ()) == MAP:
+        found.append(here)
+        here = here.all_input_nodes[0]
+    return set() if kind_of(here, root) in ("linear", "layer_norm") else set(found)
 
 
 def _could_pool(node: fx.Node, root: nn.Module, image: set[fx.Node]) -> bool:

@@ -107,7 +107,8 @@ class _MapsFirst(Rewriter):
         if spelled(layout.pending, self.shadow) == "mean":
             pooled = self.call(torch.mean, layout.base, (2, 3))
         else:
-            pooled = self.graph.node_copy(layout.pending, lambda _: layout.base)
+            maps = layout.pending.all_input_nodes[0]
+            pooled = self.graph.node_copy(layout.pending, lambda each: layout.base if each is maps else each)
         return self.call(torch.reshape, pooled, (-1, *layout.index.shape))
 
     def pool(self, node: fx.Node) -> Layout:

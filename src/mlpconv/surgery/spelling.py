@@ -65,8 +65,9 @@ def describe(node: fx.Node, root: nn.Module) -> str:
 
 def kind_of(node: fx.Node, root: nn.Module) -> Kind:  # noqa: C901  (one line a kind)
     """What a step is, whatever its spelling; "open" for a module that must be looked into, "other" for the rest."""
-    name = spelled(node, root)
-    module = module_of(node, root)
+    if not node.op.startswith("call_"):
+        return "other"
+    name, module = spelled(node, root), module_of(node, root)
     if module is not None and (isinstance(module, nn.Sequential) or not type(module).__module__.startswith(PLAIN)):
         return "open"
     if isinstance(module, nn.Linear) or name == "linear":

@@ -8,15 +8,34 @@ answered. Only what depends on the numbers in a tensor cannot.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["DataDependent", "Symbol"]
+__all__ = ["DataDependent", "Symbol", "lengths_recorded"]
 
 IN_PLACE = ("add", "sub", "mul", "truediv", "floordiv", "pow", "matmul", "and", "or", "xor", "mod")
+
+
+@contextmanager
+def lengths_recorded(spaces: Iterable[dict[str, Any]]) -> Iterator[None]:
+    """Let `len(x)` of a symbol be a symbol for functions with these global names; Python itself allows numbers only."""
+
+    def length(given: Any) -> Any:
+        tensor = issubclass(type(given), Symbol) and isinstance(given.value, Tensor)
+        return given.size(0) if tensor else len(given)
+
+    taken = [space for space in spaces if "len" not in space]
+    try:
+        for space in taken:
+            space["len"] = length
+        yield
+    finally:
+        for space in taken:
+            space.pop("len", None)
 
 
 class DataDependent(Exception):

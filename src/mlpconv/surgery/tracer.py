@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 
 from mlpconv.analysis.trace import on_meta
 from mlpconv.errors import MlpconvError, SurgeryError
-from mlpconv.surgery.symbols import DataDependent, Symbol
+from mlpconv.surgery.symbols import DataDependent, Symbol, lengths_recorded
 
 __all__ = ["Opens", "drop_questions", "first_line", "record"]
 
@@ -60,7 +60,10 @@ class _Tracer(fx.Tracer):
         self.image = image
         for name, held in (*shadow.named_parameters(), *shadow.named_buffers()):
             self.held[id(held)] = name
-        return self.trace(shadow)
+        opened = [m for name, m in shadow.named_modules() if not name or not self.is_leaf_module(m, name)]
+        spaces = {id(space): space for m in opened if (space := getattr(type(m).forward, "__globals__", None))}
+        with lengths_recorded(spaces.values()):
+            return self.trace(shadow)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """One node for each module that is not opened."""

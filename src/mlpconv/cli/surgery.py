@@ -1,0 +1,168 @@
+"""`mlpconv surgery`: another network that computes the same, and the proof."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from mlpconv.cli.options import Switch, image_size
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from mlpconv.bundle import Classifier
+    from mlpconv.surgery import Surgery
+
+__all__ = ["surgery"]
+
+OPERATIONS = ("convolutionalize", "deepen", "fold", "pool_head")
+OURS = ("deepen", "fold")
+"""Those that make one of our networks of one of our networks, so that a model file can hold it."""
+MOST_IMAGES = 64
+
+
+def surgery(
+    operation: str,
+    model: str,
+    /,
+    *,
+    input: Annotated[str | None, Parameter(name=["--input", "-i", "--shape"])] = None,  # noqa: A002
+    images: tuple[str, ...] = (),
+    where: tuple[str, ...] = (),
+    init: str | None = None,
+    out: Path | None = None,
+    json: Switch = False,
+) -> None:
+    """Change a network without changing what it computes, and show the proof and what it costs before and after.
+
+    convolutionalize: fully connected heads become convolutions, and larger images give maps of logits. pool_head: pool
+    and linear layer become 1x1 and pool, which gives exact category maps. fold: batch norms become a part of
+    convolutions. deepen: one more 1x1 at --where, ready for training.
+
+    Parameters
+    ----------
+    operation
+        convolutionalize, deepen, fold or pool_head.
+    model
+        A model file, a run folder, an architecture such as nin_cifar10, or another library's: torchvision:resnet50,
+        timm:convnext_tiny (with random weights).
+    input
+        Channels, rows and columns of an image, as in 3x32x32; the model's own size if not given.
+    images
+        Image files or folders to compare on, beside random images; the first 64. For model files.
+    where
+        Modules behind which `deepen` adds a 1x1, such as blocks.0; may be given several times.
+    init
+        How `deepen` starts its 1x1: identity (the default) or he.
+    out
+        Write the new network to this model file; for `fold` and `deepen` of model files.
+    json
+        Print the report as one JSON object, for machines.
+    """
+    from mlpconv.cli.foreign import open_parts
+    from mlpconv.files import json_bytes
+
+    size = image_size(input) if input is not None else None
+    _check(operation, where, init)
+    if out is not None:
+        _check_out(operation, model, out)
+    network, usual, classifier = open_parts(model)
+    if out is not None and classifier is None:
+        raise _no_file(f"{model} has random weights and no classes")
+    shape = size or usual
+    result = _operate(operation, network, shape, _read(images, classifier), where, init or "identity")
+    if out is not None and classifier is not None:
+        _save(result, classifier, out)
+    if json:
+        sys.stdout.write(json_bytes(result.report.to_dict()).decode())
+        return
+    print(result.report)
+    if out is not None:
+        print(f"Written: {out}")
+
+
+def _check(operation: str, where: tuple[str, ...], init: str | None) -> None:
+    """Refuse an unknown operation, and options of another one."""
+    from mlpconv.errors import UsageError, did_you_mean
+
+    if operation not in OPERATIONS:
+        raise UsageError(f"There is no operation {operation!r}; {did_you_mean(operation, OPERATIONS)}")
+    if operation == "deepen" and not where:
+        raise UsageError("deepen needs --where: the module behind which the 1x1 stands, such as blocks.0.")
+    if operation != "deepen" and (where or init is not None):
+        raise UsageError(f"--where and --init belong to deepen; {operation} has no such option.")
+
+
+def _check_out(operation: str, model: str, out: Path) -> None:
+    from mlpconv.errors import UsageError
+
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise UsageError(f"--out is {str(out)!r}; a file in a folder that exists is accepted.")
+    if operation not in OURS:
+        raise UsageError(
+            f"A model file cannot hold what {operation} makes, a network of no architecture of ours. In Python: "
+            f"mlpconv.surgery.{operation}(mlpconv.load({model!r}).model, input_shape).model"
+        )
+
+
+def _no_file(why: str) -> Exception:
+    from mlpconv.errors import UsageError
+
+    return UsageError(f"--out writes a model file, and {why}: give a model file, or use mlpconv.surgery in Python.")
+
+
+def _read(images: tuple[str, ...], classifier: Classifier | None) -> Tensor | None:
+    """The images as the network takes them; UsageError where it does not say how that is."""
+    from mlpconv.cli.paths import expand
+    from mlpconv.errors import UsageError
+
+    if not images:
+        return None
+    if classifier is None:
+        raise UsageError("--images needs a model file: other networks do not say how pixels are prepared for them.")
+    files = expand(images)[:MOST_IMAGES]
+    prepared: Tensor = classifier.preprocessing(classifier.pixels([str(file) for file in files]))
+    return prepared
+
+
+def _operate(
+    operation: str,
+    network: nn.Module,
+    shape: tuple[int, int, int],
+    images: Tensor | None,
+    where: tuple[str, ...],
+    init: str,
+) -> Surgery:
+    from mlpconv import surgery
+
+    function: Any = getattr(surgery, operation)
+    made: Surgery = (
+        function(network, where, init, input_shape=shape, images=images)
+        if operation == "deepen"
+        else function(network, shape, images=images)
+    )
+    return made
+
+
+def _save(result: Surgery, classifier: Classifier, out: Path) -> None:
+    """A model file with the classes and the preprocessing of the old one, and what was done in its info."""
+    from mlpconv import bundle
+    from mlpconv.models.base import Network
+
+    if not isinstance(result.model, Network):
+        raise _no_file("this network is no architecture of ours any more")
+    report = result.report.to_dict()
+    done = {key: report[key] for key in ("operation", "exact", "changed", "differences")}
+    info = classifier.info | {"surgery": [*classifier.info.get("surgery", ()), done]}
+    info.pop("versions", None)  # those of this writing are put there
+    bundle.save(
+        out,
+        result.model,
+        classifier.preprocessing,
+        classes=classifier.classes,
+        input_size=classifier.input_size,
+        info=info,
+    )

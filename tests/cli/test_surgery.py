@@ -1,0 +1,119 @@
+"""`mlpconv surgery`: files, names and other libraries in; a report, JSON or a model file out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import mlpconv
+from mlpconv.cli import main
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A small network with norms that do something."""
+    model = mlpconv.create_model("nin_tiny", num_classes=2, in_channels=3, size=13)
+    source = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.copy_(torch.randn(module.num_features, generator=source))
+                module.running_var.copy_(torch.rand(module.num_features, generator=source) + 0.5)
+    preprocessing = mlpconv.Preprocessing.create(["scale"], 3, (13, 13))
+    path = tmp_path / "model.safetensors"
+    mlpconv.save(path, model, preprocessing, classes=("a", "b"), input_size=(3, 13, 13), info={"epochs": 3})
+    return path
+
+
+def test_a_report_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["surgery", "pool_head", "nin_tiny"]) == 0
+    out = capsys.readouterr().out
+    for part in ("pool_head of nin_tiny, images of 1×8×8", "multiply-adds", "float64", "averages of maps already"):
+        assert part in out
+
+
+def test_json_is_one_object_for_the_size_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["surgery", "convolutionalize", "nin_tiny", "--input", "1x16x12", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert (data["operation"], data["input_shape"], data["exact"]) == ("convolutionalize", [1, 16, 12], True)
+    assert data["details"]["step"] == [4, 4]
+
+
+def test_a_model_file_is_folded_compared_on_images_and_written(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index in range(3):
+        pixels = np.random.default_rng(index).integers(0, 256, (17, 19, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(photos / f"{index}.png")
+    out = tmp_path / "folded.safetensors"
+    assert main(["surgery", "fold", str(file), "--images", str(photos), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "3 given" in printed
+    assert f"Written: {out}" in printed
+    before, after = mlpconv.load(file), mlpconv.load(out)
+    assert after.classes == ("a", "b")
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in after.model.modules())
+    images = sorted(photos.iterdir())
+    assert np.allclose(before.predict(images).probabilities, after.predict(images).probabilities, atol=1e-5)
+    assert after.info["epochs"] == 3
+    assert after.info["surgery"][0]["operation"] == "fold"
+
+
+def test_a_deeper_network_is_written_too(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "deeper.safetensors"
+    assert main(["surgery", "deepen", str(file), "--where", "blocks.0", "--out", str(out), "--json"]) == 0
+    before, after = mlpconv.load(file), mlpconv.load(out)
+    assert sum(p.numel() for p in after.model.parameters()) > sum(p.numel() for p in before.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["fuse", "nin_tiny"], "convolutionalize, deepen, fold, pool_head"),
+        (["fold", "nin_tinny"], "nin_tiny"),
+        (["fold", "nin_tiny", "--input", "8x8"], "3x32x32"),
+        (["deepen", "nin_tiny"], "--where"),
+        (["fold", "nin_tiny", "--where", "blocks.0"], "belong to deepen"),
+        (["fold", "nin_tiny", "--init", "he"], "belong to deepen"),
+        (["fold", "nin_tiny", "--out", "a.safetensors"], "random weights"),
+        (["fold", "nin_tiny", "--out", "absent/a.safetensors"], "folder that exists"),
+        (["pool_head", "nin_tiny", "--out", "a.safetensors"], "mlpconv.surgery.pool_head(mlpconv.load('nin_tiny')"),
+        (["fold", "nin_tiny", "--images", "a.png"], "needs a model file"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(
+    words: list[str],
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["surgery", *words]) == 2
+    captured = capsys.readouterr()
+    assert says in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_head_that_cannot_be_rewritten_is_no_wrong_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One sentence and exit code 1: the words were right, the network is not."""
+    model = mlpconv.create_model("nin_tiny", num_classes=2, in_channels=3, size=13, head="fc")
+    preprocessing = mlpconv.Preprocessing.create(["scale"], 3, (13, 13))
+    path = tmp_path / "model.safetensors"
+    mlpconv.save(path, model, preprocessing, classes=("a", "b"), input_size=(3, 13, 13), info={})
+    assert main(["surgery", "pool_head", str(path)]) == 1
+    captured = capsys.readouterr()
+    assert "head.1 (Linear) works on flattened maps" in captured.err
+    assert (captured.err.count("\n"), captured.out) == (1, "")
+    assert main(["surgery", "convolutionalize", str(path)]) == 0

@@ -1,0 +1,279 @@
+"""Networks as graphs: what is decided, what stays an expression, what is one step, and that nothing is touched."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from graphs import randomised, vision
+from torch import Tensor, nn
+
+import mlpconv
+from mlpconv.errors import SurgeryError, UsageError
+from mlpconv.surgery.checks import is_parametrized, sharers
+from mlpconv.surgery.graph import calls_of, dtype_of, replace_module, shape_of, trace
+
+
+class Lambda(nn.Module):
+    def __init__(self, function: Any, **modules: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, x)
+
+
+def images(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+# ---- what is understood
+
+
+def shuffled(m: Any, x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    return x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+def part_in_place(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    half = y[:, :2]
+    half += 1
+    y[:, 3:, 1:] = y[:, 3:, :-1] * 2
+    return y
+
+
+def counted(m: Any, x: Tensor) -> Tensor:
+    rows = x.shape[2]
+    more = rows
+    more += 1
+    return F.pad(m.conv(x), (0, 0, 0, more - rows)) * rows
+
+
+def checked(m: Any, x: Tensor) -> Tensor:
+    assert isinstance(x, Tensor)
+    assert x.dim() == 4 and x.shape[1] in (2, 4), f"images of {x.shape}"
+    if min(x.shape[2:]) < 3 or not x.is_floating_point():
+        raise ValueError("too small")
+    return x
+
+
+def positions(m: Any, x: Tensor) -> Tensor:
+    rows = torch.arange(x.shape[2], device=x.device, dtype=x.dtype)
+    return x + rows[:, None] + torch.zeros((len(x), 1, 1, 1)) + m.table
+
+
+def picked(m: Any, x: Tensor) -> Tensor:
+    features = {"low": x, "high": m.conv(x)}
+    best = torch.stack([features[name] for name in features]).max(0)
+    return torch.cat([*best.values.chunk(2, 1)], 1).to(x.dtype)
+
+
+@pytest.mark.parametrize("function", [shuffled, part_in_place, counted, checked, positions, picked])
+def test_a_graph_does_what_the_network_does_for_other_sizes_too(function: Any) -> None:
+    model = Lambda(function, conv=nn.Conv2d(4, 4, 3, padding=1)).eval()
+    model.table = torch.tensor(0.5)
+    graph = trace(model, (4, 8, 6))
+    for shape in ((2, 4, 8, 6), (3, 4, 8, 6), (1, 4, 11, 7)):
+        with torch.no_grad():
+            assert torch.equal(graph(images(*shape)), model(images(*shape)))
+
+
+def test_nodes_know_their_shapes_and_modules() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 7 * 5, 7))
+    model[1] = model[3].half().float() and nn.ReLU()
+    graph = trace(model, (3, 9, 7))
+    shapes = {str(node.target): shape_of(node) for node in graph.graph.nodes if node.op == "call_module"}
+    assert shapes == {"0": (2, 5, 7, 5), "1": (2, 5, 7, 5), "2": (2, 175), "3": (2, 7)}
+    assert all(dtype_of(node) is torch.float32 for node in graph.graph.nodes if node.op == "call_module")
+    shared = nn.ReLU()
+    twice = trace(nn.Sequential(shared, nn.Conv2d(3, 3, 1), shared), (3, 5, 5))
+    assert [len(calls) for calls in calls_of(twice.graph, twice).values()] == [2, 1]
+
+
+def test_what_is_not_used_is_kept() -> None:
+    model = Lambda(lambda m, x: m.conv(x), conv=nn.Conv2d(3, 5, 3), aux=nn.Linear(4, 2))
+    model.register_buffer("calls", torch.zeros(()), persistent=False)
+    graph = trace(model, (3, 5, 5))
+    assert list(graph.state_dict()) == list(model.state_dict())
+    assert graph.get_buffer("calls").shape == ()
+
+
+class Peek(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+class Frozen(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.conv(x)
+
+
+def test_a_module_that_switches_gradients_is_one_step() -> None:
+    """A graph knows of no such switch: its inside must not be written down."""
+    graph = trace(nn.Sequential(Frozen(), nn.ReLU()), (3, 5, 5))
+    assert [str(node.target) for node in graph.graph.nodes if node.op == "call_module"] == ["0", "1"]
+    assert not graph(images(1, 3, 5, 5)).requires_grad
+
+
+def test_each_mode_has_its_graph() -> None:
+    model = Lambda(lambda m, x: F.dropout(x, 0.5, m.training) if m.training else x)
+    names = [[node.name for node in trace(model, (3, 5, 5), training=mode).graph.nodes] for mode in (True, False, None)]
+    assert names[0] == names[2] != names[1]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "shufflenet_v2_x0_5",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("googlenet", "densenet121", "swin_t")),
+    ],
+)
+def test_torchvision_networks_as_graphs(name: str) -> None:
+    extra = {"init_weights": False} if name == "googlenet" else {}
+    model = vision("torchvision.models").get_model(name, weights=None, **extra).eval()
+    graph = trace(model, (3, 64, 64))
+    assert list(graph.state_dict()) == list(model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(graph(images(1, 3, 64, 96)), model(images(1, 3, 64, 96)))
+
+
+# ---- the network is untouched
+
+
+def test_the_network_is_untouched() -> None:
+    class Stateful(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.drop = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)
+            self.fc = nn.Linear(4, 7)
+            self.heard: list[object] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.drop(self.norm(self.conv(x)))
+            self.heard.append(x)
+            return self.fc(x.mean((2, 3)))
+
+    model = Stateful().train()
+    model.norm.eval()
+    model.conv.bias.requires_grad_(False)
+    before, state = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
+    objects = {name: id(value) for name, value in model.named_parameters()}
+    result = mlpconv.surgery.pool_head(model, (3, 9, 9))
+    assert [module.training for module in model.modules()] == [True, True, False, True, True]
+    assert {name: id(value) for name, value in model.named_parameters()} == objects
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not model.conv.bias.requires_grad
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert model.heard == []
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.is_grad_enabled()
+    # ... and the new one is in the same modes, and as trainable.
+    assert [result.model.training, result.model.norm.training, result.model.drop.training] == [True, False, True]
+    trainable = {name: value.requires_grad for name, value in result.model.named_parameters()}
+    assert trainable == {name: value.requires_grad for name, value in model.named_parameters()}
+
+
+# ---- what cannot be
+
+
+def refused(model: Any, shape: Any = (3, 9, 9)) -> str:
+    with pytest.raises((SurgeryError, UsageError)) as caught:
+        trace(model, shape)
+    return str(caught.value)
+
+
+class Hooked(nn.Module):
+    """A sequence whose second convolution has a hook."""
+
+
+def hooked() -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    model[1].register_forward_hook(lambda *_: None)
+    return model
+
+
+def patched() -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    model[0].forward = lambda x: x
+    return model
+
+
+def locked() -> nn.Module:
+    model = nn.Conv2d(3, 4, 3)
+    model.lock = threading.Lock()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (hooked, ["1 (Conv2d)", "hooks"]),
+        (patched, ["0 (Conv2d)", "forward", "replaced"]),
+        (lambda: nn.Sequential(nn.LazyConv2d(4, 3)), ["0 (LazyConv2d)", "lazy"]),
+        (lambda: torch.jit.script(nn.ReLU()), ["TorchScript"]),
+        (lambda: nn.DataParallel(nn.Conv2d(3, 4, 3)), [".module"]),
+        (lambda: nn.Conv2d(3, 4, 3, device="meta"), ["meta", "load its weights"]),
+        (lambda: "resnet50", ["str", "nn.Module"]),
+        (lambda: nn.Conv2d(5, 4, 3), ["3x9x9", "channel"]),
+        (Peek, ["Peek", "numbers in a tensor"]),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), Peek()), ["in 1", "numbers in a tensor"]),
+        (lambda: nn.Bilinear(3, 3, 3), ["input2"]),
+        (lambda: mlpconv.create_model("nin_cifar10", in_channels=1), ["3 channels", "1 are accepted"]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:Lazy modules:UserWarning")
+def test_refusals_name_the_module_and_the_reason(model: Any, says: list[str]) -> None:
+    text = refused(model())
+    for part in says:
+        assert part in text
+
+
+def test_what_cannot_be_copied_is_refused() -> None:
+    assert "cannot be copied" in refused(locked())
+
+
+@pytest.mark.parametrize("shape", [(3, 9), (3, 0, 9), 32, (3, 9, 9.0)])
+def test_a_size_that_is_none_is_refused(shape: Any) -> None:
+    assert "(3, 32, 32)" in refused(nn.Conv2d(3, 4, 3), shape)
+
+
+# ---- small changes
+
+
+def test_a_module_is_replaced_wherever_it_stands() -> None:
+    shared = nn.Conv2d(3, 3, 1)
+    shared.weight.requires_grad_(False)
+    model = nn.Sequential(shared, nn.Sequential(nn.ReLU(), shared)).eval()
+    replace_module(model, "1.1", nn.Conv2d(3, 3, 1))
+    assert model[0] is model[1][1] is not shared
+    assert not model[0].training
+    assert not model[0].weight.requires_grad
+    assert model[0].bias.requires_grad
+    with pytest.raises(SurgeryError, match="no module '1.7'"):
+        replace_module(model, "1.7", nn.ReLU())
+
+
+def test_shared_and_computed_parameters_are_found() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))
+    model[1].weight = model[0].weight
+    assert sharers(model, model[0]) == ("1.weight",)
+    assert sharers(model, model[2]) == ()
+    assert [is_parametrized(module) for module in model] == [False, False, True]
+
+
+def test_randomised_networks_have_norms_that_matter() -> None:
+    model = randomised(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    assert model[1].running_mean.abs().min() > 0
+    assert model[1].running_var.min() >= 0.5

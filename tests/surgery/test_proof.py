@@ -1,0 +1,166 @@
+"""Proofs: a wrong network is found, rounding is not called wrong, and nothing of the caller's changes."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from graphs import randomised
+from torch import Tensor, nn
+
+from mlpconv.errors import SurgeryError, UsageError
+from mlpconv.surgery.proof import compare, prove, tensors_of
+
+
+def network() -> nn.Sequential:
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 35, 7))
+    randomised(model)
+    return model
+
+
+SHAPE = (3, 9, 7)
+
+
+def test_a_copy_differs_by_nothing() -> None:
+    model = network()
+    proof = prove(model, copy.deepcopy(model), SHAPE)
+    assert {(each.dtype, each.absolute) for each in proof.differences} == {("float32", 0.0), ("float64", 0.0)}
+    assert proof.notes == ()
+
+
+@pytest.mark.parametrize("size", [1e-7, 1e-3])
+def test_a_weight_that_is_off_is_found_however_little(size: float) -> None:
+    """1e-7 is below the rounding of float32, and far above that of float64."""
+    model, wrong = network(), network()
+    with torch.no_grad():
+        wrong = wrong.double()
+        wrong[0].weight[2, 1, 1, 1] += size
+    with pytest.raises(SurgeryError, match="float64.*is not returned"):
+        prove(model, wrong, SHAPE, precise=wrong)
+
+
+def test_the_figure_is_the_difference() -> None:
+    model, wrong = network(), network()
+    with torch.no_grad():
+        wrong[4].bias[3] += 0.25
+    for difference in compare(model, wrong, SHAPE).differences:
+        assert difference.absolute == pytest.approx(0.25, rel=1e-5)
+        assert difference.relative == pytest.approx(0.25 / difference.scale)
+    assert compare(model, wrong, SHAPE).worst("float16") is None
+
+
+def test_float32_is_judged_too() -> None:
+    model, wrong = network(), network()
+    with torch.no_grad():
+        wrong[4].bias[3] += 1
+    with pytest.raises(SurgeryError, match="float32"):
+        prove(model, wrong, SHAPE, precise=model)
+    assert prove(model, wrong, SHAPE, precise=model, tolerance=1.0).worst("float32")
+
+
+def test_images_of_the_users_own_are_compared() -> None:
+    """A difference that random images of deviation 1 do not show: far out, a clamp."""
+    model = network()
+    wrong = nn.Sequential(nn.Hardtanh(-50, 50), *model)
+    assert prove(model, wrong, SHAPE)
+    with pytest.raises(SurgeryError, match="3 given"):
+        prove(model, wrong, SHAPE, images=torch.full((3, *SHAPE), 60.0))
+
+
+@pytest.mark.parametrize("images", [torch.zeros(2, 5, 9, 7), torch.zeros(3, 9, 7), "photos", torch.zeros(0, 3, 9, 7)])
+def test_images_that_do_not_fit_are_refused(images: Any) -> None:
+    with pytest.raises(UsageError, match="N, 3, H, W"):
+        compare(network(), network(), SHAPE, images)
+    with pytest.raises(UsageError, match="preprocessing"):
+        compare(network(), network(), SHAPE, torch.zeros(2, 3, 9, 7, dtype=torch.uint8))
+
+
+@dataclass
+class Outputs:
+    logits: Tensor
+    others: Any
+
+
+class Several(nn.Module):
+    def __init__(self, wrong: float = 0.0) -> None:
+        super().__init__()
+        self.conv, self.wrong = nn.Conv2d(3, 5, 3), wrong
+        randomised(self)
+
+    def forward(self, x: Tensor) -> Outputs:
+        x = self.conv(x)
+        return Outputs(x, {"a": (x.mean(1), None), "b": [x[:, 0] + self.wrong]})
+
+
+def test_outputs_of_every_make_are_compared_whole() -> None:
+    names = [name for name, _ in tensors_of(Several()(torch.zeros(1, *SHAPE)))]
+    assert names == ["logits", "others.a.0", "others.b.0"]
+    assert prove(Several(), Several(), SHAPE)
+    with pytest.raises(SurgeryError, match="was to compute the same"):
+        prove(Several(), Several(0.5), SHAPE)
+    with pytest.raises(SurgeryError, match="set"):
+        list(tensors_of({1, 2}))
+
+
+def test_other_shapes_and_nan_prove_nothing() -> None:
+    model = network()
+    with pytest.raises(SurgeryError, match="returns"):
+        prove(model, nn.Sequential(*model, nn.Unflatten(1, (7, 1))), SHAPE)
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken[4].weight[0, 0] = torch.nan
+    for pair, which in (((broken, model), "original"), ((model, broken), "changed")):
+        with pytest.raises(SurgeryError, match=f"{which} network gives NaN"):
+            prove(*pair, SHAPE)
+
+
+def test_a_proof_on_outputs_that_do_not_depend_on_the_image_says_so() -> None:
+    model = network()
+    with torch.no_grad():
+        model[0].weight.zero_()
+    (note,) = prove(model, copy.deepcopy(model), SHAPE).notes
+    assert "nearly the same for all" in note
+
+
+class Single(nn.Module):
+    """Computes in float32 whatever it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float().mul(1 / 3).to(x.dtype)
+
+
+class Fused(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul(1 / 3)
+
+
+def test_a_network_that_rounds_by_itself_is_judged_by_float32() -> None:
+    model = network()
+    proof = prove(nn.Sequential(model, Single()), nn.Sequential(model, Fused()), SHAPE)
+    assert any("less than float64" in note for note in proof.notes)
+    worst = proof.worst("float64")
+    assert worst is not None
+    assert 1e-9 < worst.relative < 1e-6
+
+
+def test_random_numbers_and_modes_stay_as_they_were() -> None:
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.rand(1)
+
+    model = nn.Sequential(network(), Noisy()).train()
+    before, state = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
+    assert prove(model, copy.deepcopy(model), SHAPE).differences[0].absolute == 0  # both draw the same numbers
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+
+
+def test_networks_in_other_formats() -> None:
+    double = network().double()
+    assert {each.dtype for each in prove(double, copy.deepcopy(double), SHAPE).differences} == {"float64"}
+    half = network().bfloat16()
+    assert {each.dtype for each in prove(half, copy.deepcopy(half), SHAPE).differences} == {"bfloat16", "float64"}
