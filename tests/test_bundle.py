@@ -112,7 +112,7 @@ def test_a_network_that_is_not_what_it_says_is_not_saved(tmp_path: Path) -> None
     model, preprocessing = make_parts()
     model.blocks[0].convs[1] = nn.Sequential(nn.Conv2d(8, 2, 1), nn.Conv2d(2, 8, 1))
     with pytest.raises(
-        UsageError, match=r"no longer what its configuration describes .'blocks.0.convs.1.0.bias' and 5"
+        UsageError, match="no longer what .*'blocks.0.convs.1.0.bias' and 5 others"
     ):
         save(tmp_path / "m", model=model, preprocessing=preprocessing)
     model.blocks[0].convs[1] = nn.Conv2d(8, 8, 3)
@@ -209,7 +209,7 @@ def test_shipped_weights_are_found_by_name(tmp_path: Path, monkeypatch: pytest.M
         bundle.load("../mine")
 
 
-@pytest.mark.parametrize("given", ["", "no/such", "a" * 5000, "nul\0byte", "nin_cifar10"])
+@pytest.mark.parametrize("given", ["", "no/such", "a" * 5000, "nul\0byte", "nin_svhn"])
 def test_what_is_not_there_is_said_to_be_not_there(given: str) -> None:
     with pytest.raises(ModelFileError, match=r"There is no file|has no model.safetensors"):
         bundle.load(given)

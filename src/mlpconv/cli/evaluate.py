@@ -39,7 +39,7 @@ def evaluate(
     Parameters
     ----------
     model
-        A model file, or a run folder.
+        A model file, a run folder, or the name of shipped weights: digits, nin_cifar10, nin_mnist.
     data
         digits, mnist, fashion_mnist, cifar10, cifar100, svhn, or a folder (of class folders, or of
         train/, val/ and test/).

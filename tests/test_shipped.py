@@ -1,0 +1,42 @@
+"""The weights that ship with the package: there, small, whole, and as good as they say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import mlpconv
+from mlpconv.bundle.modelfile import WEIGHTS
+from mlpconv.cli.evaluate import open_as_trained
+from mlpconv.data import Split
+from mlpconv.errors import DataError
+
+SHIPPED = {"digits": 53_530, "nin_cifar10": 966_986, "nin_mnist": 349_674}
+LARGEST = 4_000_000
+
+
+def test_what_ships_is_what_is_promised():
+    assert {path.stem for path in WEIGHTS.glob("*.safetensors")} == set(SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_network_is_plain_and_small_and_says_how_it_was_made(name: str):
+    classifier = mlpconv.load(name)
+    assert sum(parameter.numel() for parameter in classifier.model.parameters()) == SHIPPED[name]
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in classifier.model.modules())
+    assert (WEIGHTS / f"{name}.safetensors").stat().st_size <= LARGEST
+    assert classifier.info["recipe"]["seed"] == classifier.info["seed"]
+    assert len(classifier.info["fingerprint"]) == 64
+    validation = classifier.info["shipped"]["validation"]
+    assert 0 < validation["error_interval"][0] < validation["error"] < validation["error_interval"][1] < 0.1
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_network_is_as_good_as_it_says(name: str):
+    classifier = mlpconv.load(name)
+    try:
+        split = open_as_trained(classifier.info["data"], None, classifier).split("val")
+    except DataError:
+        pytest.skip("the images it was trained on are not in the cache")
+    some = Split(split.images[:500], split.labels[:500])  # a part is enough to see a wrong weight
+    assert abs(mlpconv.evaluate(classifier, some).error - classifier.info["shipped"]["validation"]["error"]) < 0.035
