@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from mlpconv.analysis import profile
 from mlpconv.errors import SurgeryError
 from mlpconv.surgery.checks import copied
 from mlpconv.surgery.dense import Rewriter
@@ -19,7 +20,7 @@ from mlpconv.surgery.operate import operate
 from mlpconv.surgery.pools import Pool, averages, pool_of
 from mlpconv.surgery.proof import prove
 from mlpconv.surgery.result import Surgery, report_on
-from mlpconv.surgery.sliding import slide
+from mlpconv.surgery.sliding import Maps, slide
 from mlpconv.surgery.spelling import describe
 
 __all__ = ["convolutionalize"]
@@ -50,10 +51,11 @@ def convolutionalize(
         )
     precise = operate(copied(original).double(), input_shape, _Windows)[1] if edits.rounded else None
     proof = prove(original, changed, input_shape, images, precise=precise)
-    crops = slide(original, changed, input_shape, latency=latency)
+    seen = profile(Maps(changed), input_shape)
+    crops = slide(original, changed, input_shape, seen, latency=latency)
     report = report_on(
         "convolutionalize", original, changed, input_shape, proof,
-        names=edits.names, latency=latency, notes=[*edits.notes, *crops.notes], details=crops.to_dict(),
+        names=edits.names, latency=latency, notes=[*edits.notes, *crops.notes], details=crops.to_dict(), seen=seen,
     )  # fmt: skip
     return Surgery(changed, report)
 
@@ -81,8 +83,8 @@ class _Windows(Rewriter):
             raise SurgeryError(f"{describe(node, self.shadow)} takes maxima of uneven windows, as no pool does.")
         before, after = ("x".join(map(str, sides)) for sides in (pool.size, pool.out))
         self.edits.note(
-            f"{describe(node, self.shadow)} averages {before} cells to {after} in uneven windows, which is a "
-            "part of the convolution after it now."
+            f"{describe(node, self.shadow)} averages {before} cells to {after} in uneven windows: they are worked out "
+            "by a convolution now."
         )
         self.retire(node, nn.Identity)
         return replace(result, mix=averages(pool.size, pool.out))

@@ -17,6 +17,7 @@ from mlpconv.surgery.edits import Edits, as_convolution, as_map_norm
 from mlpconv.surgery.graph import module_of, shape_of
 from mlpconv.surgery.head import Head
 from mlpconv.surgery.layout import Layout, channels_last_rows, moved, of_maps
+from mlpconv.surgery.pools import window_averages
 from mlpconv.surgery.spelling import MAP, Kind, argument, describe, kind_of, spelled
 from mlpconv.surgery.tracer import drop_questions
 
@@ -136,11 +137,15 @@ class Rewriter(ABC):
         """A step on each number by itself."""
         layout = self.input_of(node)
         if layout.mix is not None and spelled(node, self.shadow) not in ("identity", "to", "clone"):
-            raise SurgeryError(
-                f"{describe(node, self.shadow)} stands between a pool of uneven windows and the linear layer after it: "
-                "give an input_shape at which the pool divides its maps evenly."
-            )
+            layout = self._spread(layout)
         return layout.on(self.again(node, layout.base))
+
+    def _spread(self, layout: Layout) -> Layout:
+        """The averages of uneven windows as channels of one cell, where something happens to them by themselves."""
+        channels, rows, columns = layout.size
+        size = tuple(layout.base.meta["val"].shape[2:])
+        base = self.call(window_averages, layout.base, size, (rows, columns))
+        return Layout(base, (channels * rows * columns, 1, 1), layout.index)
 
     def dropout(self, node: fx.Node) -> Layout:
         """Dropout of single numbers."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from mlpconv.errors import SurgeryError
@@ -13,7 +14,7 @@ from mlpconv.surgery.graph import module_of, shape_of
 from mlpconv.surgery.layout import Layout
 from mlpconv.surgery.spelling import MAP, argument, describe, pair, spelled
 
-__all__ = ["Pool", "averages", "pool_of"]
+__all__ = ["Pool", "averages", "pool_of", "window_averages"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,13 @@ def averages(size: tuple[int, int], out: tuple[int, int]) -> Tensor:
     """(out cells, cells): the weights of adaptive average pooling from h x w cells, in float64."""
     rows, columns = (_windows(size[axis], out[axis]) for axis in (0, 1))
     return torch.kron(rows, columns)
+
+
+def window_averages(maps: Tensor, size: tuple[int, int], out: tuple[int, int]) -> Tensor:
+    """Adaptive averages of every window of h x w cells: (N, C, H, W) -> (N, C * out cells, H - h + 1, W - w + 1)."""
+    channels = maps.shape[1]
+    weights = averages(size, out).to(maps).reshape(-1, 1, *size)
+    return F.conv2d(maps, weights.repeat(channels, 1, 1, 1), groups=channels)
 
 
 def _windows(size: int, out: int) -> Tensor:

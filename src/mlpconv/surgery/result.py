@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mlpconv.analysis import AxisField, profile
+from mlpconv.analysis import AxisField, Profile, profile
 from mlpconv.analysis.table import human_bytes
 from mlpconv.surgery.checks import copied
 from mlpconv.surgery.proof import Difference, Proof, quiet
@@ -100,9 +100,14 @@ class Surgery:
     report: Report
 
 
-def figures(model: nn.Module, input_shape: tuple[int, int, int], *, latency: bool = True) -> Figures:
-    """Count, and measure, what a network costs for one image of (C, H, W); the network is only read."""
-    result = profile(model, input_shape)
+def figures(
+    model: nn.Module, input_shape: tuple[int, int, int], *, latency: bool = True, seen: Profile | None = None
+) -> Figures:
+    """Count, and measure, what a network costs for one image of (C, H, W); the network is only read.
+
+    `seen` is its profile, where there is one already.
+    """
+    result = seen or profile(model, input_shape)
     return Figures(
         result.totals.params,
         result.totals.macs,
@@ -146,8 +151,9 @@ def report_on(
     latency: bool = True,
     notes: Sequence[str] = (),
     details: Mapping[str, Any] | None = None,
+    seen: Profile | None = None,
 ) -> Report:
-    """The report of an operation that has been proven or measured."""
+    """The report of an operation that has been proven or measured; `seen` is the new network's profile, if known."""
     name = getattr(getattr(original, "config", None), "name", None)
     return Report(
         operation=operation,
@@ -157,7 +163,7 @@ def report_on(
         changed=tuple(names),
         differences=proof.differences,
         before=figures(original, input_shape, latency=latency),
-        after=figures(changed, input_shape, latency=latency),
+        after=figures(changed, input_shape, latency=latency, seen=seen),
         notes=(*notes, *proof.notes),
         details=details or {},
     )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mlpconv.analysis import profile
+from mlpconv.analysis import Profile
 from mlpconv.errors import MlpconvError
 from mlpconv.surgery.checks import copied
 from mlpconv.surgery.proof import EXACT, TOLERANCES, quiet, random_images, tensors_of
@@ -19,7 +19,7 @@ from mlpconv.surgery.tracer import first_line
 
 __all__ = ["Crops", "Maps", "slide"]
 
-MORE = (2, 1)
+MORE = (1, 1)
 """Steps by which the larger image has more rows and columns."""
 NAMED = 3
 TELLING = 1e-3
@@ -62,11 +62,16 @@ class Crops:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
 
 
-def slide(original: nn.Module, changed: Rewritten, input_shape: tuple[int, int, int], *, latency: bool) -> Crops:
-    """Compare the map of a larger image with the original on all its crops of the proven size."""
+def slide(
+    original: nn.Module, changed: Rewritten, input_shape: tuple[int, int, int], seen: Profile, *, latency: bool
+) -> Crops:
+    """Compare the map of a larger image with the original on all its crops of the proven size.
+
+    `seen` is the profile of the changed network's `Maps` at that size.
+    """
     _, height, width = input_shape
     try:
-        step = _step(changed, input_shape)
+        step = _step(seen)
         image = random_images(1, (input_shape[0], height + MORE[0] * step[0], width + MORE[1] * step[1]))
         dense, dense_ms = _run(Maps(changed), [image], latency=latency)
     except Exception as error:  # noqa: BLE001  (the forward pass is not ours: on another size it may raise anything)
@@ -100,11 +105,9 @@ def slide(original: nn.Module, changed: Rewritten, input_shape: tuple[int, int, 
     )
 
 
-def _step(changed: Rewritten, input_shape: tuple[int, int, int]) -> tuple[int, int]:
+def _step(seen: Profile) -> tuple[int, int]:
     """Pixels from one cell of the map to the next, along rows and columns."""
-    channels, height, width = input_shape
-    field = profile(Maps(changed), (channels, 2 * height, 2 * width)).field
-    jumps = [axis.jump for axis in field or ()]
+    jumps = [axis.jump for axis in seen.field or ()]
     if len(jumps) != len(MORE) or any(jump is None or jump < 1 or jump % 1 for jump in jumps):
         raise MlpconvError(f"its map of logits has no steps of whole pixels ({jumps})")
     return int(jumps[0] or 0), int(jumps[1] or 0)
