@@ -81,6 +81,13 @@ def test_the_dashed_field_reaches_over_the_border_where_the_padding_is() -> None
     assert f"{4 / 19:.0%} of the cells reach over a border, into padding" in texts(figure)
 
 
+def test_of_many_cells_every_other_one_has_a_dot_and_the_chosen_one_always() -> None:
+    figure = plots.receptive_field(profile(nn.Conv2d(3, 2, 1), (3, 41, 23)), "Conv2d", cell=(7, 4))
+    every, chosen = (np.asarray(dots.get_offsets()) for dots in figure.axes[0].collections)
+    assert chosen.tolist() == [[4, 7]]
+    assert {(x, y) for x, y in every.tolist()} == {(x, y) for x in range(0, 23, 2) for y in range(1, 41, 3)}
+
+
 def test_cells_of_different_fields_have_no_dashed_one() -> None:
     enlarged = nn.Sequential(nn.Conv2d(3, 2, 3, 2), nn.Upsample(scale_factor=2, mode="bilinear"))
     figure = plots.receptive_field(profile(enlarged, (3, 17, 19)), "1")
