@@ -83,8 +83,8 @@ def check_described(network: Network) -> None:
     odd += [name for name in own if name in described and own[name].shape != described[name].shape]
     if odd:
         raise UsageError(
-            f"This network is no longer what its configuration describes ({odd[0]!r} and {len(odd) - 1} other tensors), "
-            "so a model file cannot hold it. Change it in a way that its configuration knows, or keep its state_dict."
+            f"This network is no longer what its configuration describes ({odd[0]!r} and {len(odd) - 1} others), so a "
+            "model file cannot hold it. Change it in a way that its configuration knows, or keep its state_dict."
         )
 
 
