@@ -38,7 +38,7 @@ def draw_speed(result: dict[str, Any]) -> Figure:
         axes = figure.add_subplot(grid[row])
         axes.set_title(TITLES[work].format(batch=result["batch"]))
         _bars(axes, found, in_time=work == "single")
-    axes.set_xlabel("share of the peak (matrix product, faster format, same round), %;  ×: times the plain port")
+    axes.set_xlabel("share of the matrix product in the same round, %;  ×: times the plain port")
     return figure
 
 
