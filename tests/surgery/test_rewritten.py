@@ -164,6 +164,56 @@ def test_a_training_that_cannot_be_written_down_is_said_and_refused() -> None:
         result.model.train()(images())
 
 
+class Library(nn.Linear):
+    """As timm's: a class of its own that calls the function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class DropConnect(nn.Linear):
+    """In training it loses weights: another layer than its name says."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, F.dropout(self.weight, 0.5, self.training), self.bias)
+
+
+def test_a_linear_layer_of_a_librarys_own_class_becomes_a_convolution() -> None:
+    model = Net()
+    model.fc = Library(6, 7)
+    changed = pool_head(randomised(model).eval(), SHAPE, latency=False).model
+    assert type(changed.fc) is nn.Conv2d
+    assert torch.allclose(changed(images()), model(images()), atol=1e-5)
+
+
+def test_a_weight_that_is_another_in_training_is_so_still() -> None:
+    model = Net()
+    model.fc = DropConnect(6, 7)
+    changed = pool_head(randomised(model).eval(), SHAPE, latency=False).model
+    outputs = []
+    for each in (model.train(), changed.train()):
+        torch.manual_seed(2)
+        outputs.append(each(images()))
+    assert torch.allclose(*outputs, atol=1e-5)
+    assert torch.allclose(changed.eval()(images()), model.eval()(images()), atol=1e-5)
+
+
+class Scaled(Tied):
+    """In training its forward uses the last layer's weight once more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * self.fc.weight.abs().mean() if self.training else x)
+
+
+def test_a_replaced_weight_that_is_read_elsewhere_is_not_read_in_another_shape() -> None:
+    model = Scaled()
+    model.words = nn.Identity()
+    result = pool_head(randomised(model).eval(), SHAPE, latency=False)
+    assert any("fc is replaced, and its weight is used elsewhere" in note for note in result.report.notes)
+    with pytest.raises(SurgeryError, match="eval mode"):
+        result.model.train()(images())
+
+
 def test_a_report_is_a_table_and_data() -> None:
     model = randomised(Net()).eval()
     report = pool_head(model, SHAPE, images=images(3)).report

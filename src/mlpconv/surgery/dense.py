@@ -182,15 +182,16 @@ class Rewriter(ABC):
 
     def batch_norm(self, node: fx.Node) -> Layout:
         """The same norm over the cells of maps."""
-        layout, name = self.input_of(node), str(node.target)
-        if isinstance(module_of(node, self.shadow), nn.BatchNorm2d):
-            return layout.on(self.again(node, layout.base)) if layout.plain else self.refuse(node)
+        layout, name, module = self.input_of(node), str(node.target), module_of(node, self.shadow)
+        if layout.plain and layout.index.dim() == MAP - 1 and layout.mix is None:
+            return layout.on(self.again(node, layout.base))
         if not (layout.one_cell and layout.plain):
             raise SurgeryError(
                 f"{describe(node, self.shadow)} normalises each of {torch.Size(layout.size).numel()} flattened numbers "
                 "by itself, which no convolution does."
             )
-        self.edits.put(name, lambda: as_map_norm(cast("nn.BatchNorm1d", self.edits.root.get_submodule(name))))
+        if module is not None:
+            self.edits.put(name, lambda: as_map_norm(cast("nn.BatchNorm1d", self.edits.root.get_submodule(name))))
         return layout.on(self.again(node, layout.base))
 
     def layer_norm(self, node: fx.Node) -> Layout:
@@ -227,24 +228,36 @@ class Rewriter(ABC):
             raise SurgeryError(
                 f"{describe(node, self.shadow)} works on {layout.index.dim()} dimensions; 1 is accepted."
             )
-        module = module_of(node, self.shadow)
+        module, name = module_of(node, self.shadow), str(node.target)
         if module is None:
-            return self.kernel_of(node, layout, node.args[1:], node.kwargs)
-        name = str(node.target)
+            name = self._owner(node)
+            if not name:
+                return self.kernel_of(node, layout, node.args[1:], node.kwargs)
         own = self.edits.root.get_submodule(name)
-        if type(module).forward is not nn.Linear.forward or module._forward_pre_hooks:
+        if module is not None and (type(module).forward is not nn.Linear.forward or module._forward_pre_hooks):
             raise SurgeryError(f"{describe(node, self.shadow)} is a linear layer of its own kind: replace it first.")
         shared = sharers(self.edits.root, own)
         if shared or is_parametrized(own) or self._times(name) > 1:
             why = f"shares memory with {', '.join(shared)}" if shared else "is worked out anew or used twice"
             self.edits.note(f"{name} {why}: it stays, and its weight is used as the kernel of a convolution.")
-            with_bias = own.bias is not None
-            read = [self.graph.get_attr(f"{name}.{each}") for each in ("weight", "bias")[: 1 + with_bias]]
+            read = [self.graph.get_attr(f"{name}.{each}") for each in ("weight", "bias")[: 1 + (own.bias is not None)]]
             return self.kernel_of(node, layout, read, {})
         self.edits.rounded |= layout.mix is not None
         self.edits.put(name, lambda: as_convolution(cast("nn.Linear", own), layout))
         made = self.graph.call_module(name, (layout.base,))
         return _logits(made, cast("nn.Linear", own).out_features)
+
+    def _owner(self, node: fx.Node) -> str:
+        """The linear layer of a library's own class whose forward only calls this function; empty where it is none."""
+        weight = argument(node, 1, "weight")
+        if not isinstance(weight, fx.Node) or weight.op != "get_attr" or len(weight.users) != 1:
+            return ""
+        name = str(weight.target).removesuffix(".weight")
+        own = self.edits.root.get_submodule(name) if name != weight.target else None
+        bias = argument(node, 2, "bias")
+        held = f"{name}.bias" if isinstance(own, nn.Linear) and own.bias is not None else None
+        same = (bias.target if isinstance(bias, fx.Node) else bias) == held
+        return name if isinstance(own, nn.Linear) and same and not own._buffers and len(own._modules) == 0 else ""
 
     def _times(self, name: str) -> int:
         """How often the network calls a module."""

@@ -31,6 +31,7 @@ def operate(
         graph, head = opened_graph(shadow, shape, opened)
         mine = rewriter(graph, head, shadow, edits)
         mine.run()
+        _check_reads(graph, edits)
     except SurgeryError as error:
         raise SurgeryError(f"{type(original).__name__}: {error}") from error
     graphs = {"eval": graph, "maps": _ending_in(graph, mine.maps[0])}
@@ -38,6 +39,7 @@ def operate(
     try:
         graph, head = opened_graph(shadow.train(), shape, opened, only=names or None)
         rewriter(graph, head, shadow, edits).run()
+        _check_reads(graph, edits)
         graphs["train"] = graph
     except MlpconvError as error:
         edits.note(f"The new network works in eval mode only, since its training cannot be written down: {error}")
@@ -47,6 +49,14 @@ def operate(
     if _is_channels_last(original):
         changed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return original, changed, edits
+
+
+def _check_reads(graph: fx.Graph, edits: Edits) -> None:
+    """Refuse a forward pass that reads the weights of a module that is another now: SurgeryError."""
+    for node in graph.find_nodes(op="get_attr"):
+        owner = str(node.target).rpartition(".")[0]
+        if owner in edits.modules and not isinstance(edits.modules[owner], nn.BatchNorm2d):
+            raise SurgeryError(f"{owner} is replaced, and its {str(node.target).rpartition('.')[2]} is used elsewhere.")
 
 
 def _ending_in(graph: fx.Graph, last: fx.Node) -> fx.Graph:

@@ -89,7 +89,7 @@ def kind_of(node: fx.Node, root: nn.Module) -> Kind:  # noqa: C901  (one line a 
         return "join"
     if isinstance(module, nn.Conv2d):
         return "conv1x1" if _is_1x1(module) else "other"
-    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) or name == "batch_norm":
         return "batch_norm"
     if isinstance(module, nn.LayerNorm) or name in ("layer_norm", "layernorm"):
         return "layer_norm"

@@ -203,9 +203,10 @@ def _tidied(graph: fx.Graph, root: nn.Module) -> fx.Graph:
 
 
 def drop_questions(graph: fx.Graph) -> None:
-    """Take away the steps whose result is no tensor and is not used: sizes that were asked for."""
+    """Take away what is read or asked for and not used: sizes, and parameters of what has been replaced."""
     for node in reversed(graph.nodes):
-        if not node.users and node.op.startswith("call_") and not isinstance(node.meta.get("val"), Tensor | None):
+        asked = node.op.startswith("call_") and not isinstance(node.meta.get("val"), Tensor | None)
+        if not node.users and (asked or node.op == "get_attr"):
             graph.erase_node(node)
 
 
