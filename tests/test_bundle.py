@@ -111,9 +111,7 @@ def test_the_same_parts_make_the_same_bytes(tmp_path: Path) -> None:
 def test_a_network_that_is_not_what_it_says_is_not_saved(tmp_path: Path) -> None:
     model, preprocessing = make_parts()
     model.blocks[0].convs[1] = nn.Sequential(nn.Conv2d(8, 2, 1), nn.Conv2d(2, 8, 1))
-    with pytest.raises(
-        UsageError, match="no longer what .*'blocks.0.convs.1.0.bias' and 5 others"
-    ):
+    with pytest.raises(UsageError, match="no longer what .*'blocks.0.convs.1.0.bias' and 5 others"):
         save(tmp_path / "m", model=model, preprocessing=preprocessing)
     model.blocks[0].convs[1] = nn.Conv2d(8, 8, 3)
     with pytest.raises(UsageError, match="'blocks.0.convs.1.weight' and 0 other"):
