@@ -1,0 +1,120 @@
+"""Layers computed at a lower rank, through fewer channels between two 1x1s: another network, cheaper and measured.
+
+By weights a layer keeps the directions in which its weight is largest. By activations it keeps those in which its
+responses vary on data, which at the same rank loses far less (Zhang et al., arXiv 1505.06798); each layer is then
+fitted, in order, to what it should have made, given what the changed layers before it make. The ranks of all layers
+together are those that lose least for the budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from mlpconv.errors import UsageError, did_you_mean
+from mlpconv.surgery.batches import as_batches
+from mlpconv.surgery.checks import accepted, copied
+from mlpconv.surgery.proof import compare
+from mlpconv.surgery.ranks import Choice
+from mlpconv.surgery.result import Surgery, report_on
+from mlpconv.surgery.slimming import Slimming, replaced
+from mlpconv.surgery.tuning import tuned
+
+__all__ = ["bottleneck"]
+
+WAYS = ("activations", "weights")
+BUDGETS = ("macs", "error")
+
+
+def bottleneck(
+    model: nn.Module,
+    data: Any,
+    budget: float = 0.5,
+    *,
+    of: str = "macs",
+    by: str = "activations",
+    layers: Sequence[str] | None = None,
+    fine_tune: Callable[[nn.Module], object] | int | None = None,
+    curve: bool = True,
+) -> Surgery:
+    """The network with layers of lower rank, within a budget: cheaper, and by how much worse is in the report.
+
+    `data` is images (N, C, H, W) as the network takes them, a pair of images and labels (N,), or an iterable of either,
+    which is read once; hundreds do, and every fourth is held out to measure on. `budget` is the share of all
+    multiply-adds to keep (below 1), or how many (of="macs"); or the largest share of the outputs' variance that may be
+    lost (of="error"). by="weights" needs no data for its factors, and is much worse. `layers` names those that may be
+    changed; all convolutions and linear layers without groups, if None. `fine_tune` is a number of steps of Adam on the
+    data (towards the labels, or what the original says), or a function that trains the network that it is given.
+
+    In the report's details: the rank of each layer, `error` (share of variance lost; classification error with labels),
+    `curve` (both ways at several budgets, before fitting), and `left_alone` with the reasons.
+    Raises UsageError for settings and data that make no sense, SurgeryError for layers that cannot be changed and
+    budgets that cannot be met.
+    """
+    model = accepted(model)
+    _check(budget, of, by, fine_tune)
+    work = Slimming(model, as_batches(data), by, layers)
+    choice = work.within(budget) if of == "macs" else work.losing(budget)
+    modules = work.factors(choice)
+    changed = replaced(copied(model), modules)
+    errors = {"before": work.errors(work.original), "after": work.errors(changed)}
+    if fine_tune is not None:
+        _tune(changed, work, fine_tune)
+        errors = errors | {"before_tuning": errors["after"], "after": work.errors(changed)}
+    proof = compare(model, changed, work.shape, work.held[0].images)
+    report = report_on(
+        "bottleneck",
+        model,
+        changed,
+        work.shape,
+        proof,
+        names=tuple(modules),
+        exact=False,
+        notes=_notes(work, choice, errors),
+        details={
+            "by": by,
+            "budget": {of: budget},
+            "error": errors,
+            "layers": work.describe(choice),
+            "curve": work.curve() if curve else [],
+            "left_alone": work.left,
+        },
+    )
+    return Surgery(changed, report)
+
+
+def _check(budget: object, of: str, by: str, fine_tune: object) -> None:
+    """UsageError for settings that make no sense."""
+    for what, given, accepted_words in (("of", of, BUDGETS), ("by", by, WAYS)):
+        if given not in accepted_words:
+            raise UsageError(f"{what} is {given!r}; {did_you_mean(str(given), accepted_words)}")
+    number = isinstance(budget, int | float) and not isinstance(budget, bool)
+    if not number or not float(budget) > 0 or (of == "error" and not float(budget) < 1):  # type: ignore[arg-type]
+        limits = "a share between 0 and 1" if of == "error" else "a share between 0 and 1, or a number of multiply-adds"
+        raise UsageError(f"budget is {budget!r}; {limits} is accepted.")
+    if not (fine_tune is None or callable(fine_tune) or (type(fine_tune) is int and fine_tune > 0)):
+        raise UsageError(f"fine_tune is {fine_tune!r}; None, a number of steps, or a function of the network.")
+
+
+def _tune(changed: nn.Module, work: Slimming, fine_tune: Callable[[nn.Module], object] | int) -> None:
+    if isinstance(fine_tune, int):
+        tuned(changed, work.original, work.fit, fine_tune)
+        return
+    modes = {module: module.training for module in changed.modules()}
+    fine_tune(changed)
+    for module, training in modes.items():
+        module.training = training
+
+
+def _notes(work: Slimming, choice: Choice, errors: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """What became of the error and the cost, in words."""
+    kept = (work.fixed + choice.cost) / work.total
+    notes = [f"{kept:.1%} of the multiply-adds, {errors['after']['output']:.2%} of the outputs' variance lost."]
+    if "classes" in errors["after"]:
+        before, after = (f"{errors[when]['classes']:.2%}" for when in ("before", "after"))
+        notes.append(f"Classification error on {len(work.wanted)} held-out images: {before} before, {after} after.")
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in work.original.modules()):
+        notes.append("Batch norms hide how much a response counts: fold them first, and the ranks will be better ones.")
+    return notes

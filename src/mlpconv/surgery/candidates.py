@@ -1,0 +1,125 @@
+"""Which layers of a network can be computed at a lower rank, what they cost, and what the rank would save."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mlpconv.surgery.checks import is_parametrized, sharers
+from mlpconv.surgery.lowrank import Basis, Layer
+from mlpconv.surgery.ranks import Option
+
+__all__ = ["Candidate", "find_candidates"]
+
+Law = Callable[[float], float]
+
+STEPS = 24
+"""Ranks that are tried on each side, and one less."""
+MAPS = 4
+SAME: Law = float
+"""A loss of responses is what it is."""
+
+
+@dataclass
+class Candidate:
+    """A layer, and where it works in one image."""
+
+    layer: Layer
+    places_in: int = 0
+    """Pixels that it reads, over all its calls."""
+    places_out: int = 0
+    """Pixels that it makes."""
+    calls: int = 0
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Channels in, channels out, taps of the kernel."""
+        weight = self.layer.weight
+        return weight.shape[1], weight.shape[0], math.prod(weight.shape[2:])
+
+    def macs(self, rank_in: int | None = None, rank_out: int | None = None) -> int:
+        """Multiply-adds of one image at these ranks; None keeps a side whole."""
+        channels, out, taps = self.sizes
+        before = self.places_in * channels * rank_in if rank_in else 0
+        after = self.places_out * rank_out * out if rank_out else 0
+        return before + self.places_out * (rank_in or channels) * taps * (rank_out or out) + after
+
+    def options(self, basis: Basis, into: Law = SAME, out: Law = SAME) -> list[Option]:
+        """The layer as it is, and every rank that costs less; the laws say what a loss of responses means."""
+        channels, made, _ = self.sizes
+        inside = [None, *_levels(channels)] if basis.into is not None else [None]
+        found = [Option(self.macs(), 0.0)]
+        for rank_in, rank_out in product(inside, [None, *_levels(made)]):
+            macs = self.macs(rank_in, rank_out)
+            if macs < found[0].cost:
+                lost = into(float(basis.into.lost[rank_in])) if basis.into is not None and rank_in else 0.0
+                lost += out(float(basis.out.lost[rank_out])) if rank_out else 0.0
+                found.append(Option(macs, lost, rank_in, rank_out))
+        return found
+
+
+def _levels(channels: int) -> list[int]:
+    """Ranks below the number of channels that are tried."""
+    return sorted({max(1, round(channels * step / STEPS)) for step in range(1, STEPS)} - {channels})
+
+
+@torch.no_grad()
+def find_candidates(model: nn.Module, image: Tensor) -> tuple[dict[str, Candidate], dict[str, str]]:
+    """The layers that a forward pass of one image calls and that can be factorised, in order; and why others cannot.
+
+    The model is run, so it must be a copy; hooks are removed again.
+    """
+    found: dict[str, Candidate] = {}
+    left: dict[str, str] = {}
+    layers = dict(_layers(model, left))
+    hooks = [layer.register_forward_hook(_watch(name, found, left)) for name, layer in layers.items()]
+    try:
+        model(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    left |= {name: "is not called by the forward pass" for name in layers if name not in found}
+    return {name: each for name, each in found.items() if name not in left}, left
+
+
+def _layers(model: nn.Module, left: dict[str, str]) -> Iterator[tuple[str, Layer]]:
+    """Convolutions and linear layers that may be replaced; `left` says which may not, and why."""
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Conv2d | nn.Linear):
+            continue
+        reason = _reason(model, module)
+        if reason:
+            left[name] = reason
+        else:
+            yield name, module
+
+
+def _reason(model: nn.Module, module: Layer) -> str:
+    if type(module) not in (nn.Conv2d, nn.Linear):
+        return f"is a {type(module).__name__}, which may compute in another way"
+    if isinstance(module, nn.Conv2d) and module.groups > 1:
+        return f"has {module.groups} groups" if module.groups < module.in_channels else "is depthwise"
+    if is_parametrized(module):
+        return "has a weight that is worked out from others"
+    tied = sharers(model, module)
+    return f"shares its weights with {tied[0]}" if tied else ""
+
+
+def _watch(name: str, found: dict[str, Candidate], left: dict[str, str]) -> Any:
+    def hook(module: Layer, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        each = found.setdefault(name, Candidate(module))
+        if isinstance(module, nn.Conv2d) and inputs[0].dim() != MAPS:
+            left[name] = "works on a single image without a batch"
+            return
+        maps = isinstance(module, nn.Conv2d)
+        each.places_in += math.prod(inputs[0].shape[2:] if maps else inputs[0].shape[1:-1])
+        each.places_out += math.prod(output.shape[2:] if maps else output.shape[1:-1])
+        each.calls += 1
+
+    return hook

@@ -1,0 +1,159 @@
+"""The search for ranks: a network's layers at lower ranks, what that costs, and what it loses on held-out images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from mlpconv.errors import SurgeryError, UsageError, did_you_mean
+from mlpconv.surgery.batches import Batch, split
+from mlpconv.surgery.calibration import bases_of, outputs_of, paired
+from mlpconv.surgery.candidates import find_candidates
+from mlpconv.surgery.checks import check_shape, copied
+from mlpconv.surgery.graph import replace_module
+from mlpconv.surgery.lowrank import Basis, basis_by_weights, factorised, reconstructed
+from mlpconv.surgery.probing import laws_of
+from mlpconv.surgery.ranks import Choice, Option, choose, path
+from mlpconv.surgery.result import figures
+
+__all__ = ["Slimming", "replaced"]
+
+CURVE = (0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
+"""Shares of the multiply-adds at which the curve is measured, where ranks can be that low."""
+
+
+class Slimming:
+    """A network and all that is known of its layers, while ranks are looked for."""
+
+    def __init__(self, model: nn.Module, batches: Sequence[Batch], by: str, layers: Sequence[str] | None) -> None:
+        self.by = by
+        self.shape = check_shape(tuple(batches[0].images.shape[1:]))
+        self.original = copied(model).eval()
+        self.fit, self.held = split(batches)
+        self.candidates, self.left = find_candidates(self.original, batches[0].images[:1])
+        self._restrict(layers)
+        self.total = figures(model, self.shape, latency=False).macs
+        self.bases = {name: basis_by_weights(each.layer) for name, each in self.candidates.items()}
+        self.by_weights = self.bases
+        self.options = [each.options(self.bases[name]) for name, each in self.candidates.items()]
+        if by == "activations":
+            self.bases = bases_of(self.original, self.fit, self.candidates)
+            laws = laws_of(self.original, self.fit[:1], self.candidates, self.bases)
+            pairs = [(each, self.bases[name], laws[name]) for name, each in self.candidates.items()]
+            self.options = [each.options(basis, law.into, law.out) for each, basis, law in pairs]
+        self.fixed = self.total - sum(each.macs() for each in self.candidates.values())
+        self.wanted = outputs_of(self.original, self.held)
+        self.variance = float((self.wanted - self.wanted.mean(0)).square().sum())
+        if not 0 < self.variance < float("inf"):
+            what = "the same for all" if self.variance == 0 else "NaN or infinite for some"
+            raise SurgeryError(f"{type(model).__name__} gives outputs that are {what} images: nothing can be measured.")
+
+    def _restrict(self, layers: Sequence[str] | None) -> None:
+        for name in layers or ():
+            if name in self.left:
+                raise SurgeryError(f"{name} {self.left[name]}, so its rank stays: leave it out of layers.")
+            if name not in self.candidates:
+                raise UsageError(f"layers names {name!r}; {did_you_mean(name, self.candidates)}")
+        if layers is not None:
+            self.left |= {name: "was not to be changed" for name in self.candidates if name not in layers}
+            self.candidates = {name: each for name, each in self.candidates.items() if name in layers}
+        if not self.candidates:
+            raise SurgeryError("The network has no convolution or linear layer that can be computed at a lower rank.")
+
+    def within(self, budget: float) -> Choice:
+        """The ranks that lose least within the multiply-adds."""
+        allowed = int(budget * self.total if budget < 1 else budget)
+        choice = choose(self.options, allowed - self.fixed)
+        if choice is None:
+            least = self.fixed + path(self.options)[-1].cost
+            raise SurgeryError(
+                f"budget={budget:g} is {allowed:,} multiply-adds; at the lowest ranks the network takes {least:,} of "
+                f"{self.total:,}, {self.fixed:,} of them in layers that stay. Give {least / self.total:.3f} or more."
+            )
+        return choice
+
+    def losing(self, budget: float) -> Choice:
+        """The cheapest ranks at which the outputs lose no more than this share of their variance."""
+        choices = path(self.options)
+        good, bad = 0, len(choices)  # the first of all is the network as it is
+        while bad - good > 1:
+            middle = (good + bad) // 2
+            changed = replaced(copied(self.original), self.factors(choices[middle]))
+            if self.errors(changed)["output"] <= budget:
+                good = middle
+            else:
+                bad = middle
+        return choices[good]
+
+    def picked(self, choice: Choice) -> dict[str, Option]:
+        """The layers that change, in the order of the forward pass."""
+        pairs = zip(self.candidates, choice.picked, strict=True)
+        return {name: option for name, option in pairs if option.rank_in or option.rank_out}
+
+    def factors(self, choice: Choice) -> dict[str, nn.Sequential]:
+        """What takes the place of each layer: by activations, fitted in order, each behind those before it."""
+        if self.by == "weights":
+            return self.plain(choice, self.bases)
+        made: dict[str, nn.Sequential] = {}
+        changed = copied(self.original)
+        for name, option in self.picked(choice).items():
+            each = self.candidates[name]
+            parts = nn.Sequential(copied(each.layer))
+            if option.rank_in:
+                parts = factorised(each.layer, self.bases[name], option.rank_in, None)
+            replace_module(changed, name, parts)
+            moments = paired(self.original, changed, name, each.calls, self.fit)
+            made[name] = reconstructed(parts, moments, option.rank_out)
+            replace_module(changed, name, made[name])
+        return made
+
+    def plain(self, choice: Choice, bases: Mapping[str, Basis]) -> dict[str, nn.Sequential]:
+        """The same without fitting."""
+        picked = self.picked(choice).items()
+        return {n: factorised(self.candidates[n].layer, bases[n], o.rank_in, o.rank_out) for n, o in picked}
+
+    def errors(self, model: nn.Module) -> dict[str, float]:
+        """On the held-out images: `output`, the share of the outputs' variance that is lost; and `classes`."""
+        outputs = outputs_of(model.eval() if model is self.original else copied(model).eval(), self.held)
+        found = {"output": float((outputs - self.wanted).square().sum()) / self.variance}
+        if self.held[0].labels is not None:
+            labels = torch.cat([batch.labels for batch in self.held if batch.labels is not None]).cpu()
+            found["classes"] = float((outputs.argmax(1) != labels).double().mean())
+        return found
+
+    def curve(self) -> list[dict[str, Any]]:
+        """What is lost at several budgets, by activations and at the same ranks by weights, before any fitting."""
+        points = []
+        for share in CURVE:
+            choice = choose(self.options, int(share * self.total) - self.fixed)
+            if choice is None:
+                break
+            point: dict[str, Any] = {"share": (self.fixed + choice.cost) / self.total, "lost": choice.error}
+            for way, bases in {self.by: self.bases, "weights": self.by_weights}.items():
+                point[way] = self.errors(replaced(copied(self.original), self.plain(choice, bases)))
+            points.append(point)
+        return points
+
+    def describe(self, choice: Choice) -> list[dict[str, Any]]:
+        """Each layer that changes: its ranks, its multiply-adds and what it loses of its responses."""
+        return [
+            {
+                "name": name,
+                "rank_in": option.rank_in,
+                "rank_out": option.rank_out,
+                "channels": list(self.candidates[name].sizes[:2]),
+                "macs": [self.candidates[name].macs(), option.cost],
+                "lost": option.error,
+            }
+            for name, option in self.picked(choice).items()
+        ]
+
+
+def replaced(model: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
+    """In place: the network with these modules for those of their names."""
+    for name, module in modules.items():
+        replace_module(model, name, copied(module))
+    return model
