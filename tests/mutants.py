@@ -13,23 +13,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from guards import GUARDS, Mutant
 
 TOP = Path(__file__).resolve().parents[1]
 SRC = TOP / "src" / "mlpconv"
 LONGEST = 600  # seconds for one test
 PASSED, FAILED = 0, 1  # exit codes of pytest; any other means that it could not run
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """In `file`, `old` (which occurs once) becomes `new`; then `test` must fail."""
-
-    file: str
-    old: str
-    new: str
-    test: str
 
 
 MUTANTS = (
@@ -221,10 +213,11 @@ MUTANTS = (
     ),
     Mutant(
         "bundle/classifier.py",
-        "        self.model.eval()\n",
-        "",
+        "            module.training = False\n",
+        "            pass\n",
         "test_classifier.py::test_it_computes_in_eval_mode_whatever_the_mode",
     ),
+    *GUARDS,
 )
 
 

@@ -1,0 +1,164 @@
+"""Guards of the rooms that compute, show and look inside: more of the list in mutants.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["GUARDS", "Mutant"]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """In `file`, `old` (which occurs once) becomes `new`; then `test` must fail."""
+
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+GUARDS = (
+    # What a layer sees
+    Mutant(
+        "fields/field.py",
+        "_folded(numbers) if moved else (1, 1)",
+        "_folded(numbers)",
+        "test_fields.py::test_elements_that_are_there_twice_make_no_grid",
+    ),
+    Mutant(
+        "fields/field.py",
+        "joined if joined is None or len(known) == len(grids) else replace(joined, size=None)",
+        "joined",
+        "analysis/test_field.py::test_a_global_layer_sees_all_and_a_gate_keeps_the_cells",
+    ),
+    Mutant(
+        "fields/rules.py",
+        "    if one and math.prod(",
+        "    if math.prod(",
+        "analysis/test_field.py::test_graphs_see_what_gradients_say",
+    ),
+    Mutant(
+        "fields/rules.py",
+        '(name == "as_strided" and not _shows_all(call.inputs[0]))',
+        "False",
+        "analysis/test_field.py::test_a_storage_looked_at_again_is_exact_where_all_of_it_was_known",
+    ),
+    Mutant(
+        "fields/following.py",
+        "            if call.in_place:\n                self._write_through(tensor, field)\n",
+        "",
+        "analysis/test_field.py::test_graphs_see_what_gradients_say",
+    ),
+    Mutant(
+        "fields/sliding.py",
+        "return Grid(grid.dim, grid.jump * stride, grid.start + (HALF * reach - padding) * grid.jump, size)",
+        "return Grid(grid.dim, grid.jump * stride, grid.start + HALF * reach * grid.jump, size)",
+        "test_grid.py::test_fields_and_strides_are_the_papers",
+    ),
+    Mutant(
+        "grid.py",
+        "side if grid.size is None else float(grid.size)",
+        "float(grid.size or 1)",
+        "test_grid.py::test_a_resize_inside_keeps_the_places_and_may_see_everything",
+    ),
+    # What a layer costs
+    Mutant(
+        "analysis/cost.py",
+        '(image if call["transposed"] else out).numel() * each',
+        "out.numel() * each",
+        "analysis/test_profile.py::test_one_layer_counts_as_the_definition_says",
+    ),
+    Mutant(
+        "analysis/trace.py",
+        "self.peak = max(self.peak, sum(self.live.values()))",
+        "self.peak = sum(self.live.values())",
+        "analysis/test_profile.py::test_the_peak_is_what_is_alive_at_once",
+    ),
+    Mutant(
+        "analysis/trace.py",
+        "self.unread.pop(tensor.untyped_storage()._cdata, 0)",
+        "self.unread.get(tensor.untyped_storage()._cdata, 0)",
+        "analysis/test_profile.py::test_functions_branches_and_repeated_layers_have_rows",
+    ),
+    # Networks refuse what they cannot take
+    Mutant(
+        "models/checks.py",
+        "    if min(size) < least:",
+        "    if False:",
+        "models/test_registry.py::test_what_makes_no_sense_is_refused",
+    ),
+    Mutant(
+        "models/base.py",
+        "        elif height < self.min_size or width < self.min_size:",
+        "        elif False:",
+        "contract/test_models.py::test_below_the_minimum_is_refused_and_the_minimum_named",
+    ),
+    Mutant(
+        "maps.py",
+        "    if not torch.isfinite(maps).all():",
+        "    if False:",
+        "test_maps.py::test_a_network_that_gives_nan_is_refused",
+    ),
+    # A run is what it says it is
+    Mutant(
+        "training/plan.py",
+        "    if epochs > MOST_EPOCHS:",
+        "    if False:",
+        "training/test_plan.py::test_more_epochs_than_any_run_has_are_refused_by_the_setting_that_was_given",
+    ),
+    Mutant(
+        "training/eager.py",
+        "class SGD(_Unmarked, torch.optim.SGD):",
+        "class SGD(torch.optim.SGD):",
+        "training/test_eager.py::test_training_imports_no_compiler",
+    ),
+    Mutant(
+        "training/loop.py",
+        "        if self.epoch_images:\n            return",
+        "        if True:\n            return",
+        "training/test_loop.py::test_an_epoch_that_ended_where_the_run_was_stopped_has_a_speed",
+    ),
+    Mutant(
+        "training/health.py",
+        "if seen[0].ndim == 2 else seen[0].movedim(-1, 1)",
+        "if seen[0].ndim == 2 else seen[0]",
+        "training/test_health.py::test_repair_reaches_a_linear_layer_that_makes_maps",
+    ),
+    # What people are shown
+    Mutant(
+        "text.py",
+        "letter if letter.isprintable() else _escaped(letter)",
+        "letter",
+        "test_text.py::test_what_is_not_seen_is_escaped",
+    ),
+    Mutant(
+        "errors.py",
+        "    if len(names) > MOST_NAMED:",
+        "    if False:",
+        "test_errors.py::test_of_very_many_names_only_those_near_are_given",
+    ),
+    Mutant(
+        "cli/show.py",
+        "    if not console.is_terminal:",
+        "    if False:",
+        "cli/test_show.py::test_in_a_pipe_nothing_is_folded",
+    ),
+    Mutant(
+        "cli/reading.py",
+        "        except OSError as error:",
+        "        except FileNotFoundError as error:",
+        "cli/test_show.py::test_what_cannot_be_read_is_named_and_passed_over",
+    ),
+    Mutant(
+        "plots/fields.py",
+        "    coloured.set_clip_path(",
+        "    (lambda _: None)(",
+        "test_field_picture.py::test_the_colours_are_those_of_the_pixels_that_are_seen",
+    ),
+    Mutant(
+        "plots/style.py",
+        "    write_atomic(Path(path), ",
+        "    Path(path).write_bytes(",
+        "test_plots.py::test_a_figure_replaces_the_old_file_whole_or_not_at_all",
+    ),
+)
