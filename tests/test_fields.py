@@ -82,6 +82,16 @@ def test_cells_out_of_order_make_no_grid_however_often() -> None:
     assert follow(grid, torch.Size((2, 3)), lambda values, _: values[:, mixed].reshape(6)) is None
 
 
+def test_a_dimension_shared_with_channels_has_no_grid_whatever_the_sizes() -> None:
+    """A pixel shuffle: rows and columns each share theirs with two channels, and 5 times 2 is also 10 rows."""
+    shuffled = seen_of(
+        torch.zeros(1, 8, 5, 2), lambda x: x.view(1, 2, 2, 2, 5, 2).permute(0, 1, 4, 2, 5, 3).reshape(1, 2, 10, 4)
+    )
+    assert (axis(shuffled, 0).grid, axis(shuffled, 1).grid) == (None, None)
+    flat = seen_of(torch.zeros(1, 3, 5, 7), lambda x: x.flatten(1))
+    assert (axis(flat, 0).grid, axis(flat, 1).grid) == (None, None)
+
+
 def axis(field: Field | None, k: int) -> Axis:
     assert field is not None
     return field[k]
