@@ -264,10 +264,23 @@ class Attention(nn.Module):
         return self.fc(self.attend(tokens, tokens, tokens)[0].mean(1))
 
 
+class Mixing(nn.Module):
+    """Its linear layer sees some channels of every image of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 5, 3), nn.Linear(245, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.fc(x.transpose(0, 1).reshape(x.shape[0], -1))
+
+
 @pytest.mark.parametrize(
     ("model", "says"),
     [
         (Attention(), "attend"),
+        (Mixing(), "mixes the images"),
         (nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Softmax(1), nn.Linear(5 * 49, 7)), "2 (Softmax)"),
         (
             nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.BatchNorm1d(5 * 49), nn.Linear(5 * 49, 7)),

@@ -88,9 +88,11 @@ def test_it_is_compiled_and_exported() -> None:
 
 
 def test_channels_last_stays() -> None:
-    model = randomised(Net()).to(memory_format=torch.channels_last).eval()
-    changed = pool_head(model, SHAPE, latency=False).model
-    assert changed.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.Linear(6 * 7 * 5, 7))
+    changed = convolutionalize(model.to(memory_format=torch.channels_last), SHAPE, latency=False).model
+    for weight in (changed.get_submodule("0").weight, changed.get_submodule("2").weight):
+        assert weight.is_contiguous(memory_format=torch.channels_last)
+        assert not weight.is_contiguous()
 
 
 def test_frozen_layers_stay_frozen() -> None:
