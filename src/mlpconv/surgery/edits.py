@@ -63,9 +63,9 @@ def as_convolution(linear: nn.Linear, layout: Layout) -> nn.Conv2d:
         nn.Conv2d, channels, linear.out_features, kernel, dilation=layout.dilation, bias=linear.bias is not None,
         device=weight.device, dtype=weight.dtype,
     )  # fmt: skip
-    made.weight = nn.Parameter(weight.reshape(made.weight.shape))
+    made.weight = nn.Parameter(weight.reshape(made.weight.shape), linear.weight.requires_grad)
     if linear.bias is not None:
-        made.bias = nn.Parameter(linear.bias.detach())
+        made.bias = nn.Parameter(linear.bias.detach().clone(), linear.bias.requires_grad)
     return made
 
 
