@@ -45,8 +45,8 @@ def bottleneck(
     which is read once; hundreds do, and every fourth is held out to measure on. `budget` is the share of all
     multiply-adds to keep (below 1), or how many (of="macs"); or the largest share of the outputs' variance that may be
     lost (of="error"). by="weights" needs no data for its factors, and is much worse. `layers` names those that may be
-    changed; all convolutions and linear layers without groups, if None. `fine_tune` is a number of steps of Adam on the
-    data (towards the labels, or what the original says), or a function that trains the network that it is given.
+    changed; all convolutions and linear layers without groups, if None. `fine_tune` is a number of steps of Adam
+    towards what the original says of the data, or a function that trains the network that it is given, in place.
 
     In the report's details: the rank of each layer, `error` (share of variance lost; classification error with labels),
     `curve` (both ways at several budgets, before fitting), and `left_alone` with the reasons.

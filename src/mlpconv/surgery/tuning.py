@@ -16,21 +16,22 @@ __all__ = ["tuned"]
 
 RATE = 1e-4
 """Adam's: the network is nearly right, and a large step would forget why."""
+LEAST = 1e-12
 
 
 def tuned(model: nn.Module, original: nn.Module, batches: Sequence[Batch], steps: int) -> None:
-    """In place: `steps` steps of Adam, a batch each, towards the labels, or without labels what the original says.
+    """In place: `steps` steps of Adam, a batch each, towards what the original says (Hinton et al., arXiv 1503.02531).
 
-    In eval mode, so that norms and dropout stay as they are; the learning rate falls to 0 along a cosine. Raises
-    SurgeryError where no parameter may be trained or the loss is no number.
+    The images at hand are few, and the original knows more about them than their labels tell. In eval mode, so that
+    norms and dropout stay as they are; the learning rate falls to 0 along a cosine. Raises SurgeryError where no
+    parameter may be trained or the loss is no number.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise SurgeryError("fine_tune has nothing to train: no parameter of the network requires gradients.")
-    taught = batches[0].labels is None
-    targets = [outputs_of(original, [batch]) if taught else None for batch in batches]
+    targets = [outputs_of(original, [batch]) for batch in batches]
     optimizer = torch.optim.Adam(trained, RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     order: list[int] = []
@@ -38,9 +39,11 @@ def tuned(model: nn.Module, original: nn.Module, batches: Sequence[Batch], steps
     for _ in range(steps):
         order = order or torch.randperm(len(batches), generator=generator).tolist()
         number = order.pop()
-        loss = _loss(model, batches[number], targets[number])
+        loss = _missed(model, batches[number].images, targets[number])
         if not bool(loss.isfinite()):
-            raise SurgeryError("The loss became NaN or infinite in fine_tune: fine-tune yourself, with a lower rate.")
+            raise SurgeryError(
+                "The loss became NaN or infinite in fine_tune: train the new network with your own loop."
+            )
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -50,12 +53,10 @@ def tuned(model: nn.Module, original: nn.Module, batches: Sequence[Batch], steps
         module.training = training
 
 
-def _loss(model: nn.Module, batch: Batch, target: Tensor | None) -> Tensor:
-    """Cross-entropy with the labels, or the share of the target's variance that is missed."""
+def _missed(model: nn.Module, images: Tensor, wanted: Tensor) -> Tensor:
+    """The share of the wanted outputs' variance that is missed."""
     weight = next(model.parameters())
-    parts = [part for _, part in tensors_of(model(batch.images.to(weight.device, weight.dtype)))]
-    if target is None and batch.labels is not None:
-        return nn.functional.cross_entropy(parts[0].float(), batch.labels.to(weight.device))
-    outputs = torch.cat([part.flatten(1) for part in parts], 1).float()
-    wanted = (outputs if target is None else target).to(weight.device)
-    return (outputs - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum().clamp_min(1e-12)
+    with torch.enable_grad():
+        parts = [part.flatten(1) for _, part in tensors_of(model(images.to(weight.device, weight.dtype)))]
+    outputs, wanted = torch.cat(parts, 1).float(), wanted.to(weight.device)
+    return (outputs - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum().clamp_min(LEAST)
