@@ -71,7 +71,7 @@ def test_dropout_comes_after_the_pools_of_all_blocks_but_the_last() -> None:
     assert places("nin_imagenet") == [0, 0, 0.5, 0]
     assert places("nin_mnist", dropout=0.2) == [0.2, 0.2, 0]
     assert places("nin_mnist", dropout=0) == [0, 0, 0]
-    assert type(create_model("nin_mnist").dropouts[0]) is nn.Dropout  # single values, not whole channels
+    assert isinstance(create_model("nin_mnist").dropouts[0], nn.Dropout)  # single values, not whole channels
     assert create_model("nin_mnist", head="fc+dropout").head[1].p == 0.5
 
 

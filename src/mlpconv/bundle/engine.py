@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mlpconv.layers import MLPConv, convolved_size, pooled_size
+from mlpconv.models.dropout import Dropout
 from mlpconv.models.nin import NIN
 
 __all__ = ["Engine", "Layer", "layers_of", "supported", "work_of"]
@@ -129,7 +130,7 @@ def layers_of(model: nn.Module) -> list[Layer] | None:
     """
     if type(model) is not NIN or any(tensor.dtype != torch.float32 for tensor in model.parameters()):
         return None
-    if any(type(dropout) not in (nn.Dropout, nn.Identity) for dropout in model.dropouts):
+    if any(type(dropout) not in (Dropout, nn.Dropout, nn.Identity) for dropout in model.dropouts):
         return None
     layers: list[Layer] = []
     for block in model.blocks:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mlpconv.errors import UsageError
 from mlpconv.layers import GlobalAveragePool, MLPConv, activation_pieces, make_activation, make_pool
 from mlpconv.models.base import Network
+from mlpconv.models.dropout import Dropout
 from mlpconv.models.googlenet_config import (
     AUX_AFTER,
     AUX_CHANNELS,
@@ -97,7 +98,7 @@ class GoogLeNet(Network):
             if config.aux_heads and name in AUX_AFTER:
                 self.aux[name] = _aux_head(config, channels)
         self.average = GlobalAveragePool() if config.head == "gap" else nn.Flatten()
-        self.dropout = nn.Dropout(config.dropout) if config.head != "fc" and config.dropout else nn.Identity()
+        self.dropout = Dropout(config.dropout) if config.head != "fc" and config.dropout else nn.Identity()
         cells = 1 if config.head == "gap" else map_size(config.size[0]) * map_size(config.size[1])
         self.linear = nn.Linear(channels * cells, config.num_classes)
         _start(self)
@@ -195,7 +196,7 @@ def _aux_head(config: GoogLeNetConfig, channels: int) -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(width * cells, hidden * activation_pieces(config.activation)),
         make_activation(config.activation),
-        nn.Dropout(AUX_DROPOUT),
+        Dropout(AUX_DROPOUT),
         nn.Linear(hidden, config.num_classes),
     )
 

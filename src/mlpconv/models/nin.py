@@ -15,6 +15,7 @@ from mlpconv.errors import UsageError
 from mlpconv.layers import GlobalAveragePool, MLPConv, activation_pieces, make_pool
 from mlpconv.models.base import Network
 from mlpconv.models.blocks import STD, Block, NINConfig
+from mlpconv.models.dropout import Dropout
 from mlpconv.models.initialise import start_convs, start_linear
 
 __all__ = ["NETWORKS", "NIN"]
@@ -40,7 +41,7 @@ class NIN(Network):
         channels = config.in_channels
         for index, block in enumerate(config.blocks):
             self.blocks.append(_make_block(config, block, channels, last=index == len(config.blocks) - 1))
-            self.dropouts.append(nn.Dropout(config.dropout) if block.dropout and config.dropout else nn.Identity())
+            self.dropouts.append(Dropout(config.dropout) if block.dropout and config.dropout else nn.Identity())
             channels = block.channels[-1]
         self.head = _make_head(config)
         stds = [std for block in config.blocks for std in block.stds or (STD,) * len(block.channels)]
@@ -111,7 +112,7 @@ def _make_head(config: NINConfig) -> nn.Module:
     cells = config.map_size(config.size[0]) * config.map_size(config.size[1])
     layers: list[nn.Module] = [nn.Flatten(), nn.Linear(config.num_classes * cells, config.num_classes)]
     if config.head == "fc+dropout":
-        layers.insert(1, nn.Dropout(config.dropout))
+        layers.insert(1, Dropout(config.dropout))
     return nn.Sequential(*layers)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from mlpconv.errors import MlpconvError, UsageError
+from mlpconv.models.dropout import Dropout
 from mlpconv.models.folding import BatchNorm, norm_scale_and_shift
 from mlpconv.surgery.checks import is_parametrized, sharers
 from mlpconv.surgery.graph import calls_of, module_of, open_all, replace_module, shape_of, trace
@@ -40,7 +41,7 @@ CLOSE = 1e-9
 
 def does_nothing(module: nn.Module) -> bool:
     """Whether a module hands on what it is given, in eval mode."""
-    return type(module) in DROPPED or type(module).__name__ in DROPPED_ELSEWHERE
+    return type(module) in (Dropout, *DROPPED) or type(module).__name__ in DROPPED_ELSEWHERE
 
 
 def opens(name: str, module: nn.Module) -> bool:
