@@ -31,7 +31,7 @@ from mlpconv.preprocessing import Preprocessing
 
 __all__ = ["MODEL_FILE", "load", "save"]
 
-FORMAT, VERSION = "mlpconv model", 1
+FORMAT, VERSION = "mlpconv model", 2
 KEY = "mlpconv"
 NO_DIGEST = "0" * 64
 MODEL_FILE = "model.safetensors"
@@ -68,13 +68,14 @@ def save(
     check_described(network)
     if not preprocessing.ready:
         raise UsageError("The preprocessing is not fitted yet: call fit(training images) before saving.")
+    described = network.config.to_dict()
     tensors = _stored(model, "model", half) | _stored(preprocessing, "preprocessing", half=False)
     versions = {"mlpconv": __version__, "torch": version("torch"), "python": platform.python_version()}
     document = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": _version_for(described),
         "sha256": NO_DIGEST,
-        "model": network.config.to_dict(),
+        "model": described,
         "preprocessing": preprocessing.config(),
         "classes": list(classes),
         "input_size": list(input_size),
@@ -86,6 +87,11 @@ def save(
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"info is not JSON without NaN, which a model file holds: {error}.") from None
     write_atomic(Path(path), _sealed(content))
+
+
+def _version_for(described: Mapping[str, Any]) -> int:
+    """The first version that can say what the network is: older programs go on reading what they understand."""
+    return 2 if any("ranks" in block for block in described.get("blocks", ())) else 1
 
 
 def _stored(module: nn.Module, prefix: str, half: bool) -> dict[str, Tensor]:

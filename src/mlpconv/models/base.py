@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from mlpconv.errors import UsageError
 from mlpconv.layers import MLPConv
+from mlpconv.models.lowrank import parts_of
 
 __all__ = ["Config", "Network"]
 
@@ -49,7 +50,7 @@ class Network(nn.Module, ABC):
     @property
     def first_conv(self) -> nn.Conv2d:
         """The convolution that sees the image: its weights are the filters people look at."""
-        return cast("nn.Conv2d", self.first_mlpconv.convs[0])
+        return parts_of(self.first_mlpconv.convs[0])[0]
 
     @property
     @abstractmethod

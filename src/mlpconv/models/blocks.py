@@ -11,6 +11,7 @@ from mlpconv.errors import UsageError
 from mlpconv.layers import ACTIVATIONS, activation_pieces, convolved_size, pooled_size
 from mlpconv.models.checks import LIMITS, choice, flag, known_keys, large_enough, rate, sequence, too_big, whole
 from mlpconv.models.initialise import INITS
+from mlpconv.models.lowrank import Ranks, parameters_of
 
 __all__ = ["HEADS", "STD", "Block", "NINConfig", "widened"]
 
@@ -35,6 +36,8 @@ class Block:
     """Whether dropout comes after the pool."""
     stds: tuple[float, ...] = ()
     """Standard deviations of the paper's initial weights, one a convolution; empty: 0.05 each."""
+    ranks: tuple[Ranks, ...] = ()
+    """The ranks at which the convolutions are computed, a pair for each; empty: all as they are."""
 
     def __post_init__(self) -> None:
         whole("kernel", self.kernel, 1, LIMITS["kernel"])
@@ -49,6 +52,12 @@ class Block:
             rate("a standard deviation", std)
         if len(self.stds) not in (0, len(self.channels)):
             raise UsageError(f"stds has {len(self.stds)} numbers; none, or {len(self.channels)} are accepted.")
+        if len(self.ranks) not in (0, len(self.channels)):
+            raise UsageError(f"ranks has {len(self.ranks)} pairs; none, or {len(self.channels)} are accepted.")
+        for pair in self.ranks:
+            whole("the number of a convolution's ranks", len(pair), 2, 2)
+            for rank in pair:
+                whole("a rank", rank, 0, LIMITS["channels"])
 
     def out_size(self, size: int) -> int:
         """Rows that leave the block when `size` enter; 0 or less where the image is too small."""
@@ -92,7 +101,7 @@ class NINConfig:
             raise UsageError("A network's name is a word of 1 to 64 characters.")
         whole("the number of sizes", len(self.size), 2, 2)
         large_enough(self.name, self.size, self.min_size)
-        too_big(self.name, self.parameters)
+        too_big(self.name, max(self.parameters, self._parameters(whole=True)))
 
     @property
     def num_classes(self) -> int:
@@ -118,13 +127,18 @@ class NINConfig:
     @property
     def parameters(self) -> int:
         """How many numbers training sets: weights, biases and norms."""
+        return self._parameters()
+
+    def _parameters(self, *, whole: bool = False) -> int:
+        """The same; `whole` without regard to ranks, which is what building takes memory for."""
         pieces, total, before = activation_pieces(self.activation), 0, self.in_channels
         for block_index, block in enumerate(self.blocks):
+            ranks = block.ranks if block.ranks and not whole else ((0, 0),) * len(block.channels)
             for index, width in enumerate(block.channels):
                 last = block_index == len(self.blocks) - 1 and index == len(block.channels) - 1
                 out = width if last and not self.last_relu else width * pieces
                 area = block.kernel**2 if index == 0 else 1
-                total += out * (before * area + 1) + (2 * out if self.norm and not last else 0)
+                total += parameters_of(before, out, area, ranks[index]) + (2 * out if self.norm and not last else 0)
                 before = width
         if self.head != "gap":
             cells = self.map_size(self.size[0]) * self.map_size(self.size[1])
@@ -145,12 +159,17 @@ class NINConfig:
             block = known_keys("A block", described, Block)
             block["channels"] = sequence("channels", block["channels"], LIMITS["layers"])
             block["stds"] = sequence("stds", block.get("stds", []), LIMITS["layers"])
+            pairs = sequence("ranks", block.get("ranks", []), LIMITS["layers"])
+            block["ranks"] = tuple(sequence("a convolution's ranks", pair, 2) for pair in pairs)
             blocks.append(Block(**block))
         return cls(**(values | {"blocks": tuple(blocks)}))
 
 
 def _block_dict(block: Block) -> dict[str, Any]:
-    return asdict(block) | {"channels": list(block.channels), "stds": list(block.stds)}
+    """Without ranks where it has none: what older programs know, they go on reading."""
+    plain = asdict(block) | {"channels": list(block.channels), "stds": list(block.stds)}
+    ranks = plain.pop("ranks")
+    return plain | ({"ranks": [list(pair) for pair in ranks]} if ranks else {})
 
 
 def widened(channels: int, width: float) -> int:

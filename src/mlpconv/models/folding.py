@@ -19,6 +19,7 @@ from mlpconv.models.base import Network
 from mlpconv.models.blocks import NINConfig
 from mlpconv.models.googlenet import GoogLeNet
 from mlpconv.models.googlenet_config import GoogLeNetConfig
+from mlpconv.models.lowrank import parts_of
 
 __all__ = ["fold_norm", "norm_scale_and_shift"]
 
@@ -81,7 +82,7 @@ def _without_norms(model: Network) -> None:
             scale, shift = norm_scale_and_shift(norm, name)
             if block.pool is not None and block.pool_at == "conv" and place == len(block.norms) - 1:
                 _check_rising(scale, name)
-            _scale(cast("nn.Conv2d", block.convs[place]), scale, shift)
+            _scale(parts_of(block.convs[place])[-1], scale, shift)
             block.norms[place] = nn.Identity().train(norm.training)
     if isinstance(model.config, GoogLeNetConfig):
         # Without norm it would have local response normalisation, as published.

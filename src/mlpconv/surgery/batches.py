@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mlpconv.errors import UsageError
 
-__all__ = ["Batch", "as_batches", "split"]
+__all__ = ["Batch", "as_batches", "labels_of", "split"]
 
 SIZE = 64
 """Images of a batch, at most."""
@@ -48,8 +48,7 @@ def as_batches(data: Any) -> list[Batch]:
         if one.images.shape[1:] != other.images.shape[1:] or (one.labels is None) is not (other.labels is None):
             raise UsageError("data has batches of several sizes, or some without labels; all must be alike.")
     images = torch.cat([batch.images for batch in found])
-    labels = None if found[0].labels is None else torch.cat([b.labels for b in found if b.labels is not None])
-    return _cut(images, labels)
+    return _cut(images, labels_of(found))
 
 
 ACCEPTED = "a tensor (N, C, H, W), a pair of it and labels (N,), or an iterable of these is accepted."
@@ -71,6 +70,8 @@ def _batch(data: Any) -> Batch:
         raise UsageError(f"data holds {images.dtype} images; floats are accepted: apply the preprocessing first.")
     if labels is not None and (len(labels) != len(images) or labels.is_floating_point()):
         raise UsageError(f"data holds {len(labels)} labels ({labels.dtype}) for {len(images)} images; a class each.")
+    if not bool(images.isfinite().all()):
+        raise UsageError("data holds images with NaN or infinite pixels; finite ones are accepted: mend or drop them.")
     return Batch(images, labels)
 
 
@@ -79,10 +80,16 @@ def _cut(images: Tensor, labels: Tensor | None) -> list[Batch]:
     return [Batch(images[at : at + SIZE], None if labels is None else labels[at : at + SIZE]) for at in starts]
 
 
+def labels_of(batches: Sequence[Batch]) -> Tensor | None:
+    """(N,): the labels of all images, if there are any."""
+    found = [batch.labels for batch in batches if batch.labels is not None]
+    return torch.cat(found).cpu() if found else None
+
+
 def split(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
     """Three quarters to fit and one quarter to measure, drawn in turn so that an order by class does no harm."""
     images = torch.cat([batch.images for batch in batches])
-    labels = None if batches[0].labels is None else torch.cat([b.labels for b in batches if b.labels is not None])
+    labels = labels_of(batches)
     held = torch.arange(len(images)) % HELD == HELD - 1
     fit, measured = (_cut(images[mask], None if labels is None else labels[mask]) for mask in (~held, held))
     return fit, measured

@@ -16,6 +16,7 @@ from torch import nn
 from mlpconv.errors import UsageError, did_you_mean
 from mlpconv.surgery.batches import as_batches
 from mlpconv.surgery.checks import accepted, copied
+from mlpconv.surgery.own import slimmed_own
 from mlpconv.surgery.proof import compare
 from mlpconv.surgery.ranks import Choice
 from mlpconv.surgery.result import Surgery, report_on
@@ -25,7 +26,8 @@ from mlpconv.surgery.tuning import tuned
 __all__ = ["bottleneck"]
 
 WAYS = ("activations", "weights")
-BUDGETS = ("macs", "error")
+BUDGETS = ("macs", "error", "classes")
+LOSSES = {"error": "output", "classes": "classes"}
 
 
 def bottleneck(
@@ -35,6 +37,7 @@ def bottleneck(
     *,
     of: str = "macs",
     by: str = "activations",
+    held_out: Any = None,
     layers: Sequence[str] | None = None,
     fine_tune: Callable[[nn.Module], object] | int | None = None,
     curve: bool = True,
@@ -42,23 +45,29 @@ def bottleneck(
     """The network with layers of lower rank, within a budget: cheaper, and by how much worse is in the report.
 
     `data` is images (N, C, H, W) as the network takes them, a pair of images and labels (N,), or an iterable of either,
-    which is read once; hundreds do, and every fourth is held out to measure on. `budget` is the share of all
-    multiply-adds to keep (below 1), or how many (of="macs"); or the largest share of the outputs' variance that may be
-    lost (of="error"). by="weights" needs no data for its factors, and is much worse. `layers` names those that may be
-    changed; all convolutions and linear layers without groups, if None. `fine_tune` is a number of steps of Adam
-    towards what the original says of the data, or a function that trains the network that it is given, in place.
+    which is read once; hundreds do. Errors are measured on `held_out`, data of the same kind, or on every fourth image
+    of `data`, which then is not fitted. `budget` is the share of all multiply-adds to keep (up to 1), or how many
+    (of="macs"); the largest share of the outputs' variance that may be lost (of="error"); or by how much the
+    classification error may rise (of="classes", with labels; 0.01 is a point). by="weights" needs no data for its
+    factors, and is much worse. `layers` names those that may be changed; all convolutions and linear layers without
+    groups, if None. `fine_tune` is a number of steps of Adam towards what the original says of the data, or a function
+    that trains the network that it is given, in place.
 
-    In the report's details: the rank of each layer, `error` (share of variance lost; classification error with labels),
-    `curve` (both ways at several budgets, before fitting), and `left_alone` with the reasons.
+    A Network In Network of ours stays one, which a model file can hold. In the report's details: the rank of each
+    layer, `error` (share of variance lost; classification error with labels), `curve` (both ways at several budgets,
+    before fitting), and `left_alone` with the reasons.
     Raises UsageError for settings and data that make no sense, SurgeryError for layers that cannot be changed and
     budgets that cannot be met.
     """
     model = accepted(model)
     _check(budget, of, by, fine_tune)
-    work = Slimming(model, as_batches(data), by, layers)
-    choice = work.within(budget) if of == "macs" else work.losing(budget)
+    work = Slimming(model, as_batches(data), None if held_out is None else as_batches(held_out), by, layers)
+    if of == "classes" and work.labels is None:
+        raise UsageError("of='classes' needs labels: give pairs of images and labels, or use of='error'.")
+    choice = work.within(budget) if of == "macs" else work.losing(budget, LOSSES[of])
     modules = work.factors(choice)
     changed = replaced(copied(model), modules)
+    slimmed_own(changed, {n: (option.rank_in or 0, option.rank_out or 0) for n, option in work.picked(choice).items()})
     errors = {"before": work.errors(work.original), "after": work.errors(changed)}
     if fine_tune is not None:
         _tune(changed, work, fine_tune)
@@ -91,8 +100,8 @@ def _check(budget: object, of: str, by: str, fine_tune: object) -> None:
         if given not in accepted_words:
             raise UsageError(f"{what} is {given!r}; {did_you_mean(str(given), accepted_words)}")
     number = isinstance(budget, int | float) and not isinstance(budget, bool)
-    if not number or not float(budget) > 0 or (of == "error" and not float(budget) < 1):  # type: ignore[arg-type]
-        limits = "a share between 0 and 1" if of == "error" else "a share between 0 and 1, or a number of multiply-adds"
+    if not number or not float(budget) > 0 or (of != "macs" and not float(budget) < 1):  # type: ignore[arg-type]
+        limits = "a share between 0 and 1" if of != "macs" else "a share between 0 and 1, or a number of multiply-adds"
         raise UsageError(f"budget is {budget!r}; {limits} is accepted.")
     if not (fine_tune is None or callable(fine_tune) or (type(fine_tune) is int and fine_tune > 0)):
         raise UsageError(f"fine_tune is {fine_tune!r}; None, a number of steps, or a function of the network.")
@@ -113,8 +122,10 @@ def _notes(work: Slimming, choice: Choice, errors: Mapping[str, Mapping[str, flo
     kept = (work.fixed + choice.cost) / work.total
     notes = [f"{kept:.1%} of the multiply-adds, {errors['after']['output']:.2%} of the outputs' variance lost."]
     if "classes" in errors["after"]:
+        tuned = f"{errors['before_tuning']['classes']:.2%} after, " if "before_tuning" in errors else ""
         before, after = (f"{errors[when]['classes']:.2%}" for when in ("before", "after"))
-        notes.append(f"Classification error on {len(work.wanted)} held-out images: {before} before, {after} after.")
+        after = f"{tuned}{after} after fine-tuning" if tuned else f"{after} after"
+        notes.append(f"Classification error on {len(work.wanted)} held-out images: {before} before, {after}.")
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in work.original.modules()):
         notes.append("Batch norms hide how much a response counts: fold them first, and the ranks will be better ones.")
     return notes

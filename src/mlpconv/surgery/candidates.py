@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mlpconv.surgery.checks import is_parametrized, sharers
 from mlpconv.surgery.lowrank import Basis, Layer
+from mlpconv.surgery.own import kept_own
 from mlpconv.surgery.ranks import Option
 
 __all__ = ["Candidate", "find_candidates"]
@@ -93,7 +94,7 @@ def _layers(model: nn.Module, left: dict[str, str]) -> Iterator[tuple[str, Layer
     for name, module in model.named_modules():
         if not isinstance(module, nn.Conv2d | nn.Linear):
             continue
-        reason = _reason(model, module)
+        reason = _reason(model, module) or kept_own(model, name)
         if reason:
             left[name] = reason
         else:
@@ -118,8 +119,8 @@ def _watch(name: str, found: dict[str, Candidate], left: dict[str, str]) -> Any:
             left[name] = "works on a single image without a batch"
             return
         maps = isinstance(module, nn.Conv2d)
-        each.places_in += math.prod(inputs[0].shape[2:] if maps else inputs[0].shape[1:-1])
-        each.places_out += math.prod(output.shape[2:] if maps else output.shape[1:-1])
+        each.places_in += inputs[0].numel() // inputs[0].shape[1 if maps else -1]
+        each.places_out += output.numel() // output.shape[1 if maps else -1]
         each.calls += 1
 
     return hook

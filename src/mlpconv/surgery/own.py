@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import cast
 
@@ -14,11 +15,15 @@ from mlpconv.layers import MLPConv
 from mlpconv.models import NIN, Network
 from mlpconv.models.blocks import STD, NINConfig
 from mlpconv.models.folding import fold_norm
+from mlpconv.models.lowrank import Ranks, parts_of
 from mlpconv.surgery.checks import check_shape
 from mlpconv.surgery.graph import replace_module
 from mlpconv.surgery.insertion import Insert
 
-__all__ = ["check_deeper", "deeper_nin", "folded_own", "nin_block", "own_shape"]
+__all__ = ["check_deeper", "deeper_nin", "folded_own", "kept_own", "nin_block", "own_shape", "slimmed_own"]
+
+CONV = re.compile(r"blocks\.(\d+)\.convs\.(\d+)")
+WHOLE: Ranks = (0, 0)
 
 
 def own_shape(model: nn.Module) -> tuple[int, int, int]:
@@ -77,7 +82,7 @@ def check_deeper(model: NIN, block: int, *, exact: bool) -> None:
 def deeper_nin(model: NIN, block: int, insert: Insert) -> None:
     """In place: one more 1x1 at the end of a block, with norm and activation as its configuration has them."""
     config, old = model.config, cast("MLPConv", model.blocks[block])
-    like = cast("nn.Conv2d", old.convs[-1]).weight
+    like = parts_of(old.convs[-1])[-1].weight
     parts = insert.build(like)
     norm: nn.Module = cast("nn.Module", parts.norm) if insert.norm else nn.Identity()
     if block == len(model.blocks) - 1 and insert.norm:
@@ -88,5 +93,30 @@ def deeper_nin(model: NIN, block: int, insert: Insert) -> None:
         store.append(copy.deepcopy(cast("nn.Module", module)).train(mode))
     grown = config.blocks[block]
     stds = (*grown.stds, STD) if grown.stds else ()
-    grown = replace(grown, channels=(*grown.channels, grown.channels[-1]), stds=stds)
+    ranks = (*grown.ranks, WHOLE) if grown.ranks else ()
+    grown = replace(grown, channels=(*grown.channels, grown.channels[-1]), stds=stds, ranks=ranks)
     model.config = replace(config, blocks=(*config.blocks[:block], grown, *config.blocks[block + 1 :]))
+
+
+def kept_own(model: nn.Module, name: str) -> str:
+    """Why a layer of one of our networks keeps its rank; empty where it need not, and for other networks."""
+    if not isinstance(model, NIN) or CONV.match(name):
+        return ""
+    return "is the fully connected head, for which its architecture has no rank"
+
+
+def slimmed_own(model: nn.Module, ranks: Mapping[str, Ranks]) -> None:
+    """In place: the configuration of a network whose convolutions of these names are computed at these ranks.
+
+    A network that was slimmed before is left with the one that it has, which cannot say how it is now.
+    """
+    places = {name: re.fullmatch(CONV, name) for name in ranks}
+    if not isinstance(model, NIN) or not all(places.values()):
+        return
+    blocks = list(model.config.blocks)
+    for name, place in places.items():
+        block, conv = (int(number) for number in cast("re.Match[str]", place).groups())
+        pairs = list(blocks[block].ranks or (WHOLE,) * len(blocks[block].channels))
+        pairs[conv] = ranks[name]
+        blocks[block] = replace(blocks[block], ranks=tuple(pairs))
+    model.config = replace(model.config, blocks=tuple(blocks))

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mlpconv.errors import SurgeryError, UsageError, did_you_mean
-from mlpconv.surgery.batches import Batch, split
+from mlpconv.surgery.batches import Batch, labels_of, split
 from mlpconv.surgery.calibration import bases_of, outputs_of, paired
 from mlpconv.surgery.candidates import find_candidates
 from mlpconv.surgery.checks import check_shape, copied
@@ -28,11 +27,21 @@ CURVE = (0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 class Slimming:
     """A network and all that is known of its layers, while ranks are looked for."""
 
-    def __init__(self, model: nn.Module, batches: Sequence[Batch], by: str, layers: Sequence[str] | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Batch],
+        held: Sequence[Batch] | None,
+        by: str,
+        layers: Sequence[str] | None,
+    ) -> None:
         self.by = by
         self.shape = check_shape(tuple(batches[0].images.shape[1:]))
         self.original = copied(model).eval()
-        self.fit, self.held = split(batches)
+        self.fit, self.held = split(batches) if held is None else (batches, held)
+        self.labels = labels_of(self.held)
+        self.wanted = self._wanted()
+        self.variance = float((self.wanted - self.wanted.mean(0)).square().sum())
         self.candidates, self.left = find_candidates(self.original, batches[0].images[:1])
         self._restrict(layers)
         self.total = figures(model, self.shape, latency=False).macs
@@ -45,11 +54,21 @@ class Slimming:
             pairs = [(each, self.bases[name], laws[name]) for name, each in self.candidates.items()]
             self.options = [each.options(basis, law.into, law.out) for each, basis, law in pairs]
         self.fixed = self.total - sum(each.macs() for each in self.candidates.values())
-        self.wanted = outputs_of(self.original, self.held)
-        self.variance = float((self.wanted - self.wanted.mean(0)).square().sum())
-        if not 0 < self.variance < float("inf"):
-            what = "the same for all" if self.variance == 0 else "NaN or infinite for some"
-            raise SurgeryError(f"{type(model).__name__} gives outputs that are {what} images: nothing can be measured.")
+
+    def _wanted(self) -> Tensor:
+        """(N, ...): what the original says of the held-out images; raises where that is nothing to measure by."""
+        if self.held[0].images.shape[1:] != self.fit[0].images.shape[1:]:
+            sizes = ["x".join(map(str, batches[0].images.shape[1:])) for batches in (self.held, self.fit)]
+            raise UsageError(f"held_out has images of {sizes[0]}, data of {sizes[1]}; both must be alike.")
+        found = outputs_of(self.original, self.held)
+        if not bool(found.isfinite().all()) or not bool((found != found[0]).any()):
+            what = "NaN or infinite for some" if not bool(found.isfinite().all()) else "the same for all"
+            name = type(self.original).__name__
+            raise SurgeryError(f"{name} gives outputs that are {what} images: nothing can be measured.")
+        if self.labels is not None and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < found.shape[1]:
+            low, high = int(self.labels.min()), int(self.labels.max())
+            raise UsageError(f"data has labels from {low} to {high}; from 0 to {found.shape[1] - 1} are accepted.")
+        return found
 
     def _restrict(self, layers: Sequence[str] | None) -> None:
         for name in layers or ():
@@ -65,7 +84,7 @@ class Slimming:
 
     def within(self, budget: float) -> Choice:
         """The ranks that lose least within the multiply-adds."""
-        allowed = int(budget * self.total if budget < 1 else budget)
+        allowed = int(budget * self.total if budget <= 1 else budget)
         choice = choose(self.options, allowed - self.fixed)
         if choice is None:
             least = self.fixed + path(self.options)[-1].cost
@@ -75,14 +94,15 @@ class Slimming:
             )
         return choice
 
-    def losing(self, budget: float) -> Choice:
-        """The cheapest ranks at which the outputs lose no more than this share of their variance."""
+    def losing(self, budget: float, what: str) -> Choice:
+        """The cheapest ranks at which an error grows by no more than the budget on the held-out images."""
         choices = path(self.options)
+        before = self.errors(self.original)[what]
         good, bad = 0, len(choices)  # the first of all is the network as it is
         while bad - good > 1:
             middle = (good + bad) // 2
             changed = replaced(copied(self.original), self.factors(choices[middle]))
-            if self.errors(changed)["output"] <= budget:
+            if self.errors(changed)[what] - before <= budget:
                 good = middle
             else:
                 bad = middle
@@ -105,7 +125,7 @@ class Slimming:
             if option.rank_in:
                 parts = factorised(each.layer, self.bases[name], option.rank_in, None)
             replace_module(changed, name, parts)
-            moments = paired(self.original, changed, name, each.calls, self.fit)
+            moments = paired(self.original, changed, name, each, self.fit)
             made[name] = reconstructed(parts, moments, option.rank_out)
             replace_module(changed, name, made[name])
         return made
@@ -119,9 +139,8 @@ class Slimming:
         """On the held-out images: `output`, the share of the outputs' variance that is lost; and `classes`."""
         outputs = outputs_of(model.eval() if model is self.original else copied(model).eval(), self.held)
         found = {"output": float((outputs - self.wanted).square().sum()) / self.variance}
-        if self.held[0].labels is not None:
-            labels = torch.cat([batch.labels for batch in self.held if batch.labels is not None]).cpu()
-            found["classes"] = float((outputs.argmax(1) != labels).double().mean())
+        if self.labels is not None:
+            found["classes"] = float((outputs.argmax(1) != self.labels).double().mean())
         return found
 
     def curve(self) -> list[dict[str, Any]]:
@@ -153,7 +172,7 @@ class Slimming:
 
 
 def replaced(model: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
-    """In place: the network with these modules for those of their names."""
+    """In place: the network with these modules for those of their names, in the mode that those were in."""
     for name, module in modules.items():
-        replace_module(model, name, copied(module))
+        replace_module(model, name, copied(module).train(model.get_submodule(name).training))
     return model
