@@ -89,6 +89,21 @@ class Gate(nn.Module):
         return x * self.up(self.down(self.pool(x)).relu()).sigmoid()
 
 
+class Functions(nn.Module):
+    """Convolution, norm, rectifier and pool as functions of parameters that other modules hold."""
+
+    def __init__(self, channels: int, out: int, stride: int, pool: Callable[..., Tensor], *, ceil: bool) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(channels, out, (3, 1)), nn.BatchNorm2d(out)
+        self.stride, self.pool, self.ceil = stride, pool, ceil
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv2d(x, self.conv.weight, self.conv.bias, padding=(1, 0))
+        norm = self.norm
+        x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, self.training, 0.1, norm.eps)
+        return self.pool(torch.relu(x), 2, self.stride, ceil_mode=self.ceil)
+
+
 @dataclass(frozen=True)
 class Rules:
     """What a trunk may be made of."""
@@ -96,6 +111,8 @@ class Rules:
     padded: bool = True
     gates: bool = True
     strides: bool = True
+    functions: bool = False
+    """Also blocks that call functions with the parameters of modules."""
 
 
 @st.composite
@@ -122,6 +139,7 @@ def units(
 def blocks(draw: Any, channels: int, rules: Rules) -> tuple[nn.Module, int]:
     """A piece of a trunk, and the channels that it makes."""
     kinds = ["unit", "residual", "branches", "pool", "dropout"] + ["gate"] * rules.gates
+    kinds += ["functions"] * (rules.functions and rules.padded)
     kind = draw(st.sampled_from(kinds))
     out = draw(st.sampled_from([6, 12]))
     stride = draw(st.integers(1, 2)) if rules.strides else 1
@@ -135,7 +153,11 @@ def blocks(draw: Any, channels: int, rules: Rules) -> tuple[nn.Module, int]:
         return Branches(*made), 6 * len(made)
     if kind == "pool":
         pool = draw(st.sampled_from([nn.MaxPool2d, nn.AvgPool2d]))
-        return pool(2, stride), channels
+        padding = draw(st.integers(0, 1)) if rules.padded else 0
+        return pool(2, stride, padding, ceil_mode=draw(st.booleans())), channels
+    if kind == "functions":
+        pool = draw(st.sampled_from([F.max_pool2d, F.avg_pool2d]))
+        return Functions(channels, out, stride, pool, ceil=draw(st.booleans())), out
     if kind == "dropout":
         return nn.Dropout(0.3), channels
     if kind == "gate":
@@ -219,7 +241,10 @@ class Network(nn.Module):
 def networks(
     draw: Any, heads: tuple[str, ...] = ("pool", "flatten", "adaptive"), rules: Rules | None = None, hidden: bool = True
 ) -> tuple[nn.Module, tuple[int, int, int]]:
-    """A classifier with random weights, in eval mode or in training, and the (C, H, W) of its images."""
+    """A classifier with random weights, in eval mode or in training, and the (C, H, W) of its images.
+
+    Heads: "pool" to one cell, "flatten", and "adaptive" pools to even windows or ("uneven") to any.
+    """
     rules = rules or Rules(padded=draw(st.booleans()))
     shape = (3, draw(st.sampled_from([17, 19, 23])), draw(st.sampled_from([17, 21])))
     trunk, channels = nn.Sequential(nn.Conv2d(3, 6, 3, padding=int(rules.padded)), nn.ReLU()), 6
@@ -237,7 +262,8 @@ def networks(
         spelling = draw(st.sampled_from(sorted(FLATTENS)))
         head = Head(spelling, FLATTENS[spelling], draw(linear_layers(channels * rows * columns, hidden=several)))
     else:
-        sides = [draw(st.sampled_from([part for part in range(1, n + 1) if n % part == 0])) for n in (rows, columns)]
+        parts = [[part for part in range(1, n + 1) if kind == "uneven" or n % part == 0] for n in (rows, columns)]
+        sides = [draw(st.sampled_from(each)) for each in parts]
         layers = draw(linear_layers(channels * sides[0] * sides[1], hidden=several))
         head = Head("adaptive", Pooled((sides[0], sides[1])), layers)
     return randomised(Network(trunk, head), seed).train(draw(st.booleans())), shape
