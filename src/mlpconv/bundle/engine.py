@@ -148,17 +148,23 @@ def _layers_of_block(block: MLPConv) -> list[Layer] | None:
     layers, last = [], len(block.convs) - 1
     for index, (conv, norm, activation) in enumerate(zip(block.convs, block.norms, block.activations, strict=True)):
         pool = block.pool if index == last else None
-        kinds = ((conv, CONVS), (norm, NORMS), (activation, ACTIVATIONS), (pool, POOLS))
-        if any(type(part) not in accepted for part, accepted in kinds):
+        parts = list(conv) if type(conv) is nn.Sequential else [conv]  # a convolution of lower rank is a chain of them
+        kinds = (*((part, CONVS) for part in parts), (norm, NORMS), (activation, ACTIVATIONS), (pool, POOLS))
+        if not parts or any(type(part) not in accepted for part, accepted in kinds):
             return None
+        convs = cast("list[nn.Conv2d]", parts)
+        layers += [folded(part, nn.Identity(), relu=False) for part in convs[:-1]]
         pool_first = pool is not None and block.pool_at == "conv"
-        layers.append(folded(cast("nn.Conv2d", conv), norm, type(activation) is nn.ReLU, pool, pool_first))
+        layers.append(folded(convs[-1], norm, type(activation) is nn.ReLU, pool, pool_first))
     return layers
 
 
-def folded(conv: nn.Conv2d, norm: nn.Module, relu: bool, pool: nn.Module | None, pool_first: bool) -> Layer:
+def folded(
+    conv: nn.Conv2d, norm: nn.Module, relu: bool, pool: nn.Module | None = None, pool_first: bool = False
+) -> Layer:
     """A convolution with its norm multiplied into it; apart where a pool comes between and a weight is negative."""
-    weight, bias = conv.weight.detach(), cast("Tensor", conv.bias).detach()
+    weight = conv.weight.detach()
+    bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.detach()
     stride, padding = conv.stride, cast("tuple[int, ...]", conv.padding)
     if not isinstance(norm, nn.BatchNorm2d):
         return Layer(weight, bias, stride, padding, relu, pool)

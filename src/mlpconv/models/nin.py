@@ -17,6 +17,7 @@ from mlpconv.models.base import Network
 from mlpconv.models.blocks import STD, Block, NINConfig
 from mlpconv.models.dropout import Dropout
 from mlpconv.models.initialise import start_convs, start_linear
+from mlpconv.models.lowrank import low_rank, parts_of
 
 __all__ = ["NETWORKS", "NIN"]
 
@@ -45,13 +46,16 @@ class NIN(Network):
             channels = block.channels[-1]
         self.head = _make_head(config)
         stds = [std for block in config.blocks for std in block.stds or (STD,) * len(block.channels)]
+        stds = [std for std, conv in zip(stds, self._convs(), strict=True) for _ in parts_of(conv)]
         pieces = activation_pieces(config.activation)
-        start_convs(self._convs(), config.init, stds, pieces=pieces, maps_last=not self.fixed_size)
+        parts = [part for conv in self._convs() for part in parts_of(conv)]
+        start_convs(parts, config.init, stds, pieces=pieces, maps_last=not self.fixed_size)
         if not isinstance(self.last_layer, nn.Conv2d):
             start_linear(self.last_layer, config.init, STD)
 
-    def _convs(self) -> list[nn.Conv2d]:
-        return [cast("nn.Conv2d", conv) for block in self.blocks for conv in cast("MLPConv", block).convs]
+    def _convs(self) -> list[nn.Module]:
+        """Every convolution, or the chain that it is computed by."""
+        return [conv for block in self.blocks for conv in cast("MLPConv", block).convs]
 
     @property
     def first_mlpconv(self) -> MLPConv:
@@ -61,12 +65,12 @@ class NIN(Network):
     @property
     def last_conv(self) -> nn.Conv2d | None:
         """The 1x1 that makes the category maps; None with a fully connected head."""
-        return None if self.fixed_size else self._convs()[-1]
+        return None if self.fixed_size else parts_of(self._convs()[-1])[-1]
 
     @property
     def last_layer(self) -> nn.Conv2d | nn.Linear:
         """The layer that makes the logits: the last 1x1, or the fully connected layer."""
-        return cast("nn.Linear", cast("nn.Sequential", self.head)[-1]) if self.fixed_size else self._convs()[-1]
+        return self.last_conv or cast("nn.Linear", cast("nn.Sequential", self.head)[-1])
 
     def features(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, K, h, w): what the last mlpconv layer makes."""
@@ -102,6 +106,8 @@ def _make_block(config: NINConfig, block: Block, channels: int, *, last: bool) -
     )
     if last:
         made.norms[-1] = nn.Identity()
+    for index, ranks in enumerate(block.ranks):
+        made.convs[index] = low_rank(cast("nn.Conv2d", made.convs[index]), ranks)
     return made
 
 
