@@ -170,6 +170,17 @@ def test_fully_connected_layers_in_a_row_become_one() -> None:
     assert count(folded(model), nn.Linear) == 1
 
 
+@pytest.mark.parametrize("frozen", [(False, True), (True, False), (True, True), (False, False)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_one_of_two_layers_is_trained_where_either_was(frozen: tuple[bool, bool], bias: bool) -> None:
+    model = net(nn.Conv2d(3, 8, 1, bias=bias), nn.Conv2d(8, 2, 1))
+    for layer, still in zip(model, frozen, strict=False):
+        layer.requires_grad_(not still)
+    changed = folded(model)
+    assert {parameter.requires_grad for parameter in changed.parameters()} == {not all(frozen)}
+    assert count(changed, nn.Conv2d) == 1
+
+
 def test_a_norm_after_a_chain_is_folded_and_the_chain_made_one() -> None:
     layers = [
         nn.BatchNorm2d(3),

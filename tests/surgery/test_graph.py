@@ -253,14 +253,14 @@ def test_a_size_that_is_none_is_refused(shape: Any) -> None:
 
 
 def test_a_module_is_replaced_wherever_it_stands() -> None:
-    shared = nn.Conv2d(3, 3, 1)
+    shared, other = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
     shared.weight.requires_grad_(False)
+    other.bias.requires_grad_(False)
     model = nn.Sequential(shared, nn.Sequential(nn.ReLU(), shared)).eval()
-    replace_module(model, "1.1", nn.Conv2d(3, 3, 1))
-    assert model[0] is model[1][1] is not shared
+    replace_module(model, "1.1", other)
+    assert model[0] is model[1][1] is other
     assert not model[0].training
-    assert not model[0].weight.requires_grad
-    assert model[0].bias.requires_grad
+    assert [other.weight.requires_grad, other.bias.requires_grad] == [True, False]
     with pytest.raises(SurgeryError, match="no module '1.7'"):
         replace_module(model, "1.7", nn.ReLU())
 

@@ -65,7 +65,7 @@ def as_convolution(linear: nn.Linear, layout: Layout) -> nn.Conv2d:
     )  # fmt: skip
     made.weight = nn.Parameter(weight.reshape(made.weight.shape), linear.weight.requires_grad)
     if linear.bias is not None:
-        made.bias = nn.Parameter(linear.bias.detach().clone(), linear.bias.requires_grad)
+        made.bias = nn.Parameter(linear.bias.detach(), linear.bias.requires_grad)
     return made
 
 

@@ -110,17 +110,13 @@ def calls_of(graph: fx.Graph, root: nn.Module) -> Mapping[nn.Module, list[fx.Nod
 def replace_module(root: nn.Module, name: str, module: nn.Module) -> None:
     """Put a module in the place of the one of this name, in the same mode, wherever the old one stands.
 
-    Parameters of the new module are as trainable as the old one's were. Raises SurgeryError where there is none.
+    Its parameters are as trainable as they come. Raises SurgeryError where there is no such module.
     """
     try:
         old = root.get_submodule(name)
     except AttributeError as error:
         raise SurgeryError(f"{type(root).__name__} has no module {name!r}.") from error
     module.train(old.training)
-    for key, parameter in module.named_parameters():
-        source = dict(old.named_parameters()).get(key)
-        if source is not None:
-            parameter.requires_grad_(source.requires_grad)
     for parent in list(root.modules()):
         for key, child in parent._modules.items():
             if child is old:
