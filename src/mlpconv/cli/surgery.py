@@ -1,4 +1,4 @@
-"""`mlpconv surgery`: another network that computes the same, and the proof."""
+"""`mlpconv surgery`: another network that computes the same, and the proof; or a cheaper one, and what it loses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from mlpconv.cli.options import Switch, image_size
+from mlpconv.cli.bottleneck import Bottleneck
+from mlpconv.cli.options import Switch, check_can_be_written, image_size
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -18,21 +19,29 @@ if TYPE_CHECKING:
 
 __all__ = ["surgery"]
 
-OPERATIONS = ("convolutionalize", "deepen", "fold", "pool_head")
-OURS = ("deepen", "fold")
+OPERATIONS = ("bottleneck", "convolutionalize", "deepen", "fold", "pool_head")
+OURS = ("bottleneck", "deepen", "fold")
 """Those that make one of our networks of one of our networks, so that a model file can hold it."""
+OWNERS = {
+    "--where": ("deepen", "bottleneck"),
+    "--init": ("deepen",),
+    "--input": ("convolutionalize", "deepen", "fold", "pool_head"),
+}
+"""The operations that an option is for, where it is not for bottleneck alone."""
 MOST_IMAGES = 64
 
 
 def surgery(
     operation: str,
     model: str,
+    data: str | None = None,
     /,
     *,
     input: Annotated[str | None, Parameter(name=["--input", "-i", "--shape"])] = None,  # noqa: A002
     images: tuple[str, ...] = (),
     where: tuple[str, ...] = (),
     init: str | None = None,
+    slim: Bottleneck | None = None,
     out: Path | None = None,
     json: Switch = False,
 ) -> None:
@@ -40,33 +49,82 @@ def surgery(
 
     convolutionalize: fully connected heads become convolutions, and larger images give maps of logits. pool_head: pool
     and linear layer become 1x1 and pool, which gives exact category maps. fold: batch norms become a part of
-    convolutions. deepen: one more 1x1 at --where, ready for training.
+    convolutions. deepen: one more 1x1 at --where, ready for training. bottleneck: another, cheaper network of lower
+    ranks, and how much worse it is.
 
     Parameters
     ----------
     operation
-        convolutionalize, deepen, fold or pool_head.
+        bottleneck, convolutionalize, deepen, fold or pool_head.
     model
         A model file, a run folder, an architecture such as nin_cifar10, or another library's: torchvision:resnet50,
-        timm:convnext_tiny (with random weights).
+        timm:convnext_tiny (with random weights). For bottleneck a model file, a run folder or shipped weights.
+    data
+        For bottleneck: digits, mnist, cifar10 or another named data set, or a folder, as for `mlpconv evaluate`.
     input
         Channels, rows and columns of an image, as in 3x32x32; the model's own size if not given.
     images
-        Image files or folders to compare on, beside random images; the first 64. For model files.
+        Image files or folders to compare on, beside random images; the first 64. For model files. For bottleneck:
+        in the place of DATA, without labels.
     where
-        Modules behind which `deepen` adds a 1x1, such as blocks.0; may be given several times.
+        Modules behind which `deepen` adds a 1x1, such as blocks.0; layers that `bottleneck` may change (all, if not
+        given), such as blocks.1.convs.0. May be given several times.
     init
         How `deepen` starts its 1x1: identity (the default) or he.
     out
-        Write the new network to this model file; for `fold` and `deepen` of model files.
+        Write the new network to this model file; for `bottleneck`, `fold` and `deepen` of model files.
     json
         Print the report as one JSON object, for machines.
     """
+    size = image_size(input) if input is not None else None
+    asked = slim or Bottleneck()
+    given = {"--input": input, "DATA": data, "--where": where, "--init": init} | dict.fromkeys(asked.given(), True)
+    _check(operation, [name for name, value in given.items() if value])
+    if operation == "bottleneck":
+        _slim(model, asked, data, images, where, out, json=json)
+    else:
+        _rewrite(operation, model, size, images, where, init, out, json=json)
+
+
+def _slim(
+    model: str,
+    asked: Bottleneck,
+    data: str | None,
+    images: tuple[str, ...],
+    where: tuple[str, ...],
+    out: Path | None,
+    *,
+    json: bool,
+) -> None:
+    """`bottleneck`, which needs trained weights and images."""
+    from mlpconv.cli.bottleneck import bottlenecked, describe, slimmable
+    from mlpconv.files import json_bytes
+
+    classifier = slimmable(model, asked, data, images, out)
+    result, about = bottlenecked(classifier, asked, data, images, where)
+    if out is not None:
+        _save(result, classifier, out)
+    if json:
+        sys.stdout.write(json_bytes(result.report.to_dict() | {"images": about}).decode())
+    else:
+        describe(result, about, [asked.plot, out])
+
+
+def _rewrite(
+    operation: str,
+    model: str,
+    size: tuple[int, int, int] | None,
+    images: tuple[str, ...],
+    where: tuple[str, ...],
+    init: str | None,
+    out: Path | None,
+    *,
+    json: bool,
+) -> None:
+    """An operation after which the network computes the same."""
     from mlpconv.cli.foreign import open_parts
     from mlpconv.files import json_bytes
 
-    size = image_size(input) if input is not None else None
-    _check(operation, where, init)
     if out is not None:
         _check_out(operation, model, out)
     network, usual, classifier = open_parts(model)
@@ -84,23 +142,24 @@ def surgery(
         print(f"Written: {out}")
 
 
-def _check(operation: str, where: tuple[str, ...], init: str | None) -> None:
+def _check(operation: str, given: list[str]) -> None:
     """Refuse an unknown operation, and options of another one."""
     from mlpconv.errors import UsageError, did_you_mean
 
     if operation not in OPERATIONS:
         raise UsageError(f"There is no operation {operation!r}; {did_you_mean(operation, OPERATIONS)}")
-    if operation == "deepen" and not where:
+    if operation == "deepen" and "--where" not in given:
         raise UsageError("deepen needs --where: the module behind which the 1x1 stands, such as blocks.0.")
-    if operation != "deepen" and (where or init is not None):
-        raise UsageError(f"--where and --init belong to deepen; {operation} has no such option.")
+    for name in given:
+        owners = OWNERS.get(name, ("bottleneck",))
+        if operation not in owners:
+            raise UsageError(f"{name} belongs to {' and '.join(owners)}; {operation} has no such option.")
 
 
 def _check_out(operation: str, model: str, out: Path) -> None:
     from mlpconv.errors import UsageError
 
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        raise UsageError(f"--out is {str(out)!r}; a file in a folder that exists is accepted.")
+    check_can_be_written(out=out)
     if operation not in OURS:
         raise UsageError(
             f"A model file cannot hold what {operation} makes, a network of no architecture of ours. In Python: "
@@ -156,6 +215,8 @@ def _save(result: Surgery, classifier: Classifier, out: Path) -> None:
         raise _no_file("this network is no architecture of ours any more")
     report = result.report.to_dict()
     done = {key: report[key] for key in ("operation", "exact", "changed", "differences")}
+    if not result.report.exact:
+        done["details"] = {key: value for key, value in report["details"].items() if key != "curve"}
     info = classifier.info | {"surgery": [*classifier.info.get("surgery", ()), done]}
     info.pop("versions", None)  # those of this writing are put there
     bundle.save(

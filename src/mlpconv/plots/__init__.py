@@ -10,5 +10,16 @@ from mlpconv.plots.filters import filters as filters
 from mlpconv.plots.maps import map_sheet as map_sheet
 from mlpconv.plots.maps import overlay as overlay
 from mlpconv.plots.style import save_figure as save_figure
+from mlpconv.plots.tradeoff import tradeoff as tradeoff
 
-__all__ = ["confusion", "curves", "filters", "map_sheet", "mistakes", "overlay", "receptive_field", "save_figure"]
+__all__ = [
+    "confusion",
+    "curves",
+    "filters",
+    "map_sheet",
+    "mistakes",
+    "overlay",
+    "receptive_field",
+    "save_figure",
+    "tradeoff",
+]

@@ -111,13 +111,24 @@ def new_figure(width: float, height: float, layout: Literal["constrained", "comp
 
 
 def save_figure(figure: Figure, path: str | Path, *, dpi: float = DPI) -> Path:
-    """Write a figure as a PNG, whole or not at all; raises OSError.
+    """Write a figure as a PNG, or as an SVG where the name ends so, whole or not at all; raises OSError.
 
     At the usual `dpi` text is sharp on any screen; where that makes a large file, it is drawn coarser.
     """
+    if Path(path).suffix.lower() == ".svg":
+        write_atomic(Path(path), _as_svg(figure))
+        return Path(path)
     png = _drawn(figure, dpi)
     write_atomic(Path(path), png if len(png) <= LARGE else _drawn(figure, dpi * COARSER))
     return Path(path)
+
+
+def _as_svg(figure: Figure) -> bytes:
+    """The bytes of an SVG that says nothing of when it was made; letters are outlines, which every viewer has."""
+    packed = io.BytesIO()
+    with mpl.rc_context({**_house(), "svg.hashsalt": "mlpconv", "svg.fonttype": "path"}):
+        figure.savefig(packed, format="svg", metadata={"Date": None})
+    return packed.getvalue()
 
 
 def _drawn(figure: Figure, dpi: float) -> bytes:
