@@ -227,7 +227,41 @@ def test_the_table_has_equal_lines_totals_and_the_convention(small: Profile) -> 
     assert len({len(line) for line in table}) == 1
     assert "966,986" in table[-1]
     assert "222,486,528" in table[-1]
+    assert f"  {small.totals.intensity:.1f}  " in table[-1]
     assert "1 MAC = 1 multiply-add" in small.table()
+
+
+def three_kinds() -> Profile:
+    """5x5 in place of a rectifier's memory, so that every share is one to work out by hand."""
+    layers = nn.Sequential(nn.Conv2d(2, 3, 3, bias=False), nn.ReLU(inplace=True), nn.Conv2d(3, 4, 1), nn.MaxPool2d(5))
+    return profile(layers, (2, 7, 7))
+
+
+def test_each_kind_has_its_share_of_every_sum() -> None:
+    totals = three_kinds().totals
+    assert totals.by_kind["kxk"] == {"layers": 1, "params": 54, "macs": 54 * 25, "activation_bytes": 300}
+    assert totals.by_kind["1x1"] == {"layers": 1, "params": 16, "macs": 12 * 25, "activation_bytes": 400}
+    assert (totals.params_share_1x1, totals.macs_share_1x1) == (16 / 70, 12 / 66)
+    assert totals.activation_share_1x1 == 400 / 716
+    lines = three_kinds().table().split("\n\n")[1].splitlines()
+    assert [line.split() for line in lines] == [
+        ["kind", "layers", "params", "share", "MACs", "share", "activation", "share"],
+        ["kxk", "1", "54", "77.1%", "1,350", "81.8%", "300", "B", "41.9%"],
+        ["1x1", "1", "16", "22.9%", "300", "18.2%", "400", "B", "55.9%"],
+        ["pool", "1", "-", "-", "-", "-", "16", "B", "2.2%"],
+        ["activation", "1", "-", "-", "-", "-", "-", "-"],
+    ]
+    assert len({len(line) for line in lines}) == 1
+    assert "22.9% of the parameters, 18.2% of the MACs, 55.9% of the activations" in three_kinds().table()
+    assert "<td>1x1</td><td>1</td><td>16</td><td>22.9%</td>" in as_page(three_kinds())
+
+
+def test_the_intensity_of_the_whole_is_that_of_all_that_is_read_and_written() -> None:
+    """Image, weights and result of the two convolutions; the pool has no multiply-adds, and its bytes no part in it."""
+    moved = 4 * ((2 * 49 + 54 + 3 * 25) + (3 * 25 + 16 + 4 * 25))
+    assert three_kinds().totals.intensity == pytest.approx(54 * 25 / moved + 12 * 25 / moved)
+    assert profile(nn.ReLU(), (2, 7, 7)).totals.intensity is None
+    assert profile(nn.ReLU(inplace=True), (2, 7, 7)).totals.activation_share_1x1 == 0.0
 
 
 def test_the_page_asks_for_nothing_and_escapes_names() -> None:

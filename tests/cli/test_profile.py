@@ -14,7 +14,9 @@ from torch import nn
 import mlpconv
 from mlpconv.analysis.table import COLUMNS
 from mlpconv.cli import main
+from mlpconv.cli.foreign import import_vision
 from mlpconv.cli.profile import SPARE
+from mlpconv.errors import UsageError
 
 
 def test_an_architecture_gives_a_table_with_totals_and_the_convention(capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,5 +193,26 @@ def test_other_libraries_are_asked_for_their_models(capsys: pytest.CaptureFixtur
     assert main(["profile", "timm:tiny", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert (data["input_shape"], data["totals"]["macs"]) == ([1, 17, 19], 7 * 25 * 13 * 15)
+    assert data["model"] == "timm:tiny"
     assert main(["profile", "torchvision:resnet5"]) == 2
-    assert "near it: resnet50" in capsys.readouterr().err
+    assert "no image classifier 'resnet5'; did you mean 'resnet50'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "size", "params"),
+    [("torchvision:squeezenet1_1", "3×224×224", "1,235,496"), ("timm:resnet10t", "3×176×176", "5,435,488")],
+)
+def test_the_libraries_themselves(given: str, size: str, params: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Skipped where they are not installed."""
+    try:
+        import_vision(given.partition(":")[0])
+    except UsageError as error:
+        pytest.skip(str(error))
+    assert main(["profile", given]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{given}, images of {size}, batch 1\n")
+    assert params in next(line for line in out.splitlines() if line.startswith(" total"))
+    assert main(["profile", f"{given}x"]) == 2
+    said = capsys.readouterr().err
+    assert f"near it: {given.partition(':')[2]}" in said
+    assert "names are accepted" in said

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from mlpconv.analysis.result import Profile, Row
-from mlpconv.analysis.table import COLUMNS, cells, heading, summary, totals_cells
+from mlpconv.analysis.table import COLUMNS, KIND_COLUMNS, cells, heading, kind_cells, summary, totals_cells
 
 __all__ = ["as_page"]
 
@@ -33,7 +33,7 @@ thead th{border-bottom:2px solid #888;position:sticky;top:0;background:#fff}
 tbody tr:nth-child(even){background:#f4f5f7}tfoot td{border-top:2px solid #888;font-weight:600}
 svg{display:block;max-width:100%;height:auto}svg text{font-size:11px;fill:#222}
 .key span{display:inline-block;margin-right:1rem}.key i{display:inline-block;width:.8em;height:.8em;margin-right:.3em}
-.wide{overflow-x:auto}
+.wide{overflow-x:auto}.kinds{width:auto}.kinds :is(th,td):nth-child(2){text-align:right}
 """
 
 
@@ -46,15 +46,24 @@ def as_page(profile: Profile) -> str:
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{title}</title><style>{STYLE}</style></head><body><h1>{title}</h1>"
-        f"{_bars(profile)}{notes}<div class=wide>{_table(profile)}</div></body></html>\n"
+        f"{_bars(profile)}<div class=wide>{_kinds(profile)}</div>{notes}"
+        f"<div class=wide>{_table(profile)}</div></body></html>\n"
     )
 
 
 def _table(profile: Profile) -> str:
-    head = "".join(f"<th>{escape(column)}</th>" for column in COLUMNS)
     body = "".join(f"<tr>{_cells(cells(row))}</tr>" for row in profile.rows)
     last = f"<tr>{_cells(totals_cells(profile))}</tr>"
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody><tfoot>{last}</tfoot></table>"
+    return f"<table>{_head(COLUMNS)}<tbody>{body}</tbody><tfoot>{last}</tfoot></table>"
+
+
+def _kinds(profile: Profile) -> str:
+    body = "".join(f"<tr>{_cells(texts)}</tr>" for texts in kind_cells(profile))
+    return f"<table class=kinds>{_head(KIND_COLUMNS)}<tbody>{body}</tbody></table>"
+
+
+def _head(columns: tuple[str, ...]) -> str:
+    return f"<thead><tr>{''.join(f'<th>{escape(column)}</th>' for column in columns)}</tr></thead>"
 
 
 def _cells(texts: tuple[str, ...]) -> str:

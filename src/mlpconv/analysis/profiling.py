@@ -112,8 +112,9 @@ def _totals(model: nn.Module, rows: Sequence[Row], peak: int) -> Totals:
         if of_kind:
             sums = {key: sum(getattr(row, key) for row in of_kind) for key in ("params", "macs", "activation_bytes")}
             by_kind[kind] = {"layers": len(of_kind)} | sums
-    macs = sum(row.macs for row in rows)
-    one = by_kind.get("1x1", {"params": 0, "macs": 0})
+    macs, activations = sum(row.macs for row in rows), sum(row.activation_bytes for row in rows)
+    moved = sum(row.macs / row.intensity for row in rows if row.intensity)
+    one = by_kind.get("1x1", {"params": 0, "macs": 0, "activation_bytes": 0})
     return Totals(
         params=every,
         unused_params=every - sum(row.params for row in rows),
@@ -121,10 +122,12 @@ def _totals(model: nn.Module, rows: Sequence[Row], peak: int) -> Totals:
         bias_adds=sum(row.bias_adds for row in rows),
         pool_ops=sum(row.pool_ops for row in rows),
         other_ops=sum(row.other_ops for row in rows),
-        activation_bytes=sum(row.activation_bytes for row in rows),
+        activation_bytes=activations,
         peak_activation_bytes=peak,
+        intensity=macs / moved if moved else None,
         params_share_1x1=one["params"] / every if every else 0.0,
         macs_share_1x1=one["macs"] / macs if macs else 0.0,
+        activation_share_1x1=one["activation_bytes"] / activations if activations else 0.0,
         by_kind=by_kind,
     )
 

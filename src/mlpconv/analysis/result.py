@@ -85,8 +85,11 @@ class Totals:
     activation_bytes: int
     peak_activation_bytes: int
     """Most bytes of activations alive at once, the images included."""
+    intensity: float | None
+    """Multiply-adds for each byte that the layers with multiply-adds read or write; None without any."""
     params_share_1x1: float
     macs_share_1x1: float
+    activation_share_1x1: float
     by_kind: dict[str, dict[str, int]]
     """For each kind of layer: layers, params, macs, activation_bytes."""
 

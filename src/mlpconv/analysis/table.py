@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mlpconv.analysis.result import CONVENTION, AxisField, Profile, Row
 
-__all__ = ["COLUMNS", "as_text", "cells", "heading", "human_bytes", "summary", "totals_cells"]
+__all__ = [
+    "COLUMNS",
+    "KIND_COLUMNS",
+    "aligned",
+    "as_text",
+    "cells",
+    "heading",
+    "human_bytes",
+    "kind_cells",
+    "summary",
+    "totals_cells",
+]
 
 COLUMNS = ("layer", "kind", "output", "params", "MACs", "activation", "MAC/byte", "field", "stride", "start", "padded")
 FIELDS = (
@@ -15,6 +26,7 @@ FIELDS = (
 )
 LEFT = 2
 """The first columns are words, the others numbers."""
+KIND_COLUMNS = ("kind", "layers", "params", "share", "MACs", "share", "activation", "share")
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -26,7 +38,7 @@ def cells(row: Row) -> tuple[str, ...]:
         _count(row.params),
         _count(row.macs),
         human_bytes(row.activation_bytes) if row.activation_bytes else "-",
-        f"{row.intensity:.1f}" if row.intensity is not None else "-",
+        _ratio(row.intensity),
         _both(row, _size),
         _both(row, lambda axis: _number(axis.jump)),
         _both(row, lambda axis: _number(axis.start)),
@@ -38,14 +50,27 @@ def totals_cells(profile: Profile) -> tuple[str, ...]:
     """The last row."""
     totals = profile.totals
     sums = (_count(totals.params), _count(totals.macs), human_bytes(totals.activation_bytes))
-    return ("total", "", "", *sums, "", "", "", "", "")
+    return ("total", "", "", *sums, _ratio(totals.intensity), "", "", "", "")
+
+
+def kind_cells(profile: Profile) -> list[tuple[str, ...]]:
+    """For each kind of layer how many there are, what they cost, and their share of the whole."""
+    totals, lines = profile.totals, []
+    for kind, sums in totals.by_kind.items():
+        texts = [kind, f"{sums['layers']:,}"]
+        for key, tell in (("params", _count), ("macs", _count), ("activation_bytes", human_bytes)):
+            whole = getattr(totals, key)
+            texts += [tell(sums[key]), f"{sums[key] / whole:.1%}"] if sums[key] else ["-", "-"]
+        lines.append(tuple(texts))
+    return lines
 
 
 def summary(profile: Profile) -> list[str]:
     """What stands below the table."""
     totals = profile.totals
+    shares = (totals.params_share_1x1, totals.macs_share_1x1, totals.activation_share_1x1)
     return [
-        f"1x1 convolutions: {totals.params_share_1x1:.1%} of the parameters, {totals.macs_share_1x1:.1%} of the MACs.",
+        "1x1 convolutions: {:.1%} of the parameters, {:.1%} of the MACs, {:.1%} of the activations.".format(*shares),
         f"Peak of activations: {human_bytes(totals.peak_activation_bytes)}, batch {profile.batch}.",
         f"Counted apart: {totals.bias_adds:,} of biases, {totals.pool_ops:,} of pools, {totals.other_ops:,} others.",
         CONVENTION,
@@ -55,13 +80,19 @@ def summary(profile: Profile) -> list[str]:
 
 
 def as_text(profile: Profile) -> str:
-    """The whole table in columns of equal width."""
-    lines = [COLUMNS, *(cells(row) for row in profile.rows), totals_cells(profile)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
-    sides = [str.ljust if i < LEFT else str.rjust for i in range(len(COLUMNS))]
-    text = ["  ".join(s(cell, w) for s, cell, w in zip(sides, line, widths, strict=True)) for line in lines]
+    """The whole table in columns of equal width, and what stands below it."""
+    text = aligned([COLUMNS, *(cells(row) for row in profile.rows), totals_cells(profile)], LEFT)
     rule = "-" * max(map(len, text))
-    return "\n".join([heading(profile), text[0], rule, *text[1:-1], rule, text[-1], "", *summary(profile)]) + "\n"
+    table = [text[0], rule, *text[1:-1], rule, text[-1]]
+    kinds = aligned([KIND_COLUMNS, *kind_cells(profile)], 1)
+    return "\n".join([heading(profile), *table, "", *kinds, "", *summary(profile)]) + "\n"
+
+
+def aligned(lines: Sequence[Sequence[str]], left: int) -> list[str]:
+    """Each line of cells as one text, in columns of equal width; the first `left` columns are words."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    sides = [str.ljust if index < left else str.rjust for index in range(len(widths))]
+    return ["  ".join(s(cell, w) for s, cell, w in zip(sides, line, widths, strict=True)) for line in lines]
 
 
 def heading(profile: Profile) -> str:
@@ -80,6 +111,10 @@ def human_bytes(count: int) -> str:
 
 def _count(number: int) -> str:
     return f"{number:,}" if number else "-"
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
 
 
 def _number(value: float | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 
     Opened = tuple[nn.Module, tuple[int, int, int]]
 
-__all__ = ["import_vision", "open_model", "open_parts"]
+__all__ = ["import_vision", "is_foreign", "open_model", "open_parts"]
 
 IMAGENET = (3, 224, 224)
 VISION = "pip install 'mlpconv[vision]'"
@@ -39,8 +38,8 @@ def open_parts(given: str) -> tuple[nn.Module, tuple[int, int, int], Classifier 
     from mlpconv.errors import ModelFileError, UsageError, did_you_mean
     from mlpconv.models.registry import create_model, list_models
 
-    library, _, name = given.partition(":")
-    if library in _LIBRARIES and name:
+    if is_foreign(given):
+        library, _, name = given.partition(":")
         return *_LIBRARIES[library](name), None
     if not os.path.lexists(given) and given in list_models():
         network = create_model(given)
@@ -55,6 +54,12 @@ def open_parts(given: str) -> tuple[nn.Module, tuple[int, int, int], Classifier 
             "Of other libraries: torchvision:NAME or timm:NAME."
         ) from None
     return classifier.model, classifier.input_size, classifier
+
+
+def is_foreign(given: str) -> bool:
+    """Whether a word stands for a network of another library, such as torchvision:resnet50."""
+    library, _, name = given.partition(":")
+    return library in _LIBRARIES and bool(name)
 
 
 def import_vision(module: str) -> Any:
@@ -105,12 +110,10 @@ def _from_timm(name: str) -> Opened:
 
 def _check_name(library: str, name: str, accepted: list[str]) -> None:
     """Refuse a name that the library does not have: UsageError."""
-    from mlpconv.errors import UsageError
+    from mlpconv.errors import UsageError, did_you_mean
 
     if name not in accepted:
-        near = difflib.get_close_matches(name, accepted, n=5, cutoff=0.4)
-        hint = f"near it: {', '.join(near)}" if near else f"it has {len(accepted)} others"
-        raise UsageError(f"{library} has no image classifier {name!r}; {hint}.")
+        raise UsageError(f"{library} has no image classifier {name[:100]!r}; {did_you_mean(name[:100], accepted)}")
 
 
 _LIBRARIES = {"torchvision": _from_torchvision, "timm": _from_timm}

@@ -61,8 +61,10 @@ def profile(
     json
         Print one JSON object, for machines.
     """
+    from dataclasses import replace
+
     from mlpconv.analysis import profile as analyse
-    from mlpconv.cli.foreign import open_model
+    from mlpconv.cli.foreign import is_foreign, open_model
     from mlpconv.files import json_bytes, write_atomic
 
     given = image_size(input) if input is not None else None
@@ -70,6 +72,8 @@ def profile(
     check_can_be_written(html=html, out=out)
     network, usual = open_model(model)
     result = analyse(network, given or usual, batch=batch)
+    if is_foreign(model):
+        result = replace(result, model=model)  # its class alone would not tell ResNet-50 from ResNet-18
     if html is not None:
         from mlpconv.analysis.page import as_page
 
@@ -124,7 +128,7 @@ def _draw_field(result: Profile, drawing: _Drawing, image: Path | None) -> None:
 
 def _print_table(result: Profile) -> None:
     """The table for people; columns that a narrow terminal has no room for are left out, and named."""
-    from mlpconv.analysis.table import COLUMNS, heading, summary
+    from mlpconv.analysis.table import COLUMNS, KIND_COLUMNS, aligned, heading, kind_cells, summary
     from mlpconv.cli.show import WIDEST, open_console
 
     console, shown = open_console(), list(COLUMNS)
@@ -137,8 +141,7 @@ def _print_table(result: Profile) -> None:
     hidden = [column for column in COLUMNS if column not in shown]
     if hidden:
         print(f"No room for {', '.join(hidden)}: use a wider terminal or --json.")
-    for line in summary(result):
-        print(line)
+    print("\n".join([*aligned([KIND_COLUMNS, *kind_cells(result)], 1), "", *summary(result)]))
 
 
 def _table(result: Profile, shown: list[str]) -> Any:
