@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -71,6 +72,30 @@ def test_the_colours_are_those_of_the_pixels_that_are_seen(cell: tuple[int, int]
     assert f"cell {row},{column}: rows {top} to {bottom}, columns {left} to {right}" in texts(figure)
 
 
+@pytest.mark.parametrize("times", [1, 4])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_image_of_any_resolution_lies_in_the_same_place(times: int, channels: int) -> None:
+    """Its left half is light, its right half dark: the edge is between columns 26 and 27 however fine it is."""
+    image = np.zeros((channels, ROWS * times, (COLUMNS + 1) * times), np.uint8)
+    image[:, :, : 27 * times] = 255
+    whole = profile(nn.Conv2d(channels, 2, (2 * ROWS + 1, 2 * COLUMNS + 3), 1, (ROWS, COLUMNS + 1)),
+                    (channels, ROWS, COLUMNS + 1))  # fmt: skip
+    figure = plots.receptive_field(whole, "Conv2d", image)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    drawn = np.asarray(canvas.buffer_rgba())[::-1, :, :3].astype(int)
+    across, down = figure.axes[0].transData.transform(np.array([[x, 9.5] for x in (25.8, 26.2, 26.8, 27.2)])).T
+    assert (drawn[down.astype(int), across.astype(int)].mean(1) > 128).tolist() == [True, True, False, False]
+
+
+def test_a_field_far_larger_than_the_image_is_drawn_half_an_image_beyond_it() -> None:
+    layer = nn.Conv2d(3, 2, (20 * ROWS + 1, 1), 1, (10 * ROWS, 0))
+    axes = plots.receptive_field(profile(layer, (3, ROWS, COLUMNS)), "Conv2d", red()).axes[0]
+    room = 0.012 * COLUMNS
+    assert axes.get_ylim() == pytest.approx((1.5 * ROWS - 0.5 + room, -0.5 * ROWS - 0.5 - room))
+    assert axes.get_xlim() == pytest.approx((-0.5 - room, COLUMNS - 0.5 + room))
+
+
 def test_the_dashed_field_reaches_over_the_border_where_the_padding_is() -> None:
     figure = plots.receptive_field(network(), "second", red(), (0, 0))
     dashed, solid = boxes(figure)
@@ -109,6 +134,30 @@ def test_all_words_fit(tmp_path: Path) -> None:
     plots.save_figure(figure, tmp_path / "f.png")
 
 
+class Apart(nn.Module):
+    """A layer that sees no image, and one that sees a part of it without rows and columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.embed = nn.Parameter(torch.zeros(3, 5)), nn.Linear(5, 7)
+        self.conv, self.fc = nn.Conv2d(3, 2, 3), nn.Linear(11, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.embed(self.table).sum() + self.fc(self.conv(x).flatten(1)[:, :11])
+
+
+@pytest.mark.parametrize(
+    ("layer", "says"),
+    [
+        ("embed", "embed does not depend on the image: choose another layer"),
+        ("fc", "fc has no cells in rows and columns: choose a layer before it"),
+    ],
+)
+def test_a_layer_without_places_is_refused_with_the_reason(layer: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        plots.receptive_field(profile(Apart(), (3, ROWS, COLUMNS)), layer, red())
+
+
 @pytest.mark.parametrize(
     ("layer", "cell", "says"),
     [
@@ -128,8 +177,14 @@ def test_a_layer_is_found_by_the_end_of_its_name_where_that_is_one() -> None:
                      (3, 5, 7))  # fmt: skip
     assert result.row("1.0").name == "1.0"
     assert result.row("1") is result["1.1"]
-    with pytest.raises(UsageError, match="no layer '0'"):
+    with pytest.raises(UsageError, match=r"several layers that end in '0': 0\.0, 1\.0; name one"):
         result.row("0")
+
+
+def test_of_very_many_layers_with_one_ending_some_are_named() -> None:
+    layers = nn.Sequential(*(nn.Sequential(nn.Conv2d(1, 1, 1)) for _ in range(70)))
+    with pytest.raises(UsageError, match=r"end in '0': 0\.0, 1\.0, 2\.0, 3\.0, 4\.0 and 65 more; name one"):
+        profile(layers, (1, 2, 3)).row("0")
 
 
 # --- from the command line
@@ -162,6 +217,7 @@ def test_profile_draws_a_layer(photo: Path, capsys: pytest.CaptureFixture[str]) 
         (["--field", "blocks.0.convs.0", "--out", "f.png", "--cell", "3"], "--cell is '3'; a row and a column"),
         (["--field", "blocks.0.convs.0", "--out", "f.png", "--cell", "99,3"], "cell 99,3 is outside"),
         (["--field", "blocks.0.convs.0", "--out", "absent/f.png"], "--out is 'absent/f.png'; a file in a folder"),
+        (["--field", "convs.0", "--out", "f.png"], "several layers that end in 'convs.0': blocks.0.convs.0, "),
     ],
 )
 def test_options_that_do_not_go_together_are_one_sentence(
@@ -170,5 +226,16 @@ def test_options_that_do_not_go_together_are_one_sentence(
     assert main(["profile", "nin_tiny", *words]) == 2
     said = capsys.readouterr().err
     assert says in said
+    assert said.count("\n") == 1
+    assert not (photo / "f.png").exists()
+
+
+@pytest.mark.parametrize("name", ["absent.png", "text.png"])
+def test_an_image_that_cannot_be_read_is_named(photo: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    (photo / "text.png").write_text("no image")
+    words = ["--field", "blocks.0.convs.0", "--image", name, "--out", "f.png"]
+    assert main(["profile", "nin_tiny", *words]) == 1
+    said = capsys.readouterr().err
+    assert name in said
     assert said.count("\n") == 1
     assert not (photo / "f.png").exists()

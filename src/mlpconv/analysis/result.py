@@ -18,6 +18,9 @@ CONVENTION = (
     "are counted apart. Activations are those of inference, in bytes of the model's own number format."
 )
 
+NAMED = 5
+"""Layers of one ending that a message lists."""
+
 
 @dataclass(frozen=True)
 class AxisField:
@@ -120,7 +123,11 @@ class Profile:
         found = [row for row in self.rows if row.name == name] or [
             row for row in self.rows if row.name.endswith(f".{name}")
         ]
-        if len(found) != 1:
+        if len(found) > 1:
+            named = ", ".join(row.name for row in found[:NAMED])
+            more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+            raise UsageError(f"{self.model} has several layers that end in {name[:100]!r}: {named}{more}; name one.")
+        if not found:
             known = [row.name for row in self.rows]
             raise UsageError(f"{self.model} has no layer {name[:100]!r}; {did_you_mean(name[:100], known)}")
         return found[0]
