@@ -1,0 +1,57 @@
+"""The table of the ladder: what each lever changes, with an interval over the pairs of runs of the same seed."""
+
+from __future__ import annotations
+
+from statistics import fmean, variance
+from typing import Any
+
+__all__ = ["changes", "ladder_table", "pooled_deviation"]
+
+NORMAL = 1.96
+"""Of a 95 % interval; the deviation is pooled over all levers, so it is known well even for few seeds."""
+
+
+def ladder_table(content: dict[str, Any]) -> str:
+    """Markdown: the rungs in turn, and each left out."""
+    found, protocol = content["result"]["plans"], content["result"]["protocol"]
+    rungs = [name.removeprefix("with ") for name in found if name.startswith("with ")]
+    steps = list(zip(["floor", *(f"with {name}" for name in rungs)], (f"with {name}" for name in rungs), strict=False))
+    top, removals = f"with {rungs[-1]}", {f"with {rungs[-1]}": steps[-1][0]}
+    removals |= {f"with {name}": f"without {name}" for name in rungs if f"without {name}" in found}
+    pairs = [*steps, *((without, top) for without in removals.values())]
+    sd = pooled_deviation([changes(found[before], found[after]) for before, after in pairs])
+    text = f"`{content['command']}`, {content['date']}: {protocol['size']} pixels, {protocol['epochs']} epochs of "
+    text += f"{1 - protocol['val_fraction']:.0%} of the training images, judged on the others. Means over seeds (n); "
+    text += f"one change between two runs of the same seed has a deviation of {sd:.2f} points, and ± is 95 %.\n\n"
+    text += "| lever | error, it and all above on | points | error, all on but it | points it brings | CPU seconds |\n"
+    text += "|---|---|---|---|---|---|\n"
+    floor = found["floor"]
+    text += f"| none | {_error(floor)} | | | | {floor['cpu_seconds']['mean']:.0f} |\n"
+    for name, (before, now) in zip(rungs, steps, strict=True):
+        cells = [name, _error(found[now]), _change(found[before], found[now], sd)]
+        without = removals.get(now)
+        cells += [_error(found[without]), _change(found[without], found[top], sd)] if without else ["not run", ""]
+        text += "| " + " | ".join([*cells, f"{found[now]['cpu_seconds']['mean']:.0f}"]) + " |\n"
+    return "\n" + text
+
+
+def changes(before: dict[str, Any], after: dict[str, Any]) -> list[float]:
+    """Points of error from one plan to the other, a number for each seed that both have."""
+    earlier = {row["seed"]: row["error"] for row in before["runs"]}
+    return [100 * (row["error"] - earlier[row["seed"]]) for row in after["runs"] if row["seed"] in earlier]
+
+
+def pooled_deviation(groups: list[list[float]]) -> float:
+    """The deviation within groups (each around its own mean); NaN where no group has two values."""
+    several = [group for group in groups if len(group) > 1]
+    freedom = sum(len(group) - 1 for group in several)
+    return (sum((len(group) - 1) * variance(group) for group in several) / freedom) ** 0.5 if freedom else float("nan")
+
+
+def _error(found: dict[str, Any]) -> str:
+    return f"{found['error']['mean']:.2%} ({found['error']['n']})"
+
+
+def _change(before: dict[str, Any], after: dict[str, Any], sd: float) -> str:
+    values = changes(before, after)
+    return f"{fmean(values):+.2f} ± {NORMAL * sd / len(values) ** 0.5:.2f}" if values else ""
