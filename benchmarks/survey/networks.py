@@ -1,0 +1,104 @@
+"""The networks of the survey: all of torchvision's classifiers, and one or a few small ones of each family of timm."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from mlpconv.cli.foreign import import_vision, open_model
+
+__all__ = ["TIMM", "build", "family", "networks", "randomised", "sizes"]
+
+SMALL = (64, 96, 128, 160, 192, 224)
+"""Rows and columns that are tried before a network's own size."""
+TIMM = """
+beit_base_patch16_224 botnet26t_256 caformer_s18 cait_xxs24_224 coat_lite_tiny coatnet_pico_rw_224 convformer_s18
+convit_tiny convmixer_768_32 convnext_atto convnextv2_atto crossvit_9_240 cs3darknet_focus_s cspdarknet53 cspresnet50
+davit_tiny deit_tiny_distilled_patch16_224 densenetblur121d dla34 dla60_res2net dpn48b eca_nfnet_l0 ecaresnet26t
+edgenext_xx_small efficientformer_l1 efficientformerv2_s0 efficientnet_lite0 efficientvit_b0 efficientvit_m0
+ese_vovnet19b_slim eva02_tiny_patch14_224 fasternet_t0 fastvit_t8 fbnetc_100 fbnetv3_b focalnet_tiny_srf gcresnet33ts
+gcvit_xxtiny gernet_s ghostnet_050 gmlp_ti16_224 halonet26t hardcorenas_a hgnet_tiny hgnetv2_b0 hiera_tiny_224
+hrnet_w18_small inception_next_atto inception_resnet_v2 inception_v4 lambda_resnet26t lcnet_050 legacy_seresnet18
+legacy_xception levit_128s levit_conv_128s mambaout_femto maxvit_pico_rw_256 mixer_s16_224 mixnet_s
+mobilenetv2_050 mobilenetv3_small_050 mobilenetv4_conv_small_050 mobileone_s0 mobilevit_xxs mobilevitv2_050 mvitv2_tiny
+nest_tiny nextvit_small nf_regnet_b0 nf_resnet26 pit_ti_224 poolformer_s12 pvt_v2_b0 rdnet_tiny regnetx_002
+regnety_002 regnetz_b16 repghostnet_050 repvgg_a0 repvit_m0_9 res2net50_14w_8s resmlp_12_224 resnest14d resnet10t
+resnet50_gn resnetv2_18 resnetv2_50x1_bit rexnet_100 selecsls42 sequencer2d_s shvit_s1 skresnet18 spnasnet_100
+starnet_s050 swiftformer_xs swinv2_cr_tiny_224 swinv2_tiny_window8_256 tf_efficientnet_b0 tiny_vit_5m_224 tinynet_e
+tnt_s_patch16_224 tresnet_m twins_svt_small vgg11_bn visformer_tiny vit_small_r26_s32_224 vit_tiny_patch16_224
+volo_d1_224 vovnet39a xception41 xcit_nano_12_p16_224
+""".split()
+
+
+def networks() -> list[str]:
+    """The names of all networks, as the command line takes them."""
+    models = import_vision("torchvision.models")
+    return [f"torchvision:{name}" for name in models.list_models(module=models)] + [f"timm:{name}" for name in TIMM]
+
+
+def build(name: str, largest: float = math.inf) -> tuple[nn.Module, tuple[int, int, int]]:
+    """A network in eval mode with random weights and norms, and (C, H, W) of its usual images.
+
+    One with more parameters than `largest` stays without numbers.
+    """
+    with warnings.catch_warnings(), _Unfilled():
+        warnings.simplefilter("ignore")
+        model, shape = open_model(name)
+    if sum(each.numel() for each in model.parameters()) <= largest:
+        randomised(model)
+    return model.eval(), shape
+
+
+def family(model: nn.Module) -> str:
+    """The library and the file of it that the network's class is defined in."""
+    parts = type(model).__module__.split(".")
+    return f"{parts[0]} {parts[-1]}"
+
+
+def sizes(shape: tuple[int, int, int]) -> Iterator[tuple[int, int, int]]:
+    """Sizes of images to try, from small to the network's own."""
+    for side in sorted({*(side for side in SMALL if side < shape[1]), shape[1]}):
+        yield (shape[0], side, side)
+
+
+@torch.no_grad()
+def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+    """In place: weights that keep signals alive, random biases, random statistics and weights of norms.
+
+    One in eight of the norms' weights is negative.
+    """
+    torch.manual_seed(seed)
+    for module in model.modules():
+        held: Mapping[str, Tensor | None] = {**module._parameters, **module._buffers}
+        for name, tensor in held.items():
+            if tensor is None or not tensor.is_floating_point() or (name in module._buffers and "running" not in name):
+                continue
+            if name == "running_var" or (name == "weight" and tensor.dim() == 1):
+                tensor.uniform_(0.5, 1.5)
+                if name == "weight":
+                    tensor.mul_(torch.where(torch.rand(tensor.shape) < 1 / 8, -1.0, 1.0))
+            elif tensor.dim() > 1:
+                tensor.normal_().mul_((1.5 / max(1, tensor[0].numel())) ** 0.5)
+            else:
+                tensor.normal_().mul_(0.3)
+    return model
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out the first weights, which are replaced at once and take minutes for the largest networks."""
+
+    RANDOM = ("normal_", "uniform_", "trunc_normal_", "erfinv_")
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = dict(kwargs or {})
+        if getattr(func, "__module__", "") == "torch.nn.init" or getattr(func, "__name__", "") in self.RANDOM:
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
