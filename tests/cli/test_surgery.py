@@ -76,12 +76,12 @@ def test_a_deeper_network_is_written_too(file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["fuse", "nin_tiny"], "convolutionalize, deepen, fold, pool_head"),
+        (["fuse", "nin_tiny"], "bottleneck, convolutionalize, deepen, fold, pool_head"),
         (["fold", "nin_tinny"], "nin_tiny"),
         (["fold", "nin_tiny", "--input", "8x8"], "3x32x32"),
         (["deepen", "nin_tiny"], "--where"),
-        (["fold", "nin_tiny", "--where", "blocks.0"], "belong to deepen"),
-        (["fold", "nin_tiny", "--init", "he"], "belong to deepen"),
+        (["fold", "nin_tiny", "--where", "blocks.0"], "--where belongs to deepen and bottleneck"),
+        (["fold", "nin_tiny", "--init", "he"], "--init belongs to deepen"),
         (["fold", "nin_tiny", "--out", "a.safetensors"], "random weights"),
         (["fold", "nin_tiny", "--out", "absent/a.safetensors"], "folder that exists"),
         (["pool_head", "nin_tiny", "--out", "a.safetensors"], "mlpconv.surgery.pool_head(mlpconv.load('nin_tiny')"),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Pairs = list[tuple[Tensor, Tensor]]
 
-__all__ = ["Bottleneck", "bottlenecked", "describe", "slimmable"]
+__all__ = ["Bottleneck", "bottlenecked", "describe", "prepared", "slimmable"]
 
 CALIBRATE, HELD_OUT = 1024, 1000
 STEP = 128
@@ -135,18 +135,18 @@ def _from_data(classifier: Classifier, data: str, asked: Bottleneck) -> tuple[Pa
     dataset = open_as_trained(data, asked.data_dir, classifier)
     parts = {name: align(part, dataset.classes, classifier) for name, part in dataset.splits.items()}
     dataset.split("train")  # where there is none, it says so
-    fit = list(_prepared(classifier, parts["train"], asked.calibrate or CALIBRATE))
+    fit = list(prepared(classifier, parts["train"], asked.calibrate or CALIBRATE))
     count = sum(len(labels) for _, labels in fit)
     name = next((name for name in ("val", "test") if name in parts), None)
     if name is None:
         return fit, None, f"{count:,} training images of {data}: every fourth is measured on, the others fitted to."
-    held_out = list(_prepared(classifier, parts[name], asked.held_out or HELD_OUT))
+    held_out = list(prepared(classifier, parts[name], asked.held_out or HELD_OUT))
     measured = sum(len(labels) for _, labels in held_out)
     about = f"Fitted to {count:,} training images of {data}, measured on {measured:,} of {name}."
     return fit, held_out, about
 
 
-def _prepared(classifier: Classifier, split: Split, most: int) -> Iterator[tuple[Tensor, Tensor]]:
+def prepared(classifier: Classifier, split: Split, most: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Some images of a split, drawn from a fixed seed, as the network takes them, with their labels."""
     import numpy as np
     import torch

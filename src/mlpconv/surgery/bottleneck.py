@@ -121,6 +121,8 @@ def _notes(work: Slimming, choice: Choice, errors: Mapping[str, Mapping[str, flo
     """What became of the error and the cost, in words."""
     kept = (work.fixed + choice.cost) / work.total
     notes = [f"{kept:.1%} of the multiply-adds, {errors['after']['output']:.2%} of the outputs' variance lost."]
+    if not work.picked(choice):
+        notes.append("No lower ranks keep to this budget of error: the network is as it was.")
     if "classes" in errors["after"]:
         tuned = f"{errors['before_tuning']['classes']:.2%} after, " if "before_tuning" in errors else ""
         before, after = (f"{errors[when]['classes']:.2%}" for when in ("before", "after"))

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mlpconv.surgery.checks import is_parametrized, sharers
 from mlpconv.surgery.lowrank import Basis, Layer
 from mlpconv.surgery.own import kept_own
+from mlpconv.surgery.proof import quiet
 from mlpconv.surgery.ranks import Option
 
 __all__ = ["Candidate", "find_candidates"]
@@ -70,7 +70,6 @@ def _levels(channels: int) -> list[int]:
     return sorted({max(1, round(channels * step / STEPS)) for step in range(1, STEPS)} - {channels})
 
 
-@torch.no_grad()
 def find_candidates(model: nn.Module, image: Tensor) -> tuple[dict[str, Candidate], dict[str, str]]:
     """The layers that a forward pass of one image calls and that can be factorised, in order; and why others cannot.
 
@@ -80,8 +79,10 @@ def find_candidates(model: nn.Module, image: Tensor) -> tuple[dict[str, Candidat
     left: dict[str, str] = {}
     layers = dict(_layers(model, left))
     hooks = [layer.register_forward_hook(_watch(name, found, left)) for name, layer in layers.items()]
+    weight = next((p for p in model.parameters() if p.is_floating_point()), image)
     try:
-        model(image)
+        with quiet(model):
+            model(image.to(weight.device, weight.dtype))
     finally:
         for hook in hooks:
             hook.remove()
@@ -102,12 +103,12 @@ def _layers(model: nn.Module, left: dict[str, str]) -> Iterator[tuple[str, Layer
 
 
 def _reason(model: nn.Module, module: Layer) -> str:
+    if is_parametrized(module):
+        return "has a weight that is worked out from others"
     if type(module) not in (nn.Conv2d, nn.Linear):
         return f"is a {type(module).__name__}, which may compute in another way"
     if isinstance(module, nn.Conv2d) and module.groups > 1:
         return f"has {module.groups} groups" if module.groups < module.in_channels else "is depthwise"
-    if is_parametrized(module):
-        return "has a weight that is worked out from others"
     tied = sharers(model, module)
     return f"shares its weights with {tied[0]}" if tied else ""
 

@@ -22,6 +22,8 @@ __all__ = ["Slimming", "replaced"]
 
 CURVE = (0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 """Shares of the multiply-adds at which the curve is measured, where ranks can be that low."""
+SEARCHED = 128
+"""Costs between the least and the greatest among which the search for an error ends."""
 
 
 class Slimming:
@@ -65,8 +67,9 @@ class Slimming:
             what = "NaN or infinite for some" if not bool(found.isfinite().all()) else "the same for all"
             name = type(self.original).__name__
             raise SurgeryError(f"{name} gives outputs that are {what} images: nothing can be measured.")
-        if self.labels is not None and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < found.shape[1]:
-            low, high = int(self.labels.min()), int(self.labels.max())
+        labels = labels_of([*self.held, *self.fit])
+        if labels is not None and not 0 <= int(labels.min()) <= int(labels.max()) < found.shape[1]:
+            low, high = int(labels.min()), int(labels.max())
             raise UsageError(f"data has labels from {low} to {high}; from 0 to {found.shape[1] - 1} are accepted.")
         return found
 
@@ -97,16 +100,18 @@ class Slimming:
     def losing(self, budget: float, what: str) -> Choice:
         """The cheapest ranks at which an error grows by no more than the budget on the held-out images."""
         choices = path(self.options)
-        before = self.errors(self.original)[what]
-        good, bad = 0, len(choices)  # the first of all is the network as it is
-        while bad - good > 1:
+        best, least, before = choices[0], choices[-1].cost, self.errors(self.original)[what]
+        good, bad = SEARCHED, -1  # the dearest of all is the network as it is
+        while good - bad > 1:
             middle = (good + bad) // 2
-            changed = replaced(copied(self.original), self.factors(choices[middle]))
+            allowed = least + (choices[0].cost - least) * middle // SEARCHED
+            choice = choose(self.options, allowed) or choices[-1]
+            changed = replaced(copied(self.original), self.factors(choice))
             if self.errors(changed)[what] - before <= budget:
-                good = middle
+                best, good = choice, middle
             else:
                 bad = middle
-        return choices[good]
+        return best
 
     def picked(self, choice: Choice) -> dict[str, Option]:
         """The layers that change, in the order of the forward pass."""
