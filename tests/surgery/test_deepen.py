@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -180,6 +181,38 @@ def test_modes_and_formats_are_kept_and_the_original_is_not_touched() -> None:
     assert not changed.layers[0].conv1.weight.requires_grad
     assert type(model.layers[0]) is Block
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+class Written(nn.Module):
+    """Writes into what "act" makes; ReLU6 does not mind, and a ReLU behind it would."""
+
+    def __init__(self, write: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.conv, self.act, self.silu, self.write = nn.Conv2d(3, 4, 3), nn.ReLU6(), nn.SiLU(inplace=True), write
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.act(self.conv(x))
+        return (self.silu(y) if self.write is None else self.write(y)).mean((2, 3))
+
+
+def added(y: torch.Tensor) -> torch.Tensor:
+    y += 1
+    return y
+
+
+@pytest.mark.parametrize("write", [
+    None, added, lambda y: y.mul_(2), torch.sigmoid_, lambda y: F.elu(y, inplace=True), lambda y: F.relu6(y, True),
+], ids=["module", "sum", "method", "function", "keyword", "argument"])  # fmt: skip
+def test_what_is_written_into_can_be_trained_all_the_same(write: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    torch.manual_seed(1)
+    model = Written(write).double()
+    changed = deepen(model, "act", input_shape=IMAGE).model
+    assert inserted(changed) == ["Conv2d", "Threshold"]
+    gradients = []
+    for each in (model, changed):
+        each.train()(3 * outputs(nn.Identity(), IMAGE)).square().sum().backward()
+        gradients.append(each.conv.weight.grad)
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize(("where", "reason"), [

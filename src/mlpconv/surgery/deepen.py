@@ -18,12 +18,13 @@ from mlpconv.errors import SurgeryError, UsageError, did_you_mean
 from mlpconv.layers import Maxout
 from mlpconv.models import NIN
 from mlpconv.surgery.checks import accepted, check_shape, copied
-from mlpconv.surgery.graph import dtype_of, open_all, replace_module, shape_of, trace
+from mlpconv.surgery.graph import dtype_of, module_of, open_all, replace_module, shape_of, trace
 from mlpconv.surgery.insertion import ACTIVATIONS, Insert, appended, leaves_alone
 from mlpconv.surgery.own import check_deeper, deeper_nin, nin_block, own_shape
 from mlpconv.surgery.proof import compare, in_float64, prove, quiet
 from mlpconv.surgery.ranges import ANY, Range, range_of
 from mlpconv.surgery.result import Surgery, report_on
+from mlpconv.surgery.symbols import IN_PLACE
 
 __all__ = ["deepen"]
 
@@ -112,7 +113,8 @@ def _planned(model: nn.Module, where: str, asked: Insert, shape: tuple[int, int,
         made = replace(asked, channels=size[1], activation=config.activation, norm=config.norm is not None)
     else:
         chosen = _activation(model, where, asked, bounds)
-        made = replace(asked, channels=size[1], maps=len(size) == MAPS, activation=chosen)
+        written = any(_writes(user, model) for user in node.users)
+        made = replace(asked, channels=size[1], maps=len(size) == MAPS, activation=chosen, written=written)
     if made.norm and images is not None:
         mean, variance = _statistics(model, where, images)
         made = replace(made, mean=mean, variance=variance)
@@ -140,6 +142,15 @@ def _call(model: nn.Module, where: str, shape: tuple[int, int, int]) -> fx.Node:
         raise SurgeryError(f"{where} ({type(module).__name__}) has its channels last; maps (N, C, H, W) are accepted.")
     call: fx.Node = nodes[0]
     return call
+
+
+def _writes(step: fx.Node, model: nn.Module) -> bool:
+    """Whether a step may write into the first tensor that it is given."""
+    if step.op == "call_module":
+        return bool(getattr(module_of(step, model), "inplace", False))
+    name = step.target if isinstance(step.target, str) else getattr(step.target, "__name__", "")
+    in_place = name.endswith("_") or name in {f"i{each}" for each in IN_PLACE}
+    return in_place or bool(step.kwargs.get("inplace")) or any(each is True for each in step.args)
 
 
 def _bounds(model: nn.Module, where: str, shape: tuple[int, int, int]) -> Range:

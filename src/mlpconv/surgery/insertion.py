@@ -68,6 +68,8 @@ class Insert:
     mean: Tensor | None = None
     """(C,): what the norm takes for the mean of its input; zeros if None."""
     variance: Tensor | None = None
+    written: bool = False
+    """Whether the network writes into what stands here."""
 
     @property
     def exact(self) -> bool:
@@ -79,7 +81,10 @@ class Insert:
         parts = OrderedDict[str, nn.Module](conv=self.layer(like))
         if self.norm:
             parts["norm"] = self.norm_layer(like)
-        if self.activation != "identity":
+        if self.activation == "relu" and self.written:
+            # The gradient of a ReLU needs its output as it was, that of this one its input.
+            parts["activation"] = nn.Threshold(0.0, 0.0)
+        elif self.activation != "identity":
             parts["activation"] = ACTIVATIONS[self.activation](self.channels, like)
         return nn.Sequential(parts)
 
