@@ -226,8 +226,10 @@ def table(name: str, found: dict[str, Any]) -> str:
         "| multiply-adds left | by weights | fine-tuned | by activations | fine-tuned | images/s | one image |\n"
         "|---|---|---|---|---|---|---|\n"
     )
-    for budget in dict.fromkeys(each["budget"] for each in found["rows"]):
+    for budget in sorted({each["budget"] for each in found["rows"]}, reverse=True):
         ways = {each["by"]: each for each in found["rows"] if each["budget"] == budget}
+        if len(ways) < len(WAYS):  # the run was stopped between the two
+            continue
         cells = [f"{ways['activations']['macs'] / found['macs']:.0%}"]
         for way in WAYS:
             cells += [f"{ways[way]['error']:.2%}", f"{ways[way]['tuned']['error']:.2%}"]
@@ -245,14 +247,14 @@ def picture(networks: dict[str, Any]) -> Any:
 
     @styled
     def drawn() -> Any:
-        figure = new_figure(4.6 * len(networks), 4.2)
+        figure = new_figure(max(6.4, 4.6 * len(networks)), 4.2)
         grid = figure.add_gridspec(1, len(networks))
         for column, (name, found) in enumerate(networks.items()):
             axes = figure.add_subplot(grid[column])
             axes.set_title(title(name, found))
             axes.axhline(100 * found["error"], color=QUIET, linewidth=1, linestyle=(0, (4, 3)), label="the original")
             for way, colour in (("weights", BASE), ("activations", ACCENT)):
-                rows = [each for each in found["rows"] if each["by"] == way]
+                rows = sorted((each for each in found["rows"] if each["by"] == way), key=lambda each: each["budget"])
                 kept = [100 * each["macs"] / found["macs"] for each in rows]
                 style = {"color": colour, "marker": "o", "markersize": 5}
                 axes.plot(kept, [100 * each["error"] for each in rows], label=f"by {way}", **style)

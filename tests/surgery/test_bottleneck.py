@@ -220,6 +220,22 @@ def test_what_has_a_low_rank_is_found_and_loses_nothing(kind: str, by: str) -> N
     assert lost(model, result.model, x) < (1e-12 if by == "weights" else 1e-4)
 
 
+def test_a_layer_that_is_called_twice_is_fitted_to_both_calls() -> None:
+    """Fitted to what it makes in one call alone, it would lose several times as much."""
+    torch.manual_seed(2)
+    model, x = Twice().eval(), images(48)
+    with torch.no_grad():
+        model.twice.weight.mul_(3)
+    result = bottleneck(model, x, 0.6, layers=["twice"], curve=False)
+    own = result.model.twice
+    with torch.no_grad():
+        seen = model.first(x).relu()
+        calls = [seen, model.twice(seen).relu()]
+        made = torch.cat([own(each) for each in (seen, own(seen).relu())]).movedim(1, 3).flatten(0, 2)
+        wanted = torch.cat([model.twice(each) for each in calls]).movedim(1, 3).flatten(0, 2)
+    assert float((made - wanted).mean(0).abs().max()) < 0.05 * float(wanted.std(0).max())
+
+
 class Odd(nn.Module):
     """Layers that must be left alone, each for another reason."""
 

@@ -116,10 +116,11 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: float = DPI) -> Path:
     At the usual `dpi` text is sharp on any screen; where that makes a large file, it is drawn coarser.
     """
     if Path(path).suffix.lower() == ".svg":
-        write_atomic(Path(path), _as_svg(figure))
-        return Path(path)
-    png = _drawn(figure, dpi)
-    write_atomic(Path(path), png if len(png) <= LARGE else _drawn(figure, dpi * COARSER))
+        drawn = _as_svg(figure)
+    else:
+        png = _drawn(figure, dpi)
+        drawn = png if len(png) <= LARGE else _drawn(figure, dpi * COARSER)
+    write_atomic(Path(path), drawn)
     return Path(path)
 
 
