@@ -92,7 +92,10 @@ def in_a_process(name: str, asked: argparse.Namespace) -> dict[str, Any]:
 def work(name: str, asked: argparse.Namespace, sender: Connection) -> None:
     """In the new process: look at the network, and send what is found."""
     resource.setrlimit(resource.RLIMIT_DATA, (asked.memory * GIGABYTE, asked.memory * GIGABYTE))
-    sender.send(survey(name, asked.operations, LARGEST))
+    try:
+        sender.send(survey(name, asked.operations, LARGEST))
+    except Exception as error:  # noqa: BLE001  (the survey itself stumbled: the page says so)
+        sender.send({"not run": f"{type(error).__name__}: {error}"})
     sender.close()
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from mlpconv import surgery
 from mlpconv.analysis import profile
@@ -22,7 +21,7 @@ from mlpconv.surgery import result
 from survey.flow import Flow, record
 from survey.judge import Judgement, gap, images_of, judge
 from survey.networks import build, family, sizes
-from survey.rules import Head, dense_share, head_of, norms_behind_layers, places_to_deepen
+from survey.rules import Head, dense_share, head_of, multiply_adds, norms_behind_layers, places_to_deepen
 
 __all__ = ["OPERATIONS", "Case", "fitting", "survey", "thinned"]
 
@@ -35,6 +34,8 @@ DENSE = 0.75
 SECONDS = 8.0
 """Bottlenecks that would decompose matrices for longer are left out."""
 IMAGES = 8
+LARGE = 30_000_000
+"""Parameters from which on a fold of a network without norms, which takes out a dropout at most, is left out."""
 
 
 @dataclass
@@ -59,8 +60,10 @@ class Case:
 
 def fold(case: Case) -> Judgement:
     """Batch norms folded, in float64, and rounded for float32; some must be, where some stand behind a layer."""
-    made = surgery.fold(case.double, case.shape)
     norms, beside = norms_behind_layers(case.flow)
+    if not norms and _size(case.model) > LARGE:
+        return Judgement("not run", why="it has no batch norm, and is large")
+    made = surgery.fold(case.double, case.shape)
     left = norms_behind_layers(record(made.model, case.flow.image.double()))[0]
     if beside and left == norms:
         reasons = dict(made.report.details["kept"])
@@ -149,19 +152,12 @@ def bottleneck(case: Case) -> Judgement:
     images = images_of(case.shape, torch.float64)
     data = torch.cat([images] * math.ceil(IMAGES / len(images)))
     changed = surgery.bottleneck(model, data, BUDGET, by="weights", curve=False).model
-    share = _flops(changed, images[:1]) / max(1, _flops(model, images[:1]))
+    share = multiply_adds(changed, images[:1]) / max(1, multiply_adds(model, images[:1]))
     if share > BUDGET * MARGIN:
         return Judgement("wrong", why=f"{share:.0%} of the multiply-adds are left, not {BUDGET:.0%}")
     single = (copy.deepcopy(model).float(), copy.deepcopy(changed).float())
     remark = f"{share:.0%} of the multiply-adds"
     return judge({"float32": single, "float64": (model, changed)}, case.shape, remark)
-
-
-def _flops(model: nn.Module, image: Tensor) -> int:
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        model(image)
-    return counter.get_total_flops()
 
 
 def _plain(model: nn.Module) -> list[nn.Conv2d | nn.Linear]:
@@ -227,11 +223,11 @@ def fitting(model: nn.Module, native: tuple[int, int, int]) -> Case:
 
 def survey(name: str, operations: Iterable[str] = tuple(OPERATIONS), largest: float = math.inf) -> dict[str, Any]:
     """All that is found of one network; of one with more parameters than `largest` that it is so large."""
-    result.measure_latency = lambda *_: math.nan  # a report's stopwatch would take most of the time
     model, native = build(name, largest)
     if _size(model) > largest:
         return {"family": family(model), "not run": f"{_size(model):,} parameters, the same code as smaller ones here"}
     case = fitting(model, native)
+    _shorten_reports(case)
     norms, beside = norms_behind_layers(case.flow)
     sense = {
         "fold": beside > 0,
@@ -253,6 +249,19 @@ def survey(name: str, operations: Iterable[str] = tuple(OPERATIONS), largest: fl
     }
 
 
+def _shorten_reports(case: Case) -> None:
+    """Reports without a stopwatch, and with one look at the original for all of them: most of the time."""
+    look, known = result.figures, {}
+
+    def figures(model: nn.Module, shape: tuple[int, int, int], **more: Any) -> result.Figures:
+        if model is not case.model and model is not vars(case).get("double"):
+            return look(model, shape, **more)
+        key = (id(model), shape)
+        return known[key] if key in known else known.setdefault(key, look(model, shape, **more))
+
+    result.measure_latency, result.figures = (lambda *_: math.nan), figures
+
+
 def _profiled(case: Case) -> dict[str, Any]:
     """Whether `profile` follows the network, and its multiply-adds beside those of torch's own counter."""
     try:
@@ -261,7 +270,7 @@ def _profiled(case: Case) -> dict[str, Any]:
         return {"why": str(error)}
     return {
         "macs": found.totals.macs,
-        "torch": _flops(case.model, case.flow.image) // 2,
+        "torch": multiply_adds(case.model, case.flow.image),
         "parameters": found.totals.params == _size(case.model),
         "field": found.field is not None,
     }

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from survey.flow import Flow, Step
 
-__all__ = ["RULES", "Head", "dense_share", "head_of", "norms_behind_layers", "places_to_deepen"]
+__all__ = ["RULES", "Head", "dense_share", "head_of", "multiply_adds", "norms_behind_layers", "places_to_deepen"]
 
 RULES = {
     "fold": "a batch norm directly behind a convolution or linear layer",
@@ -158,18 +158,28 @@ def norms_behind_layers(flow: Flow) -> tuple[int, int]:
     return len(norms), beside
 
 
-def dense_share(model: nn.Module, flow: Flow) -> float:
-    """The share of all multiply-adds that convolutions without groups and linear layers do; by torch's own counter."""
+def multiply_adds(model: nn.Module, image: Tensor) -> int:
+    """Of one forward pass, by torch's own counter, which fails over parameters that wait for gradients."""
+    waiting = [parameter.requires_grad_(False) for parameter in model.parameters() if parameter.requires_grad]
     counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        model(flow.image)
+    try:
+        with counter, torch.no_grad():
+            model(image)
+    finally:
+        for parameter in waiting:
+            parameter.requires_grad_(True)
+    return counter.get_total_flops() // 2
+
+
+def dense_share(model: nn.Module, flow: Flow) -> float:
+    """The share of all multiply-adds that convolutions without groups and linear layers do."""
     dense = 0
     for step in flow.steps:
         if step.name in ("conv2d", "linear"):
             given, weight = step.inputs[:2]
             if step.name == "linear" or weight.shape[1] == given.shape[1]:
                 dense += step.outputs[0].numel() * weight[0].numel()
-    return 2 * dense / max(1, counter.get_total_flops())
+    return dense / max(1, multiply_adds(model, flow.image))
 
 
 def places_to_deepen(model: nn.Module, image: Tensor) -> list[str]:

@@ -276,10 +276,25 @@ class Mixing(nn.Module):
         return self.fc(x.transpose(0, 1).reshape(x.shape[0], -1))
 
 
+class Tokens(nn.Module):
+    """Patches, one more token for the class, and a mixer of tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.extra = nn.Conv2d(3, 5, 3, 3), nn.Parameter(torch.randn(1, 1, 5))
+        self.mix, self.fc = nn.Linear(5, 5), nn.Linear(5, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.extra.expand(x.shape[0], -1, -1), x], dim=1)
+        return self.fc(self.mix(x)[:, 0])
+
+
 @pytest.mark.parametrize(
     ("model", "says"),
     [
         (Attention(), "attend"),
+        (Tokens(), "cat() in the forward works on tokens (N, 10, 5)"),
         (Mixing(), "mixes the images"),
         (nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Softmax(1), nn.Linear(5 * 49, 7)), "2 (Softmax)"),
         (

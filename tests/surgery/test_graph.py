@@ -15,7 +15,8 @@ from torch import Tensor, nn
 import mlpconv
 from mlpconv.errors import SurgeryError, UsageError
 from mlpconv.surgery.checks import is_parametrized, sharers
-from mlpconv.surgery.graph import calls_of, dtype_of, replace_module, shape_of, trace
+from mlpconv.surgery.graph import calls_of, dtype_of, open_all, replace_module, shadow_of, shape_of, trace
+from mlpconv.surgery.tracer import record
 
 
 class Lambda(nn.Module):
@@ -238,6 +239,31 @@ def test_refusals_name_the_module_and_the_reason(model: Any, says: list[str]) ->
     text = refused(model())
     for part in says:
         assert part in text
+
+
+class Remembering(nn.Module):
+    """Makes a table of its weights once, and keeps it by device, as attention with biases does (LeViT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.biases, self.tables, self.calls = nn.Parameter(torch.randn(5)), {}, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if str(x.device) not in self.tables:
+            self.tables[str(x.device)] = self.biases.flip(0)
+        return x + self.tables[str(x.device)][:, None, None]
+
+
+def test_what_a_module_remembers_of_one_look_is_gone_before_the_next() -> None:
+    shadow = shadow_of(nn.Sequential(nn.Conv2d(3, 5, 3), Remembering())).eval()
+    before = [dict(vars(module)) for module in shadow.modules()]
+    record(shadow, (3, 9, 7), lambda *_: False)
+    assert [dict(vars(module)) for module in shadow.modules()] == before
+    assert shadow[1].tables == {}
+    again = record(shadow, (3, 9, 7), open_all)
+    assert "1.biases" in [node.target for node in again.find_nodes(op="get_attr")]
+    assert again.owning_constants == {}
 
 
 def test_what_cannot_be_copied_is_refused() -> None:

@@ -15,7 +15,7 @@ from mlpconv.errors import SurgeryError
 from mlpconv.surgery.checks import is_parametrized, sharers
 from mlpconv.surgery.edits import Edits, as_convolution, as_map_norm
 from mlpconv.surgery.graph import module_of, shape_of
-from mlpconv.surgery.head import Head
+from mlpconv.surgery.head import Head, on_tokens
 from mlpconv.surgery.layout import Layout, channels_last_rows, moved, of_maps
 from mlpconv.surgery.pools import window_averages
 from mlpconv.surgery.spelling import MAP, Kind, argument, describe, kind_of, spelled
@@ -46,7 +46,7 @@ class Rewriter(ABC):
         """Rewrite every step of the head, and what the network returns of it."""
         for node in self.head.steps:
             with self.graph.inserting_before(node):
-                self.layouts[node] = self.step(node)
+                self.layouts[node] = self._stepped(node)
         for node in self.head.logits:
             self.end(node)
         for node in reversed(self.head.steps):
@@ -55,6 +55,16 @@ class Rewriter(ABC):
                     self.retire(node, nn.Identity)
                 self.graph.erase_node(node)
         drop_questions(self.graph)
+
+    def _stepped(self, node: fx.Node) -> Layout:
+        """One step rewritten; what cannot be is told by its cause where that lies further back."""
+        try:
+            return self.step(node)
+        except SurgeryError as error:
+            tokens = on_tokens(self.head, self.shadow)
+            if tokens:
+                raise SurgeryError(tokens) from error
+            raise
 
     def step(self, node: fx.Node) -> Layout:
         """Rewrite one step."""

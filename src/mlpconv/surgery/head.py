@@ -9,12 +9,14 @@ from torch import Tensor, fx, nn
 
 from mlpconv.errors import SurgeryError
 from mlpconv.surgery.graph import shape_of
-from mlpconv.surgery.spelling import MAP, data_inputs, kind_of
+from mlpconv.surgery.spelling import MAP, data_inputs, describe, kind_of
 from mlpconv.surgery.tracer import Opens, record
 
-__all__ = ["Head", "find_head", "opened_graph"]
+__all__ = ["Head", "find_head", "on_tokens", "opened_graph"]
 
 POOLING = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d)
+TOKENS = 3
+"""Dimensions of tokens (N, L, C)."""
 THROUGH = ("elementwise", "dropout", "feature", "conv1x1", "batch_norm", "layer_norm", "softmax")
 
 
@@ -155,10 +157,28 @@ def opened_graph(
             return graph, head
         again = shut & opened
         if again:
+            tokens = on_tokens(head, shadow)
+            if tokens:
+                raise SurgeryError(tokens)
             name = min(again)
             kind = type(shadow.get_submodule(name)).__name__
             raise SurgeryError(f"{name} ({kind}) is a part of the head, and its forward pass cannot be written down.")
         opened |= {name for each in shut for name in _path(each)}
+
+
+def on_tokens(head: Head, root: nn.Module) -> str:
+    """That a network goes on in tokens (N, L, C) after its last maps, as a sentence; empty if it does not."""
+    for node in head.steps:
+        read = [shape_of(each) or () for each in node.all_input_nodes if each.op != "get_attr"]
+        shape = shape_of(node) or ()
+        idle = kind_of(node, root) in ("shape", "pool", "elementwise", "dropout", "feature")
+        if not idle and len(shape) == TOKENS and any(len(each) == TOKENS for each in read):
+            return (
+                f"{describe(node, root)} works on tokens (N, {shape[1]}, {shape[2]}); networks that have maps "
+                "(N, C, H, W) until their last pool or flattening are accepted. For this one there are fold, deepen "
+                "and bottleneck."
+            )
+    return ""
 
 
 def _inside(names: set[str]) -> Opens:

@@ -146,6 +146,12 @@ def _bare(leaf: Any) -> Any:
     return cast("Symbol", leaf).value if issubclass(type(leaf), fx.Proxy) else leaf
 
 
+def _place(node: fx.Node) -> str:
+    """The module in whose forward a step stands."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return (next(reversed(stack.values()))[0] if stack else "") or "the network"
+
+
 def _held(root: nn.Module, name: str) -> Any:
     """The tensor of this dotted name."""
     held: Any = root
@@ -166,6 +172,8 @@ def record(shadow: nn.Module, input_shape: tuple[int, int, int], opens: Opens) -
     opaque: set[str] = set()
     while True:
         tracer = _Tracer(opens, opaque)
+        memory = [(module, dict(vars(module))) for module in shadow.modules()]
+        kept = [(held, dict(held)) for _, state in memory for held in state.values() if type(held) is dict]
         try:
             graph = tracer.record(copy.copy(shadow), image)
         except (_Failed, SurgeryError) as error:
@@ -183,6 +191,14 @@ def record(shadow: nn.Module, input_shape: tuple[int, int, int], opens: Opens) -
             opaque.add(inside[-1])
         else:
             return _tidied(graph, tracer.root)
+        finally:
+            # What a module remembers of this pass (a table of biases, say) is no number, and of no use to the next one.
+            for module, state in memory:
+                vars(module).clear()
+                vars(module).update(state)
+            for held, entries in kept:
+                held.clear()
+                held.update(entries)
 
 
 def _what(shadow: nn.Module, input_shape: tuple[int, int, int]) -> str:
@@ -197,7 +213,11 @@ def _tidied(graph: fx.Graph, root: nn.Module) -> fx.Graph:
         if node.target.startswith("_tensor_constant"):
             constants[node.target] = getattr(root, node.target)
             if constants[node.target].is_meta:
-                raise SurgeryError("Its forward pass makes a new tensor of its weights that no graph can hold.")
+                place = _place(next(iter(node.users), node))
+                raise SurgeryError(
+                    f"The forward of {place} uses a tensor that was made of its weights out of sight, which no graph "
+                    "can hold: make it in the forward, of parameters and buffers."
+                )
     graph.owning_constants = constants  # type: ignore[attr-defined]
     return graph
 
