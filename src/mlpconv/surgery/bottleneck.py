@@ -67,31 +67,23 @@ def bottleneck(
     choice = work.within(budget) if of == "macs" else work.losing(budget, LOSSES[of])
     modules = work.factors(choice)
     changed = replaced(copied(model), modules)
-    slimmed_own(changed, {n: (option.rank_in or 0, option.rank_out or 0) for n, option in work.picked(choice).items()})
+    slimmed_own(changed, {name: (o.rank_in or 0, o.rank_out or 0) for name, o in work.picked(choice).items()})
     errors = {"before": work.errors(work.original), "after": work.errors(changed)}
     if fine_tune is not None:
         _tune(changed, work, fine_tune)
         errors = errors | {"before_tuning": errors["after"], "after": work.errors(changed)}
     proof = compare(model, changed, work.shape, work.held[0].images)
-    report = report_on(
-        "bottleneck",
-        model,
-        changed,
-        work.shape,
-        proof,
-        names=tuple(modules),
-        exact=False,
-        notes=_notes(work, choice, errors),
-        details={
-            "by": by,
-            "budget": {of: budget},
-            "error": errors,
-            "layers": work.describe(choice),
-            "curve": work.curve() if curve else [],
-            "left_alone": work.left,
-        },
-    )
-    return Surgery(changed, report)
+    names, notes = tuple(modules), _notes(work, choice, errors)
+    details = {
+        "by": by,
+        "budget": {of: budget},
+        "error": errors,
+        "layers": work.describe(choice),
+        "curve": work.curve() if curve else [],
+        "left_alone": work.left,
+    }
+    made = (model, changed, work.shape, proof)
+    return Surgery(changed, report_on("bottleneck", *made, names=names, exact=False, notes=notes, details=details))
 
 
 def _check(budget: object, of: str, by: str, fine_tune: object) -> None:
