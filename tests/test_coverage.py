@@ -15,7 +15,7 @@ from survey.judge import gap, images_of, judge, rounds
 from survey.networks import randomised, sizes
 from survey.page import page, reason, totals
 from survey.pairs import OPERATIONS, Case, attempt, fitting, thinned
-from survey.rules import dense_share, head_of, norms_behind_layers, places_to_deepen
+from survey.rules import dense_share, head_of, multiply_adds, norms_behind_layers, places_to_deepen
 from survey.store import Store
 from torch import Tensor, nn
 
@@ -175,6 +175,14 @@ def test_norms_layers_and_places_are_looked_up() -> None:
     flow = record(grouped.eval(), flow.image)
     first, second, last = 15 * 9 * 42, 15 * 24 * 42, 24 * CLASSES
     assert dense_share(grouped, flow) == pytest.approx((second + last) / (first + second + last))
+
+
+def test_multiply_adds_are_counted_and_gradients_stay_as_wanted() -> None:
+    model = case().model
+    model.conv1.weight.requires_grad_(False)
+    wanted = [parameter.requires_grad for parameter in model.parameters()]
+    assert multiply_adds(model, images_of(SHAPE, torch.float32)[:1]) == 42 * (27 * 16 + 16 * 24) + 24 * CLASSES
+    assert [parameter.requires_grad for parameter in model.parameters()] == wanted
 
 
 def test_a_norm_whose_layer_also_feeds_another_is_not_beside_it() -> None:

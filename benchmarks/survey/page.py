@@ -95,8 +95,12 @@ def totals(networks: Networks) -> str:
         bad = words["wrong"] + words["crashed"] + words["undecided"]
         text += row(name, len(sense), exact, words["refused"], bad, f"{worst(good)}", elsewhere)
     skipped = sum(judged["word"] == "not run" for *_, judged in pairs(networks, "bottleneck"))
+    counts = [re.match(r"(\d+) of \d+ batch norms", judged["why"]) for *_, judged in pairs(networks, "fold")]
+    folded = sum(int(found[1]) for found in counts if found)
+    beside = sum(found["norms"][1] for found in networks.values())
     return text + (
         "\nDifferences are the largest of all exact results, in float32 / float64. "
+        f"{folded:,} batch norms were folded; {beside:,} stand directly behind a layer. "
         f"`bottleneck` was left out for {skipped} networks, whose widest layers take minutes to decompose.\n"
     )
 

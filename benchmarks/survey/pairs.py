@@ -168,7 +168,8 @@ def _plain(model: nn.Module) -> list[nn.Conv2d | nn.Linear]:
 
 def _decomposing(model: nn.Module) -> float:
     """About how many seconds the eigenvectors of all layers take on one core."""
-    sides = [side for layer in _plain(model) for side in layer.weight.shape[:2]]
+    shapes = [layer.weight.shape for layer in _plain(model)]
+    sides = [side for shape in shapes for side in shape[: 1 if math.prod(shape[2:]) == 1 else 2]]
     return sum((side / 1024) ** 3 for side in sides) * 0.5
 
 
