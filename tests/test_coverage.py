@@ -216,6 +216,7 @@ def result(word: str, *, sense: bool = True, why: str = "") -> dict[str, Any]:
     return {
         "family": "timm resnet",
         "shape": [3, 64, 64],
+        "norms": [7, 3],
         "sense": dict.fromkeys(OPERATIONS, sense),
         "profile": {"macs": 100, "torch": 100, "field": True},
         "operations": {name: dict(judged) for name in OPERATIONS},
@@ -224,12 +225,13 @@ def result(word: str, *, sense: bool = True, why: str = "") -> dict[str, Any]:
 
 def test_the_page_counts_what_makes_sense_and_names_what_is_wrong() -> None:
     networks = {
-        "timm:a": result("exact"),
+        "timm:a": result("exact", why="3 of 7 batch norms folded"),
         "timm:b": result("refused", why="B: fc (Linear) is odd."),
         "timm:c": result("wrong", why="differs in float64"),
         "timm:d": result("refused", sense=False, why="D: it has no maps."),
     }
     assert "| **all** | 15 | 5 (33.3%) | 5 | 5 | 1e-07 / 2e-16 | 5 refused |" in totals(networks)
+    assert "3 batch norms were folded; 12 stand directly behind a layer" in totals(networks)
     text = page(networks | {"timm:e": {"family": "timm vit", "not run": "9 parameters"}}, {"versions": {"timm": "1.2"}})
     assert "| timm:c | 64 | **wrong** |" in text
     assert "timm:b: B: fc (Linear) is odd." in text
