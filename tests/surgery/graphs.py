@@ -119,16 +119,20 @@ class Rules:
 def units(
     draw: Any, channels: int, out: int, rules: Rules, *, stride: int = 1, same: bool = False, bare: bool = False
 ) -> nn.Module:
-    """A convolution, perhaps a norm, perhaps (never if `bare`) an activation. `same` keeps rows and columns."""
+    """A convolution, perhaps a norm on either side, perhaps (never if `bare`) an activation.
+
+    `same` keeps rows and columns.
+    """
     kernel = draw(st.sampled_from([(1, 1), (3, 3), (3, 1), (1, 3)])) if rules.padded or not same else (1, 1)
     dilation = draw(st.integers(1, 2)) if kernel != (1, 1) else 1
     padding = tuple(dilation * (size // 2) for size in kernel) if rules.padded else (0, 0)
     groups = draw(st.sampled_from([each for each in (1, 2, 3, 6) if channels % each == 0 and out % each == 0]))
-    norm = draw(st.booleans())
-    layers: list[nn.Module] = [
-        nn.Conv2d(channels, out, kernel, stride, padding, dilation, groups, bias=draw(st.booleans()) or not norm)
-    ]
-    if norm:
+    norm = draw(st.sampled_from(["after", "before", ""]))  # what is drawn most stands first, here and below
+    bias = draw(st.booleans()) or norm != "after"
+    layers: list[nn.Module] = [nn.Conv2d(channels, out, kernel, stride, padding, dilation, groups, bias)]
+    if norm == "before":
+        layers.insert(0, nn.BatchNorm2d(channels))
+    if norm == "after":
         layers.append(nn.BatchNorm2d(out))
     if not bare:
         layers.append(ACTIVATIONS[draw(st.sampled_from(sorted(ACTIVATIONS)))]())
@@ -138,8 +142,8 @@ def units(
 @st.composite
 def blocks(draw: Any, channels: int, rules: Rules) -> tuple[nn.Module, int]:
     """A piece of a trunk, and the channels that it makes."""
-    kinds = ["unit", "residual", "branches", "pool", "dropout"] + ["gate"] * rules.gates
-    kinds += ["functions"] * (rules.functions and rules.padded)
+    kinds = ["residual", "branches", *["functions"] * (rules.functions and rules.padded), "unit", "pool", "dropout"]
+    kinds += ["gate"] * rules.gates
     kind = draw(st.sampled_from(kinds))
     out = draw(st.sampled_from([6, 12]))
     stride = draw(st.integers(1, 2)) if rules.strides else 1
@@ -214,13 +218,21 @@ class Pooled(nn.Module):
         return self.pool(x).flatten(1)
 
 
+class Dropped(nn.Dropout):
+    """Dropout as a function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.p, self.training)
+
+
 @st.composite
 def linear_layers(draw: Any, features: int, *, hidden: bool) -> nn.Module:
     """One linear layer, or several with norms, activations and dropout between."""
+    dropout = draw(st.sampled_from([Dropped, nn.Dropout]))
     if not hidden:
-        drop = [nn.Dropout(0.5)] if draw(st.booleans()) else []
+        drop = [dropout(0.5)] if draw(st.booleans()) else []
         return nn.Sequential(*drop, nn.Linear(features, CLASSES, bias=draw(st.booleans())))
-    between: list[nn.Module] = [nn.Linear(features, 11), nn.ReLU(), nn.Dropout(0.4)]
+    between: list[nn.Module] = [nn.Linear(features, 11), nn.ReLU(), dropout(0.4)]
     if draw(st.booleans()):
         between.insert(1, nn.BatchNorm1d(11))
     return nn.Sequential(*between, nn.Linear(11, CLASSES))
@@ -239,16 +251,21 @@ class Network(nn.Module):
 
 @st.composite
 def networks(
-    draw: Any, heads: tuple[str, ...] = ("pool", "flatten", "adaptive"), rules: Rules | None = None, hidden: bool = True
+    draw: Any,
+    heads: tuple[str, ...] = ("pool", "flatten", "adaptive"),
+    rules: Rules | None = None,
+    hidden: bool = True,
+    least: int = 0,
 ) -> tuple[nn.Module, tuple[int, int, int]]:
     """A classifier with random weights, in eval mode or in training, and the (C, H, W) of its images.
 
-    Heads: "pool" to one cell, "flatten", and "adaptive" pools to even windows or ("uneven") to any.
+    Heads: "pool" to one cell, "flatten", and "adaptive" pools to even windows or ("uneven") to any. The trunk has 3
+    blocks at most, and `least` at least.
     """
     rules = rules or Rules(padded=draw(st.booleans()))
     shape = (3, draw(st.sampled_from([17, 19, 23])), draw(st.sampled_from([17, 21])))
     trunk, channels = nn.Sequential(nn.Conv2d(3, 6, 3, padding=int(rules.padded)), nn.ReLU()), 6
-    for _ in range(draw(st.integers(0, 3))):
+    for _ in range(draw(st.integers(least, 3))):
         block, channels = draw(blocks(channels, rules))
         trunk.append(block)
     seed = draw(st.integers(0, 9))

@@ -29,8 +29,8 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 def examples(few: int) -> Any:
-    """A few networks always, and twenty times as many where there is time."""
-    return pytest.mark.parametrize("count", [few, pytest.param(20 * few, marks=pytest.mark.slow)])
+    """A few networks always, and ten times as many where there is time."""
+    return pytest.mark.parametrize("count", [few, pytest.param(10 * few, marks=pytest.mark.slow)])
 
 
 def on_random_networks(count: int, look: Callable[..., str], heads: tuple[str, ...] = HEADS) -> Counter[str]:
@@ -39,7 +39,7 @@ def on_random_networks(count: int, look: Callable[..., str], heads: tuple[str, .
     rules = st.sampled_from([Rules(functions=True), Rules(padded=False)])
 
     @settings(max_examples=count)
-    @given(rules.flatmap(lambda each: networks(heads, each)), st.randoms(use_true_random=False))
+    @given(rules.flatmap(lambda each: networks(heads, each, least=2)), st.randoms(use_true_random=False))
     def run(network: tuple[Network, Shape], chance: random.Random) -> None:
         answers[look(*prepared(*network, chance), chance)] += 1
 
@@ -153,7 +153,7 @@ def same_training(model: nn.Module, changed: nn.Module, shape: Shape, *, in_orde
 # ---- operations
 
 
-@examples(15)
+@examples(20)
 def test_fold(count: int) -> None:
     def look(model: nn.Module, shape: Shape, _: random.Random) -> str:
         result = operated(lambda: fold(model, shape), model)
@@ -164,11 +164,14 @@ def test_fold(count: int) -> None:
         functions = sum(isinstance(each, Functions) for each in model.modules())
         assert norms[1] == len(result.report.details["kept"]) + functions
         assert result.report.after.macs <= result.report.before.macs
-        return "gone" if norms[1] == functions < norms[0] else "some gone" if norms[1] < norms[0] else "none gone"
+        if norms[0] == functions:
+            return "none there"
+        return "gone" if norms[1] == functions else "some gone" if norms[1] < norms[0] else "none gone"
 
     answers = on_random_networks(count, look)
     assert answers["refused"] == 0
-    assert answers["gone"] > 0.3 * count
+    assert answers["gone"] + answers["some gone"] >= answers["none gone"]
+    assert answers["gone"] > 0.1 * count
 
 
 @examples(15)
@@ -196,7 +199,7 @@ def test_convolutionalize(count: int) -> None:
     assert answers["equal on crops"] > 0.15 * count
 
 
-@examples(10)
+@examples(15)
 def test_convolutionalize_trains_alike(count: int) -> None:
     def look(model: nn.Module, shape: Shape, _: random.Random) -> str:
         head = model.get_submodule("head")
@@ -230,7 +233,7 @@ def test_pool_head(count: int) -> None:
                 assert maps.shape == (2, 7, *model.get_submodule("trunk")(images(2, size)).shape[2:])
         return "maps"
 
-    answers = on_random_networks(count, look)
+    answers = on_random_networks(count, look, ("pool", "pool", "adaptive", "flatten"))
     assert answers["maps"] > 0.2 * count
 
 
@@ -292,6 +295,10 @@ def test_receptive_fields(count: int) -> None:
         size, seen = seen_by(trunk, shape, cells)
         assert size == tuple(len(axis.spans) for axis in found)
         assert [tuple(axis.spans[at] for axis, at in zip(found, cell, strict=True)) for cell in cells] == seen
+        for axis in (axis for axis in found if axis.outside is not None):  # a gate sees all from every cell
+            inside = [(at, span) for at, span in enumerate(axis.spans) if span[1] - span[0] + 1 == axis.size]
+            assert axis.outside == (len(axis.spans) - len(inside)) / len(axis.spans)
+            assert all(sum(span) / 2 == axis.start + at * axis.jump for at, span in inside)
         return "seen"
 
     assert on_random_networks(count, look)["seen"] > 0.9 * count
