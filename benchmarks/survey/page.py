@@ -101,7 +101,7 @@ def totals(networks: Networks) -> str:
     return text + (
         "\nDifferences are the largest of all exact results, in float32 / float64. "
         f"{folded:,} batch norms were folded; {beside:,} stand directly behind a layer. "
-        f"`bottleneck` was left out for {skipped} networks, whose widest layers take minutes to decompose.\n"
+        f"`bottleneck` was left out for {skipped} networks, whose layers take long to decompose.\n"
     )
 
 
