@@ -422,6 +422,14 @@ def test_the_curve_falls_with_the_budget_and_compares_both_ways() -> None:
     assert all(0 <= point["weights"]["classes"] <= 1 for point in curve)
 
 
+def test_too_few_images_are_spoken_of() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(663, 40), nn.ReLU(), nn.Linear(40, 9))
+    said = "1 layers were seen at too few places to know them well, 1 first: give more images"
+    assert said in str(bottleneck(model, images(200), 0.6, layers=["1"], curve=False).report)
+    assert said not in str(bottleneck(model, images(224), 0.6, layers=["1"], curve=False).report)
+
+
 def test_batch_norms_are_spoken_of() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten())

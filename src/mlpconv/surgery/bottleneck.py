@@ -27,6 +27,8 @@ __all__ = ["bottleneck"]
 
 WAYS = ("activations", "weights")
 BUDGETS = ("macs", "error", "classes")
+ENOUGH = 4
+"""Places to have seen a layer at, for each of its output channels."""
 LOSSES = {"error": "output", "classes": "classes"}
 
 
@@ -113,6 +115,11 @@ def _notes(work: Slimming, choice: Choice, errors: Mapping[str, Mapping[str, flo
     """What became of the error and the cost, in words."""
     kept = (work.fixed + choice.cost) / work.total
     notes = [f"{kept:.1%} of the multiply-adds, {errors['after']['output']:.2%} of the outputs' variance lost."]
+    few = [name for name in work.picked(choice) if work.rows(name) < ENOUGH * work.candidates[name].sizes[1]]
+    if few and work.by == "activations":
+        notes.append(
+            f"{len(few)} layers were seen at too few places to know them well, {few[0]} first: give more images."
+        )
     if not work.picked(choice):
         notes.append("No lower ranks keep to this budget of error: the network is as it was.")
     if "classes" in errors["after"]:

@@ -16,7 +16,7 @@ from mlpconv.surgery.lowrank import Basis, Layer, basis_by_activations, is_1x1
 from mlpconv.surgery.moments import Moments, as_rows
 from mlpconv.surgery.proof import quiet, tensors_of
 
-__all__ = ["bases_of", "outputs_of", "paired"]
+__all__ = ["PLACES", "bases_of", "outputs_of", "paired"]
 
 PLACES = 64
 """Pixels of each image that a layer is looked at, at most: neighbours tell little more."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mlpconv.errors import SurgeryError, UsageError, did_you_mean
 from mlpconv.surgery.batches import Batch, labels_of, split
-from mlpconv.surgery.calibration import bases_of, outputs_of, paired
+from mlpconv.surgery.calibration import PLACES, bases_of, outputs_of, paired
 from mlpconv.surgery.candidates import find_candidates
 from mlpconv.surgery.checks import check_shape, copied
 from mlpconv.surgery.graph import replace_module
@@ -117,6 +117,11 @@ class Slimming:
         """The layers that change, in the order of the forward pass."""
         pairs = zip(self.candidates, choice.picked, strict=True)
         return {name: option for name, option in pairs if option.rank_in or option.rank_out}
+
+    def rows(self, name: str) -> int:
+        """At how many places of all images a layer is looked at."""
+        each = self.candidates[name]
+        return sum(len(batch.images) for batch in self.fit) * min(PLACES * each.calls, each.places_out)
 
     def factors(self, choice: Choice) -> dict[str, nn.Sequential]:
         """What takes the place of each layer: by activations, fitted in order, each behind those before it."""
