@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 import mlpconv
+from mlpconv.analysis import profile
 from mlpconv.analysis.table import COLUMNS
 from mlpconv.cli import main
-from mlpconv.cli.foreign import import_vision
+from mlpconv.cli.foreign import import_vision, open_model
 from mlpconv.cli.profile import SPARE
 from mlpconv.errors import UsageError
 
@@ -110,7 +112,7 @@ def test_in_a_pipe_no_column_is_left_out_however_long_the_names(
     name = "layer" * 60
     model = nn.Sequential()
     model.add_module(name, nn.Conv2d(3, 5, 3))
-    monkeypatch.setattr("mlpconv.cli.foreign.open_model", lambda _: (model, (3, 7, 11)))
+    monkeypatch.setattr("mlpconv.cli.foreign.open_model", lambda *_, **__: (model, (3, 7, 11)))
     assert main(["profile", "any"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert all(column in lines[2] for column in COLUMNS)
@@ -196,6 +198,53 @@ def test_other_libraries_are_asked_for_their_models(capsys: pytest.CaptureFixtur
     assert data["model"] == "timm:tiny"
     assert main(["profile", "torchvision:resnet5"]) == 2
     assert "no image classifier 'resnet5'; did you mean 'resnet50'?" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_a_network_that_is_only_looked_at_takes_no_memory_for_its_weights() -> None:
+    for given in ("torchvision:alexnet", "timm:tiny", "nin_mnist"):
+        network, size = open_model(given, weights=False)
+        assert all(parameter.is_meta for parameter in network.parameters())
+        real, same = open_model(given)
+        assert not any(parameter.is_meta for parameter in real.parameters())
+        assert same == size
+        assert profile(network, size).to_dict() == profile(real, size).to_dict()
+    assert not nn.Linear(2, 3).weight.is_meta
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_tables_keep_their_numbers_and_frozen_weights_stay_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Tabled(nn.Conv2d):
+        def __init__(self) -> None:
+            super().__init__(1, 2, 3)
+            self.register_buffer("table", torch.arange(5))
+            self.weight.requires_grad_(False)
+            self.twin = self.weight
+            self.register_parameter("none", None)
+
+    monkeypatch.setattr(import_vision("timm"), "create_model", lambda _, pretrained: Tabled())
+    network, _ = open_model("timm:tiny", weights=False)
+    assert network.get_buffer("table").tolist() == [0, 1, 2, 3, 4]
+    assert [network.weight.requires_grad, network.bias.requires_grad] == [False, True]
+    assert network.twin is network.weight
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_a_network_that_reads_its_weights_while_it_is_made_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reading(nn.Conv2d):
+        def __init__(self) -> None:
+            super().__init__(1, 2, 3)
+            self.largest = self.weight.abs().max().item()
+
+    monkeypatch.setattr(import_vision("timm"), "create_model", lambda _, pretrained: Reading())
+    network, _ = open_model("timm:tiny", weights=False)
+    assert network.largest > 0
+    assert not network.weight.is_meta
+
+
+def test_a_trained_network_keeps_its_weights() -> None:
+    network, _ = open_model("digits", weights=False)
+    assert not any(parameter.is_meta for parameter in network.parameters())
 
 
 @pytest.mark.parametrize(

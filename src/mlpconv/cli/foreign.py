@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,10 +23,39 @@ OPERATORS = ("nms", "qnms")
 SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
-def open_model(given: str) -> Opened:
-    """The network that a path or name stands for, and (C, H, W) of its usual images; raises as `open_parts` does."""
-    network, size, _ = open_parts(given)
-    return network, size
+def open_model(given: str, *, weights: bool = True) -> Opened:
+    """The network that a path or name stands for, and (C, H, W) of its usual images; raises as `open_parts` does.
+
+    With `weights=False` the parameters of a network that comes from no file may have shapes and no numbers: it takes
+    no memory then, however large it is.
+    """
+    from mlpconv.models.registry import list_models
+
+    if weights or os.path.lexists(given) or not (is_foreign(given) or given in list_models()):
+        return open_parts(given)[:2]
+    try:
+        with _weightless():
+            return open_parts(given)[:2]
+    except RuntimeError:  # one that reads its own weights while it is made; NotImplementedError is among these
+        return open_parts(given)[:2]
+
+
+@contextmanager
+def _weightless() -> Iterator[None]:
+    """What is made meanwhile has parameters without storage; buffers, such as tables of indices, have their numbers."""
+    from torch import nn
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    def emptied(_: nn.Module, __: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or parameter.is_meta:
+            return parameter
+        return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+    handle = register_module_parameter_registration_hook(emptied)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def open_parts(given: str) -> tuple[nn.Module, tuple[int, int, int], Classifier | None]:

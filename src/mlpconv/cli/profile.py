@@ -70,7 +70,7 @@ def profile(
     given = image_size(input) if input is not None else None
     drawing = _asked_to_draw(field, image, cell, out)
     check_can_be_written(html=html, out=out)
-    network, usual = open_model(model)
+    network, usual = open_model(model, weights=False)
     result = analyse(network, given or usual, batch=batch)
     if is_foreign(model):
         result = replace(result, model=model)  # its class alone would not tell ResNet-50 from ResNet-18
