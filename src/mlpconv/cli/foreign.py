@@ -46,7 +46,7 @@ def _weightless() -> Iterator[None]:
     from torch import nn
     from torch.nn.modules.module import register_module_parameter_registration_hook
 
-    def emptied(_: nn.Module, __: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+    def emptied(_: nn.Module, __: str, parameter: nn.Parameter | None) -> Any:
         if parameter is None or parameter.is_meta:
             return parameter
         return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
