@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import mlpconv
 from mlpconv.errors import SurgeryError
-from mlpconv.surgery import pool_head
+from mlpconv.surgery import fold, pool_head
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-9) -> bool:
@@ -194,6 +194,16 @@ def test_heads_that_are_not_linear_are_refused_with_the_step(model: nn.Module, s
         pool_head(model, (3, 9, 9), latency=False)
     for text in says:
         assert text in str(caught.value)
+
+
+def test_a_norm_of_pooled_numbers_is_folded_first_as_the_refusal_says() -> None:
+    model = randomised(after_pool(nn.BatchNorm1d(5), nn.Linear(5, 7))).eval()
+    with pytest.raises(SurgeryError, match="fold the network first"):
+        pool_head(model, (3, 9, 9), latency=False)
+    changed = pool_head(fold(model, (3, 9, 9)).model, (3, 9, 9), latency=False).model.double()
+    x = images(2, 3, 9, 9)
+    with torch.no_grad():
+        assert close(model.double()(x), changed.category_maps(x).mean((2, 3)), 1e-5)
 
 
 # ---- other people's networks

@@ -84,12 +84,13 @@ class _MapsFirst(Rewriter):
         if settled and kind in ("linear", "conv1x1"):
             raise SurgeryError(
                 f"{first} stands between the pool and {describe(node, self.shadow)} and is not linear, so no average "
-                "of maps gives the logits."
+                "of maps gives the logits. For such heads there is convolutionalize."
             )
         if kind == "batch_norm":
             raise SurgeryError(
                 f"{first} normalises the pooled numbers, in training over their batch, which no step before the pool "
-                "does."
+                "does: fold the network first, which takes the norm into a linear layer beside it, or take "
+                "convolutionalize."
             )
         for each in inputs:
             if each not in self.settled:
