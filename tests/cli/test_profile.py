@@ -218,14 +218,14 @@ def test_tables_keep_their_numbers_and_frozen_weights_stay_frozen(monkeypatch: p
         def __init__(self) -> None:
             super().__init__(1, 2, 3)
             self.register_buffer("table", torch.arange(5))
-            self.weight.requires_grad_(False)
+            self.scale = nn.Parameter(torch.ones(7), requires_grad=False)
             self.twin = self.weight
             self.register_parameter("none", None)
 
     monkeypatch.setattr(import_vision("timm"), "create_model", lambda _, pretrained: Tabled())
     network, _ = open_model("timm:tiny", weights=False)
     assert network.get_buffer("table").tolist() == [0, 1, 2, 3, 4]
-    assert [network.weight.requires_grad, network.bias.requires_grad] == [False, True]
+    assert [network.scale.requires_grad, network.weight.requires_grad] == [False, True]
     assert network.twin is network.weight
 
 

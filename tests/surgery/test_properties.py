@@ -18,6 +18,7 @@ from graphs import POOLS, Functions, Network, Pooled, Rules, networks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from mlpconv.analysis import profile
 from mlpconv.errors import SurgeryError
@@ -278,7 +279,22 @@ def test_bottleneck(count: int) -> None:
     assert answers["cheaper"] >= 0.5 * count, answers
 
 
-# ---- what is seen
+# ---- what is counted and seen
+
+
+@examples(15)
+def test_multiply_adds_and_parameters(count: int) -> None:
+    """PyTorch's own counter, which calls a multiply-add two operations, sees the same number of them."""
+
+    def look(model: nn.Module, shape: Shape, _: random.Random) -> str:
+        totals = profile(model, shape).totals
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            copy.deepcopy(model).eval().to("meta")(torch.empty((1, *shape), dtype=torch.float64, device="meta"))
+        assert counter.get_total_flops() == 2 * totals.macs
+        assert totals.params == sum(parameter.numel() for parameter in model.parameters())
+        return "counted"
+
+    assert on_random_networks(count, look)["counted"] >= count
 
 
 @examples(40)
