@@ -194,6 +194,17 @@ def test_a_norm_whose_layer_also_feeds_another_is_not_beside_it() -> None:
     assert norms_behind_layers(record(Forked().eval(), images_of(SHAPE, torch.float32))) == (2, 1)
 
 
+def test_a_convolution_that_standardises_its_weight_has_no_norm() -> None:
+    class Standardised(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            weight = nn.functional.batch_norm(self.weight.reshape(1, len(self.weight), -1), None, None, training=True)
+            return nn.functional.conv2d(x, weight.reshape_as(self.weight), self.bias, self.stride, self.padding)
+
+    model = Net()
+    model.conv1 = Standardised(3, 16, 3, 2, 1)
+    assert norms_behind_layers(record(model.eval(), images_of(SHAPE, torch.float32))) == (2, 2)
+
+
 def test_layers_are_thinned_to_an_eighth_of_their_rank() -> None:
     model = thinned(copy.deepcopy(case().model).double())
     ranks = [int(torch.linalg.matrix_rank(each.weight.flatten(1))) for each in (model.conv1, model.conv2)]

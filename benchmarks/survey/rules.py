@@ -148,8 +148,12 @@ def _cells(step: Step, shape: Sequence[int]) -> tuple[int, int]:
 
 
 def norms_behind_layers(flow: Flow) -> tuple[int, int]:
-    """How many batch norms there are, and how many of them stand directly behind a layer that feeds nothing else."""
-    norms = [(place, step) for place, step in enumerate(flow.steps) if step.name == "batch_norm"]
+    """How many batch norms there are, and how many of them stand directly behind a layer that feeds nothing else.
+
+    Convolutions that standardise their weights call the function on them, which is no norm.
+    """
+    named = [(place, step) for place, step in enumerate(flow.steps) if step.name == "batch_norm"]
+    norms = [(place, step) for place, step in named if id(step.inputs[0]) in flow.seen]
     beside = 0
     for place, step in norms:
         source = flow.source(step.inputs[0], place)
