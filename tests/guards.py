@@ -80,6 +80,55 @@ GUARDS = (
         "self.unread.get(tensor.untyped_storage()._cdata, 0)",
         "analysis/test_profile.py::test_functions_branches_and_repeated_layers_have_rows",
     ),
+    # Surgery changes nothing else
+    Mutant(
+        "surgery/proof.py",
+        "        if difference.relative <= allowed:",
+        "        if True:",
+        "surgery/test_proof.py::test_a_weight_that_is_off_is_found_however_little",
+    ),
+    Mutant(
+        "surgery/fold.py",
+        "    made = copied(model)\n",
+        "    made = model\n",
+        "surgery/test_fold.py::test_the_network_stays_as_it_is_and_what_it_has_is_kept",
+    ),
+    Mutant(
+        "surgery/linear_maps.py",
+        "    trained = any(",
+        "    trained = all(",
+        "surgery/test_fold.py::test_one_of_two_layers_is_trained_where_either_was",
+    ),
+    Mutant(
+        "surgery/edits.py",
+        "        if not layout.plain:",
+        "        if False:",
+        "surgery/test_convolutionalize.py::test_every_spelling_is_understood",
+    ),
+    Mutant(
+        "surgery/operate.py",
+        "shadow.train(), shape",
+        "shadow.eval(), shape",
+        "surgery/test_convolutionalize.py::test_training_is_the_same_too",
+    ),
+    Mutant(
+        "surgery/pool_head.py",
+        "nn.Dropout2d(module.p)",
+        "nn.Dropout2d(0.9)",
+        "surgery/test_pool_head.py::test_training_draws_the_same_numbers_and_gives_the_same_gradients",
+    ),
+    Mutant(
+        "surgery/insertion.py",
+        'if self.activation == "relu" and self.written:',
+        "if False:",
+        "surgery/test_deepen.py::test_what_is_written_into_can_be_trained_all_the_same",
+    ),
+    Mutant(
+        "cli/foreign.py",
+        "        handle.remove()",
+        "        pass",
+        "cli/test_profile.py::test_a_network_that_is_only_looked_at_takes_no_memory_for_its_weights",
+    ),
     # Networks refuse what they cannot take
     Mutant(
         "models/checks.py",
@@ -221,12 +270,6 @@ GUARDS = (
         "model(image.to(weight.device, weight.dtype))",
         "model(image)",
         "surgery/test_bottleneck.py::test_formats_and_what_may_be_trained_are_kept",
-    ),
-    Mutant(
-        "surgery/slimming.py",
-        "copied(module).train(model.get_submodule(name).training)",
-        "copied(module)",
-        "surgery/test_bottleneck.py::test_the_original_and_the_random_numbers_stay_as_they_are",
     ),
     Mutant(
         "surgery/slimming.py",

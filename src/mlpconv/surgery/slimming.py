@@ -182,7 +182,7 @@ class Slimming:
 
 
 def replaced(model: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
-    """In place: the network with these modules for those of their names, in the mode that those were in."""
+    """In place: the network with these modules for those of their names."""
     for name, module in modules.items():
-        replace_module(model, name, copied(module).train(model.get_submodule(name).training))
+        replace_module(model, name, copied(module))
     return model
