@@ -36,7 +36,7 @@ def open_model(given: str, *, weights: bool = True) -> Opened:
     try:
         with _weightless():
             return open_parts(given)[:2]
-    except RuntimeError:  # one that reads its own weights while it is made; NotImplementedError is among these
+    except RuntimeError:  # one that reads its own weights while it is made
         return open_parts(given)[:2]
 
 

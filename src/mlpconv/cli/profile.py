@@ -61,19 +61,12 @@ def profile(
     json
         Print one JSON object, for machines.
     """
-    from dataclasses import replace
-
-    from mlpconv.analysis import profile as analyse
-    from mlpconv.cli.foreign import is_foreign, open_model
     from mlpconv.files import json_bytes, write_atomic
 
     given = image_size(input) if input is not None else None
     drawing = _asked_to_draw(field, image, cell, out)
     check_can_be_written(html=html, out=out)
-    network, usual = open_model(model, weights=False)
-    result = analyse(network, given or usual, batch=batch)
-    if is_foreign(model):
-        result = replace(result, model=model)  # its class alone would not tell ResNet-50 from ResNet-18
+    result = _profile_of(model, given, batch)
     if html is not None:
         from mlpconv.analysis.page import as_page
 
@@ -86,6 +79,19 @@ def profile(
         _print_table(result)
         for file in filter(None, (html, out)):
             print(f"Written: {file}")
+
+
+def _profile_of(model: str, size: tuple[int, int, int] | None, batch: int) -> Profile:
+    """The profile of the network that a path or name stands for, on images of (C, H, W) or of its usual size."""
+    from dataclasses import replace
+
+    from mlpconv.analysis import profile as analyse
+    from mlpconv.cli.foreign import is_foreign, open_model
+
+    network, usual = open_model(model, weights=False)
+    result = analyse(network, size or usual, batch=batch)
+    # The class of another library's network alone would not tell ResNet-50 from ResNet-18.
+    return replace(result, model=model) if is_foreign(model) else result
 
 
 class _Drawing(NamedTuple):
