@@ -15,6 +15,8 @@ import argparse
 import copy
 import json
 import re
+import shlex
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +72,7 @@ def measured(asked: argparse.Namespace) -> None:
     before = RESULTS / "bottleneck.json"
     networks = json.loads(before.read_text("utf-8"))["result"]["networks"] if before.is_file() else {}
     about = {"threads": torch.get_num_threads(), "fit": asked.fit, "steps": asked.steps}
+    about["command"] = shlex.join(["python", "benchmarks/bottleneck.py", *sys.argv[1:]])
     for name in asked.models:
         case = opened(name, asked)
         networks[name] = found = {"rows": []} | about | original(name, case, asked)
@@ -202,7 +205,7 @@ def draw(content: dict[str, Any]) -> None:
     save_figure(picture(networks), PICTURE)
     text = "".join(table(name, found) for name, found in networks.items())
     machine = content["machine"]
-    text += f"{machine['cpu']}, PyTorch {machine['packages']['torch']}, {content['date']}: `{content['command']}`.\n"
+    text += f"{machine['cpu']}, PyTorch {machine['packages']['torch']}, {content['date']}.\n"
     page, count = re.subn(
         MARKED.format("(?:.*?)"), lambda _: MARKED.format(text), PAGE.read_text("utf-8"), flags=re.DOTALL
     )
@@ -236,7 +239,8 @@ def table(name: str, found: dict[str, Any]) -> str:
         cells += [f"× {ways['activations']['speed'][what]['times']:.2f}" for what in ("images_per_second", "ms")]
         text += f"| {' | '.join(cells)} |\n"
     threads = f"{found['threads']} thread{'s' * (found['threads'] > 1)}"
-    return text + f"\nFitted to {found['fit']:,} training images, fine-tuned for {found['steps']} steps; {threads}.\n\n"
+    about = f"Fitted to {found['fit']:,} training images, fine-tuned for {found['steps']} steps; {threads}"
+    return text + f"\n{about}: `{found['command']}`.\n\n"
 
 
 def picture(networks: dict[str, Any]) -> Any:
