@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import assert_same, count, outputs, shaken
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 from mlpconv.errors import SurgeryError, UsageError
@@ -296,6 +296,15 @@ def test_ranges_hold_on_random_steps(data: st.DataObject) -> None:
     made = outputs(model, IMAGE) if any(True for _ in model.parameters()) else model.eval()(5 * torch.randn(3, *IMAGE))
     assert low <= made.min()
     assert made.max() <= high
+
+
+def test_networks_are_deeper_than_pythons_stack() -> None:
+    graph = fx.Graph()
+    node = graph.call_function(torch.relu, (graph.placeholder("x"),))
+    for _ in range(3000):
+        node = graph.call_function(torch.flatten, (node, 1))
+    graph.output(node)
+    assert range_of(node, nn.Module()) == (0.0, math.inf)
 
 
 @pytest.mark.parametrize("options", [

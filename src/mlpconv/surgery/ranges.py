@@ -30,12 +30,13 @@ PADDED = frozenset({"avgpool2d", "avg_pool2d"})
 """Averages that may count zeros around the maps."""
 
 
-def range_of(node: fx.Node, root: nn.Module, known: dict[fx.Node, Range] | None = None) -> Range:
+def range_of(node: fx.Node, root: nn.Module) -> Range:
     """The least and the largest number that the step can make in eval mode; infinite where it does not tell."""
-    known = {} if known is None else known
-    if node not in known:
-        known[node] = ANY  # also the answer for a step that leads back to itself
-        known[node] = _range(node, root, lambda each: range_of(each, root, known))
+    known: dict[fx.Node, Range] = {}
+    for each in node.graph.nodes:  # in order, not by recursion: networks are deeper than Python's stack
+        known[each] = _range(each, root, known.__getitem__)
+        if each is node:
+            break
     return known[node]
 
 
