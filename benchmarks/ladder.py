@@ -38,7 +38,7 @@ RUNGS: dict[str, dict[str, Any]] = {
     "averaged weights": {"ema": 0.95, "ema_every": 5},
     "alternating flips": {"flip": "alternate"},
     "small to large": {"sizes": (0.75, 0.875, 1.0)},
-    "early layers rest": {"freeze": (0.3, 0.7)},
+    "early layers rest": {"freeze": (0.2, 0.75)},
 }
 """In the order in which they are switched on. `sizes` are shares of the side."""
 
