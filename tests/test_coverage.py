@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from survey.flow import record
-from survey.judge import gap, images_of, judge, rounds
-from survey.networks import randomised, sizes
+from survey.judge import LIMITS, gap, images_of, judge, rounds
+from survey.networks import calibrated, randomised, sizes
 from survey.page import page, reason, totals
 from survey.pairs import OPERATIONS, Case, attempt, fitting, thinned
 from survey.rules import dense_share, head_of, multiply_adds, norms_behind_layers, places_to_deepen
@@ -134,6 +134,38 @@ def test_float64_counts_for_less_where_the_network_itself_rounds() -> None:
     assert not rounds(case().double, image)
 
 
+class Amplified(nn.Module):
+    """A network whose output is what rounding left of small numbers beside a large one."""
+
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__()
+        self.gain = gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((x.flatten(1)[:, :CLASSES] + 12345.6) * self.gain) / self.gain - 12345.6
+
+
+def test_float32_is_measured_by_what_rounding_does_to_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = Amplified(), Amplified(0.7)
+    monkeypatch.setitem(LIMITS, "float32", 1e-5)
+    found = judge({"float32": (one, other), "float64": (one, other)}, SHAPE)
+    assert found.float32 > 1e-4
+    assert found.word == "exact"
+    off = judge({"float32": (one, OffBy(other)), "float64": (one, other)}, SHAPE)
+    assert (off.word, off.why) == ("wrong", "differs in float32")
+
+
+class OffBy(nn.Module):
+    """Another network, and a tenth more."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x) * 1.1
+
+
 def test_other_shapes_and_no_numbers_are_infinitely_far() -> None:
     one = torch.ones(2, 3)
     assert gap([one], [one + 0.25]) == 0.25
@@ -209,6 +241,21 @@ def test_layers_are_thinned_to_an_eighth_of_their_rank() -> None:
     model = thinned(copy.deepcopy(case().model).double())
     ranks = [int(torch.linalg.matrix_rank(each.weight.flatten(1))) for each in (model.conv1, model.conv2)]
     assert ranks == [1, 2]
+
+
+def test_norms_get_the_statistics_of_images_and_are_then_wrong() -> None:
+    model, images = case().model, images_of(SHAPE, torch.float32)
+    calibrated(model, images)
+    true = model.conv1(images).transpose(0, 1).flatten(1)
+    ratio = model.norm1.running_var / true.var(1, correction=0)
+    assert 0.5 <= ratio.min() < 0.8
+    assert 1.2 < ratio.max() <= 1.5
+    shift = (model.norm1.running_mean - true.mean(1)) / true.std(1)
+    assert 0.2 < shift.abs().max() <= 0.5
+    given = model.relu(model.norm1(model.conv1(images)))
+    later = model.norm2.running_var / model.conv2(given).transpose(0, 1).flatten(1).var(1, correction=0)
+    assert 0.5 <= later.min() < later.max() <= 1.5
+    assert not model.norm1._forward_pre_hooks
 
 
 def test_small_images_come_first_and_the_networks_own_last() -> None:

@@ -26,15 +26,16 @@ classifiers but those named at the end, and {timm} of timm {tm}, from {families}
 
 How it is measured, by `python benchmarks/coverage.py`:
 
-- **Networks**: random weights and biases, random statistics and weights of batch norms (one weight in eight is
-  negative), so that an error shows. Images have the smallest of 64, 96, 128, 160, 192 and 224 pixels, or the network's
-  own size, at which it works and its last maps have more than one cell.
+- **Networks**: random weights and biases, random weights of norms (one in eight is negative), and statistics of batch
+  norms that are those of some images, each wrong by up to a half, so that an error shows. Images have the
+  smallest of 64, 96, 128, 160, 192 and 224 pixels, or the network's own size, at which it works and its last maps have
+  more than one cell.
 - **The judge** is not the operation's own proof. Original and result are run on {images} random images that no
   operation has seen, in float32 and in float64. Exact is a largest difference of at most {f32:.0e} of the largest
-  output in float32 and {f64:.0e} in float64, where rounding is far below and an error is as large as ever. For
-  `convolutionalize` the map of logits must be the logits as well; for `pool_head` the mean of `category_maps` must be
-  the logits, also for a larger image where the network takes one. A network whose outputs are the same for all images
-  is no evidence, and not exact.
+  output in float32 (or ten times the rounding of the original itself, where that is more) and {f64:.0e} in float64,
+  where rounding is far below and an error is as large as ever. For `convolutionalize` the map of logits must be the
+  logits as well; for `pool_head` the mean of `category_maps` must be the logits, also for a larger image where the
+  network takes one. A network whose outputs are the same for all images is no evidence, and not exact.
 - **What an operation must do** to count: `fold` folds at least one batch norm where one stands behind a layer; `deepen`
   adds parameters. `bottleneck` is not exact by nature: it is given a network whose layers have an eighth of their rank,
   and half of the multiply-adds to keep. There is an answer that loses nothing, and it must be found.

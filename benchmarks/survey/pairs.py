@@ -20,7 +20,7 @@ from mlpconv.errors import MlpconvError
 from mlpconv.surgery import result
 from survey.flow import Flow, record
 from survey.judge import Judgement, gap, images_of, judge
-from survey.networks import build, family, sizes
+from survey.networks import build, calibrated, family, sizes
 from survey.rules import Head, dense_share, head_of, multiply_adds, norms_behind_layers, places_to_deepen
 
 __all__ = ["OPERATIONS", "Case", "fitting", "survey", "thinned"]
@@ -228,6 +228,7 @@ def survey(name: str, operations: Iterable[str] = tuple(OPERATIONS), largest: fl
     if _size(model) > largest:
         return {"family": family(model), "not run": f"{_size(model):,} parameters, the same code as smaller ones here"}
     case = fitting(model, native)
+    calibrated(model, images_of(case.shape, torch.float32))
     _shorten_reports(case)
     norms, beside = norms_behind_layers(case.flow)
     sense = {
