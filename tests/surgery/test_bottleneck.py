@@ -455,3 +455,20 @@ def test_a_network_of_ours_stays_one(head: str) -> None:
     assert model.config.blocks[0].ranks == ()
     reason = result.report.details["left_alone"].get("head.1", "")
     assert reason == ("is the fully connected head, for which its architecture has no rank" if head == "fc" else "")
+
+
+def test_a_layer_whose_weight_the_forward_pass_reads_is_left_alone() -> None:
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 29, 3), nn.Conv2d(29, 31, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(x)
+            return self.second(x) if self.second.weight.dtype == x.dtype else x
+
+    torch.manual_seed(1)
+    model = Reads()
+    result = bottleneck(model, torch.randn(40, 3, 11, 13), 0.9, curve=False)
+    assert "reads its weight" in result.report.details["left_alone"]["second"]
+    assert [layer["name"] for layer in result.report.details["layers"]] == ["first"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mlpconv.surgery.checks import is_parametrized, sharers
+from mlpconv.surgery.graph import replace_module
 from mlpconv.surgery.lowrank import Basis, Layer
 from mlpconv.surgery.own import kept_own
 from mlpconv.surgery.proof import quiet
@@ -80,13 +81,16 @@ def find_candidates(model: nn.Module, image: Tensor) -> tuple[dict[str, Candidat
     layers = dict(_layers(model, left))
     hooks = [layer.register_forward_hook(_watch(name, found, left)) for name, layer in layers.items()]
     weight = next((p for p in model.parameters() if p.is_floating_point()), image)
+    image = image.to(weight.device, weight.dtype)
     try:
         with quiet(model):
-            model(image.to(weight.device, weight.dtype))
+            model(image)
     finally:
         for hook in hooks:
             hook.remove()
     left |= {name: "is not called by the forward pass" for name in layers if name not in found}
+    for name in _looked_into(model, [name for name in found if name not in left], image):
+        left[name] = "is not only called: the forward pass reads its weight or another attribute"
     return {name: each for name, each in found.items() if name not in left}, left
 
 
@@ -100,6 +104,29 @@ def _layers(model: nn.Module, left: dict[str, str]) -> Iterator[tuple[str, Layer
             left[name] = reason
         else:
             yield name, module
+
+
+def _looked_into(model: nn.Module, names: list[str], image: Tensor) -> list[str]:
+    """Those of the layers in whose place no chain can stand, as the forward pass asks them for more than an output."""
+    if _runs_with_chains(model, names, image):
+        return []
+    return [name for name in names if not _runs_with_chains(model, [name], image)]
+
+
+def _runs_with_chains(model: nn.Module, names: Iterable[str], image: Tensor) -> bool:
+    """Whether the network runs when each of these layers is alone in an nn.Sequential; it is put back after."""
+    layers = {name: model.get_submodule(name) for name in names}
+    for name, layer in layers.items():
+        replace_module(model, name, nn.Sequential(layer))
+    try:
+        with quiet(model):
+            model(image)
+    except Exception:  # noqa: BLE001  (the forward pass is not ours: it may raise anything)
+        return False
+    finally:
+        for name, layer in layers.items():
+            replace_module(model, name, layer)
+    return True
 
 
 def _reason(model: nn.Module, module: Layer) -> str:

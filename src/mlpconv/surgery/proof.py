@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
 
 import torch
@@ -28,6 +28,8 @@ TOLERANCES = {torch.float64: EXACT, torch.float32: 1e-3, torch.float16: 5e-2, to
 """The same in the network's own number format, where rounding can be amplified by depth."""
 TOLD_APART = 1e-6
 """Smallest relative difference between two images' outputs that shows that they depend on the image."""
+ROUNDINGS = 10
+"""So many times the original's own rounding is rounding, where that is more."""
 BATCHES = (1, 2)
 SEED = 20131312
 
@@ -84,8 +86,9 @@ def prove(
     """Compare two networks that are promised to be equal, on random images of (C, H, W) and on those given.
 
     `images` is (N, C, H, W), as the network takes them. `tolerance` is the largest relative difference in the network's
-    own number format (1e-3 for float32); in float64 it is 1e-9, unless the network itself computes in less. Where the
-    operation rounds new weights to that format, `precise` is what it makes of the original in float64.
+    own number format (1e-3 for float32, or ten times what the original itself loses to rounding, if not given); in
+    float64 it is 1e-9, unless the network itself computes in less. Where the operation rounds new weights to that
+    format, `precise` is what it makes of the original in float64.
     Raises SurgeryError, with the figure, where the promise is not kept.
     """
     found = compare(original, changed, input_shape, images, precise)
@@ -96,8 +99,14 @@ def prove(
             continue
         if own is torch.float64 and difference.relative <= TOLERANCES[torch.float32] and _loses(original, input_shape):
             note = "The network itself computes in less than float64, so float64 shows no more than float32."
-            found = Proof(found.differences, (*found.notes, note))
+            found = replace(found, notes=(*found.notes, note))
             continue
+        if own is not torch.float64 and tolerance is None and found.worst("float64") is not None:
+            rounding = _rounding(original, input_shape, images, own)
+            if difference.relative <= ROUNDINGS * rounding:
+                note = f"Rounding in {difference.dtype} alone moves the original's outputs by {rounding:.1g} relative."
+                found = replace(found, notes=tuple(dict.fromkeys((*found.notes, note))))
+                continue
         raise SurgeryError(
             f"The changed {type(original).__name__} was to compute the same and does not ({difference}; at most "
             f"{allowed:g} relative is rounding), so it is not returned. This is a bug: please report the network."
@@ -250,6 +259,13 @@ class _Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(result, Tensor) and result.dtype in (torch.float32, torch.float16, torch.bfloat16):
             self.lost = True
         return result
+
+
+def _rounding(model: nn.Module, shape: tuple[int, int, int], images: Tensor | None, own: torch.dtype) -> float:
+    """How far the network in its own number format is from itself in float64, relative to the largest number."""
+    batches = [("random", random_images(2, shape)), *([("given", images)] if images is not None else [])]
+    rows = zip(_outputs(model, batches, torch.float64), _outputs(model, batches, own), batches, strict=True)
+    return max(_difference(exact, rounded, batch, own).relative for exact, rounded, batch in rows)
 
 
 def _loses(model: nn.Module, shape: tuple[int, int, int]) -> bool:
