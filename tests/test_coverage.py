@@ -200,13 +200,13 @@ def test_norms_layers_and_places_are_looked_up() -> None:
     flow = record(model, images_of(SHAPE, torch.float32))
     assert norms_behind_layers(flow) == (2, 2)
     assert places_to_deepen(model, flow.image) == ["conv2", "relu"]
-    assert dense_share(model, flow) == pytest.approx(1.0)
+    assert dense_share(model, flow.image) == pytest.approx(1.0)
     grouped = Net()
     grouped.conv1 = nn.Conv2d(3, 15, 3, 2, 1, groups=3)
     grouped.norm1, grouped.conv2 = nn.BatchNorm2d(15), nn.Conv2d(15, 24, 1)
     flow = record(grouped.eval(), flow.image)
     first, second, last = 15 * 9 * 42, 15 * 24 * 42, 24 * CLASSES
-    assert dense_share(grouped, flow) == pytest.approx((second + last) / (first + second + last))
+    assert dense_share(grouped, flow.image) == pytest.approx((second + last) / (first + second + last))
 
 
 def test_multiply_adds_are_counted_and_gradients_stay_as_wanted() -> None:

@@ -95,7 +95,7 @@ def totals(networks: Networks) -> str:
         elsewhere = ", ".join(f"{other[word]} {word}" for word in sorted(other)) or "-"
         bad = words["wrong"] + words["crashed"] + words["undecided"]
         text += row(name, len(sense), exact, words["refused"], bad, f"{worst(good)}", elsewhere)
-    skipped = sum(judged["word"] == "not run" for *_, judged in pairs(networks, "bottleneck"))
+    skipped = sum(sensible and judged["word"] == "not run" for *_, sensible, judged in pairs(networks, "bottleneck"))
     counts = [re.match(r"(\d+) of \d+ batch norms", judged["why"]) for *_, judged in pairs(networks, "fold")]
     folded = sum(int(found[1]) for found in counts if found)
     beside = sum(found["norms"][1] for found in networks.values())

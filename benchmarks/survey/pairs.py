@@ -145,6 +145,8 @@ def _size(model: nn.Module) -> int:
 
 def bottleneck(case: Case) -> Judgement:
     """Layers that have an eighth of their rank come back the same, with half of the multiply-adds."""
+    if dense_share(case.model, case.flow.image) < DENSE:
+        return Judgement("not run", why="its layers do a small part of the work: half of it may be out of reach")
     seconds = _decomposing(case.model)
     if seconds > SECONDS:
         return Judgement("not run", why="decomposing its layers takes long")
@@ -236,7 +238,7 @@ def survey(name: str, operations: Iterable[str] = tuple(OPERATIONS), largest: fl
         "convolutionalize": case.head.on_maps,
         "pool_head": case.head.averaged,
         "deepen": bool(places_to_deepen(model, case.flow.image)),
-        "bottleneck": dense_share(model, case.flow) >= DENSE,
+        "bottleneck": dense_share(model, case.flow.image) >= DENSE,
     }
     return {
         "family": family(model),

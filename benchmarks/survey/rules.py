@@ -23,7 +23,8 @@ RULES = {
     "norms, dropout and weighted sums (an activation or layer norm after the pool leaves no exact map to find)",
     "deepen": "a convolution that is called once (the one in the middle is taken), or a ReLU that is called once, "
     "behind a convolution or batch norm (the last one is taken)",
-    "bottleneck": "convolutions without groups and linear layers that do three quarters of the multiply-adds",
+    "bottleneck": "convolutions without groups and linear layers, called as modules, that do three quarters of the "
+    "multiply-adds",
 }
 MAPS, TOKENS, ROWS = 4, 3, 2
 LAYERS = {"conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear"}
@@ -175,15 +176,26 @@ def multiply_adds(model: nn.Module, image: Tensor) -> int:
     return counter.get_total_flops() // 2
 
 
-def dense_share(model: nn.Module, flow: Flow) -> float:
-    """The share of all multiply-adds that convolutions without groups and linear layers do."""
+def dense_share(model: nn.Module, image: Tensor) -> float:
+    """The share of all multiply-adds that convolutions without groups and linear layers do, where they are called.
+
+    A weight that is handed to a function instead (as in the attention of EVA) is nothing that a chain could stand for.
+    """
     dense = 0
-    for step in flow.steps:
-        if step.name in ("conv2d", "linear"):
-            given, weight = step.inputs[:2]
-            if step.name == "linear" or weight.shape[1] == given.shape[1]:
-                dense += step.outputs[0].numel() * weight[0].numel()
-    return dense / max(1, multiply_adds(model, flow.image))
+
+    def count(module: nn.Conv2d | nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG001
+        nonlocal dense
+        dense += output.numel() * module.weight[0].numel()
+
+    layers = [each for each in model.modules() if isinstance(each, nn.Conv2d | nn.Linear)]
+    hooks = [each.register_forward_hook(count) for each in layers if getattr(each, "groups", 1) == 1]
+    try:
+        with torch.no_grad():
+            model(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return dense / max(1, multiply_adds(model, image))
 
 
 def places_to_deepen(model: nn.Module, image: Tensor) -> list[str]:
