@@ -1,8 +1,9 @@
 """Put the measured speeds into the documents: `python benchmarks/tables.py` after a run of benchmarks/speed.py.
 
 For every benchmarks/results/speed-CPU.json and scaling-CPU.json it draws docs/images/speed-CPU.png and
-scaling-CPU.png, and writes the tables between the markers of docs/speed.md and of README.md. With `--check` it writes
-nothing and fails where a document says something else than the results.
+scaling-CPU.png, and writes the tables between the markers of docs/speed.md and of README.md; and results/ladder.json
+becomes the ladder of docs/training.md. With `--check` it writes nothing and fails where a document says something else
+than the results.
 """
 
 from __future__ import annotations
@@ -15,16 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS
+from rungs import ladder_table
 
 TOP = RESULTS.parents[1]
-PAGE, README, IMAGES = TOP / "docs" / "speed.md", TOP / "README.md", TOP / "docs" / "images"
+PAGE, TRAINING, README = TOP / "docs" / "speed.md", TOP / "docs" / "training.md", TOP / "README.md"
+IMAGES = TOP / "docs" / "images"
 HEADS = {"training": "Training", "inference": "Inference", "single": "Inference, one image at a time"}
 BLOCK = "<!-- {name}: written by benchmarks/tables.py -->\n{text}<!-- {name}: end -->"
 
 
 def load(kind: str) -> dict[str, dict[str, Any]]:
     """The results of a kind by the name of their file."""
-    return {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(RESULTS.glob(f"{kind}-*.json"))}
+    return {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(RESULTS.glob(f"{kind}*.json"))}
 
 
 def replaced(document: str, name: str, text: str) -> str:
@@ -131,10 +134,13 @@ def pages() -> dict[Path, str]:
     page = "".join(section(content, f"images/{name}.png") for name, content in speeds.items())
     page += "".join(scaling_section(content, f"images/{name}.png") for name, content in scalings.items())
     front = "".join(summary(content, f"docs/images/{name}.png") for name, content in speeds.items())
-    return {
+    made = {
         PAGE: replaced(PAGE.read_text("utf-8"), "speed", page),
         README: replaced(README.read_text("utf-8"), "speed", front),
     }
+    for name, content in load("ladder").items():
+        made[TRAINING] = replaced(TRAINING.read_text("utf-8"), name, ladder_table(content))
+    return made
 
 
 def main() -> int:

@@ -40,7 +40,7 @@ class _Masked(torch.autograd.Function):
         return _apply(x, mask, scale)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (mask,) = ctx.saved_tensors
         return _apply(gradient, mask, ctx.scale), None, None
 
