@@ -4,7 +4,8 @@
 
 A reduced setting, so that many runs fit: 20 pixels a side, three epochs of 30,000 training images, judged on the other
 20,000 (of the published training images; the test images are never seen). Run it again to go on where it was stopped,
-or with more seeds. Writes results/ladder.json after each run; `python benchmarks/tables.py` puts it into docs/training.md, between markers named ladder.
+or with more seeds. Writes results/ladder.json after each run; `python benchmarks/tables.py` puts it between the markers
+named ladder in docs/training.md.
 """
 
 from __future__ import annotations
