@@ -267,8 +267,8 @@ GUARDS = (
     ),
     Mutant(
         "surgery/candidates.py",
-        "model(image.to(weight.device, weight.dtype))",
-        "model(image)",
+        "image = image.to(weight.device, weight.dtype)",
+        "image = image.to(weight.device)",
         "surgery/test_bottleneck.py::test_formats_and_what_may_be_trained_are_kept",
     ),
     Mutant(

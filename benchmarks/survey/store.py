@@ -58,7 +58,7 @@ class Store:
 
     def write(self) -> None:
         """Write everything, so that a reader sees the old file or the new one."""
-        versions = {name: metadata.version(name) for name in LIBRARIES}
+        versions = {name: each.version for name in LIBRARIES for each in metadata.distributions(name=name)}
         about = {
             "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}"]),
             "date": time.strftime("%Y-%m-%d"),
