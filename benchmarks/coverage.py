@@ -2,7 +2,7 @@
 
     python benchmarks/coverage.py                     goes on where it was stopped; writes results/coverage.json
                                                       and docs/coverage.md
-    python benchmarks/coverage.py --only resnet18     those anew (part of a name is enough), the others as they were
+    python benchmarks/coverage.py --only resnet18     those anew, the others as they were
     python benchmarks/coverage.py --limit 10          ten more
     python benchmarks/coverage.py --page              writes the page alone
 
@@ -36,7 +36,7 @@ GIGABYTE = 1 << 30
 def main() -> int:
     """Look at the networks that are asked for; ends with code 1 where a result is wrong or an operation crashed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", default=None, help="names of networks, or parts of them")
+    parser.add_argument("--only", nargs="*", default=None, help="names of networks, with or without their library")
     parser.add_argument("--library", choices=["torchvision", "timm"], default="", help="the networks of one alone")
     parser.add_argument("--operations", nargs="*", default=list(OPERATIONS), choices=list(OPERATIONS))
     parser.add_argument("--limit", type=int, default=None, help="networks to look at, at most")

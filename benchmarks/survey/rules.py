@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -164,11 +165,14 @@ def norms_behind_layers(flow: Flow) -> tuple[int, int]:
 
 
 def multiply_adds(model: nn.Module, image: Tensor) -> int:
-    """Of one forward pass, by torch's own counter, which fails over parameters that wait for gradients."""
+    """Of one forward pass, by torch's own counter.
+
+    It fails over parameters that wait for gradients, and does not see the products inside a CPU's fused attention.
+    """
     waiting = [parameter.requires_grad_(False) for parameter in model.parameters() if parameter.requires_grad]
     counter = FlopCounterMode(display=False)
     try:
-        with counter, torch.no_grad():
+        with sdpa_kernel(SDPBackend.MATH), counter, torch.no_grad():
             model(image)
     finally:
         for parameter in waiting:
