@@ -20,9 +20,9 @@ INTRODUCTION = """# Surgery on other people's networks
 
 <!-- written whole by benchmarks/coverage.py -->
 
-Every operation of [surgery](surgery.md) on **{count} networks**: {torchvision} of torchvision {tv}, which is all of its
-classifiers but those named at the end, and {timm} of timm {tm}, from {families} families. Each result is **exact**, or
-**refused** with a reason, and none may be **wrong**.
+Every operation of [surgery](surgery.md) on **{count} networks**: {torchvision} of torchvision {tv} and {timm} of
+timm {tm}, from {families} families; those that are named at the end were not run, and what is not on this page has
+not had its turn yet. Each result is **exact**, or **refused** with a reason, and none may be **wrong**.
 
 How it is measured, by `python benchmarks/coverage.py`:
 
@@ -99,7 +99,10 @@ def totals(networks: Networks) -> str:
     counts = [re.match(r"(\d+) of \d+ batch norms", judged["why"]) for *_, judged in pairs(networks, "fold")]
     folded = sum(int(found[1]) for found in counts if found)
     beside = sum(found["norms"][1] for found in networks.values())
+    lossy = [name for name, _, _, judged in pairs(networks, "bottleneck") if judged["word"] == "wrong"]
     return text + (
+        "\n`bottleneck` promises a budget and not equality: wrong means there that it did not find the answer without "
+        f"loss, or that half of the work is too little for one ({', '.join(lossy) or 'nowhere'}).\n"
         "\nDifferences are the largest of all exact results, in float32 / float64. "
         f"{folded:,} batch norms were folded; {beside:,} stand directly behind a layer. "
         f"`bottleneck` was left out for {skipped} networks, whose layers take long to decompose.\n"
