@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from zoo import GRAPHS, Lambda, Oracle, Squeeze, conv, resnet
+from wrapped import Lambda
+from zoo import GRAPHS, Oracle, Squeeze, conv, resnet
 
 import mlpconv
 from mlpconv.analysis import AxisField, Profile, profile

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from wrapped import Lambda
 
 from mlpconv import Maxout
 
@@ -96,17 +97,6 @@ class WindowAttention(nn.Module):
         y = y.view(n, h // k, w // k, k, k, c).permute(0, 1, 3, 2, 4, 5).reshape(n, h, w, c)
         y = torch.roll(y, (self.shift, self.shift), (1, 2))
         return (x + y).permute(0, 3, 1, 2)
-
-
-class Lambda(nn.Module):
-    def __init__(self, function: Any, **modules: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self, x)
 
 
 conv = nn.Conv2d

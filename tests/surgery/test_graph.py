@@ -11,23 +11,13 @@ import torch
 import torch.nn.functional as F
 from graphs import randomised, vision
 from torch import Tensor, nn
+from wrapped import Lambda, share
 
 import mlpconv
 from mlpconv.errors import SurgeryError, UsageError
 from mlpconv.surgery.checks import is_parametrized, sharers
 from mlpconv.surgery.graph import calls_of, dtype_of, open_all, replace_module, shadow_of, shape_of, trace
 from mlpconv.surgery.tracer import record
-
-
-class Lambda(nn.Module):
-    def __init__(self, function: Any, **modules: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(self, x)
 
 
 def images(*shape: int) -> Tensor:
@@ -70,13 +60,17 @@ def positions(m: Any, x: Tensor) -> Tensor:
     return x + rows[:, None] + torch.zeros((len(x), 1, 1, 1)) + m.table
 
 
+def helped(m: Any, x: Tensor) -> Tensor:
+    return share(m.conv(x))
+
+
 def picked(m: Any, x: Tensor) -> Tensor:
     features = {"low": x, "high": m.conv(x)}
     best = torch.stack([features[name] for name in features]).max(0)
     return torch.cat([*best.values.chunk(2, 1)], 1).to(x.dtype)
 
 
-@pytest.mark.parametrize("function", [shuffled, part_in_place, counted, checked, positions, picked])
+@pytest.mark.parametrize("function", [shuffled, part_in_place, counted, checked, positions, helped, picked])
 def test_a_graph_does_what_the_network_does_for_other_sizes_too(function: Any) -> None:
     model = Lambda(function, conv=nn.Conv2d(4, 4, 3, padding=1)).eval()
     model.table = torch.tensor(0.5)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from types import FunctionType
 from typing import Any, cast
 
 import torch
@@ -26,6 +27,15 @@ __all__ = ["Opens", "drop_questions", "first_line", "record"]
 Opens = Callable[[str, nn.Module], bool]
 """Whether to look inside the module of this name; what is not opened is one node of the graph."""
 BATCH = 2
+
+
+def _names_seen_by(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
+    """The global names of forward passes, of functions that modules hold, and of functions among those names."""
+    held = [function for m in modules for function in (type(m).forward, *vars(m).values())]
+    spaces = {id(space): space for each in held if isinstance(space := getattr(each, "__globals__", None), dict)}
+    named = [each for space in spaces.values() for each in space.values() if isinstance(each, FunctionType)]
+    foreign = (each for each in named if not (each.__module__ or "").startswith("torch."))
+    return list((spaces | {id(each.__globals__): each.__globals__ for each in foreign}).values())
 
 
 class _Failed(Exception):
@@ -61,8 +71,7 @@ class _Tracer(fx.Tracer):
         for name, held in (*shadow.named_parameters(), *shadow.named_buffers()):
             self.held[id(held)] = name
         opened = [m for name, m in shadow.named_modules() if not name or not self.is_leaf_module(m, name)]
-        spaces = {id(space): space for m in opened if (space := getattr(type(m).forward, "__globals__", None))}
-        with lengths_recorded(spaces.values()):
+        with lengths_recorded(_names_seen_by(opened)):
             return self.trace(shadow)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
