@@ -83,7 +83,7 @@ GUARDS = (
     # Surgery changes nothing else
     Mutant(
         "surgery/proof.py",
-        "        if difference.relative <= allowed:",
+        "        if each.relative <= allowed:",
         "        if True:",
         "surgery/test_proof.py::test_a_weight_that_is_off_is_found_however_little",
     ),

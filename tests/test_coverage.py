@@ -155,6 +155,35 @@ def test_float32_is_measured_by_what_rounding_does_to_the_network(monkeypatch: p
     assert (off.word, off.why) == ("wrong", "differs in float32")
 
 
+class Chaos(nn.Module):
+    """A weight, and the logistic map so many times: each makes a difference twice as large."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+        self.weight = nn.Parameter(torch.full((CLASSES,), 0.37, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = (x.flatten(1)[:, :CLASSES] * self.weight).sigmoid()
+        for _ in range(self.times):
+            y = 3.99 * y * (1 - y)
+        return y
+
+
+@pytest.mark.parametrize(("times", "word"), [(31, "exact"), (70, "undecided")])
+def test_float64_is_measured_by_what_rounding_does_to_the_network(times: int, word: str) -> None:
+    one, other = Chaos(times), Chaos(times)
+    with torch.no_grad():
+        other.weight.mul_(3.0).div_(3.0).mul_(0.1).div_(0.1)
+        other.weight[:3] = torch.nextafter(other.weight[:3], torch.ones(3, dtype=torch.float64))
+    found = judge({"float64": (one, other)}, SHAPE)
+    assert found.word == word
+    assert found.float64 > 1e-9
+    assert "rounding alone changes" in found.why
+    if word == "exact":
+        assert judge({"float64": (one, OffBy(other))}, SHAPE).word == "wrong"
+
+
 class OffBy(nn.Module):
     """Another network, and a tenth more."""
 

@@ -12,7 +12,8 @@ from graphs import randomised
 from torch import Tensor, nn
 
 from mlpconv.errors import SurgeryError, UsageError
-from mlpconv.surgery.proof import compare, prove, tensors_of
+from mlpconv.surgery.comparison import compare, tensors_of
+from mlpconv.surgery.proof import prove
 
 
 def network() -> nn.Sequential:
@@ -52,6 +53,54 @@ def test_what_rounding_does_to_the_original_is_no_error() -> None:
         same[4].bias += 0.5
     with pytest.raises(SurgeryError, match="float32"):
         prove(model, same, SHAPE)
+
+
+class Chaos(nn.Module):
+    """The logistic map, so many times: each makes a difference twice as large."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.sigmoid()
+        for _ in range(self.times):
+            x = 3.99 * x * (1 - x)
+        return x
+
+
+def chaotic(times: int) -> tuple[nn.Module, nn.Module]:
+    """A network that multiplies rounding, and the same with its norm worked into the convolution by hand."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), Chaos(times), nn.Flatten(), nn.Linear(5 * 35, 7))
+    randomised(model)
+    model.double().eval()
+    same = copy.deepcopy(model)
+    with torch.no_grad():
+        conv, norm = same[0], same[1]
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        conv.weight *= scale[:, None, None, None]
+        conv.bias.copy_((conv.bias - norm.running_mean) * scale + norm.bias)
+    same[1] = nn.Identity()
+    return model, same
+
+
+def test_a_network_that_multiplies_rounding_is_judged_by_its_own() -> None:
+    model, same = chaotic(28)
+    proof = prove(model, same, SHAPE)
+    assert 1e-9 < proof.worst("float64").relative < 1e-5
+    assert any("Rounding in float64 alone moves" in note for note in proof.notes)
+    with torch.no_grad():
+        same[4].bias[2] += 1e-4
+    with pytest.raises(SurgeryError, match="This is a bug"):
+        prove(model, same, SHAPE)
+
+
+def test_where_rounding_is_everything_nothing_is_proven_and_nothing_called_a_bug() -> None:
+    model, same = chaotic(60)
+    with pytest.raises(SurgeryError, match="cannot be shown that the changed Sequential") as found:
+        prove(model, same, SHAPE)
+    assert "bug" not in str(found.value)
 
 
 @pytest.mark.parametrize("size", [1e-7, 1e-3])

@@ -16,8 +16,8 @@ from torch import nn
 from mlpconv.errors import UsageError, did_you_mean
 from mlpconv.surgery.batches import as_batches
 from mlpconv.surgery.checks import accepted, copied
+from mlpconv.surgery.comparison import compare
 from mlpconv.surgery.own import slimmed_own
-from mlpconv.surgery.proof import compare
 from mlpconv.surgery.ranks import Choice
 from mlpconv.surgery.result import Surgery, report_on
 from mlpconv.surgery.slimming import Slimming, replaced

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from mlpconv.errors import MlpconvError, SurgeryError
 from mlpconv.surgery.batches import Batch
 from mlpconv.surgery.candidates import Candidate
+from mlpconv.surgery.comparison import quiet, tensors_of
 from mlpconv.surgery.lowrank import Basis, Layer, basis_by_activations, is_1x1
 from mlpconv.surgery.moments import Moments, as_rows
-from mlpconv.surgery.proof import quiet, tensors_of
 
 __all__ = ["PLACES", "bases_of", "outputs_of", "paired"]
 

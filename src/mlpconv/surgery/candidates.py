@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from mlpconv.surgery.checks import is_parametrized, sharers
+from mlpconv.surgery.comparison import quiet
 from mlpconv.surgery.graph import replace_module
 from mlpconv.surgery.lowrank import Basis, Layer
 from mlpconv.surgery.own import kept_own
-from mlpconv.surgery.proof import quiet
 from mlpconv.surgery.ranks import Option
 
 __all__ = ["Candidate", "find_candidates"]

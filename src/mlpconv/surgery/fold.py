@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from mlpconv.models import Network
 from mlpconv.surgery.checks import accepted, check_shape, copied
+from mlpconv.surgery.comparison import Proof, in_float64
 from mlpconv.surgery.fold_rules import Folding
 from mlpconv.surgery.graph import replace_module
 from mlpconv.surgery.own import folded_own, own_shape
-from mlpconv.surgery.proof import Proof, in_float64, prove
+from mlpconv.surgery.proof import prove
 from mlpconv.surgery.result import Surgery, report_on
 
 __all__ = ["fold"]

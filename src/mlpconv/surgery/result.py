@@ -14,7 +14,7 @@ from torch import nn
 from mlpconv.analysis import AxisField, Profile, profile
 from mlpconv.analysis.table import human_bytes
 from mlpconv.surgery.checks import copied
-from mlpconv.surgery.proof import Difference, Proof, quiet
+from mlpconv.surgery.comparison import Difference, Proof, quiet
 
 __all__ = ["Figures", "Report", "Surgery", "figures", "report_on"]
 

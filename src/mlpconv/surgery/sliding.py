@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from mlpconv.analysis import Profile
 from mlpconv.errors import MlpconvError
 from mlpconv.surgery.checks import copied
-from mlpconv.surgery.proof import EXACT, TOLERANCES, quiet, random_images, tensors_of
+from mlpconv.surgery.comparison import quiet, random_images, tensors_of
+from mlpconv.surgery.proof import EXACT, TOLERANCES
 from mlpconv.surgery.rewritten import Rewritten
 from mlpconv.surgery.tracer import first_line
 

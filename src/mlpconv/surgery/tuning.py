@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mlpconv.errors import SurgeryError
 from mlpconv.surgery.batches import Batch
 from mlpconv.surgery.calibration import outputs_of
-from mlpconv.surgery.proof import tensors_of
+from mlpconv.surgery.comparison import tensors_of
 
 __all__ = ["tuned"]
 
