@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -192,13 +192,7 @@ def dense_share(model: nn.Module, image: Tensor) -> float:
         dense += output.numel() * module.weight[0].numel()
 
     layers = [each for each in model.modules() if isinstance(each, nn.Conv2d | nn.Linear)]
-    hooks = [each.register_forward_hook(count) for each in layers if getattr(each, "groups", 1) == 1]
-    try:
-        with torch.no_grad():
-            model(image)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    _run_watched(model, image, [each for each in layers if getattr(each, "groups", 1) == 1], count)
     return dense / max(1, multiply_adds(model, image))
 
 
@@ -211,15 +205,20 @@ def places_to_deepen(model: nn.Module, image: Tensor) -> list[str]:
         calls.append((module, id(inputs[0]), id(output), output))
 
     watched = (nn.Conv2d, nn.BatchNorm2d, *RELUS)
-    hooks = [module.register_forward_hook(note) for module in names if isinstance(module, watched)]
-    try:
-        with torch.no_grad():
-            model(image)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    _run_watched(model, image, [module for module in names if isinstance(module, watched)], note)
     once = [call for call in calls if sum(other[0] is call[0] for other in calls) == 1 and call[3].dim() == MAPS]
     made = {out for module, _, out, _ in calls if isinstance(module, nn.Conv2d | nn.BatchNorm2d)}
     convs = [names[module] for module, *_ in once if isinstance(module, nn.Conv2d)]
     relus = [names[module] for module, given, *_ in once if isinstance(module, RELUS) and given in made]
     return [*convs[len(convs) // 2 :][:1], *relus[-1:]]
+
+
+def _run_watched(model: nn.Module, image: Tensor, modules: Sequence[nn.Module], hook: Callable[..., None]) -> None:
+    """One forward pass without gradients, in which the hook sees each of those modules' calls."""
+    handles = [module.register_forward_hook(hook) for module in modules]
+    try:
+        with torch.no_grad():
+            model(image)
+    finally:
+        for handle in handles:
+            handle.remove()

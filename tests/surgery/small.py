@@ -1,4 +1,4 @@
-"""Small things that the tests of surgery share: norms that do something, and outputs in float64."""
+"""Small things that the tests of surgery share: norms that do something, images and outputs in float64."""
 
 from __future__ import annotations
 
@@ -27,6 +27,17 @@ def shaken(model: nn.Module, seed: int = 1, *, negative: bool = False) -> nn.Mod
         elif isinstance(getattr(module, "bias", None), torch.Tensor):
             fill(module.bias, -1, 1)
     return model.eval()
+
+
+def images(count: int, *shape: int, seed: int = 3) -> torch.Tensor:
+    """(count, *shape) in float64, standard normal."""
+    return torch.randn((count, *shape), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-9) -> bool:
+    """Whether two tensors of one shape differ by no more than rounding, relative to the largest number."""
+    a, b = a.detach(), b.detach()
+    return a.shape == b.shape and float((a - b).abs().max()) <= tolerance * max(1e-3, float(a.abs().max()))
 
 
 def outputs(model: nn.Module, size: Sequence[int], count: int = 3) -> torch.Tensor:

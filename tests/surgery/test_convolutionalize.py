@@ -9,20 +9,12 @@ import torch
 import torch.nn.functional as F
 from graphs import CLASSES, FLATTENS, POOLS, Network, Rules, networks, randomised
 from hypothesis import assume, given, settings
+from small import close, images
 from torch import Tensor, nn
 
 import mlpconv
 from mlpconv.errors import SurgeryError
 from mlpconv.surgery import convolutionalize
-
-
-def close(a: Tensor, b: Tensor, tolerance: float = 1e-9) -> bool:
-    a, b = a.detach(), b.detach()
-    return a.shape == b.shape and float((a - b).abs().max()) <= tolerance * max(1.0, float(a.abs().max()))
-
-
-def images(count: int, *shape: int, seed: int = 3) -> Tensor:
-    return torch.randn((count, *shape), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @settings(max_examples=15)
@@ -177,7 +169,7 @@ def test_dense_windows_pool_as_the_crop_does() -> None:
 def test_where_padding_makes_crops_differ_the_report_says_by_how_much() -> None:
     model = vgg((7, 7)).eval()
     report = convolutionalize(model, (3, 14, 14), latency=False).report
-    x = mlpconv.surgery.proof.random_images(1, (3, 16, 16))
+    x = mlpconv.surgery.comparison.random_images(1, (3, 16, 16))
     with torch.no_grad():
         changed = convolutionalize(model, (3, 14, 14), latency=False).model
         dense = changed(x)

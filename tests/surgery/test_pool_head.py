@@ -9,20 +9,12 @@ import torch
 import torch.nn.functional as F
 from graphs import CLASSES, POOLS, Head, Network, networks, randomised, vision
 from hypothesis import given, settings
+from small import close, images
 from torch import Tensor, nn
 
 import mlpconv
 from mlpconv.errors import SurgeryError
 from mlpconv.surgery import fold, pool_head
-
-
-def close(a: Tensor, b: Tensor, tolerance: float = 1e-9) -> bool:
-    a, b = a.detach(), b.detach()
-    return a.shape == b.shape and float((a - b).abs().max()) <= tolerance * max(1.0, float(a.abs().max()))
-
-
-def images(count: int, *shape: int, seed: int = 3) -> Tensor:
-    return torch.randn((count, *shape), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @settings(max_examples=15)

@@ -17,7 +17,8 @@ from gradients import seen_by
 from graphs import POOLS, Functions, Network, Pooled, Rules, networks
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from small import close, images
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mlpconv.analysis import profile
@@ -56,15 +57,6 @@ def prepared(model: nn.Module, shape: Shape, chance: random.Random) -> tuple[nn.
         if isinstance(module, NORMS):
             module.train(module.training and chance.random() < 0.8)
     return model, shape
-
-
-def images(count: int, shape: Shape) -> Tensor:
-    return torch.randn((count, *shape), generator=torch.Generator().manual_seed(count), dtype=torch.float64)
-
-
-def close(a: Tensor, b: Tensor, tolerance: float = 1e-9) -> bool:
-    a, b = a.detach(), b.detach()
-    return a.shape == b.shape and float((a - b).abs().max()) <= tolerance * max(1e-3, float(a.abs().max()))
 
 
 def everything(model: nn.Module) -> dict[str, Any]:
@@ -121,7 +113,7 @@ def same_outputs(model: nn.Module, changed: nn.Module, shape: Shape) -> None:
     """The same logits in eval mode, and the same gradients for the image."""
     found = []
     for each in (copy.deepcopy(model).eval(), copy.deepcopy(changed).eval()):
-        x = images(3, shape).requires_grad_()
+        x = images(3, *shape).requires_grad_()
         logits = each(x)
         found.append((logits, torch.autograd.grad(logits.square().sum(), x)[0]))
     assert found[0][0].std() > 0
@@ -137,7 +129,7 @@ def same_training(model: nn.Module, changed: nn.Module, shape: Shape, *, in_orde
     gradients, outputs, statistics = [], [], []
     for each in (copy.deepcopy(model).train(), copy.deepcopy(changed).train()):
         torch.manual_seed(5)
-        outputs.append(each.requires_grad_()(images(4, shape)))
+        outputs.append(each.requires_grad_()(images(4, *shape)))
         outputs[-1].square().sum().backward()
         gradients.append({name: parameter.grad for name, parameter in each.named_parameters()})
         statistics.append(dict(each.named_buffers()))
@@ -184,13 +176,13 @@ def test_convolutionalize(count: int) -> None:
         same_outputs(model, result.model, shape)
         assert not any(isinstance(each, nn.Linear) for each in result.model.modules())
         with torch.no_grad():
-            assert result.model.eval().category_maps(images(2, shape)).shape == (2, 7, 1, 1)
+            assert result.model.eval().category_maps(images(2, *shape)).shape == (2, 7, 1, 1)
             larger = (shape[0], shape[1] + 24, shape[2] + 24)
-            dense = result.model(images(1, larger))
+            dense = result.model(images(1, *larger))
             assert dense.dim() == 4
             if result.report.details["equal"]:
                 rows, columns = result.report.details["step"]
-                crop = images(1, larger)[:, :, rows : rows + shape[1], columns : columns + shape[2]]
+                crop = images(1, *larger)[:, :, rows : rows + shape[1], columns : columns + shape[2]]
                 assert close(model.eval()(crop), dense[:, :, 1, 1])
                 return "equal on crops"
         return "equal"
@@ -229,9 +221,9 @@ def test_pool_head(count: int) -> None:
         for size in (shape, (3, shape[1] + 5, shape[2] + 4))[: 1 + pooled]:
             same_outputs(model, result.model, size)
             with torch.no_grad():
-                maps = result.model.eval().category_maps(images(2, size))
-                assert close(model.eval()(images(2, size)), maps.mean((2, 3)))
-                assert maps.shape == (2, 7, *model.get_submodule("trunk")(images(2, size)).shape[2:])
+                maps = result.model.eval().category_maps(images(2, *size))
+                assert close(model.eval()(images(2, *size)), maps.mean((2, 3)))
+                assert maps.shape == (2, 7, *model.get_submodule("trunk")(images(2, *size)).shape[2:])
         return "maps"
 
     answers = on_random_networks(count, look, ("pool", "pool", "adaptive", "flatten"))
@@ -262,7 +254,7 @@ def test_deepen(count: int) -> None:
 @examples(6)
 def test_bottleneck(count: int) -> None:
     def look(model: nn.Module, shape: Shape, chance: random.Random) -> str:
-        data, macs = images(24, shape), profile(model, shape).totals.macs
+        data, macs = images(24, *shape), profile(model, shape).totals.macs
         whole = operated(lambda: bottleneck(model, data, macs, curve=False), model)
         assert whole is not None
         same_outputs(model, whole.model, shape)
