@@ -19,9 +19,10 @@ def ladder_table(content: dict[str, Any]) -> str:
     top, removals = f"with {rungs[-1]}", {f"with {rungs[-1]}": steps[-1][0]}
     removals |= {f"with {name}": f"without {name}" for name in rungs if f"without {name}" in found}
     pairs = [*steps, *((without, top) for without in removals.values())]
+    pairs += [(top, name) for name in found if name.startswith("but ")]
     sd = pooled_deviation([changes(found[before], found[after]) for before, after in pairs])
     text = f"`{content['command']}`, {content['date']}: {protocol['size']} pixels, {protocol['epochs']} epochs of "
-    text += f"{1 - protocol['val_fraction']:.0%} of the training images, judged on the others. Means over seeds (n); "
+    text += f"{protocol['images']:,} training images, judged on {protocol['judged']:,} others. Means over seeds (n); "
     text += f"one change between two runs of the same seed has a deviation of {sd:.2f} points, and ± is 95 %.\n\n"
     text += "| lever | error, it and all above on | points | error, all on but it | points it brings | CPU seconds |\n"
     text += "|---|---|---|---|---|---|\n"
@@ -32,6 +33,14 @@ def ladder_table(content: dict[str, Any]) -> str:
         without = removals.get(now)
         cells += [_error(found[without]), _change(found[without], found[top], sd)] if without else ["not run", ""]
         text += "| " + " | ".join([*cells, f"{found[now]['cpu_seconds']['mean']:.0f}"]) + " |\n"
+    mirrored = {"runs": [row | {"error": row["error_with_tta_flip"]} for row in found[top]["runs"]]}
+    mean = fmean(row["error"] for row in mirrored["runs"])
+    text += (
+        f"| mirror image at the end | {mean:.2%} ({len(mirrored['runs'])}) | {_change(found[top], mirrored)} | | | |\n"
+    )
+    for name in (each for each in found if each.startswith("but ")):
+        cells = [f"all, {name}", _error(found[name]), _change(found[top], found[name], sd)]
+        text += "| " + " | ".join([*cells, "", "", f"{found[name]['cpu_seconds']['mean']:.0f}"]) + " |\n"
     return "\n" + text
 
 
@@ -52,6 +61,8 @@ def _error(found: dict[str, Any]) -> str:
     return f"{found['error']['mean']:.2%} ({found['error']['n']})"
 
 
-def _change(before: dict[str, Any], after: dict[str, Any], sd: float) -> str:
+def _change(before: dict[str, Any], after: dict[str, Any], sd: float | None = None) -> str:
+    """Mean and half of the interval; by the deviation of these changes alone where none is given."""
     values = changes(before, after)
+    sd = pooled_deviation([values]) if sd is None else sd
     return f"{fmean(values):+.2f} ± {NORMAL * sd / len(values) ** 0.5:.2f}" if values else ""

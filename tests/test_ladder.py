@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from common import spread
-from ladder import FLOOR, RESET, RUNGS, plans
+from ladder import CHOICES, FLOOR, RESET, RUNGS, plans
 from rungs import changes, ladder_table, pooled_deviation
 
 from mlpconv.training.recipe import Recipe, find_recipe
@@ -25,7 +25,9 @@ def test_each_rung_adds_its_lever_and_each_removal_takes_one_away() -> None:
     for name in names[:-1]:
         missing = set(everything) - set(found[f"without {name}"])
         assert missing == set(RUNGS[name])
-    assert len(found) == 2 * len(names)
+    for name, other in CHOICES.items():
+        assert found[f"but {name}"] == everything | other != everything
+    assert len(found) == 2 * len(names) + len(CHOICES)
 
 
 def test_no_two_levers_touch_the_same_setting() -> None:
@@ -61,10 +63,16 @@ def test_the_pooled_deviation_is_that_within_groups() -> None:
 def test_the_table_has_both_ways_of_each_lever() -> None:
     found = {"floor": plan(0.4, 0.42), "with A": plan(0.3, 0.31), "with B": plan(0.25, 0.25)}
     found["without A"] = plan(0.33, 0.34)
-    protocol = {"size": 20, "epochs": 3, "val_fraction": 0.4}
+    found["but slower"] = plan(0.26, 0.27)
+    for row, mirrored in zip(found["with B"]["runs"], (0.23, 0.24), strict=True):
+        row["error_with_tta_flip"] = mirrored
+    found["with B"]["error_with_tta_flip"] = spread([0.23, 0.24])
+    protocol = {"size": 20, "epochs": 3, "images": 20_000, "judged": 10_000}
     table = ladder_table({"command": "c", "date": "d", "result": {"protocol": protocol, "plans": found}})
-    sd = pooled_deviation([[-10, -11], [-5, -6], [-5, -6], [-8, -9]])
+    sd = pooled_deviation([[-10, -11], [-5, -6], [-5, -6], [-8, -9], [1, 2]])
     assert f"| A | 30.50% (2) | -10.50 ± {1.96 * sd / 2**0.5:.2f} | 33.50% (2) | -8.50 ±" in table
     assert "| B | 25.00% (2) | -5.50 ±" in table and "| 30.50% (2) | -5.50 ±" in table
     assert "| none | 41.00% (2) | | | | 61 |" in table
-    assert "60%" in table and "20 pixels" in table
+    assert f"| all, but slower | 26.50% (2) | +1.50 ± {1.96 * sd / 2**0.5:.2f} |" in table
+    assert "20,000" in table and "20 pixels" in table
+    assert f"| mirror image at the end | 23.50% (2) | -1.50 ± {1.96 * 0.5:.2f} |" in table
