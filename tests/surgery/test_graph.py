@@ -205,6 +205,44 @@ def patched() -> nn.Module:
     return model
 
 
+class Partial(nn.Module):
+    """Convolves a part of the channels, in one of two ways that it chooses when it is made (FasterNet)."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3, padding=1)
+        self.forward = getattr(self, way)
+
+    def slicing(self, x: Tensor) -> Tensor:
+        return torch.cat([self.conv(x[:, :2]), x[:, 2:]], 1)
+
+    def splitting(self, x: Tensor) -> Tensor:
+        first, second = x.split([2, x.shape[1] - 2], 1)
+        return torch.cat([self.conv(first), second * 2], 1)
+
+
+@pytest.mark.parametrize("way", ["slicing", "splitting"])
+def test_a_forward_chosen_among_a_modules_own_methods_is_followed(way: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), Partial(way), nn.Conv2d(5, 4, 1)).eval()
+    before = model(images(2, 3, 9, 7))
+    graph = trace(model, (3, 9, 7))
+    with torch.no_grad():
+        model[1].conv.weight.zero_()
+        assert torch.equal(graph(images(2, 3, 9, 7)), before)
+
+
+def strange() -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Partial("slicing"))
+    model[1].forward = Partial("slicing").slicing
+    return model
+
+
+def borrowed() -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    model[0].forward = model[0].extra_repr
+    return model
+
+
 def locked() -> nn.Module:
     model = nn.Conv2d(3, 4, 3)
     model.lock = threading.Lock()
@@ -216,6 +254,9 @@ def locked() -> nn.Module:
     [
         (hooked, ["1 (Conv2d)", "hooks"]),
         (patched, ["0 (Conv2d)", "forward", "replaced"]),
+        (strange, ["1 (Partial)", "forward", "replaced"]),
+        (borrowed, ["0 (Conv2d)", "forward", "replaced"]),
+        (lambda: Partial("slicing"), ["The network (Partial)", "forward", "replaced"]),
         (lambda: nn.Sequential(nn.LazyConv2d(4, 3)), ["0 (LazyConv2d)", "lazy"]),
         (lambda: torch.jit.script(nn.ReLU()), ["TorchScript"]),
         (lambda: nn.DataParallel(nn.Conv2d(3, 4, 3)), [".module"]),

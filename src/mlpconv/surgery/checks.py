@@ -38,14 +38,14 @@ def accepted(model: nn.Module) -> nn.Module:
         raise UsageError(f"A {type(model).__name__} was given; a torch.nn.Module is accepted.")
     model = getattr(model, "_orig_mod", model)
     for name, module in model.named_modules():
-        reason = _reason(module)
+        reason = _reason(module, whole=module is model)
         if reason:
             raise SurgeryError(f"{name or 'The network'} ({type(module).__name__}) {reason}")
     return model
 
 
-def _reason(module: nn.Module) -> str:
-    """Why a module cannot be operated on; empty where it can."""
+def _reason(module: nn.Module, *, whole: bool) -> str:
+    """Why a module, or the whole network, cannot be operated on; empty where it can."""
     kind, place = type(module).__name__, type(module).__module__
     if kind in WRAPPERS:
         return "spreads a network over devices: give the network inside, its .module."
@@ -53,7 +53,7 @@ def _reason(module: nn.Module) -> str:
         return "is compiled TorchScript: give the nn.Module that it was made from."
     if ".quantized" in place or ".qat" in place or hasattr(module, "activation_post_process"):
         return "is quantised or about to be: operate first, quantise afterwards."
-    if "forward" in vars(module):
+    if "forward" in vars(module) and (whole or not _chosen_among_own(module)):
         return "has a forward that was replaced on the object: subclass it instead, so that a copy computes the same."
     for tensor in (*module._parameters.values(), *module._buffers.values()):
         if tensor is not None and nn.parameter.is_lazy(tensor):
@@ -63,6 +63,14 @@ def _reason(module: nn.Module) -> str:
     if any(not _is_own_hook(hook) for hooks in HOOKS for hook in getattr(module, hooks).values()):
         return "has hooks, which would be lost or run on images of ours: remove them, operate, add them again."
     return ""
+
+
+def _chosen_among_own(module: nn.Module) -> bool:
+    """Whether a module of its own class took one of its methods for its forward: a copy takes the copy's."""
+    forward = vars(module)["forward"]
+    method = getattr(forward, "__func__", None)
+    own = getattr(forward, "__self__", None) is module and getattr(type(module), forward.__name__, None) is method
+    return own and not any(base in vars(nn).values() for base in type(module).__mro__ if base is not nn.Module)
 
 
 def _is_own_hook(hook: Any) -> bool:
