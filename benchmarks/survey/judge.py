@@ -108,11 +108,11 @@ def judge(
 
 
 def shaking(model: nn.Module, images: Tensor) -> float:
-    """How far a network in float64 moves when each of its weights does by one rounding."""
+    """How far a network in float64 moves when each of its numbers does by one rounding."""
     moved = copy.deepcopy(model)
     source = torch.Generator().manual_seed(SEED)
     with torch.no_grad():
-        for tensor in moved.parameters():
+        for tensor in (each for each in (*moved.parameters(), *moved.buffers()) if each.is_floating_point()):
             up = torch.rand(tensor.shape, generator=source) < 0.5
             tensor.copy_(torch.nextafter(tensor, torch.where(up, torch.inf, -torch.inf).to(tensor.dtype)))
     return gap(outputs(model, images), outputs(moved, images))

@@ -33,10 +33,10 @@ How it is measured, by `python benchmarks/coverage.py`:
 - **The judge** is not the operation's own proof. Original and result are run on {images} random images that no
   operation has seen, in float32 and in float64. Exact is a largest difference of at most {f32:.0e} of the largest
   output in float32 and {f64:.0e} in float64, where rounding is far below and an error is as large as ever; or ten
-  times what rounding does to the original itself, where that is more (in float64: each weight moved by one rounding).
-  For `convolutionalize` the map of logits must be the logits as well; for `pool_head` the mean of `category_maps` must
-  be the logits, also for a larger image where the network takes one. A network whose outputs are the same for all
-  images, or are rounding alone, is no evidence, and not exact.
+  times what rounding does to the original itself, where that is more (in float64: with each of its numbers moved by one
+  rounding). For `convolutionalize` the map of logits must be the logits as well; for `pool_head` the mean of
+  `category_maps` must be the logits, also for a larger image where the network takes one. A network whose outputs are
+  the same for all images, or are rounding alone, is no evidence, and not exact.
 - **What an operation must do** to count: `fold` folds at least one batch norm where one stands behind a layer; `deepen`
   adds parameters. `bottleneck` is not exact by nature: it is given a network whose layers have an eighth of their rank,
   and half of the multiply-adds to keep. There is an answer that loses nothing, and it must be found.

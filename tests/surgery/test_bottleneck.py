@@ -236,6 +236,28 @@ def test_a_layer_that_is_called_twice_is_fitted_to_both_calls() -> None:
     assert float((made - wanted).mean(0).abs().max()) < 0.05 * float(wanted.std(0).max())
 
 
+class Doubled(nn.Conv2d):
+    """Twice what its weight says."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class Scaled(nn.Conv2d):
+    """Has a number more."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.scale = nn.Parameter(torch.ones(()))
+
+
+class Careful(nn.Linear):
+    """A linear layer after all (timm's casts where it is compiled)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight, bias=self.bias if self.bias is not None else None)
+
+
 class Odd(nn.Module):
     """Layers that must be left alone, each for another reason."""
 
@@ -246,11 +268,11 @@ class Odd(nn.Module):
         self.one, self.other = nn.Conv2d(24, 24, 1), nn.Conv2d(24, 24, 1)
         self.other.weight = self.one.weight
         self.normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(24, 24, 1))
-        self.own, self.idle = type("Own", (nn.Conv2d,), {})(24, 24, 1), nn.Linear(5, 5)
+        self.own, self.more, self.idle = Doubled(24, 24, 1), Scaled(24, 24, 1), nn.Linear(5, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.depthwise(self.grouped(self.first(x)))
-        return self.own(self.normed(self.other(self.one(x).relu()))).mean((2, 3))
+        return self.more(self.own(self.normed(self.other(self.one(x).relu())))).mean((2, 3))
 
 
 def test_what_is_left_alone_has_a_reason() -> None:
@@ -265,7 +287,8 @@ def test_what_is_left_alone_has_a_reason() -> None:
         "one": "shares its weights with other.weight",
         "other": "shares its weights with one.weight",
         "normed": "has a weight that is worked out",
-        "own": "is a Own, which may compute",
+        "own": "is a Doubled, which computes in another way",
+        "more": "is a Scaled, which has more than a weight",
         "idle": "is not called",
     }
     assert left.keys() == reasons.keys()
@@ -273,6 +296,16 @@ def test_what_is_left_alone_has_a_reason() -> None:
         assert left[name].startswith(reason)
     with pytest.raises(SurgeryError, match=r"grouped has 3 groups, so its rank stays"):
         bottleneck(model, images(), 0.9, layers=["first", "grouped"])
+
+
+def test_a_layer_of_another_class_that_computes_the_same_is_taken() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 24, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Careful(24, 17))
+    with torch.no_grad():
+        model[4].weight.copy_(torch.outer(torch.randn(17), torch.randn(24)))
+    result = bottleneck(model, images(), 0.998, layers=["4"], curve=False)
+    assert result.report.changed == ("4",)
+    assert result.report.details["error"]["after"]["output"] < 1e-9
 
 
 def test_only_the_layers_that_are_named_change() -> None:

@@ -114,7 +114,13 @@ def _tune(changed: nn.Module, work: Slimming, fine_tune: Callable[[nn.Module], o
 def _notes(work: Slimming, choice: Choice, errors: Mapping[str, Mapping[str, float]]) -> list[str]:
     """What became of the error and the cost, in words."""
     kept = (work.fixed + choice.cost) / work.total
-    notes = [f"{kept:.1%} of the multiply-adds, {errors['after']['output']:.2%} of the outputs' variance lost."]
+    lost = errors["after"]["output"]
+    much = (
+        f"{lost:.2%} of the outputs' variance lost"
+        if lost <= 1
+        else f"the outputs off by {lost:,.3g} times their variance"
+    )
+    notes = [f"{kept:.1%} of the multiply-adds, {much}."]
     few = [name for name in work.picked(choice) if work.rows(name) < ENOUGH * work.candidates[name].sizes[1]]
     if few and work.by == "activations":
         notes.append(

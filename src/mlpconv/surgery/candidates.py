@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mlpconv.surgery.checks import is_parametrized, sharers
@@ -132,8 +133,8 @@ def _runs_with_chains(model: nn.Module, names: Iterable[str], image: Tensor) -> 
 def _reason(model: nn.Module, module: Layer) -> str:
     if is_parametrized(module):
         return "has a weight that is worked out from others"
-    if type(module) not in (nn.Conv2d, nn.Linear):
-        return f"is a {type(module).__name__}, which may compute in another way"
+    if type(module) not in (nn.Conv2d, nn.Linear) and len({*module.state_dict(), "weight", "bias"}) > 2:
+        return f"is a {type(module).__name__}, which has more than a weight and a bias"
     if isinstance(module, nn.Conv2d) and module.groups > 1:
         return f"has {module.groups} groups" if module.groups < module.in_channels else "is depthwise"
     tied = sharers(model, module)
@@ -146,9 +147,20 @@ def _watch(name: str, found: dict[str, Candidate], left: dict[str, str]) -> Any:
         if isinstance(module, nn.Conv2d) and inputs[0].dim() != MAPS:
             left[name] = "works on a single image without a batch"
             return
+        if type(module) not in (nn.Conv2d, nn.Linear) and not torch.equal(output, _plainly(module, inputs[0])):
+            left[name] = f"is a {type(module).__name__}, which computes in another way"
+            return
         maps = isinstance(module, nn.Conv2d)
         each.places_in += inputs[0].numel() // inputs[0].shape[1 if maps else -1]
         each.places_out += output.numel() // output.shape[1 if maps else -1]
         each.calls += 1
 
     return hook
+
+
+def _plainly(layer: Layer, x: Tensor) -> Tensor:
+    """What a layer of torch's own class with these settings and this weight would make of its input."""
+    if isinstance(layer, nn.Conv2d):
+        made: Tensor = nn.Conv2d._conv_forward(layer, x, layer.weight, layer.bias)
+        return made
+    return nn.Linear.forward(layer, x)

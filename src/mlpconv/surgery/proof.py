@@ -15,7 +15,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlpconv.errors import SurgeryError
 from mlpconv.surgery.checks import copied
-from mlpconv.surgery.comparison import SEED, Difference, Proof, compare, difference, named_outputs, quiet, random_images
+from mlpconv.surgery.comparison import (
+    BATCHES,
+    SEED,
+    Difference,
+    Proof,
+    compare,
+    difference,
+    named_outputs,
+    quiet,
+    random_images,
+)
 
 __all__ = ["EXACT", "TOLERANCES", "prove"]
 
@@ -82,8 +92,9 @@ def _excuse(found: Difference, model: nn.Module, shape: tuple[int, int, int], im
 
 def _rounding(model: nn.Module, shape: tuple[int, int, int], images: Tensor | None, own: torch.dtype) -> float:
     """What rounding does to the outputs, relative to the largest number: measured against float64, or, in float64,
-    against the same network with each weight moved by one rounding."""
-    batches = [("random", random_images(2, shape)), *([("given", images)] if images is not None else [])]
+    against the same network with each of its numbers moved by one rounding."""
+    batches = [("random", random_images(count, shape)) for count in BATCHES]
+    batches += [("given", images)] if images is not None else []
     other = _moved(model) if own is torch.float64 else copied(model)
     rounded, exact = named_outputs(other, batches, own), named_outputs(copied(model), batches, torch.float64)
     rows = zip(exact, rounded, batches, strict=True)
@@ -96,9 +107,9 @@ def _moved(model: nn.Module) -> nn.Module:
     source = torch.Generator().manual_seed(SEED)
     step = torch.finfo(torch.float64).eps
     with torch.no_grad():
-        for parameter in (each for each in made.parameters() if each.is_floating_point()):
-            signs = torch.randint(0, 2, parameter.shape, generator=source).mul_(2).sub_(1)
-            parameter.mul_(1 + step * signs.to(parameter.device, torch.float64))
+        for tensor in (each for each in (*made.parameters(), *made.buffers()) if each.is_floating_point()):
+            signs = torch.randint(0, 2, tensor.shape, generator=source).mul_(2).sub_(1)
+            tensor.mul_(1 + step * signs.to(tensor.device, torch.float64))
     return made
 
 
