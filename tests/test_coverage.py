@@ -12,7 +12,7 @@ import pytest
 import torch
 from survey.flow import record
 from survey.judge import LIMITS, gap, images_of, judge, rounds
-from survey.networks import calibrated, randomised, sizes
+from survey.networks import _Unfilled, calibrated, randomised, sizes
 from survey.page import page, reason, totals
 from survey.pairs import OPERATIONS, Case, attempt, fitting, thinned
 from survey.rules import dense_share, head_of, multiply_adds, norms_behind_layers, places_to_deepen
@@ -193,6 +193,15 @@ class OffBy(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x) * 1.1
+
+
+def test_first_weights_that_are_left_out_end_no_loop_that_waits_for_small_ones() -> None:
+    weight, bias = torch.full((5, 7), 9.0), torch.full((7,), 9.0)
+    with _Unfilled():
+        nn.init.trunc_normal_(weight, std=0.02)
+        nn.init.normal_(bias)
+    assert not weight.any()
+    assert not bias.any()
 
 
 def test_other_shapes_and_no_numbers_are_infinitely_far() -> None:
