@@ -56,6 +56,7 @@ CASES = [
     ("nin_mnist", {"norm": "batch", "head": "fc+dropout", "size": (23, 29)}),
     ("conv_svhn", {"norm": "batch", "width": 0.1, "pool2": "avg"}),
     ("nin_tiny", {}),
+    ("nin_tiny", {"pool_first": True}),
     ("googlenet", {"norm": "batch", "width": 0.1, "size": 96}),
 ]
 
@@ -139,7 +140,7 @@ def test_random_numbers_are_left_alone() -> None:
 
 
 def test_a_negative_weight_after_a_max_pool_is_refused_by_name() -> None:
-    model = shaken(create_model("nin_tiny"))
+    model = shaken(create_model("nin_tiny", pool_first=True))
     with torch.no_grad():
         model.blocks[1].norms[2].weight[5] = -0.5
     with pytest.raises(UsageError, match=r"blocks\.1\.norms\.2 .* 1 of 48 channels \(5\)"):
@@ -211,7 +212,7 @@ def test_a_model_file_holds_the_folded_network(tmp_path: object) -> None:
 
 def test_a_pool_between_is_the_case_that_needs_care() -> None:
     """The max-pool stands before the norm, and what is folded goes before both."""
-    model = create_model("nin_tiny")
+    model = create_model("nin_tiny", pool_first=True)
     assert model.blocks[0].pool_at == "conv"
     assert isinstance(make_pool("max"), type(model.blocks[0].pool))
     assert build(fold_norm(model).config.to_dict()).blocks[0].pool_at == "conv"

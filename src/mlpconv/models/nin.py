@@ -129,7 +129,7 @@ def _net(name: str, *blocks: Block, **settings: Any) -> NINConfig:
 _C1 = Block(5, (192, 160, 96), padding=2, pool="max", dropout=True)
 _C2 = Block(5, (192, 192, 192), padding=2, pool="max", dropout=True)
 
-_SAFE: dict[str, Any] = {"norm": "batch", "last_relu": False, "init": "identity", "pool_first": True}
+_SAFE: dict[str, Any] = {"norm": "batch", "last_relu": False, "init": "identity"}
 
 NETWORKS: dict[str, NINConfig] = {
     config.name: config
