@@ -40,7 +40,7 @@ def main() -> int:
     parser.add_argument("--library", choices=["torchvision", "timm"], default="", help="the networks of one alone")
     parser.add_argument("--operations", nargs="*", default=list(OPERATIONS), choices=list(OPERATIONS))
     parser.add_argument("--limit", type=int, default=None, help="networks to look at, at most")
-    parser.add_argument("--memory", type=int, default=8, help="gigabytes of memory for one network")
+    parser.add_argument("--memory", type=int, default=16, help="gigabytes of memory for one network")
     parser.add_argument("--seconds", type=int, default=3000, help="for one network")
     parser.add_argument("--page", action="store_true", help="look at none, and write the page")
     asked = parser.parse_args()
