@@ -21,8 +21,8 @@ INTRODUCTION = """# Surgery on other people's networks
 <!-- written whole by benchmarks/coverage.py -->
 
 Every operation of [surgery](surgery.md) on **{count} networks**: {torchvision} of torchvision {tv} and {timm} of
-timm {tm}, from {families} families; those that are named at the end were not run, and what is not on this page has
-not had its turn yet. Each result is **exact**, or **refused** with a reason, and none may be **wrong**.
+timm {tm}, from {families} families; those that are named at the end are too large for the machine, and were not
+run. Each result is **exact**, or **refused** with a reason, and none may be **wrong**.
 
 How it is measured, by `python benchmarks/coverage.py`:
 
@@ -101,9 +101,12 @@ def totals(networks: Networks) -> str:
     folded = sum(int(found[1]) for found in counts if found)
     beside = sum(found["norms"][1] for found in networks.values())
     lossy = [name for name, _, _, judged in pairs(networks, "bottleneck") if judged["word"] == "wrong"]
+    if lossy:
+        text += (
+            "\n`bottleneck` promises a budget and not equality: wrong means there that it did not find the answer "
+            f"without loss, or that half of the work is too little for one ({', '.join(lossy)}).\n"
+        )
     return text + (
-        "\n`bottleneck` promises a budget and not equality: wrong means there that it did not find the answer without "
-        f"loss, or that half of the work is too little for one ({', '.join(lossy) or 'nowhere'}).\n"
         "\nDifferences are the largest of all exact results, in float32 / float64. "
         f"{folded:,} batch norms were folded; {beside:,} stand directly behind a layer. "
         f"`bottleneck` was left out for {skipped} networks, whose layers take long to decompose.\n"
