@@ -328,7 +328,7 @@ def test_a_block_of_our_own_gets_one_more_of_its_own(options: dict) -> None:
 
 
 def test_our_own_blocks_that_cannot_are_refused() -> None:
-    model = shaken(create_model("nin_tiny"))
+    model = shaken(create_model("nin_tiny", pool_first=True))
     with pytest.raises(SurgeryError, match="blocks.2 ends in the category maps"):
         deepen(model, "blocks.2")
     with pytest.raises(SurgeryError, match="leave both out"):
