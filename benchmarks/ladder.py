@@ -47,13 +47,18 @@ RUNGS: dict[str, dict[str, Any]] = {
 }
 """In the order in which they are switched on. `sizes` are shares of the side."""
 
-
 CHOICES: dict[str, dict[str, Any]] = {
     "half the rate": {"lr": 0.015},
     "twice the rate": {"lr": 0.06},
     "the last layer at the rate of the others": {"last_lr": 1.0},
 }
 """Numbers of the full recipe, chosen otherwise."""
+
+TOP = f"with {list(RUNGS)[-1]}"
+"""Everything on."""
+JUDGED = 10_000
+RESET: dict[str, Any] = {"whiten": False, "label_smoothing": 0.0, "ema": 0.0, "ema_every": 1, "freeze": (), "sizes": ()}
+"""The fast recipe without its levers."""
 
 
 def plans() -> dict[str, dict[str, Any]]:
@@ -94,13 +99,6 @@ def images(size: int, count: int, root: Path | None) -> Dataset:
     return make_dataset(
         "cifar10", whole.classes, {"train": select(train, np.arange(min(count, len(train)))), "val": held_out}
     )
-
-
-TOP = f"with {list(RUNGS)[-1]}"
-"""Everything on."""
-JUDGED = 10_000
-RESET: dict[str, Any] = {"whiten": False, "label_smoothing": 0.0, "ema": 0.0, "ema_every": 1, "freeze": (), "sizes": ()}
-"""The fast recipe without its levers."""
 
 
 def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from survey.pairs import OPERATIONS, Case, attempt, fitting, thinned
 from survey.rules import dense_share, head_of, multiply_adds, norms_behind_layers, places_to_deepen
 from survey.store import Store
 from torch import Tensor, nn
+from wrapped import chaotic
 
 from mlpconv import surgery
 from mlpconv.errors import SurgeryError
@@ -156,7 +157,7 @@ def test_float32_is_measured_by_what_rounding_does_to_the_network(monkeypatch: p
 
 
 class Chaos(nn.Module):
-    """A weight, and the logistic map so many times: each makes a difference twice as large."""
+    """A weight, and then chaos."""
 
     def __init__(self, times: int) -> None:
         super().__init__()
@@ -164,10 +165,7 @@ class Chaos(nn.Module):
         self.weight = nn.Parameter(torch.full((CLASSES,), 0.37, dtype=torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = (x.flatten(1)[:, :CLASSES] * self.weight).sigmoid()
-        for _ in range(self.times):
-            y = 3.99 * y * (1 - y)
-        return y
+        return chaotic((x.flatten(1)[:, :CLASSES] * self.weight).sigmoid(), self.times)
 
 
 @pytest.mark.parametrize(("times", "word"), [(31, "exact"), (70, "undecided")])

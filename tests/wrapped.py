@@ -1,4 +1,4 @@
-"""A function as a module, for networks that tests write down where they need them, and a helper of such functions."""
+"""Parts of networks that tests write down where they need them: a function as a module, a helper, a chaotic map."""
 
 from __future__ import annotations
 
@@ -23,3 +23,10 @@ class Lambda(nn.Module):
 def share(x: Tensor) -> Tensor:
     """Each image's part of the batch."""
     return x / len(x)
+
+
+def chaotic(x: Tensor, times: int, rate: float = 3.99) -> Tensor:
+    """The logistic map of numbers in 0..1, so many times: each makes a difference about twice as large."""
+    for _ in range(times):
+        x = rate * x * (1 - x)
+    return x

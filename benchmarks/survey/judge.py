@@ -20,7 +20,7 @@ ROUNDED = 1e-3
 """The same in float64 for a network that computes in float32 on its way."""
 OWN = 10
 """How many times further from the original a result may lie than rounding moves the original itself."""
-SEEN = 1e-5
+SEEN = 1e-6
 """Rounding in float64 that moves a network further than this hides errors: no evidence."""
 BLIND = 1e-6
 """Outputs for different images that differ by less than this part say nothing."""

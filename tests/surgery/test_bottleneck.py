@@ -251,6 +251,14 @@ class Scaled(nn.Conv2d):
         self.scale = nn.Parameter(torch.ones(()))
 
 
+class Noisy(nn.Conv2d):
+    """The same as ever in eval mode; in training it drops weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = nn.functional.dropout(self.weight, 0.5, self.training)
+        return nn.functional.conv2d(x, weight, self.bias)
+
+
 class Careful(nn.Linear):
     """A linear layer after all (timm's casts where it is compiled)."""
 
@@ -268,11 +276,12 @@ class Odd(nn.Module):
         self.one, self.other = nn.Conv2d(24, 24, 1), nn.Conv2d(24, 24, 1)
         self.other.weight = self.one.weight
         self.normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(24, 24, 1))
-        self.own, self.more, self.idle = Doubled(24, 24, 1), Scaled(24, 24, 1), nn.Linear(5, 5)
+        self.own, self.more, self.noisy = Doubled(24, 24, 1), Scaled(24, 24, 1), Noisy(24, 24, 1)
+        self.idle = nn.Linear(5, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.depthwise(self.grouped(self.first(x)))
-        return self.more(self.own(self.normed(self.other(self.one(x).relu())))).mean((2, 3))
+        return self.noisy(self.more(self.own(self.normed(self.other(self.one(x).relu()))))).mean((2, 3))
 
 
 def test_what_is_left_alone_has_a_reason() -> None:
@@ -289,6 +298,7 @@ def test_what_is_left_alone_has_a_reason() -> None:
         "normed": "has a weight that is worked out",
         "own": "is a Doubled, which computes in another way",
         "more": "is a Scaled, which has more than a weight",
+        "noisy": "is a Noisy, which computes in another way",
         "idle": "is not called",
     }
     assert left.keys() == reasons.keys()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from graphs import randomised
 from torch import Tensor, nn
+from wrapped import Lambda, chaotic
 
 from mlpconv.errors import SurgeryError, UsageError
 from mlpconv.surgery.comparison import compare, tensors_of
@@ -55,24 +56,11 @@ def test_what_rounding_does_to_the_original_is_no_error() -> None:
         prove(model, same, SHAPE)
 
 
-class Chaos(nn.Module):
-    """The logistic map, so many times: each makes a difference twice as large."""
-
-    def __init__(self, times: int) -> None:
-        super().__init__()
-        self.times = times
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.sigmoid()
-        for _ in range(self.times):
-            x = 3.99 * x * (1 - x)
-        return x
-
-
-def chaotic(times: int) -> tuple[nn.Module, nn.Module]:
+def folded_by_hand(times: int) -> tuple[nn.Module, nn.Module]:
     """A network that multiplies rounding, and the same with its norm worked into the convolution by hand."""
     torch.manual_seed(3)
-    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), Chaos(times), nn.Flatten(), nn.Linear(5 * 35, 7))
+    chaos = Lambda(lambda _, x: chaotic(x.sigmoid(), times))
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), chaos, nn.Flatten(), nn.Linear(5 * 35, 7))
     randomised(model)
     model.double().eval()
     same = copy.deepcopy(model)
@@ -86,7 +74,7 @@ def chaotic(times: int) -> tuple[nn.Module, nn.Module]:
 
 
 def test_a_network_that_multiplies_rounding_is_judged_by_its_own() -> None:
-    model, same = chaotic(28)
+    model, same = folded_by_hand(28)
     proof = prove(model, same, SHAPE)
     assert 1e-9 < proof.worst("float64").relative < 1e-5
     assert any("Rounding in float64 alone moves" in note for note in proof.notes)
@@ -96,8 +84,29 @@ def test_a_network_that_multiplies_rounding_is_judged_by_its_own() -> None:
         prove(model, same, SHAPE)
 
 
+def test_one_image_that_multiplies_rounding_excuses_nothing_on_the_others() -> None:
+    """Bright images go through chaos, all others through a map that forgets differences."""
+    torch.manual_seed(3)
+
+    def moody(m: Any, x: Tensor) -> Tensor:
+        bright = x.mean((1, 2, 3), keepdim=True) > 1
+        x = m.conv(x).sigmoid()
+        return m.linear(torch.where(bright, chaotic(x, 28), chaotic(x, 28, 1.5)).flatten(1))
+
+    model = Lambda(moody, conv=nn.Conv2d(3, 5, 3), linear=nn.Linear(5 * 35, 7)).double().eval()
+    shifted = copy.deepcopy(model)
+    with torch.no_grad():
+        shifted.conv.weight *= 1 + 1e-15
+    bright = 2 + 0.1 * torch.randn(2, *SHAPE)
+    assert prove(model, shifted, SHAPE, images=bright).worst("float64").relative > 1e-9
+    with torch.no_grad():
+        shifted.linear.bias += 3e-9
+    with pytest.raises(SurgeryError, match=r"random.*This is a bug"):
+        prove(model, shifted, SHAPE, images=bright)
+
+
 def test_where_rounding_is_everything_nothing_is_proven_and_nothing_called_a_bug() -> None:
-    model, same = chaotic(60)
+    model, same = folded_by_hand(60)
     with pytest.raises(SurgeryError, match="cannot be shown that the changed Sequential") as found:
         prove(model, same, SHAPE)
     assert "bug" not in str(found.value)

@@ -25,6 +25,7 @@ Law = Callable[[float], float]
 STEPS = 24
 """Ranks that are tried on each side, and one less."""
 MAPS = 4
+PLAIN = (nn.Conv2d, nn.Linear)
 SAME: Law = float
 """A loss of responses is what it is."""
 
@@ -133,7 +134,7 @@ def _runs_with_chains(model: nn.Module, names: Iterable[str], image: Tensor) -> 
 def _reason(model: nn.Module, module: Layer) -> str:
     if is_parametrized(module):
         return "has a weight that is worked out from others"
-    if type(module) not in (nn.Conv2d, nn.Linear) and len({*module.state_dict(), "weight", "bias"}) > 2:
+    if type(module) not in PLAIN and len({*module.state_dict(), "weight", "bias"}) > 2:
         return f"is a {type(module).__name__}, which has more than a weight and a bias"
     if isinstance(module, nn.Conv2d) and module.groups > 1:
         return f"has {module.groups} groups" if module.groups < module.in_channels else "is depthwise"
@@ -147,7 +148,7 @@ def _watch(name: str, found: dict[str, Candidate], left: dict[str, str]) -> Any:
         if isinstance(module, nn.Conv2d) and inputs[0].dim() != MAPS:
             left[name] = "works on a single image without a batch"
             return
-        if type(module) not in (nn.Conv2d, nn.Linear) and not torch.equal(output, _plainly(module, inputs[0])):
+        if type(module) not in PLAIN and not _computes_plainly(module, inputs[0]):
             left[name] = f"is a {type(module).__name__}, which computes in another way"
             return
         maps = isinstance(module, nn.Conv2d)
@@ -158,9 +159,14 @@ def _watch(name: str, found: dict[str, Candidate], left: dict[str, str]) -> Any:
     return hook
 
 
-def _plainly(layer: Layer, x: Tensor) -> Tensor:
-    """What a layer of torch's own class with these settings and this weight would make of its input."""
+def _computes_plainly(layer: Layer, x: Tensor) -> bool:
+    """Whether a layer of a class of its own gives what torch's would, bit for bit, in eval mode and in training."""
     if isinstance(layer, nn.Conv2d):
-        made: Tensor = nn.Conv2d._conv_forward(layer, x, layer.weight, layer.bias)
-        return made
-    return nn.Linear.forward(layer, x)
+        plain = nn.Conv2d._conv_forward(layer, x, layer.weight, layer.bias)
+    else:
+        plain = nn.Linear.forward(layer, x)
+    mode = layer.training
+    try:
+        return all(torch.equal(layer.train(training).forward(x), plain) for training in (True, False))
+    finally:
+        layer.train(mode)

@@ -17,8 +17,10 @@ from mlpconv.errors import MlpconvError, SurgeryError, UsageError
 from mlpconv.surgery.checks import check_shape, copied
 
 __all__ = [
+    "Batch",
     "Difference",
     "Proof",
+    "batches_of",
     "compare",
     "difference",
     "in_float64",
@@ -31,6 +33,8 @@ __all__ = [
 Model = TypeVar("Model", bound=nn.Module)
 TOLD_APART = 1e-6
 """Smallest relative difference between two images' outputs that shows that they depend on the image."""
+Batch = tuple[str, Tensor]
+"""Where images are from, and they: (N, C, H, W)."""
 BATCHES = (1, 2)
 SEED = 20131312
 
@@ -88,10 +92,7 @@ def compare(
     In the network's own number format, and in float64 (there `precise` stands for `changed`, if given). Raises
     SurgeryError where their outputs cannot be compared (other shapes, NaN), UsageError for images that do not fit.
     """
-    shape = check_shape(input_shape)
-    batches = [("random", random_images(count, shape)) for count in BATCHES]
-    if images is not None:
-        batches.append(("given", _checked(images, shape)))
+    batches, few = batches_of(check_shape(input_shape), images)
     own = next((p.dtype for p in original.parameters() if p.is_floating_point()), torch.float32)
     notes: list[str] = []
     one, other = copied(original), copied(changed)
@@ -99,7 +100,6 @@ def compare(
     found = [difference(a, b, batch, own) for a, b, batch in zip(before, after, batches, strict=True)]
     told_apart = _told_apart(before)
     if own is not torch.float64:
-        few = [(source, batch[:1] if source == "random" else batch) for source, batch in batches[1:]]
         try:
             before = named_outputs(one, few, torch.float64)
         except MlpconvError:
@@ -116,6 +116,14 @@ def compare(
             "weights, or images of your own."
         )
     return Proof(tuple(found), tuple(notes))
+
+
+def batches_of(shape: tuple[int, int, int], images: Tensor | None) -> tuple[list[Batch], list[Batch]]:
+    """What is compared in the network's own number format, and beside that in float64, which is slow."""
+    batches = [("random", random_images(count, shape)) for count in BATCHES]
+    if images is not None:
+        batches.append(("given", _checked(images, shape)))
+    return batches, [(source, batch[:1] if source == "random" else batch) for source, batch in batches[1:]]
 
 
 def _told_apart(outputs: list[dict[str, Tensor]]) -> float:
@@ -154,8 +162,8 @@ def quiet(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def named_outputs(model: nn.Module, batches: list[tuple[str, Tensor]], dtype: torch.dtype) -> list[dict[str, Tensor]]:
-    """What a copy that was made for this, now in this number format and eval mode, says of each batch, by name."""
+def named_outputs(model: nn.Module, batches: list[Batch], dtype: torch.dtype) -> list[dict[str, Tensor]]:
+    """Each batch's outputs by name; puts the network into eval mode and this number format, so it must be a copy."""
     model.eval()
     weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     if weight.dtype != dtype:
@@ -192,9 +200,7 @@ def tensors_of(output: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
         yield from tensors_of(value, f"{name}.{key}" if name else str(key))
 
 
-def difference(
-    before: dict[str, Tensor], after: dict[str, Tensor], batch: tuple[str, Tensor], dtype: torch.dtype
-) -> Difference:
+def difference(before: dict[str, Tensor], after: dict[str, Tensor], batch: Batch, dtype: torch.dtype) -> Difference:
     """The largest difference over all outputs; SurgeryError where they are not of one shape, or no numbers."""
     shapes = [{name: tuple(tensor.shape) for name, tensor in each.items()} for each in (before, after)]
     if shapes[0] != shapes[1]:

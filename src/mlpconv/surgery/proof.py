@@ -16,15 +16,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mlpconv.errors import SurgeryError
 from mlpconv.surgery.checks import copied
 from mlpconv.surgery.comparison import (
-    BATCHES,
     SEED,
+    Batch,
     Difference,
     Proof,
+    batches_of,
     compare,
     difference,
     named_outputs,
     quiet,
-    random_images,
 )
 
 __all__ = ["EXACT", "TOLERANCES", "prove"]
@@ -35,7 +35,7 @@ TOLERANCES = {torch.float64: EXACT, torch.float32: 1e-3, torch.float16: 5e-2, to
 """The same in the network's own number format, where rounding can be amplified by depth."""
 ROUNDINGS = 10
 """So many times the original's own rounding is rounding, where that is more."""
-PROVABLE = 1e-5
+PROVABLE = 1e-6
 """Largest of a network's own roundings in float64 beside which an error would still be seen."""
 
 
@@ -57,13 +57,14 @@ def prove(
     """
     found = compare(original, changed, input_shape, images, precise)
     notes = list(found.notes)
-    for each in found.differences:
+    batches, few = batches_of(input_shape, images)
+    for each, batch in zip(found.differences, [*batches, *few], strict=False):  # no float64 where it is not needed
         own = getattr(torch, each.dtype)
         allowed = EXACT if own is torch.float64 else tolerance if tolerance is not None else TOLERANCES.get(own, EXACT)
         if each.relative <= allowed:
             continue
         judged = own is torch.float64 or (tolerance is None and found.worst("float64") is not None)
-        note = _excuse(each, original, input_shape, images) if judged else None
+        note = _excuse(each, original, batch) if judged else None
         if note is None:
             raise SurgeryError(
                 f"The changed {type(original).__name__} was to compute the same and does not ({each}; at most "
@@ -73,12 +74,12 @@ def prove(
     return replace(found, notes=tuple(dict.fromkeys(notes)))
 
 
-def _excuse(found: Difference, model: nn.Module, shape: tuple[int, int, int], images: Tensor | None) -> str | None:
+def _excuse(found: Difference, model: nn.Module, batch: Batch) -> str | None:
     """Why a difference is rounding after all; SurgeryError where rounding leaves nothing to be seen; else None."""
     own = getattr(torch, found.dtype)
-    if own is torch.float64 and found.relative <= TOLERANCES[torch.float32] and _loses(model, shape):
+    if own is torch.float64 and found.relative <= TOLERANCES[torch.float32] and _loses(model, batch[1][:1]):
         return "The network itself computes in less than float64, so float64 shows no more than float32."
-    rounding = _rounding(model, shape, images, own)
+    rounding = _rounding(model, batch, own)
     if found.relative > ROUNDINGS * rounding:
         return None
     alone = f"Rounding in {found.dtype} alone moves the original's outputs by {rounding:.1g} relative"
@@ -90,15 +91,15 @@ def _excuse(found: Difference, model: nn.Module, shape: tuple[int, int, int], im
     return f"{alone}."
 
 
-def _rounding(model: nn.Module, shape: tuple[int, int, int], images: Tensor | None, own: torch.dtype) -> float:
-    """What rounding does to the outputs, relative to the largest number: measured against float64, or, in float64,
-    against the same network with each of its numbers moved by one rounding."""
-    batches = [("random", random_images(count, shape)) for count in BATCHES]
-    batches += [("given", images)] if images is not None else []
+def _rounding(model: nn.Module, batch: Batch, own: torch.dtype) -> float:
+    """What rounding does to the outputs for these images, relative to the largest number.
+
+    Measured against float64, or, in float64, against the same network with each of its numbers moved by one rounding.
+    Another image may be a thousand times as sensitive, and says nothing about these.
+    """
     other = _moved(model) if own is torch.float64 else copied(model)
-    rounded, exact = named_outputs(other, batches, own), named_outputs(copied(model), batches, torch.float64)
-    rows = zip(exact, rounded, batches, strict=True)
-    return max(difference(one, another, batch, own).relative for one, another, batch in rows)
+    (rounded,), (exact,) = named_outputs(other, [batch], own), named_outputs(copied(model), [batch], torch.float64)
+    return difference(exact, rounded, batch, own).relative
 
 
 def _moved(model: nn.Module) -> nn.Module:
@@ -125,12 +126,11 @@ class _Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def _loses(model: nn.Module, shape: tuple[int, int, int]) -> bool:
+def _loses(model: nn.Module, image: Tensor) -> bool:
     """Whether the network, in float64, casts to fewer digits on its way."""
     copy = copied(model).eval().double()
     device = next((p.device for p in copy.parameters()), torch.device("cpu"))
-    image = random_images(1, shape).to(device, torch.float64)
     mode = _Precision()  # type: ignore[no-untyped-call]
     with quiet(copy), mode:
-        copy(image)
+        copy(image.to(device, torch.float64))
     return mode.lost

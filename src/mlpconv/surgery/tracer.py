@@ -34,7 +34,7 @@ def _names_seen_by(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
     held = [function for m in modules for function in (type(m).forward, *vars(m).values())]
     spaces = {id(space): space for each in held if isinstance(space := getattr(each, "__globals__", None), dict)}
     named = [each for space in spaces.values() for each in space.values() if isinstance(each, FunctionType)]
-    foreign = (each for each in named if not (each.__module__ or "").startswith("torch."))
+    foreign = (each for each in named if not (each.__module__ or "").startswith(("torch.", "mlpconv.surgery.")))
     return list((spaces | {id(each.__globals__): each.__globals__ for each in foreign}).values())
 
 
