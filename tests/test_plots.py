@@ -95,6 +95,15 @@ def test_curves_without_validation_and_rate() -> None:
     assert not any("best" in text for text in texts(figure))
 
 
+def test_an_error_of_zero_is_below_the_axis_and_no_gap() -> None:
+    rows = history(40)
+    rows[-3]["train_accuracy"] = 1.0
+    axes = plots.curves(rows).axes[1]
+    zero = axes.transData.transform((1, 0.0))[1]
+    assert np.isfinite(zero)
+    assert zero < axes.transData.transform((1, axes.get_ylim()[0]))[1]
+
+
 def test_curves_are_logarithmic_only_where_a_line_would_hide_the_end() -> None:
     assert [axes.get_yscale() for axes in plots.curves(history(40)).axes[:2]] == ["log", "log"]
     assert [axes.get_yscale() for axes in plots.curves(history(3)).axes[:2]] == ["linear", "linear"]

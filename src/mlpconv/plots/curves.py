@@ -76,7 +76,7 @@ def _scale(axes: Axes, values: Floats) -> None:
     if positive.max() / positive.min() < LOG_FROM:
         axes.set_ylim(0, 1.06 * positive.max())
         return
-    axes.set_yscale("log", nonpositive="mask")
+    axes.set_yscale("log", nonpositive="clip")  # an error of 0 leaves through the bottom, where a gap would say nothing
     axes.set_ylim(0.8 * positive.min(), 1.25 * positive.max())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     decades = math.log10(positive.max() / positive.min())
