@@ -9,38 +9,73 @@ __all__ = ["changes", "ladder_table", "pooled_deviation"]
 
 NORMAL = 1.96
 """Of a 95 % interval; the deviation is pooled over the levers, so it is known well even for few seeds."""
+HEADER = """\
+| lever | error, it and all above on | points | error, all on but it | points by it | CPU seconds |
+|---|---|---|---|---|---|
+"""
 
 
 def ladder_table(content: dict[str, Any]) -> str:
-    """Markdown: the rungs in turn, and each left out."""
-    found, protocol = content["result"]["plans"], content["result"]["protocol"]
-    rungs = [name.removeprefix("with ") for name in found if name.startswith("with ")]
-    steps = list(zip(["floor", *(f"with {name}" for name in rungs)], (f"with {name}" for name in rungs), strict=False))
-    top, removals = f"with {rungs[-1]}", {f"with {rungs[-1]}": steps[-1][0]}
-    removals |= {f"with {name}": f"without {name}" for name in rungs if f"without {name}" in found}
-    pairs = [*steps, *((without, top) for without in removals.values())]
-    pairs += [(top, name) for name in found if name.startswith("but ")]
-    sd = pooled_deviation([changes(found[before], found[after]) for before, after in pairs if before != "floor"])
-    text = f"`{content['command']}`, {content['date']}: {protocol['size']} pixels, {protocol['epochs']} epochs of "
-    text += f"{protocol['images']:,} training images, judged on {protocol['judged']:,} others. Means over seeds (n); "
-    text += f"one change between two runs of the same seed has a deviation of {sd:.2f} points, and ± is 95 % "
-    text += "(not for the change from the floor, whose runs differ by far more). Less error is better.\n\n"
-    text += "| lever | error, it and all above on | points | error, all on but it | points by it | CPU seconds |\n"
-    text += "|---|---|---|---|---|---|\n"
-    floor = found["floor"]
-    text += f"| none | {_error(floor)} | | | | {floor['cpu_seconds']['mean']:.0f} |\n"
-    for name, (before, now) in zip(rungs, steps, strict=True):
-        cells = [name, _error(found[now]), _change(found[before], found[now], None if before == "floor" else sd)]
-        without = removals.get(now)
-        cells += [_error(found[without]), _change(found[without], found[top], sd)] if without else ["not run", ""]
-        text += "| " + " | ".join([*cells, f"{found[now]['cpu_seconds']['mean']:.0f}"]) + " |\n"
-    mirrored = {"runs": [row | {"error": row["error_with_tta_flip"]} for row in found[top]["runs"]]}
-    cells = [_error({"error": found[top]["error_with_tta_flip"]}), _change(found[top], mirrored, sd)]
-    text += "| " + " | ".join(["mirror image at the end", *cells]) + " | | | |\n"
-    for name in (each for each in found if each.startswith("but ")):
-        cells = [f"all, {name}", _error(found[name]), _change(found[top], found[name], sd)]
-        text += "| " + " | ".join([*cells, "", "", f"{found[name]['cpu_seconds']['mean']:.0f}"]) + " |\n"
-    return "\n" + text
+    """Markdown: the rungs in turn, each left out, and what else was tried with all of them."""
+    found = content["result"]["plans"]
+    ladder = _Ladder(found)
+    blocks = [_introduction(content, ladder.deviation), HEADER]
+    blocks += [_row("none", _error(found["floor"]), "", "", "", _seconds(found["floor"]))]
+    blocks += [ladder.rung(name) for name in ladder.rungs]
+    blocks += [ladder.mirrored(), *(ladder.variant(name) for name in ladder.variants)]
+    return "\n" + "".join(blocks)
+
+
+class _Ladder:
+    """The plans found, in the order of the rungs, with the deviation that all paired changes share."""
+
+    def __init__(self, found: dict[str, Any]) -> None:
+        self.found = found
+        self.rungs = [name.removeprefix("with ") for name in found if name.startswith("with ")]
+        self.variants = [name for name in found if name.startswith("but ")]
+        self.top = f"with {self.rungs[-1]}"
+        self.below = dict(zip(self.rungs, ["floor", *(f"with {name}" for name in self.rungs)], strict=False))
+        self.removed = {self.rungs[-1]: self.below[self.rungs[-1]]}
+        self.removed |= {name: f"without {name}" for name in self.rungs if f"without {name}" in found}
+        pairs = [(below, f"with {name}") for name, below in self.below.items() if below != "floor"]
+        pairs += [(removed, self.top) for removed in self.removed.values()]
+        pairs += [(self.top, name) for name in self.variants]
+        self.deviation = pooled_deviation([changes(found[before], found[after]) for before, after in pairs])
+
+    def rung(self, name: str) -> str:
+        """What a lever brings on top of those above it, and what is lost where it alone is missing."""
+        below, now, without = self.below[name], self.found[f"with {name}"], self.removed.get(name)
+        brings = _change(self.found[below], now, None if below == "floor" else self.deviation)
+        lost = ("not run", "")
+        if without is not None:
+            lost = (
+                _error(self.found[without]),
+                _change(self.found[without], self.found[self.top], self.deviation),
+            )
+        return _row(name, _error(now), brings, *lost, _seconds(now))
+
+    def mirrored(self) -> str:
+        """The whole ladder, judged with mirror images as well."""
+        top = self.found[self.top]
+        after = {"runs": [row | {"error": row["error_with_tta_flip"]} for row in top["runs"]]}
+        error = _error({"error": top["error_with_tta_flip"]})
+        return _row("mirror image at the end", error, _change(top, after, self.deviation), "", "", "")
+
+    def variant(self, name: str) -> str:
+        """Everything on, and one setting otherwise."""
+        found = self.found[name]
+        change = _change(self.found[self.top], found, self.deviation)
+        return _row(f"all, {name}", _error(found), change, "", "", _seconds(found))
+
+
+def _introduction(content: dict[str, Any], deviation: float) -> str:
+    protocol = content["result"]["protocol"]
+    return (
+        f"`{content['command']}`, {content['date']}: {protocol['size']} pixels, {protocol['epochs']} epochs of "
+        f"{protocol['images']:,} training images, judged on {protocol['judged']:,} others. Means over seeds (n); "
+        f"one change between two runs of the same seed has a deviation of {deviation:.2f} points, and ± is 95 % "
+        "(not for the change from the floor, whose runs differ by far more). Less error is better.\n\n"
+    )
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> list[float]:
@@ -66,3 +101,11 @@ def _change(before: dict[str, Any], after: dict[str, Any], sd: float | None) -> 
     if not values:
         return ""
     return f"{fmean(values):+.2f}" + ("" if sd is None else f" ± {NORMAL * sd / len(values) ** 0.5:.2f}")
+
+
+def _seconds(found: dict[str, Any]) -> str:
+    return f"{found['cpu_seconds']['mean']:.0f}"
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |\n"

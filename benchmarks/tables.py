@@ -1,8 +1,8 @@
 """Put the measured speeds into the documents: `python benchmarks/tables.py` after a run of benchmarks/speed.py.
 
 For every benchmarks/results/speed-CPU.json and scaling-CPU.json it draws docs/images/speed-CPU.png and
-scaling-CPU.png, and writes the tables between the markers of docs/speed.md and of README.md; and results/ladder.json
-becomes the ladder of docs/training.md. With `--check` it writes nothing and fails where a document says something else
+scaling-CPU.png, and writes the tables between the markers of docs/speed.md and of README.md; results/ladder.json
+becomes the ladder of docs/training.md, and results/literal-cifar10.json the course beside it. With `--check` it writes nothing and fails where a document says something else
 than the results.
 """
 
@@ -128,6 +128,21 @@ def summary(content: dict[str, Any], image: str) -> str:
     return f"\n{head}\n![Training and inference as shares of the peak, all contenders]({image})\n\n"
 
 
+def course(content: dict[str, Any], image: str) -> str:
+    """The epochs of the literal recipe: the picture, and a table of about eight of them."""
+    result, machine = content["result"], content["machine"]
+    rows = result["history"]
+    every = max(1, -(-len(rows) // 8))
+    shown = [row for row in rows if row["epoch"] in (1, len(rows)) or row["epoch"] % every == 0]
+    text = f"\n`{content['command']}`, {content['date']}, {machine['cores']} cores: {len(rows)} of "
+    text += f"{result['recipe']['epochs']} epochs, with `--on-collapse {result['on_collapse']}`.\n\n"
+    text += f"![Loss and error over the epochs of the literal recipe]({image})\n\n"
+    text += cells("epoch", *(row["epoch"] for row in shown)) + "|---" * (1 + len(shown)) + "|\n"
+    for label, name in {"right, training images": "train_accuracy", "right, validation images": "val_accuracy"}.items():
+        text += cells(label, *(f"{row[name]:.1%}" for row in shown))
+    return text + cells("CPU minutes so far", *(f"{row['cpu_seconds'] / 60:.0f}" for row in shown))
+
+
 def pages() -> dict[Path, str]:
     """The documents as the results would have them."""
     speeds, scalings = load("speed"), load("scaling")
@@ -138,9 +153,12 @@ def pages() -> dict[Path, str]:
         PAGE: replaced(PAGE.read_text("utf-8"), "speed", page),
         README: replaced(README.read_text("utf-8"), "speed", front),
     }
+    training = TRAINING.read_text("utf-8")
     for name, content in load("ladder").items():
-        made[TRAINING] = replaced(TRAINING.read_text("utf-8"), name, ladder_table(content))
-    return made
+        training = replaced(training, name, ladder_table(content))
+    for name, content in load("literal").items():
+        training = replaced(training, name, course(content, f"images/{name}.png"))
+    return made | {TRAINING: training}
 
 
 def main() -> int:
@@ -156,11 +174,13 @@ def main() -> int:
         return int(bool(behind))
     from contenders.picture import draw_scaling, draw_speed
 
-    from mlpconv.plots import save_figure
+    from mlpconv.plots import curves, save_figure
 
     for kind, draw in (("speed", draw_speed), ("scaling", draw_scaling)):
         for name, content in load(kind).items():
             save_figure(draw(content["result"]), IMAGES / f"{name}.png")
+    for name, content in load("literal").items():
+        save_figure(curves(content["result"]["history"]), IMAGES / f"{name}.png")
     for path, text in made.items():
         path.write_text(text, encoding="utf-8")
     return 0
