@@ -20,6 +20,7 @@ from common import spread, write_result
 import mlpconv
 from mlpconv.cli.evaluate import open_as_trained
 from mlpconv.cli.progress import Lines
+from mlpconv.errors import Interrupted
 from mlpconv.training.recipe import parse_setting
 
 
@@ -53,7 +54,10 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="where the data lie, if not in the cache or $MLPCONV_DATA")
     parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"))
     asked = parser.parse_args()
-    rows = [one_seed(asked, seed) for seed in range(asked.seeds)]
+    try:
+        rows = [one_seed(asked, seed) for seed in range(asked.seeds)]
+    except Interrupted as stopped:
+        raise SystemExit(f"{stopped} The same command goes on.") from None
     result = {"judged": asked.judge, "runs": rows} | {
         name: spread([row[name] for row in rows])
         for name in ("error", "error_with_tta_flip", "seconds", "cpu_seconds")

@@ -2,8 +2,8 @@
 
 For every benchmarks/results/speed-CPU.json and scaling-CPU.json it draws docs/images/speed-CPU.png and
 scaling-CPU.png, and writes the tables between the markers of docs/speed.md and of README.md; results/ladder.json
-becomes the ladder of docs/training.md, and results/literal-cifar10.json the course beside it. With `--check` it writes nothing and fails where a document says something else
-than the results.
+becomes the ladder of docs/training.md, and results/literal-cifar10.json the course beside it. With `--check` it writes
+nothing and fails where a document says something else than the results.
 """
 
 from __future__ import annotations

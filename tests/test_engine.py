@@ -7,14 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import mlpconv
 from mlpconv.bundle import Classifier, engine, fast
-from mlpconv.bundle.engine import Engine, layers_of, pooled_positive, supported, work_of
+from mlpconv.bundle.engine import Engine, graph_of, layers_of, supported, work_of
 from mlpconv.bundle.fast import Fast, modules_of, state_of
 from mlpconv.errors import ModelFileError, UsageError
 from mlpconv.models import create_model
@@ -94,18 +91,6 @@ def test_the_kinds_above_take_every_way_through_a_layer() -> None:
     assert min(ways.values()) > 0, ways
 
 
-@given(
-    size=st.tuples(st.integers(2, 11), st.integers(2, 11)),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
-    seed=st.integers(0, 2**16),
-)
-def test_pooling_by_bits_is_pooling(size: tuple[int, int], dtype: torch.dtype, seed: int) -> None:
-    x = F.relu(draw(2, 3, *size, seed=seed)).to(dtype)
-    x[0, 0, 0, 0], x[0, 1, -1, -1] = float("inf"), -0.0
-    found = pooled_positive(x.contiguous(memory_format=torch.channels_last))
-    assert torch.equal(found, F.max_pool2d(x, 3, 2, ceil_mode=True))
-
-
 def test_the_work_is_that_of_the_profile() -> None:
     model = network("nin_imagenet", width=0.1, num_classes=5)
     profile = mlpconv.analysis.profile(model, (3, 227, 227))
@@ -114,20 +99,64 @@ def test_the_work_is_that_of_the_profile() -> None:
     assert largest == model.config.blocks[0].channels[0] * 55 * 55
 
 
-def test_many_images_go_through_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, seen = network(width=0.1), []
+@pytest.mark.parametrize(
+    ("count", "room", "parts"),
+    [(11, 1e9, [8, 1, 1, 1]), (75, 1e9, [32, 32, 8, 1, 1, 1]), (17, 8, [8, 8, 1]), (3, 0.5, [1, 1, 1])],
+)
+def test_many_images_go_through_some_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, count: int, room: float, parts: list[int]
+) -> None:
+    model = network(width=0.1)
     made = Engine(layers_of(model) or [], model.head, torch.float32)
-    x = draw(11, 3, 16, 16)
+    x, seen, graph = draw(count, 3, 16, 16), [], made.graph
+    monkeypatch.setattr(engine, "WORKING_SET", room * 4 * work_of(made.layers, (16, 16))[0])
+    monkeypatch.setattr(made, "graph", lambda part: seen.append(len(part)) or graph(part))
     with torch.inference_mode():
-        whole = made(x)
-        monkeypatch.setattr(engine, "WORKING_SET", 3 * 4 * work_of(made.layers, (16, 16))[0])
-        monkeypatch.setattr(
-            Engine, "part", lambda self, part, plain=Engine.part: seen.append(len(part)) or plain(self, part)
-        )
-        torch.testing.assert_close(made(x), whole, rtol=1e-5, atol=1e-6)
-        assert seen == [3, 3, 3, 2]
-        monkeypatch.setattr(engine, "WORKING_SET", 1)  # less than an image: one at a time
-        assert len(made(x)) == 11 and seen[4:] == [1] * 11
+        torch.testing.assert_close(made(x), model(x), rtol=1e-4, atol=1e-5)
+    assert seen == parts
+
+
+def test_a_graph_is_oneDNN_s_and_stays_so_where_the_setting_is_as_before() -> None:
+    layers = layers_of(network("nin_mnist", width=0.5)) or []
+    made = Engine(layers, nn.Identity(), torch.float32)
+    x = draw(8, 1, 28, 28).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        found = made(x)
+        assert not torch.jit.onednn_fusion_enabled()
+        assert made.graph(x) is made.graphs[x.shape] is not made.network
+        made(x)
+        assert "oneDNNFusionGroup" in str(torch.jit.last_executed_optimized_graph())
+        torch.testing.assert_close(found, made.network(x), rtol=1e-4, atol=1e-5)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            torch.testing.assert_close(made(x), found, rtol=1e-4, atol=1e-5)
+        finally:
+            torch.set_num_threads(threads)
+
+
+def test_graphs_are_kept_for_some_shapes_only() -> None:
+    model = network(width=0.1)
+    made = Engine(layers_of(model) or [], model.head, torch.float32)
+    with torch.inference_mode():
+        for side in range(16, 16 + engine.MOST_GRAPHS + 3):
+            made(draw(1, 3, side, 16))
+            assert 0 < len(made.graphs) <= engine.MOST_GRAPHS
+
+
+@pytest.mark.parametrize("fault", ["fails", "is wrong"])
+def test_a_graph_that_cannot_be_trusted_is_not_used(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    def freeze(module: Any) -> Any:
+        if fault == "fails":
+            raise RuntimeError("could not create a primitive")
+        return lambda x: module(x) * 1.01
+
+    plain = nn.Conv2d(3, 5, 3).requires_grad_(False).eval()
+    x = draw(1, 3, 7, 11)
+    assert graph_of(plain, x) is not plain
+    monkeypatch.setattr(torch.jit, "freeze", freeze)
+    assert graph_of(plain, x) is plain
+    assert not torch.jit.onednn_fusion_enabled()
 
 
 class Other(nn.Conv2d):
@@ -263,9 +292,9 @@ def test_an_engine_that_is_wrong_or_fails_is_not_used(monkeypatch: pytest.Monkey
     def failing(self: Engine, x: Tensor) -> Tensor:
         raise RuntimeError("not for this CPU")
 
-    right = Engine.part
+    right = Engine.__call__
     for broken in (lambda self, x: right(self, x) * 1.1, failing):
-        monkeypatch.setattr(Engine, "part", broken)
+        monkeypatch.setattr(Engine, "__call__", broken)
         made, pixels = classifier(), raw(3)
         np.testing.assert_allclose(made.predict(pixels).probabilities, plain(made, pixels), rtol=1e-6)
         assert made._fast is not None and made._fast.fp32 is None and made._fast.bf16 is None

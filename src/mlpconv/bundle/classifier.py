@@ -59,7 +59,8 @@ class Classifier:
     @property
     def device(self) -> torch.device:
         """Where the network computes."""
-        return next(iter(self.model.parameters()), torch.zeros(())).device
+        parameter = next(self.model.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
 
     def to(self, device: torch.device | str) -> Classifier:
         """Move the network and its preprocessing; returns itself."""
@@ -105,9 +106,11 @@ class Classifier:
         self._check(pixels)
         if precision not in PRECISIONS:
             raise UsageError(f"precision is {precision!r:.40}; {did_you_mean(str(precision)[:40], PRECISIONS)}")
-        with self._computing():
-            logits = self._look(self._prepared(pixels), precision)
-            return (logits + self._look(self._prepared(pixels.flip(3)), precision)) / 2 if tta_flip else logits
+        with self._computing() as modules:
+            logits = self._look(self._prepared(pixels), precision, modules)
+            if tta_flip:
+                logits = (logits + self._look(self._prepared(pixels.flip(3)), precision, modules)) / 2
+            return logits
 
     def maps(self, pixels: Tensor) -> Tensor:
         """uint8 (N, C, H, W) -> category maps (N, K, h, w), whose spatial mean is the logits.
@@ -116,34 +119,37 @@ class Classifier:
         """
         self._check(pixels)
         with self._computing():
-            return self.model.category_maps(self._prepared(pixels))
+            x = self._prepared(pixels).contiguous(memory_format=torch.channels_last)
+            return self.model.category_maps(x)
 
     def _prepared(self, pixels: Tensor) -> Tensor:
-        x = cast("Tensor", self.preprocessing(pixels.to(self.device)))
-        return x.contiguous(memory_format=torch.channels_last)
+        return cast("Tensor", self.preprocessing(pixels.to(self.device)))
 
-    def _look(self, x: Tensor, precision: Precision) -> Tensor:
-        """Logits of preprocessed images, by the fastest way there is."""
-        state = state_of(modules_of(self.model)) if x.device.type == "cpu" and len(x) else None
+    def _plain(self, x: Tensor) -> Tensor:
+        """Logits of preprocessed images, by the network as it is."""
+        return cast("Tensor", self.model(x.contiguous(memory_format=torch.channels_last)))
+
+    def _look(self, x: Tensor, precision: Precision, modules: list[nn.Module]) -> Tensor:
+        """Logits of preprocessed images, by the fastest way there is for a network of these modules."""
+        usual = x.device.type == "cpu" and len(x) and tuple(x.shape[1:]) == self.input_size
+        state = state_of(modules) if usual else None
         if state is None:
-            return cast("Tensor", self.model(x))
+            return self._plain(x)
         if self._fast is None or self._fast.state != state:
             self._fast = Fast.prepare(self.model, state, x)
         engine = self._fast.choose(precision, x)
-        if engine is None:
-            return cast("Tensor", self.model(x))
-        self.model.check_input(x)
-        return engine(x)
+        return self._plain(x) if engine is None else engine(x)
 
     @contextmanager
-    def _computing(self) -> Iterator[None]:
-        """Eval mode and no gradients; modules that were training do so again afterwards."""
-        training = [module for module in modules_of(self.model) if module.training]
+    def _computing(self) -> Iterator[list[nn.Module]]:
+        """Eval mode and no gradients for all modules; those that were training do so again afterwards."""
+        modules = modules_of(self.model)
+        training = [module for module in modules if module.training]
         for module in training:
             module.training = False
         try:
             with torch.inference_mode():
-                yield
+                yield modules
         finally:
             for module in training:
                 module.training = True

@@ -1,35 +1,43 @@
-"""A trained network rearranged for inference on a CPU: norms folded in, ReLU inside the convolution, weights laid out.
+"""A trained network rearranged for inference on a CPU: norms folded in, and oneDNN given the whole of it as a graph.
 
-PyTorch lays a convolution's weights out anew at each call, and reads and writes every activation once more for ReLU.
-oneDNN, which computes its convolutions, need do neither: the operators used here are those of torch.compile, without
-compiling. The result is that of the plain network up to rounding.
+PyTorch asks oneDNN for one operator at a time: each call lays the weights out anew, finds its kernel again and reads
+and writes every activation once more for ReLU. As a graph of fixed shapes all that is done once. The way there is
+TorchScript, which PyTorch has deprecated without offering another; where it fails, the rearranged layers compute
+without it. The result is that of the plain network up to rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from types import NoneType
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mlpconv.layers import MLPConv, convolved_size, pooled_size
 from mlpconv.models.dropout import Dropout
 from mlpconv.models.nin import NIN
 
-__all__ = ["Engine", "Layer", "layers_of", "supported", "work_of"]
+__all__ = ["Engine", "Layer", "close", "layers_of", "supported", "work_of"]
+
+Run = Callable[[Tensor], Tensor]
 
 LARGEST_INPUT = 1e6  # of a preprocessed pixel; what is larger, or NaN, is left to the plain network
 LARGEST_VALUE = 1e30  # that such a pixel may lead to: fused ReLU makes NaN zero, so none must come up
-WORKING_SET = 16 << 20  # bytes of the largest activation: below, glibc keeps the memory, and a large cache holds it
-MOST_SHAPES = 3  # of which the weights are kept laid out
+WORKING_SET = 30 << 20  # bytes of the largest activation: below, glibc keeps the memory, and a large cache holds it
+PARTS = (32, 8, 1)  # images that graphs are made for: every batch is a sum of these
+MOST_GRAPHS = len(PARTS) * 2
+ALLOWED = {torch.float32: 1e-3, torch.bfloat16: 0.05}  # of the largest value, between two ways of computing the same
 CONVS, NORMS, ACTIVATIONS = (nn.Conv2d,), (nn.BatchNorm2d, nn.Identity), (nn.ReLU, nn.Identity)
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, NoneType)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Layer:
     """A convolution, and what follows it: ReLU, a pool, and a scale and shift (C, 1, 1) before the ReLU."""
 
@@ -40,37 +48,13 @@ class Layer:
     relu: bool
     pool: nn.Module | None = None
     affine: tuple[Tensor, Tensor] | None = None
-    laid_out: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
-    def to(self, dtype: torch.dtype) -> Layer:
-        """The same in another number format, of a copy of the weights."""
-        weight = self.weight.to(dtype, memory_format=torch.channels_last, copy=True)
-        affine = None if self.affine is None else (self.affine[0].to(dtype), self.affine[1].to(dtype))
-        return replace(self, weight=weight, bias=self.bias.to(dtype), affine=affine, laid_out={})
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C', h, w), both channels-last."""
-        fused = "relu" if self.relu and self.affine is None else "none"
-        x = torch.ops.mkldnn._convolution_pointwise(
-            x, self.weight_for(x), self.bias, self.padding, self.stride, (1, 1), 1, fused, [], ""
-        )
-        if self.pool is not None:
-            x = pooled_positive(x) if fused == "relu" and isinstance(self.pool, nn.MaxPool2d) else self.pool(x)
-        if self.affine is not None:
-            x = torch.addcmul(self.affine[1], x, self.affine[0])
-            x = x.relu_() if self.relu else x
-        return x
-
-    def weight_for(self, x: Tensor) -> Tensor:
-        """The weight as the fastest algorithm for images of that shape wants it."""
-        shape = tuple(x.shape)
-        if shape not in self.laid_out:
-            if len(self.laid_out) >= MOST_SHAPES:
-                self.laid_out.clear()
-            self.laid_out[shape] = torch.ops.mkldnn._reorder_convolution_weight(
-                self.weight, self.padding, self.stride, (1, 1), 1, shape
-            )
-        return self.laid_out[shape]
+    def modules(self) -> list[nn.Module]:
+        """The same as modules with weights of their own, ReLU as near to the convolution as it may be."""
+        conv = _Convolution(self.weight.clone(), self.bias.clone(), self.stride, self.padding)
+        relu: list[nn.Module] = [nn.ReLU()] if self.relu else []
+        pool = [] if self.pool is None else [copy.deepcopy(self.pool)]
+        return [conv, *relu, *pool] if self.affine is None else [conv, *pool, _Affine(*self.affine), *relu]
 
     def bound(self, largest: float) -> float:
         """The largest size of an output, where no input is larger than `largest`."""
@@ -80,26 +64,85 @@ class Layer:
         return value
 
 
+class _Convolution(nn.Module):
+    """nn.Conv2d of weights that are there already: to make one first draws random numbers."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, stride: tuple[int, ...], padding: tuple[int, ...]) -> None:
+        super().__init__()
+        self.weight, self.bias, self.stride, self.padding = nn.Parameter(weight), nn.Parameter(bias), stride, padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+
+
+class _Affine(nn.Module):
+    """x * scale + shift."""
+
+    def __init__(self, scale: Tensor, shift: Tensor) -> None:
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(scale), nn.Parameter(shift)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.shift, x, self.scale)
+
+
 class Engine:
     """Layers, then the head, in one number format: preprocessed float32 (N, C, H, W) -> logits (N, K) float32."""
 
-    def __init__(self, layers: Sequence[Layer], head: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
-        self.layers, self.head, self.dtype = [layer.to(dtype) for layer in layers], head, dtype
+    def __init__(self, layers: Sequence[Layer], head: Run, dtype: torch.dtype) -> None:
+        self.layers, self.head, self.dtype = layers, head, dtype
+        network = nn.Sequential(*(module for layer in layers for module in layer.modules()))
+        network.requires_grad_(False).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network.to(dtype)
+        self.graphs: dict[torch.Size, Run] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits, of so many images at a time that the activations stay small; for use without gradients."""
-        x = x.to(self.dtype, memory_format=torch.channels_last)
-        largest, _ = work_of(self.layers, tuple(x.shape[2:]))
-        most = max(1, WORKING_SET // (largest * x.element_size()))
-        parts = x.tensor_split(-(-len(x) // most)) if len(x) > most else (x,)
-        logits = [self.part(part) for part in parts]
-        return logits[0] if len(logits) == 1 else torch.cat(logits)
+        x = x.to(self.dtype).contiguous(memory_format=torch.channels_last)  # faster than both in one step
+        maps = [self.graph(part)(part) for part in self.parts(x)]
+        return self.head((maps[0] if len(maps) == 1 else torch.cat(maps)).float())
 
-    def part(self, x: Tensor) -> Tensor:
-        """Logits of (n, C, H, W) in the engine's format."""
-        for layer in self.layers:
-            x = layer(x)
-        return self.head(x.float())
+    def parts(self, x: Tensor) -> Iterator[Tensor]:
+        """The images as few batches of the sizes that there are graphs for."""
+        while len(x):
+            count = next(count for count in PARTS if count == 1 or (count <= len(x) and self.fits(count, x)))
+            yield x[:count]
+            x = x[count:]
+
+    def fits(self, count: int, x: Tensor) -> bool:
+        """Whether so many images of that size keep to the working set."""
+        return count * work_of(self.layers, x.shape[2:])[0] * x.element_size() <= WORKING_SET
+
+    def graph(self, x: Tensor) -> Run:
+        """What computes the maps of images of that shape: made once, compared once, and then kept."""
+        if x.shape not in self.graphs:
+            if len(self.graphs) >= MOST_GRAPHS:
+                self.graphs.clear()
+            self.graphs[x.shape] = graph_of(self.network, x)
+        return self.graphs[x.shape]
+
+
+def graph_of(network: nn.Module, x: Tensor) -> Run:
+    """A network as one graph of oneDNN for images like these; the network itself where that does not work."""
+    before = torch.jit.onednn_fusion_enabled()  # type: ignore[no-untyped-call]
+    try:
+        torch.jit.enable_onednn_fusion(True)
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            traced = torch.jit.trace(network, x, check_trace=False)  # type: ignore[no-untyped-call]
+            graph = torch.jit.freeze(traced)
+            graph(x)  # notes the shapes; the next run makes the kernels
+            return graph if close(graph(x), network(x), x.dtype) else network
+    except RuntimeError:
+        return network
+    finally:
+        torch.jit.enable_onednn_fusion(before)
+
+
+def close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    """Whether two ways of computing the same agree as well as the format lets them."""
+    size = expected.abs().max().clamp_min(1e-6)
+    return bool((found - expected).abs().max() <= ALLOWED[dtype] * size)
 
 
 def work_of(layers: Sequence[Layer], size: tuple[int, ...]) -> tuple[int, int]:
@@ -115,11 +158,9 @@ def work_of(layers: Sequence[Layer], size: tuple[int, ...]) -> tuple[int, int]:
 
 
 def supported() -> bool:
-    """Whether this build of torch has oneDNN with the operators that are needed."""
-    operators = torch.ops.mkldnn
-    names = ("_convolution_pointwise", "_reorder_convolution_weight", "_is_mkldnn_bf16_supported")
+    """Whether this build of torch has oneDNN, and the way to its graphs."""
     available = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-    return available and all(hasattr(operators, name) for name in names)
+    return available and hasattr(torch.jit, "enable_onednn_fusion")
 
 
 @torch.no_grad()
@@ -176,30 +217,3 @@ def folded(
         return Layer(weight, bias, stride, padding, relu, pool, affine)
     weight = (weight.double() * scale[:, None, None, None]).float()
     return Layer(weight, (bias.double() * scale + shift).float(), stride, padding, relu, pool)
-
-
-def pooled_positive(x: Tensor) -> Tensor:
-    """Max-pooling, 3x3, stride 2, from 0, rounded up, of (N, C, H, W) channels-last numbers that are not negative.
-
-    Such floats are in the order of their bits, so they are compared as integers, of which twice as many fit a register
-    in bfloat16; columns after rows, which are long.
-    """
-    bits = x.view(torch.int16 if x.dtype == torch.bfloat16 else torch.int32).permute(0, 2, 3, 1)
-    return thirds(thirds(bits, 1), 2).permute(0, 3, 1, 2).view(x.dtype)
-
-
-def thirds(x: Tensor, axis: int) -> Tensor:
-    """The largest of three neighbours along an axis, every second time, from 0; the last window may hold but two."""
-    out = pooled_size(x.shape[axis])
-    found = torch.maximum(stepped(x, axis, 0, 2 * out), stepped(x, axis, 1, 2 * out))
-    third = stepped(x, axis, 2, 2 * out + 1)
-    target = found.narrow(axis, 0, third.shape[axis])
-    torch.maximum(target, third, out=target)
-    return found
-
-
-def stepped(x: Tensor, axis: int, start: int, stop: int) -> Tensor:
-    """Every second slice of an axis."""
-    where: list[Any] = [slice(None)] * x.dim()
-    where[axis] = slice(start, stop, 2)
-    return x[tuple(where)]

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from mlpconv.bundle.engine import LARGEST_INPUT, Engine, layers_of, supported, work_of
+from mlpconv.bundle.engine import LARGEST_INPUT, Engine, Run, close, layers_of, supported, work_of
 from mlpconv.models.base import Network
 
 __all__ = ["Fast", "State", "modules_of", "state_of"]
 
-Run = Callable[[Tensor], Tensor]
 State = tuple[tuple[int, int, int], ...]
 """Which tensors a network has, and how often each was changed."""
 
 LEAST_WORK = 20_000_000  # multiply-adds an image: for a smaller network preparing costs more than it brings
 TRIED = 8  # images that engines are tried on
 REPEATS = 5
-ALLOWED = {torch.float32: 1e-3, torch.bfloat16: 0.05}  # of the largest logit, between an engine and the plain network
 CLEARLY = 1.25  # times as fast bfloat16 must be: below, a chance of the moment would decide about the numbers
 
 
@@ -82,8 +80,10 @@ def state_of(modules: Iterable[nn.Module]) -> State | None:
     for module in modules:
         if module._forward_hooks or module._forward_pre_hooks:
             return None
-        tensors += [tensor for tensor in module._parameters.values() if tensor is not None]
-        tensors += [tensor for tensor in module._buffers.values() if tensor is not None]
+        if module._parameters:
+            tensors += [tensor for tensor in module._parameters.values() if tensor is not None]
+        if module._buffers:
+            tensors += [tensor for tensor in module._buffers.values() if tensor is not None]
     if any(tensor.is_inference() for tensor in tensors):  # such tensors do not count their changes
         return None
     return tuple([(id(tensor), tensor.data_ptr(), tensor._version) for tensor in tensors])
@@ -95,8 +95,7 @@ def trusted(engine: Engine, x: Tensor, expected: Tensor) -> Engine | None:
         found = engine(x)
     except RuntimeError:  # an operator that this build of torch has, but not for this CPU
         return None
-    size = expected.abs().max().clamp_min(1e-6)
-    return engine if bool((found - expected).abs().max() <= ALLOWED[engine.dtype] * size) else None
+    return engine if close(found, expected, engine.dtype) else None
 
 
 def timed(engines: list[Engine], x: Tensor) -> list[float]:

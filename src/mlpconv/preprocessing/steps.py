@@ -51,7 +51,7 @@ class Standardize(Step):
             self.deviation.copy_(torch.where(deviation < self.floor, 1.0, deviation).view(-1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.deviation
+        return (x - self.mean).div_(self.deviation)
 
 
 class GCN(Step):
