@@ -237,6 +237,24 @@ GUARDS = (
     ),
     Mutant(
         "bundle/engine.py",
+        "return graph if close(graph(x), network(x), x.dtype) else network",
+        "return graph",
+        "test_engine.py::test_a_graph_that_cannot_be_trusted_is_not_used",
+    ),
+    Mutant(
+        "bundle/engine.py",
+        "            torch.jit.enable_onednn_fusion(before)\n",
+        "            pass\n",
+        "test_engine.py::test_a_graph_is_oneDNN_s_and_stays_so_where_the_setting_is_as_before",
+    ),
+    Mutant(
+        "bundle/classifier.py",
+        "and len(x) and tuple(x.shape[1:]) == self.input_size",
+        "and len(x)",
+        "test_engine.py::test_images_of_another_size_go_to_the_plain_network",
+    ),
+    Mutant(
+        "bundle/engine.py",
         "        if not parts or any(",
         "        if any(",
         "models/test_ranks.py::test_the_engine_computes_the_same",

@@ -307,6 +307,18 @@ def test_a_small_network_is_left_as_it_is() -> None:
     assert made._fast is not None and made._fast.fp32 is None
 
 
+def test_images_of_another_size_go_to_the_plain_network() -> None:
+    made, other = classifier(), torch.from_numpy(raw(2))[:, :, :29]
+    made.logits(other)
+    assert made._fast is None
+    made.predict(raw(2))
+    assert made._fast is not None and made._fast.fp32 is not None
+    with torch.no_grad():
+        expected = made.model(made.preprocessing(other))
+    torch.testing.assert_close(made.logits(other), expected, rtol=1e-5, atol=1e-6)
+    assert {shape[2:] for shape in made._fast.fp32.graphs} == {(32, 32)}
+
+
 def test_images_that_are_too_small_are_refused_with_and_without_an_engine() -> None:
     made = classifier()
     small = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)

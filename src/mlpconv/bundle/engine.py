@@ -9,6 +9,7 @@ without it. The result is that of the plain network up to rounding.
 from __future__ import annotations
 
 import copy
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ WORKING_SET = 30 << 20  # bytes of the largest activation: below, glibc keeps th
 PARTS = (32, 8, 1)  # images that graphs are made for: every batch is a sum of these
 MOST_GRAPHS = len(PARTS) * 2
 ALLOWED = {torch.float32: 1e-3, torch.bfloat16: 0.05}  # of the largest value, between two ways of computing the same
+MAKING = threading.Lock()  # of a graph: what turns oneDNN's graphs on is a setting of the process
 CONVS, NORMS, ACTIVATIONS = (nn.Conv2d,), (nn.BatchNorm2d, nn.Identity), (nn.ReLU, nn.Identity)
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, NoneType)
 
@@ -124,19 +126,19 @@ class Engine:
 
 def graph_of(network: nn.Module, x: Tensor) -> Run:
     """A network as one graph of oneDNN for images like these; the network itself where that does not work."""
-    before = torch.jit.onednn_fusion_enabled()  # type: ignore[no-untyped-call]
-    try:
+    with MAKING, warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        before = torch.jit.onednn_fusion_enabled()  # type: ignore[no-untyped-call]
         torch.jit.enable_onednn_fusion(True)
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore", DeprecationWarning)
+        try:
             traced = torch.jit.trace(network, x, check_trace=False)  # type: ignore[no-untyped-call]
             graph = torch.jit.freeze(traced)
             graph(x)  # notes the shapes; the next run makes the kernels
             return graph if close(graph(x), network(x), x.dtype) else network
-    except RuntimeError:
-        return network
-    finally:
-        torch.jit.enable_onednn_fusion(before)
+        except RuntimeError:
+            return network
+        finally:
+            torch.jit.enable_onednn_fusion(before)
 
 
 def close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
