@@ -108,4 +108,4 @@ def _seconds(found: dict[str, Any]) -> str:
 
 
 def _row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |\n"
+    return "|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|\n"
