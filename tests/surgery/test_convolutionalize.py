@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from graphs import CLASSES, FLATTENS, POOLS, Network, Rules, networks, randomised
+from graphs import CLASSES, FLATTENS, POOLS, Head, Network, Rules, networks, randomised
 from hypothesis import assume, given, settings
 from small import close, images
 from torch import Tensor, nn
@@ -47,6 +47,21 @@ def test_a_larger_image_gives_the_original_on_every_crop(network: tuple[nn.Modul
                 assert close(before(crop), dense[:, :, row, column])
     assert result.report.details["equal"]
     assert "each equals the original on its crop" in str(result.report)
+
+
+@pytest.mark.parametrize("spelling", FLATTENS)
+def test_every_step_is_done_once_however_flattening_is_spelled(spelling: str) -> None:
+    """Sizes that only the old flattening asked for keep none of the old steps alive."""
+    trunk = nn.Sequential(nn.Conv2d(3, 6, 3), nn.AvgPool2d(2, 1), nn.BatchNorm2d(6), nn.Dropout(0.3))
+    layers = nn.Sequential(nn.Linear(6 * 4 * 2, 11), nn.Dropout(0.4), nn.Linear(11, 7))
+    changed = convolutionalize(Network(trunk, Head(spelling, FLATTENS[spelling], layers)), (3, 7, 5)).model.train()
+    calls = []
+    for name, module in changed.named_modules():
+        if isinstance(module, nn.AvgPool2d | nn.BatchNorm2d | nn.Dropout | nn.Conv2d):
+            module.register_forward_hook(lambda *_, name=name: calls.append(name))
+    changed(images(2, 3, 7, 5).float())
+    assert len(calls) == 7
+    assert len(set(calls)) == 7
 
 
 @settings(max_examples=12)

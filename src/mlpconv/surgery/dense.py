@@ -49,12 +49,9 @@ class Rewriter(ABC):
                 self.layouts[node] = self._stepped(node)
         for node in self.head.logits:
             self.end(node)
-        for node in reversed(self.head.steps):
-            if not node.users:
-                if isinstance(module_of(node, self.shadow), nn.Flatten | nn.Unflatten):
-                    self.retire(node, nn.Identity)
-                self.graph.erase_node(node)
-        drop_questions(self.graph)
+        for node in drop_questions(self.graph, set(self.head.steps)):
+            if node in self.layouts and isinstance(module_of(node, self.shadow), nn.Flatten | nn.Unflatten):
+                self.retire(node, nn.Identity)
 
     def _stepped(self, node: fx.Node) -> Layout:
         """One step rewritten; what cannot be is told by its cause where that lies further back."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import FunctionType
 from typing import Any, cast
 
@@ -231,12 +231,18 @@ def _tidied(graph: fx.Graph, root: nn.Module) -> fx.Graph:
     return graph
 
 
-def drop_questions(graph: fx.Graph) -> None:
-    """Take away what is read or asked for and not used: sizes, and parameters of what has been replaced."""
+def drop_questions(graph: fx.Graph, replaced: Collection[fx.Node] = ()) -> list[fx.Node]:
+    """Take away what is read, asked for or replaced, and not used: sizes, parameters, and steps that have a successor.
+
+    All in one pass from the end: a question may be all that holds a step, and a step all that holds a question.
+    """
+    dropped = []
     for node in reversed(graph.nodes):
         asked = node.op.startswith("call_") and not isinstance(node.meta.get("val"), Tensor | None)
-        if not node.users and (asked or node.op == "get_attr"):
+        if not node.users and (asked or node.op == "get_attr" or node in replaced):
             graph.erase_node(node)
+            dropped.append(node)
+    return dropped
 
 
 def first_line(error: BaseException) -> str:
