@@ -422,10 +422,13 @@ def test_settings_that_make_no_sense_are_refused(wrong: dict[str, Any], words: s
 
 
 def test_a_budget_that_cannot_be_met_says_what_can() -> None:
-    with pytest.raises(SurgeryError, match=r"Give 0\.\d+ or more") as caught:
-        bottleneck(network(), X, 0.01)
+    grouped = nn.Sequential(nn.Conv2d(3, 3, 1, groups=3), nn.Conv2d(3, 3, 3, groups=3), *network())
+    with pytest.raises(SurgeryError, match=r"\(most in 1, which is depthwise\)\. Give 0\.\d+ or more") as caught:
+        bottleneck(grouped, X, 0.01)
     least = float(str(caught.value).split("Give ")[1].split()[0])
-    bottleneck(network(), X, least + 0.001, curve=False)
+    bottleneck(grouped, X, least, curve=False)
+    with pytest.raises(SurgeryError, match=r"0 of them in layers that stay\. Give 0\.\d+ or more"):
+        bottleneck(network(), X, 0.01)
     with pytest.raises(SurgeryError, match="no convolution or linear layer"):
         bottleneck(nn.Sequential(nn.Conv2d(3, 6, 3, groups=3), nn.Flatten()), X)
 

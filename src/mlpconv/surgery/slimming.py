@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from mlpconv.analysis import profile
 from mlpconv.errors import SurgeryError, UsageError, did_you_mean
 from mlpconv.surgery.batches import Batch, labels_of, split
 from mlpconv.surgery.calibration import PLACES, bases_of, outputs_of, paired
@@ -92,10 +94,19 @@ class Slimming:
         if choice is None:
             least = self.fixed + path(self.options)[-1].cost
             raise SurgeryError(
-                f"budget={budget:g} is {allowed:,} multiply-adds; at the lowest ranks the network takes {least:,} of "
-                f"{self.total:,}, {self.fixed:,} of them in layers that stay. Give {least / self.total:.3f} or more."
+                f"budget={budget:g} is {allowed:,} multiply-adds; at the lowest ranks {type(self.original).__name__} "
+                f"takes {least:,} of {self.total:,}, {self.fixed:,} of them in layers that stay{self._dearest_left()}. "
+                f"Give {math.ceil(1000 * least / self.total) / 1000} or more."
             )
         return choice
+
+    def _dearest_left(self) -> str:
+        """In brackets, the layer left alone that costs most; nothing where none costs anything."""
+        rows = {row.name: row.macs for row in profile(self.original, self.shape).rows if row.name in self.left}
+        dearest = max(rows, key=lambda name: rows[name], default=None)
+        if dearest is None:
+            return ""
+        return f" (most in {dearest}, which {self.left[dearest]})"
 
     def losing(self, budget: float, what: str) -> Choice:
         """The cheapest ranks at which an error grows by no more than the budget on the held-out images."""
