@@ -117,6 +117,16 @@ def test_images_come_from_all_over_the_list(inside: Path, monkeypatch: pytest.Mo
     assert {Path(file).parent.name for file in seen} == {"a", "b"}
 
 
+def test_images_that_all_were_trained_on_are_said_to_flatter(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = mlpconv.load("model.safetensors")
+    parts = {"classes": made.classes, "input_size": made.input_size, "info": {"recipe": {"val_fraction": 0.0}}}
+    mlpconv.save("all.safetensors", made.model, made.preprocessing, **parts)
+    assert main(["surgery", "bottleneck", "all.safetensors", "data", "--json"]) == 0
+    about = json.loads(capsys.readouterr().out)["images"]
+    assert about.startswith("40 training images of data: every fourth is measured on")
+    assert about.endswith("was not trained on, it is worse.")
+
+
 def test_ways_layers_and_steps_are_passed_on(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["data", "--by", "weights", "--where", "blocks.1.convs.0", "--fine-tune", "2", "--budget", "0.9"]
     assert run(*words, "--calibrate", "16", "--held-out", "5", "--json") == 2  # 8 images or more

@@ -139,7 +139,8 @@ def _from_data(classifier: Classifier, data: str, asked: Bottleneck) -> tuple[Pa
     count = sum(len(labels) for _, labels in fit)
     name = next((name for name in ("val", "test") if name in parts), None)
     if name is None:
-        return fit, None, f"{count:,} training images of {data}: every fourth is measured on, the others fitted to."
+        about = f"{count:,} training images of {data}: every fourth is measured on, the others fitted to."
+        return fit, None, f"{about} On images that the network was not trained on, it is worse."
     held_out = list(prepared(classifier, parts[name], asked.held_out or HELD_OUT))
     measured = sum(len(labels) for _, labels in held_out)
     about = f"Fitted to {count:,} training images of {data}, measured on {measured:,} of {name}."
