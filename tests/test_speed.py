@@ -216,7 +216,7 @@ def test_the_pictures_show_every_contender_that_ran() -> None:
     assert "| batch 8 | 50 (0.0) | 151 (0.0) | 200 (0.0) | 800 (0.0) | not run |" in table_of
 
 
-@pytest.mark.parametrize("name", ["plain", "ours-norm-bf16", "predict", PEAK])
+@pytest.mark.parametrize("name", ["plain", "ours-norm-bf16", "engine-bf16", "predict", PEAK])
 def test_a_contender_waits_for_its_turn_and_answers(name: str) -> None:
     child = Child(name, TINY)
     try:
@@ -233,8 +233,8 @@ def test_a_contender_waits_for_its_turn_and_answers(name: str) -> None:
     if name == "ours-norm-bf16":
         assert first["epoch_end"] > 0 and 0 < first["input_share"] < 1
         assert any("bf16" in note for note in first["notes"])
-    if name == "predict":
-        assert first["difference"] < 0.05
+    if name in ("engine-bf16", "predict"):
+        assert 0 < first["difference"] < 0.05
     if name == PEAK:
         assert min(first["fp32"], first["bf16"]) > 1e8
 

@@ -73,6 +73,8 @@ CONTENDERS = {
     "openvino-bf16": _infers("OpenVINO, bf16", "openvino", precision="bf16"),
     "model-fp32": _infers("mlpconv's network alone, fp32", "model", precision="fp32"),
     "model-bf16": _infers("mlpconv's network alone, bf16", "model", precision="bf16"),
+    "engine-fp32": _infers("mlpconv's engine on preprocessed floats, fp32", "engine", precision="fp32"),
+    "engine-bf16": _infers("mlpconv's engine on preprocessed floats, bf16", "engine", precision="bf16"),
     "predict": _infers("mlpconv, Classifier.predict on pixels", "predict", memory=True),
     "predict-alone": _infers("Classifier.predict without our memory settings", "predict", memory=False),
 }

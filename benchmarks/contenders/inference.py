@@ -14,9 +14,10 @@ from contenders import Settings
 from contenders.images import CLASSES, images
 from contenders.port import network
 from contenders.rounds import Rounds
+from mlpconv.bundle.engine import Engine, layers_of
 from mlpconv.preprocessing import Preprocessing
 
-__all__ = ["compiled", "eager", "model", "onnx", "openvino", "predict"]
+__all__ = ["compiled", "eager", "engine", "model", "onnx", "openvino", "predict"]
 
 Predict = Callable[[], Any]
 """One batch, from images in memory to logits or predictions."""
@@ -48,6 +49,15 @@ def model(rounds: Rounds, settings: Settings, *, precision: str) -> None:
         settings,
         lambda batch: torched(own, floats(batch).contiguous(memory_format=torch.channels_last), precision),
     )
+
+
+def engine(rounds: Rounds, settings: Settings, *, precision: str) -> None:
+    """What `Classifier.predict` computes with, given what other engines get, for what they give."""
+    floats, own = begin(rounds, settings), ours()
+    layers = layers_of(own)
+    assert layers is not None, "the paper's network has an engine"
+    whole = Engine(layers, own.head, torch.bfloat16 if precision == "bf16" else torch.float32)
+    measure(rounds, settings, lambda batch: torched(whole, floats(batch)))
 
 
 def predict(rounds: Rounds, settings: Settings, *, memory: bool) -> None:

@@ -18,7 +18,7 @@ TITLES = {
     "inference": "Inference, batches of {batch}",
     "single": "Inference, one image at a time",
 }
-COLOURS = {"ours": ACCENT, "model": ACCENT, "predict": ACCENT, "plain": QUIET, "eager": QUIET}
+COLOURS = {"ours": ACCENT, "engine": ACCENT, "model": ACCENT, "predict": ACCENT, "plain": QUIET, "eager": QUIET}
 OTHERS = BASE
 CLEAR = {"facecolor": "white", "edgecolor": "none", "pad": 1}
 

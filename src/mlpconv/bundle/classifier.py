@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -89,7 +90,7 @@ class Classifier:
     def probabilities(self, pixels: Tensor, *, tta_flip: bool = False, precision: Precision = "fp32") -> Tensor:
         """uint8 (N, C, H, W) -> probabilities (N, K), on the CPU; raises ModelFileError where they are not numbers."""
         logits = self.logits(pixels, tta_flip=tta_flip, precision=precision).float().cpu()
-        if not bool(torch.isfinite(logits).all()):
+        if not np.isfinite(logits.numpy()).all():
             wrong = (~torch.isfinite(logits)).any(1).nonzero()
             raise ModelFileError(
                 f"The network gives NaN or infinity for {len(wrong)} of {len(logits)} images (the first is number "

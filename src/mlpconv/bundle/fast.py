@@ -66,11 +66,10 @@ class Fast:
 
 def modules_of(model: nn.Module) -> list[nn.Module]:
     """A module and all in it: as `modules()`, which takes a good part of a small prediction."""
-    found, waiting = [], [model]
-    while waiting:
-        module = waiting.pop()
-        found.append(module)
-        waiting += [child for child in module._modules.values() if child is not None]
+    found = [model]
+    for module in found:  # grows as it goes
+        if module._modules:
+            found += [child for child in module._modules.values() if child is not None]
     return found
 
 
