@@ -128,7 +128,7 @@ def refuse_changes(folder: RunFolder, stored: Recipe, asked: Recipe) -> None:
         if now[key] != value and key not in FREE_TO_CHANGE:
             raise RunFolderError(
                 f"{folder.path} was started with {key}={value}, now {key}={now[key]} is asked for: "
-                "a resumed run keeps its recipe. Leave the setting out, or start a new run."
+                "a resumed run keeps its recipe. Name no recipe and no settings to go on, or start a new run."
             )
 
 
