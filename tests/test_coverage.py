@@ -138,12 +138,12 @@ def test_float64_counts_for_less_where_the_network_itself_rounds() -> None:
 class Amplified(nn.Module):
     """A network whose output is what rounding left of small numbers beside a large one."""
 
-    def __init__(self, gain: float = 1.0) -> None:
+    def __init__(self, gain: float = 1.0, large: float = 12345.6) -> None:
         super().__init__()
-        self.gain = gain
+        self.gain, self.large = gain, large
 
     def forward(self, x: Tensor) -> Tensor:
-        return ((x.flatten(1)[:, :CLASSES] + 12345.6) * self.gain) / self.gain - 12345.6
+        return ((x.flatten(1)[:, :CLASSES] + self.large) * self.gain) / self.gain - self.large
 
 
 def test_float32_is_measured_by_what_rounding_does_to_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,6 +154,10 @@ def test_float32_is_measured_by_what_rounding_does_to_the_network(monkeypatch: p
     assert found.word == "exact"
     off = judge({"float32": (one, OffBy(other)), "float64": (one, other)}, SHAPE)
     assert (off.word, off.why) == ("wrong", "differs in float32")
+    one, other = Amplified(large=1e7), Amplified(0.7, large=1e7)
+    blurred = judge({"float32": (one, OffBy(other)), "float64": (one, other)}, SHAPE)
+    assert blurred.word == "undecided"
+    assert blurred.why.startswith("rounding alone changes")
 
 
 class Chaos(nn.Module):

@@ -31,7 +31,7 @@ LARGER = (32, 64)
 BUDGET, THIN, MARGIN = 0.5, 8, 1.1
 """Multiply-adds to keep; the part of their rank that layers keep before; how much more torch's counter may see."""
 DENSE = 0.75
-SECONDS = 6.0
+SECONDS = 200.0
 """Bottlenecks that would decompose matrices for longer are left out."""
 IMAGES = 8
 LARGE = 30_000_000
