@@ -36,7 +36,8 @@ How it is measured, by `python benchmarks/coverage.py`:
   times what rounding does to the original itself, where that is more (in float64: with each of its numbers moved by one
   rounding). For `convolutionalize` the map of logits must be the logits as well; for `pool_head` the mean of
   `category_maps` must be the logits, also for a larger image where the network takes one. A network whose outputs are
-  the same for all images, or are rounding alone, is no evidence, and not exact.
+  the same for all images, or are rounding alone (a tenth of the largest output in float32), is no evidence:
+  **undecided**, and not counted as exact.
 - **What an operation must do** to count: `fold` folds at least one batch norm where one stands behind a layer; `deepen`
   adds parameters. `bottleneck` is not exact by nature: it is given a network whose layers have an eighth of their rank,
   and half of the multiply-adds to keep. There is an answer that loses nothing, and it must be found.
@@ -82,7 +83,7 @@ def pairs(networks: Networks, operation: str | None = None) -> Iterator[tuple[st
 
 def totals(networks: Networks) -> str:
     """A row for each operation, and their sum."""
-    text = row("", "makes sense", "exact", "refused", "wrong", "largest difference", "elsewhere") + rule(7)
+    text = row("", "makes sense", "exact", "refused", "undecided", "wrong", "largest difference", "elsewhere") + rule(8)
     every = [
         *((f"`{operation}`", list(pairs(networks, operation))) for operation in RULES),
         ("**all**", list(pairs(networks))),
@@ -94,8 +95,8 @@ def totals(networks: Networks) -> str:
         exact = f"{words['exact']} ({words['exact'] / len(sense):.1%})" if sense else "0"
         good = [judged for *_, judged in found if judged["word"] == "exact"]
         elsewhere = ", ".join(f"{other[word]} {word}" for word in sorted(other)) or "-"
-        bad = words["wrong"] + words["crashed"] + words["undecided"]
-        text += row(name, len(sense), exact, words["refused"], bad, f"{worst(good)}", elsewhere)
+        bad = words["wrong"] + words["crashed"]
+        text += row(name, len(sense), exact, words["refused"], words["undecided"], bad, f"{worst(good)}", elsewhere)
     skipped = sum(sensible and judged["word"] == "not run" for *_, sensible, judged in pairs(networks, "bottleneck"))
     counts = [re.match(r"(\d+) of \d+ batch norms", judged["why"]) for *_, judged in pairs(networks, "fold")]
     folded = sum(int(found[1]) for found in counts if found)
