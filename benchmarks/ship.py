@@ -31,15 +31,15 @@ APART = "val_fraction"
 def main() -> None:
     """Fold, halve, judge, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("file", type=Path)
+    parser.add_argument("run", type=Path, help="a finished run folder")
+    parser.add_argument("file", type=Path, help="the model file to write")
     parser.add_argument("--judged", type=Path, help="for a run on all images: whose figures stand for it")
     parser.add_argument("--root", type=Path, help="where the data lie, if not in the cache or $MLPCONV_DATA")
     asked = parser.parse_args()
     trained = mlpconv.load(asked.run)
     splits = open_as_trained(trained.info["data"], asked.root, trained).splits
     if ("val" in splits) is (asked.judged is not None):
-        raise SystemExit("--judged is for a run that held nothing out, and for no other.")
+        raise SystemExit("A run that held nothing out needs --judged FILE; one that held images out is judged on them.")
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / "draft.safetensors"
         write(draft, trained, {})

@@ -234,7 +234,9 @@ def test_a_contender_waits_for_its_turn_and_answers(name: str) -> None:
         assert first["epoch_end"] > 0 and 0 < first["input_share"] < 1
         assert any("bf16" in note for note in first["notes"])
     if name in ("engine-bf16", "predict"):
-        assert 0 < first["difference"] < 0.05
+        assert first["difference"] < 0.05
+    if name == "engine-bf16":
+        assert first["difference"] > 1e-5  # of fewer digits than plain torch's
     if name == PEAK:
         assert min(first["fp32"], first["bf16"]) > 1e8
 

@@ -67,7 +67,7 @@ def page(networks: Networks, about: Mapping[str, Any]) -> str:
     )
     text += "\n## In total\n\n" + totals(run)
     text += "\n## Families\n\nExact, of those where the operation makes sense.\n\n" + families(run)
-    text += "\n## Reasons for refusals\n\n" + reasons(run)
+    text += "\n## Reasons for refusals, and for what is undecided\n\n" + reasons(run)
     text += "\n## `profile`\n\n" + profiled(run)
     text += "\n## Every network\n\n" + details(run)
     return text + "\n" + left_out(networks, about)
