@@ -22,7 +22,7 @@ from mlpconv.models import create_model
 from mlpconv.models.base import Network
 from mlpconv.preprocessing import Preprocessing
 from mlpconv.summary import summarise
-from mlpconv.training import Progress, Recipe, checkpoint, find_recipe, kernels
+from mlpconv.training import Progress, Recipe, checkpoint, find_recipe
 from mlpconv.training.environment import describe
 from mlpconv.training.folder import RunFolder, refuse_content
 from mlpconv.training.initialise import choose_precision, whiten
@@ -95,8 +95,6 @@ def fit(
         refuse_changes(folder, stored, plan)
     device = choose_device(plan)
     model, preprocessing = make_model(dataset, plan), make_preprocessing(dataset, plan)
-    for sentence in kernels.remarks(model, plan.kernels):
-        progress.note(sentence)
     if not resume:
         folder = RunFolder.new(target, name)
     with folder.lock():

@@ -33,7 +33,7 @@ EVERYTHING = {  # every source of chance and every part of the state at once
 }
 KINDS = {
     "sgd": {"optimizer": "sgd", "lr": 0.1, "preprocessing": ["gcn", "zca"]},
-    "muon": {"optimizer": "muon", "lr": 0.06, "sizes": [6, 8], "ema_every": 2, "freeze": [0.3, 0.6], "kernels": [1, 3]},
+    "muon": {"optimizer": "muon", "lr": 0.06, "sizes": [6, 8], "ema_every": 2, "freeze": [0.3, 0.6]},
 }
 CLOCKS = {"images_per_second", "seconds", "cpu_seconds"}  # the columns that no two runs share
 

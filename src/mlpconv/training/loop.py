@@ -18,10 +18,9 @@ from mlpconv.errors import Interrupted, NonFiniteError
 from mlpconv.models.base import Network
 from mlpconv.training import checkpoint, health
 from mlpconv.training.freeze import freeze
-from mlpconv.training.kernels import limit
 from mlpconv.training.progress import Progress, Row
 from mlpconv.training.recipe import Recipe
-from mlpconv.training.schedule import lr_factor, part
+from mlpconv.training.schedule import lr_factor
 from mlpconv.training.state import State
 from mlpconv.training.step import Outcome, Pipeline, autocast, train_step
 from mlpconv.training.stop import StopRequest
@@ -59,7 +58,6 @@ class Trainer:
         self.cpu_clock = time.process_time()
         self.saved_at, self.saved_step = time.monotonic(), state.step
         self.epoch_images = 0
-        self.kernel_side: int | None = None
         self.stop = StopRequest()
 
     def run(self) -> None:
@@ -75,7 +73,6 @@ class Trainer:
                     self.save_where_due()
                     self.stop_where_asked()
         finally:
-            limit(state.model, None)
             self.progress.end()
 
     def catch_up(self) -> None:
@@ -91,9 +88,6 @@ class Trainer:
         state, recipe = self.state, self.recipe
         state.optimizers.set_lr(self.lr(state.step))
         freeze(state.model, recipe.freeze, state.step / self.steps)
-        if (side := part(recipe.kernels, state.step, self.steps)) != self.kernel_side:
-            limit(state.model, side)
-            self.kernel_side = side
         outcome = train_step(state.model, state.optimizers, batch, recipe, state.step, state.precision)
         state.step += 1
         if state.averaged is not None and state.step % recipe.ema_every == 0:
@@ -155,7 +149,6 @@ class Trainer:
         """Bring the network back to life, or make it anew, and go on at half the rate."""
         state = self.state
         revived = health.repair(state.model, images, self.recipe.seed, state.step, anew=anew)
-        limit(state.model, self.kernel_side)
         state.optimizers.forget()
         state.repairs, state.repaired_at = state.repairs + 1, state.step
         state.lr_factor *= 0.5

@@ -62,9 +62,6 @@ class Recipe:
     cutout: int = setting(0, "side of a square set to zero at a random place, in pixels", 0, 512)
     mixup: float = setting(0.0, "alpha of mixup; 0 is off", 0, 10)
     sizes: tuple[int, ...] = setting((), "small-to-large images: the side for each equal part of the steps")
-    kernels: tuple[int, ...] = setting(
-        (), "small-to-large kernels: the side of what inner kernels compute and learn, for each equal part of the steps"
-    )
     # the optimiser
     epochs: int = setting(20, "passes over the training images", 1, MOST_EPOCHS)
     min_steps: int = setting(0, "at least this many steps: small data get more epochs", 0, 10_000_000)
@@ -177,11 +174,6 @@ def check_together(recipe: Recipe) -> None:
         raise UsageError(f"milestones={shown(recipe.milestones)} is not accepted: each is a number of epochs, from 1.")
     if any(not 1 <= side <= 4096 for side in recipe.sizes):
         raise UsageError(f"sizes={shown(recipe.sizes)} is not accepted: each is a side in pixels, 1 to 4096.")
-    if list(recipe.kernels) != sorted(recipe.kernels) or any(side not in range(1, 100, 2) for side in recipe.kernels):
-        raise UsageError(
-            f"kernels={shown(recipe.kernels)} is not accepted: each is an odd side from 1 to 99, rising, like "
-            "kernels=3,5."
-        )
     rising = list(recipe.freeze) == sorted(recipe.freeze)
     if len(recipe.freeze) > 2 or not rising or any(not 0 <= share <= 1 for share in recipe.freeze):
         raise UsageError(

@@ -1,13 +1,12 @@
-"""The course of the learning rate and of sizes, as pure functions of the step."""
+"""The course of the learning rate, as a pure function of the step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from mlpconv.training.recipe import Recipe
 
-__all__ = ["lr_factor", "part"]
+__all__ = ["lr_factor"]
 
 ONECYCLE_RISE = 0.25
 
@@ -27,8 +26,3 @@ def lr_factor(recipe: Recipe, step: int, steps: int, steps_per_epoch: int) -> fl
         case "steps":
             return 0.1 ** sum(step >= epoch * steps_per_epoch for epoch in recipe.milestones)
     return 1.0
-
-
-def part(values: Sequence[int], step: int, steps: int) -> int | None:
-    """The value of the equal part of the run that a step (0-based) of `steps` lies in; None where there are none."""
-    return values[min(step * len(values) // steps, len(values) - 1)] if values else None

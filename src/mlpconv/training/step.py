@@ -18,7 +18,6 @@ from mlpconv.models.googlenet import GoogLeNet
 from mlpconv.preprocessing import Preprocessing
 from mlpconv.training.optim import Optimizers
 from mlpconv.training.recipe import Recipe
-from mlpconv.training.schedule import part
 
 __all__ = ["Outcome", "Pipeline", "autocast", "train_step"]
 
@@ -60,7 +59,7 @@ class Pipeline:
             images = self.preprocessing(self.gather(index))
             epoch = self.order.epoch(step)
             images = augment(images, self.kinds, seed=self.recipe.seed, step=step, epoch=epoch, index=index)
-            if side := part(self.recipe.sizes, step, self.steps):
+            if side := self.side(step):
                 images = resize(images, side)
             images = images.contiguous(memory_format=torch.channels_last)
         return Batch(images, self.labels[index.to(self.labels.device)])
@@ -70,6 +69,11 @@ class Pipeline:
         if isinstance(self.images, Tensor):
             return self.images[index.to(self.images.device)]
         return torch.from_numpy(self.images[index.numpy()])
+
+    def side(self, step: int) -> int | None:
+        """The side of the images at a step where the recipe goes from small to large, else None."""
+        sizes = self.recipe.sizes
+        return sizes[min(step * len(sizes) // self.steps, len(sizes) - 1)] if sizes else None
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[None]:
