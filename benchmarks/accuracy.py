@@ -2,11 +2,13 @@
 
     python benchmarks/accuracy.py mnist --seeds 3 --set val_fraction=0 --judge test
     python benchmarks/accuracy.py cifar10 --recipe best --seeds 1
+    python benchmarks/accuracy.py cifar10 --seeds 3 --set epochs=6 --name fast-6
 
 With `--judge val` (the default) the error is that of the last epoch on the held-out part of the training images, and
 beside it that of the kept network with each image's mirror image averaged in. With `--judge test` all choices have
 been made before, and the test images are looked at once a seed. Runs are kept in `--runs` (default runs/accuracy) and
-gone on with where they were stopped. Writes benchmarks/results/accuracy-DATA-RECIPE.json.
+gone on with where they were stopped. Writes benchmarks/results/accuracy-DATA-RECIPE.json; `--name` stands for the
+recipe's there and in the folders of runs, where `--set` makes it another recipe.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from mlpconv.training.recipe import parse_setting
 
 def one_seed(asked: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Train, or take the finished run, and judge it."""
-    folder = asked.runs / f"{asked.data}-{asked.recipe}-{seed}"
+    folder = asked.runs / f"{asked.data}-{asked.name or asked.recipe}-{seed}"
     settings = dict(parse_setting(text) for text in asked.set) | {"seed": seed}
     going_on = (folder / "recipe.json").is_file()
     run = mlpconv.fit(
@@ -50,6 +52,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="fast")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", nargs="*", default=[])
+    parser.add_argument("--name", help="of the result; the recipe's where none is given")
     parser.add_argument("--judge", choices=("val", "test"), default="val")
     parser.add_argument("--root", type=Path, help="where the data lie, if not in the cache or $MLPCONV_DATA")
     parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"))
@@ -63,7 +66,7 @@ def main() -> None:
         for name in ("error", "error_with_tta_flip", "seconds", "cpu_seconds")
         if name in rows[0]
     }
-    path = write_result(f"accuracy-{asked.data}-{asked.recipe}", result)
+    path = write_result(f"accuracy-{asked.data}-{asked.name or asked.recipe}", result)
     error = result["error"]
     print(f"error {error['mean']:.2%} (sd {error['sd']:.2%}, n = {error['n']}); written to {path}")
 
