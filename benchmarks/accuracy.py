@@ -2,7 +2,7 @@
 
     python benchmarks/accuracy.py mnist --seeds 3 --set val_fraction=0 --judge test
     python benchmarks/accuracy.py cifar10 --recipe best --seeds 1
-    python benchmarks/accuracy.py cifar10 --seeds 3 --set epochs=6 --name fast-6
+    python benchmarks/accuracy.py cifar10 --seeds 2 --set epochs=13 crop=4 ema=0.98 eval_every=13 --name fast-13
 
 With `--judge val` (the default) the error is that of the last epoch on the held-out part of the training images, and
 beside it that of the kept network with each image's mirror image averaged in. With `--judge test` all choices have
@@ -28,7 +28,7 @@ from mlpconv.training.recipe import parse_setting
 
 def one_seed(asked: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Train, or take the finished run, and judge it."""
-    folder = asked.runs / f"{asked.data}-{asked.name or asked.recipe}-{seed}"
+    folder = asked.runs / f"{asked.data}-{asked.name}-{seed}"
     settings = dict(parse_setting(text) for text in asked.set) | {"seed": seed}
     going_on = (folder / "recipe.json").is_file()
     run = mlpconv.fit(
@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="where the data lie, if not in the cache or $MLPCONV_DATA")
     parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"))
     asked = parser.parse_args()
+    asked.name = asked.name or asked.recipe
     try:
         rows = [one_seed(asked, seed) for seed in range(asked.seeds)]
     except Interrupted as stopped:
@@ -66,7 +67,7 @@ def main() -> None:
         for name in ("error", "error_with_tta_flip", "seconds", "cpu_seconds")
         if name in rows[0]
     }
-    path = write_result(f"accuracy-{asked.data}-{asked.name or asked.recipe}", result)
+    path = write_result(f"accuracy-{asked.data}-{asked.name}", result)
     error = result["error"]
     print(f"error {error['mean']:.2%} (sd {error['sd']:.2%}, n = {error['n']}); written to {path}")
 

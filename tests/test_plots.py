@@ -79,6 +79,16 @@ def test_curves_show_the_history() -> None:
     assert is_whole(figure)
 
 
+def test_of_equal_errors_the_epoch_with_the_least_loss_is_marked_as_training_keeps_it() -> None:
+    losses = [0.5, 0.9, 0.7, None, 0.8, 0.7]
+    wrong = [0.3, 0.2, 0.2, None, 0.2, 0.2]
+    rows = [
+        row | {"val_loss": loss, "val_accuracy": None if error is None else 1 - error}
+        for row, loss, error in zip(history(6), losses, wrong, strict=True)
+    ]
+    assert any("best validation 20%, epoch 3" in text for text in texts(plots.curves(rows)))
+
+
 def test_curves_read_what_a_csv_file_gives() -> None:
     rows = [{key: str(value) for key, value in row.items()} for row in history(5)]
     for row in rows[:4]:

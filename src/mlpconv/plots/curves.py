@@ -38,10 +38,11 @@ def curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     figure = new_figure(9, 4.1 if strip else 3.4)
     grid = figure.add_gridspec(2 if strip else 1, 2, height_ratios=[1, 0.2] if strip else [1])
     loss, error = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
-    _panel(loss, "Loss", epochs, _column(history, "train_loss"), _column(history, "val_loss"))
+    losses = [_column(history, f"{part}_loss") for part in ("train", "val")]
+    _panel(loss, "Loss", epochs, *losses)
     wrong = [100 * (1 - _column(history, f"{part}_accuracy")) for part in ("train", "val")]
     _panel(error, "Error, %", epochs, *wrong)
-    _mark_best(error, epochs, wrong[1])
+    _mark_best(error, epochs, wrong[1], losses[1])
     if strip:
         _rate_strip(figure.add_subplot(grid[1, :]), epochs, rates)
     return figure
@@ -86,10 +87,11 @@ def _scale(axes: Axes, values: Floats) -> None:
     axes.tick_params(axis="y", which="minor", length=0)
 
 
-def _mark_best(axes: Axes, epochs: Floats, error: Floats) -> None:
+def _mark_best(axes: Axes, epochs: Floats, error: Floats, loss: Floats) -> None:
+    """Mark the epoch that training keeps: of those with the least error the one with the least loss."""
     if not np.isfinite(error).any():
         return
-    best = int(np.nanargmin(error))
+    best = int(np.lexsort((loss, error))[0])
     axes.plot(epochs[best], error[best], "o", color=ACCENT, markersize=6, markeredgecolor="white", zorder=5)
     label = f"best validation {error[best]:.3g}%, epoch {epochs[best]:.0f}"
     axes.set_title(label, loc="right", fontsize=9, color=ACCENT, fontweight="normal")
