@@ -239,6 +239,10 @@ def test_a_number_too_long_to_print_is_refused_all_the_same():
         ("milestones=3,5", "milestones", "3,5"),
         ("model=a=b", "model", "a=b"),
         ("sizes=", "sizes", ""),
+        ("lr=.05", "lr", 0.05),
+        ("lr=-2.", "lr", -2.0),
+        ("lr=.", "lr", "."),
+        ("model=1.2.3", "model", "1.2.3"),
     ],
 )
 def test_a_setting_of_the_command_line_is_split(text: str, key: str, value: Any):

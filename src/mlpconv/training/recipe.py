@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -192,6 +193,8 @@ def from_text(text: Any) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
+        if re.fullmatch(r"[-+]?\d*\.\d*", text) and text.strip("-+."):  # .05 and 5., which JSON does not know
+            return float(text)
         return {"none": None, "None": None, "True": True, "False": False}.get(text, text)
 
 
