@@ -1,9 +1,9 @@
 """Put the measured speeds into the documents: `python benchmarks/tables.py` after a run of benchmarks/speed.py.
 
 For every benchmarks/results/speed-CPU.json and scaling-CPU.json it draws docs/images/speed-CPU.png and
-scaling-CPU.png, and writes the tables between the markers of docs/speed.md and of README.md; results/ladder.json
-becomes the ladder of docs/training.md, and results/literal-cifar10.json the course beside it. With `--check` it writes
-nothing and fails where a document says something else than the results.
+scaling-CPU.png, and writes the tables between the markers of docs/speed.md and of README.md; results/ladder.json,
+longer.json and literal-cifar10.json become the tables of docs/training.md. With `--check` it writes nothing and fails
+where a document says something else than the results.
 """
 
 from __future__ import annotations
@@ -143,6 +143,17 @@ def course(content: dict[str, Any], image: str) -> str:
     return text + cells("CPU minutes so far", *(f"{row['cpu_seconds'] / 60:.0f}" for row in shown))
 
 
+def longer_table(content: dict[str, Any]) -> str:
+    """How longer runs end: a row a plan."""
+    text = f"\n`{content['command']}`, {content['date']}; means over n seeds.\n\n"
+    text += cells("", "error", "with mirror images", "right, of the training images as augmented", "n")
+    text += "|---" * 5 + "|\n"
+    for name, plan in content["result"]["plans"].items():
+        shares = (f"{plan[key]['mean']:.1%}" for key in ("error", "error_with_tta_flip", "train_accuracy"))
+        text += cells(name, *shares, plan["error"]["n"])
+    return text
+
+
 def pages() -> dict[Path, str]:
     """The documents as the results would have them."""
     speeds, scalings = load("speed"), load("scaling")
@@ -156,6 +167,8 @@ def pages() -> dict[Path, str]:
     training = TRAINING.read_text("utf-8")
     for name, content in load("ladder").items():
         training = replaced(training, name, ladder_table(content))
+    for name, content in load("longer").items():
+        training = replaced(training, name, longer_table(content))
     for name, content in load("literal").items():
         training = replaced(training, name, course(content, f"images/{name}.png"))
     return made | {TRAINING: training}
