@@ -1,6 +1,7 @@
 """Random crops, flips, cutout and mixup for a whole batch at once, on the device of the images.
 
-Every draw comes from a generator keyed by (seed, what it is for, step), so a batch depends on nothing before it.
+Every draw comes from a generator keyed by (seed, what it is for, step), so a batch depends on nothing before it. What
+was drawn goes to the device without waiting for it: a copy that blocks makes the processor wait for all work before.
 """
 
 from __future__ import annotations
@@ -71,8 +72,8 @@ def crop(images: Tensor, kinds: Augmentation, columns: Tensor, draw: torch.Gener
         reflect = kinds.crop_mode == "reflect" and pad < min(height, width)
         images = F.pad(images, (pad,) * 4, mode="reflect" if reflect else "constant")
     offsets = torch.randint(0, 2 * pad + 1, (2, n, 1), generator=draw)
-    rows = (offsets[0] + torch.arange(height)).to(images.device)
-    columns = (offsets[1] + columns).to(images.device)
+    rows = (offsets[0] + torch.arange(height)).to(images.device, non_blocking=True)
+    columns = (offsets[1] + columns).to(images.device, non_blocking=True)
     first = torch.arange(n, device=images.device)[:, None, None]
     pixels = images.permute(0, 2, 3, 1)  # (N, H, W, C): one gather moves whole pixels, and the result is channels-last
     return pixels[first, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
@@ -84,7 +85,7 @@ def cut_out(images: Tensor, side: int, draw: torch.Generator) -> Tensor:
     centres = torch.rand(2, n, 1, generator=draw) * torch.tensor([height, width])[:, None, None]
     inside_rows = (torch.arange(height) - centres[0].floor() + side // 2).div(side, rounding_mode="floor") == 0
     inside_columns = (torch.arange(width) - centres[1].floor() + side // 2).div(side, rounding_mode="floor") == 0
-    hole = (inside_rows[:, :, None] & inside_columns[:, None, :]).to(images.device)
+    hole = (inside_rows[:, :, None] & inside_columns[:, None, :]).to(images.device, non_blocking=True)
     return images.masked_fill(hole[:, None], 0.0).contiguous(memory_format=torch.channels_last)
 
 
@@ -92,7 +93,7 @@ def mixup(images: Tensor, targets: Tensor, alpha: float, *, seed: int, step: int
     """Blend each image and its (N, K) target with another's, by a share ~ Beta(alpha, alpha) (Zhang et al. 2017)."""
     draw = generator(seed, "mixup", step)
     share = float(np.random.default_rng([seed, step]).beta(alpha, alpha))
-    other = torch.randperm(len(images), generator=draw).to(images.device)
+    other = torch.randperm(len(images), generator=draw).to(images.device, non_blocking=True)
     return torch.lerp(images[other], images, share), torch.lerp(targets[other], targets, share)
 
 

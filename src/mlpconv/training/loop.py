@@ -93,9 +93,8 @@ class Trainer:
         if state.averaged is not None and state.step % recipe.ema_every == 0:
             state.averaged.update_parameters(state.model)
         n = len(batch.labels)
-        state.totals += torch.stack(
-            [outcome.loss.double() * n, outcome.correct.double(), outcome.loss.new_tensor(n).double()]
-        )
+        state.totals[:2] += torch.stack([outcome.loss.double() * n, outcome.correct.double()])
+        state.totals[2] += n
         self.epoch_images += n
         if state.step % self.look_every == 0 or state.step % self.per_epoch == 0:
             self.look(outcome, batch)

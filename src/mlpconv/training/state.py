@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from mlpconv.errors import CheckpointError
@@ -17,7 +16,7 @@ from mlpconv.training.optim import Optimizers
 from mlpconv.training.progress import COLUMNS, Row
 from mlpconv.training.recipe import Recipe
 
-__all__ = ["State", "averaged_model"]
+__all__ = ["Average", "State", "averaged_model"]
 
 NUMBER = (int, float)
 PLAIN: dict[str, tuple[type, ...]] = {
@@ -43,7 +42,7 @@ class State:
     """
 
     model: Network
-    averaged: AveragedModel | None
+    averaged: Average | None
     optimizers: Optimizers
     precision: str
     totals: Tensor
@@ -96,18 +95,35 @@ class State:
         return all(bool(torch.isfinite(value).all()) for module in modules for value in module.state_dict().values())
 
 
-def averaged_model(model: Network, recipe: Recipe) -> AveragedModel | None:
-    """The exponential average of the weights where the recipe asks for one; its decay is smaller at the start."""
-    if not recipe.ema:
-        return None
+class Average(AveragedModel):
+    """The exponential average of a network's weights and running statistics; its decay is smaller at the start.
+
+    PyTorch's own update reads the count back from the device, and a GPU has to finish all its work to answer.
+    """
+
+    def __init__(self, model: Network, decay: float) -> None:
+        super().__init__(model, use_buffers=True)
+        self.decay = decay
 
     @torch.no_grad()
-    def lerp(average: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
-        decay = min(recipe.ema, (1 + int(count)) / (10 + int(count)))
-        if average[0].is_floating_point():
-            torch._foreach_lerp_(list(average), list(current), 1 - decay)
-        else:  # counters of batch norm
-            for mine, other in zip(average, current, strict=True):
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move the average towards the weights of `model`; the first time, to them."""
+        count = int(self.n_averaged)  # it stays in the processor's memory
+        decay = min(self.decay, (1 + count) / (10 + count)) if count else 0.0
+        pairs = list(zip(tensors_of(self.module), tensors_of(model), strict=True))
+        average, current = zip(*[pair for pair in pairs if pair[0].is_floating_point()], strict=True)
+        torch._foreach_lerp_(average, current, 1 - decay)
+        for mine, other in pairs:
+            if not mine.is_floating_point():  # counters of batch norm
                 mine.copy_(other)
+        self.n_averaged += 1
 
-    return AveragedModel(model, multi_avg_fn=lerp, use_buffers=True)
+
+def tensors_of(model: nn.Module) -> list[Tensor]:
+    """Weights and running statistics, without their history of gradients."""
+    return [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
+
+
+def averaged_model(model: Network, recipe: Recipe) -> Average | None:
+    """The average of the weights where the recipe asks for one."""
+    return Average(model, recipe.ema) if recipe.ema else None

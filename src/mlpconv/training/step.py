@@ -62,12 +62,12 @@ class Pipeline:
             if side := self.side(step):
                 images = resize(images, side)
             images = images.contiguous(memory_format=torch.channels_last)
-        return Batch(images, self.labels[index.to(self.labels.device)])
+        return Batch(images, self.labels[index.to(self.labels.device, non_blocking=True)])
 
     def gather(self, index: Tensor) -> Tensor:
         """The raw images of those numbers (N,), on the device."""
         if isinstance(self.images, Tensor):
-            return self.images[index.to(self.images.device)]
+            return self.images[index.to(self.images.device, non_blocking=True)]
         return torch.from_numpy(self.images[index.numpy()])
 
     def side(self, step: int) -> int | None:

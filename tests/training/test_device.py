@@ -1,0 +1,95 @@
+"""The loop on a device that holds no numbers: whoever asks it for one, or mixes it with the processor, is found out.
+
+PyTorch's `meta` device stands for a GPU here, and refuses what a GPU would have to stop and wait for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mlpconv.data import Split
+from mlpconv.data.batches import Order
+from mlpconv.models import create_model
+from mlpconv.preprocessing import Preprocessing
+from mlpconv.run import begin
+from mlpconv.training import Progress, Recipe
+from mlpconv.training.loop import Trainer
+from mlpconv.training.step import Pipeline
+
+META = torch.device("meta")
+K, N, SIDE = 7, 53, 13
+
+
+class Copies(TorchDispatchMode):
+    """Notes each copy onto the device, and whether the processor waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: list[bool] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        onto = torch.device(kwargs.get("device") or "cpu")
+        if func is torch.ops.aten._to_copy.default and onto == META and args[0].device != META:
+            self.waiting.append(not kwargs.get("non_blocking"))
+        return func(*args, **kwargs)
+
+
+def trainer(tmp_path: Path, **settings: Any) -> Trainer:
+    """A training of 7 steps on META, at its first."""
+    recipe = Recipe(epochs=1, batch_size=8, precision="fp32", **settings)
+    draw = np.random.default_rng(0)
+    split = Split(draw.integers(0, 256, (N, 3, SIDE, SIDE), dtype=np.uint8), np.arange(N) % K)
+    preprocessing = Preprocessing.create(recipe.preprocessing, 3, (SIDE, SIDE)).fit(split.images).to(META)
+    order = Order(N, recipe.batch_size, recipe.seed)
+    pipeline = Pipeline(split, preprocessing, recipe, order, order.steps_per_epoch, META)
+    norm = "batch" if recipe.norm == "batch" else None
+    model = create_model("nin_tiny", num_classes=K, in_channels=3, width=0.25, norm=norm, dropout=recipe.dropout)
+    state = begin(model.to(META), pipeline, recipe, None, Progress())
+    for part in state.optimizers.parts:
+        part.param_groups[:] = [group | {"fused": False} for group in part.param_groups]  # no such kernels for META
+
+    def ignore(*_: object) -> None:
+        pass
+
+    labels, pipeline.labels = pipeline.labels, torch.from_numpy(split.labels)  # META cannot count them, once, here
+    training = Trainer(state, pipeline, None, recipe, tmp_path, ignore, ignore, Progress())
+    pipeline.labels = labels
+    return training
+
+
+MANY = {"crop": 2, "flip": "alternate", "cutout": 3, "norm": "batch", "ema": 0.9}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(MANY | {"optimizer": "muon", "sizes": (11, 13), "freeze": (0.3, 0.6)}, id="muon"),
+        pytest.param(MANY | {"optimizer": "adamw", "mixup": 0.4, "clip": 1.0, "dropout": 0.5}, id="adamw"),
+        pytest.param({"optimizer": "sgd", "preprocessing": ("gcn",), "dropout": 0.5}, id="paper"),
+    ],
+)
+def test_steps_ask_the_device_for_nothing(tmp_path: Path, settings: dict[str, Any]):
+    training = trainer(tmp_path, **settings)
+    with Copies() as copies:
+        for step in range(training.steps - 1):  # the last one looks at the loss
+            training.advance(training.pipeline(step))
+    assert training.state.step == 6
+    assert all(parameter.device == META for parameter in training.state.model.parameters())
+    assert copies.waiting and not any(copies.waiting)
+
+
+def test_the_last_step_of_an_epoch_does_ask(tmp_path: Path):
+    training = trainer(tmp_path)
+    training.state.step = training.steps - 1
+    with pytest.raises(RuntimeError, match="meta"):
+        training.advance(training.pipeline(training.steps - 1))
