@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mlpconv.bundle import Classifier
 from mlpconv.data import Split
 from mlpconv.errors import DataError, ModelFileError, UsageError
+from mlpconv.text import composed
 
 __all__ = ["Confusion", "Evaluation", "Mistake", "PerClass", "align", "evaluate", "wilson", "worst"]
 
@@ -245,7 +246,8 @@ def align(split: Split, classes: Sequence[str], classifier: Classifier) -> Split
 
     Classes that the data lack are no fault. Raises DataError for images of a class that the classifier does not know.
     """
-    place = {name: k for k, name in enumerate(classifier.classes)}
+    place = {composed(name): k for k, name in enumerate(classifier.classes)}
+    classes = [composed(name) for name in classes]
     used = np.unique(split.labels)
     unknown = [classes[k] for k in used if classes[k] not in place]
     if unknown:

@@ -16,6 +16,7 @@ from mlpconv.data import Dataset, open_data
 from mlpconv.data.augment import generator
 from mlpconv.data.batches import Order
 from mlpconv.data.catalog import CATALOG
+from mlpconv.data.marks import with_copies_noted
 from mlpconv.data.validation import with_validation
 from mlpconv.errors import CheckpointError, RunFolderError, UsageError
 from mlpconv.models import create_model
@@ -145,7 +146,8 @@ def load(data: str | Path | Dataset, recipe: Recipe, root: str | Path | None) ->
         where = Path(root) if root is not None else None
         dataset = open_data(data, root=where, size=recipe.size, seed=recipe.seed, val_fraction=recipe.val_fraction)
     dataset.split("train")
-    return with_validation(dataset, recipe.val_fraction, recipe.seed)
+    dataset = with_validation(dataset, recipe.val_fraction, recipe.seed)
+    return with_copies_noted(dataset) if isinstance(data, Dataset) else dataset
 
 
 def make_model(dataset: Dataset, recipe: Recipe) -> Network:
@@ -281,10 +283,12 @@ def facts(dataset: Dataset) -> dict[str, Any]:
 
 def about(dataset: Dataset, recipe: Recipe) -> dict[str, Any]:
     """What the model file says of its making."""
+    membership = dataset.membership
     return {
         "data": dataset.name,
         "fingerprint": dataset.fingerprint,
         "train_images": len(dataset.split("train")),
+        **({} if membership is None else {"validation": membership.to_dict()}),
         "recipe": recipe.to_dict(),
         "seed": recipe.seed,
     }

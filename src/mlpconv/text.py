@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
-__all__ = ["printable"]
+__all__ = ["composed", "natural", "printable"]
 
 JOINERS = "\u200c\u200d"
 """Invisible, and yet whole scripts and many emoji are not written without them."""
@@ -26,3 +27,15 @@ def _escaped(letter: str) -> str:
     if ord(letter) in BYTES:
         return f"\\x{ord(letter) - BYTES.start + 0x80:02x}"
     return letter.encode("unicode_escape").decode("ascii")
+
+
+def composed(text: str) -> str:
+    """The text in Unicode's composed form (NFC), in which an accented letter has one spelling."""
+    return unicodedata.normalize("NFC", text)
+
+
+def natural(text: str) -> tuple[list[str | int], str]:
+    """A key that sorts names as people do, numbers by their value: 2 before 10."""
+    parts: list[str | int] = list(re.split(r"(\d+)", text))
+    parts[1::2] = [int(digits) for digits in parts[1::2]]
+    return parts, text

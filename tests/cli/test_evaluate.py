@@ -13,6 +13,7 @@ from PIL import Image
 
 from mlpconv import bundle
 from mlpconv.cli import main
+from mlpconv.cli.evaluate import open_as_trained
 from mlpconv.data import open_data
 from mlpconv.data.validation import with_validation
 from mlpconv.evaluation import evaluate
@@ -83,13 +84,47 @@ def test_a_folder_is_parted_as_training_parted_it(tmp_path: Path, capsys: pytest
         (3, 13, 13),
         recipe={"val_fraction": 0.3, "seed": 7},
         fingerprint=data.fingerprint,
+        validation=data.membership.to_dict() if data.membership else None,
     )
     found = run_json(capsys, tmp_path / "m", folder)
     assert (found["split"], found["n"]) == ("val", 9)
     assert found["log_loss"] == pytest.approx(evaluate(classifier, data.split("val")).log_loss)
-    assert not any("other data" in note for note in found["notes"])
+    assert not any("were added or removed" in note for note in found["notes"])
     (folder / "ant" / "0.png").unlink()
-    assert any("other data" in note for note in run_json(capsys, tmp_path / "m", folder)["notes"])
+    assert any("were added or removed" in note for note in run_json(capsys, tmp_path / "m", folder)["notes"])
+
+
+def test_no_image_that_was_trained_on_is_ever_scored_as_validation(tmp_path: Path) -> None:
+    """Add, remove and rename images, exchange labels: what was held out stays so, and what was trained on too."""
+    folder = make_folder(tmp_path / "pets", ("ant", "bee", "cat"), count=17)
+    data = open_data(folder, size=13, seed=7, val_fraction=0.3)
+    info = {"validation": data.membership.to_dict() if data.membership else None}
+    classifier = save_model(tmp_path / "m", ("ant", "bee", "cat"), (3, 13, 13), **info)
+    trained = {image.tobytes() for image in data.split("train").images}
+    held = {image.tobytes() for image in data.split("val").images}
+    make_folder(tmp_path / "many more pets", ("ant", "bee", "cat"), count=23)
+    for i, path in enumerate(sorted((tmp_path / "many more pets").rglob("*.png"))):
+        path.rename(folder / path.parent.name / f"{i:02}-new.png")
+    (folder / "ant" / "3.png").unlink()
+    (folder / "bee" / "4.png").rename(folder / "bee" / "~last.png")
+    (folder / "cat" / "5.png").rename(folder / "ant" / "relabelled.png")
+    now = open_as_trained(str(folder), None, classifier)
+    scored = {image.tobytes() for image in now.split("val").images}
+    assert not scored & trained
+    assert len(held - scored) <= 1  # the one that is gone, if it was held out
+    assert len(now.split("val")) + len(now.split("train")) == 3 * 17 + 3 * 23 - 1
+
+
+def test_a_model_that_does_not_say_what_it_held_out_has_no_validation_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(tmp_path / "m", ("ant", "bee"), (3, 13, 13), recipe={"val_fraction": 0.2, "seed": 0})
+    folder = make_folder(tmp_path / "pets", ("ant", "bee"))
+    found = run_json(capsys, tmp_path / "m", folder)
+    assert (found["split"], found["n"]) == ("all", 22)
+    assert any("does not say whether these images were trained on" in note for note in found["notes"])
+    assert main(["evaluate", str(tmp_path / "m"), str(folder), "--split", "val"]) == 1
+    assert "does not say which of its images training held out" in capsys.readouterr().err
 
 
 def test_classes_are_matched_by_name_and_may_be_absent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,7 +152,7 @@ def test_images_are_brought_to_the_size_and_channels_of_the_model(
 ) -> None:
     save_model(tmp_path / "m", ("ant", "bee"), (1, 7, 7))
     folder = make_folder(tmp_path / "pets", ("ant", "bee"), size=(17, 23))
-    assert run_json(capsys, tmp_path / "m", folder, "--split", "train")["n"] == 18
+    assert run_json(capsys, tmp_path / "m", folder, "--split", "train")["n"] == 22
 
 
 def test_a_split_that_is_absent_is_said_to_be_absent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,9 +231,9 @@ def test_in_a_pipe_the_longest_name_stays_on_its_line(tmp_path: Path, capsys: py
     folder = make_folder(tmp_path / ("p" * 90), (long, "bee"))
     assert main(["evaluate", str(tmp_path / "m"), str(folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{tmp_path / 'm'} on {folder}, val"
+    assert lines[0] == f"{tmp_path / 'm'} on {folder}, all"
     assert any(line.startswith(f"│ {long} │") for line in lines)
-    assert "Note: The model was trained on other data than these: --split all judges every image of them." in lines
+    assert any(line.startswith("Note: The model file does not say whether") and line.endswith(".") for line in lines)
 
 
 def test_flips_can_be_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

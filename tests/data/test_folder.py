@@ -233,7 +233,7 @@ def test_a_class_with_one_image_stays_in_train(pictures: Pictures) -> None:
     data_folder = pictures(cat=9, dog=1)
     data = open_data(data_folder, val_fraction=0.9)
     assert np.bincount(data.split("train").labels).tolist() == [1, 1]
-    assert any("single image, which stays in train: dog" in note for note in data.notes)
+    assert any("no image is held out of dog: a class with a single image" in note for note in data.notes)
     shutil.rmtree(data_folder)
     alone = open_data(pictures(cat=1, dog=1))
     assert {key: len(split) for key, split in alone.splits.items()} == {"train": 2}

@@ -20,6 +20,14 @@ __all__ = ["evaluate", "open_as_trained"]
 
 MOST_CLASSES = 20  # rows of the table of classes
 MOST_PAIRS = 5
+TRAINED_ON = "The model was trained on these images: figures on images it has not seen will be worse."
+PERHAPS_TRAINED_ON = (
+    "The model file does not say whether these images were trained on: if some were, figures on others will be worse."
+)
+OTHER_IMAGES = (
+    "Images were added or removed since training, or these are others. Scored are those that training held out, or "
+    "would have held out: the model has seen none of them. --split all adds images that it may have seen."
+)
 MOST_CELLS = 100 * 100  # a larger confusion matrix is left out of the JSON
 
 
@@ -72,8 +80,13 @@ def evaluate(
 
 
 def open_as_trained(data: str, data_dir: Path | None, classifier: Classifier) -> Dataset:
-    """The data as training opened them: the same size, channels and part held out."""
+    """The data as training opened them: the same size, channels and images held out.
+
+    Of a folder, only what the model file says is held out: without its word, no image counts as validation.
+    """
     from mlpconv.data import open_data
+    from mlpconv.data.catalog import CATALOG
+    from mlpconv.data.membership import Membership
     from mlpconv.data.validation import with_validation
 
     recipe = classifier.info.get("recipe")
@@ -82,38 +95,46 @@ def open_as_trained(data: str, data_dir: Path | None, classifier: Classifier) ->
     fraction = float(fraction) if isinstance(fraction, int | float) and 0 <= fraction < 1 else 0.2
     seed = seed if isinstance(seed, int) else 0
     channels, height, width = classifier.input_size
+    membership = Membership.from_dict(classifier.info.get("validation"))
     dataset = open_data(
         data,
         root=data_dir,
         size=height if height == width else None,
         channels=channels,
-        seed=seed,
-        val_fraction=fraction,
+        val_fraction=0 if membership is None else membership.fraction,
+        membership=membership,
     )
-    return with_validation(dataset, fraction, seed) if "train" in dataset.splits else dataset
+    return with_validation(dataset, fraction, seed) if data in CATALOG and "train" in dataset.splits else dataset
 
 
 def _choose(dataset: Dataset, wanted: str | None) -> tuple[str, Split]:
-    """The split asked for, else test, else val; raises MissingSplit."""
+    """The split asked for, else test, else val, else all; raises MissingSplit."""
     from mlpconv.data import Split
+    from mlpconv.errors import MissingSplit
 
+    if wanted == "val" and wanted not in dataset.splits and dataset.membership is None:
+        raise MissingSplit(
+            f"{dataset.name} has no val split here, and the model file does not say which of its images training held "
+            f"out: give a folder with val/ or test/, or --split all for images that the model has not seen."
+        )
+    if wanted is None:
+        wanted = next((name for name in ("test", "val") if name in dataset.splits), "all")
     if wanted == "all":
         import numpy as np
 
         parts = list(dataset.splits.values())
         images = np.concatenate([part.images for part in parts])
         return wanted, Split(images, np.concatenate([part.labels for part in parts]))
-    name = wanted or ("test" if "test" in dataset.splits else "val")
-    return name, dataset.split(name)
+    return wanted, dataset.split(wanted)
 
 
 def _notes(dataset: Dataset, split: str, classifier: Classifier) -> list[str]:
     """What the reader of the figures should know about the images they come from."""
     same = classifier.info.get("fingerprint") == dataset.fingerprint
-    if split in ("train", "all") and same:
-        return ["The model was trained on these images: figures on images it has not seen will be worse."]
+    if split in ("train", "all"):
+        return [TRAINED_ON if same else PERHAPS_TRAINED_ON]
     if split == "val" and not same:
-        return ["The model was trained on other data than these: --split all judges every image of them."]
+        return [PERHAPS_TRAINED_ON if dataset.membership is None else OTHER_IMAGES]
     return []
 
 

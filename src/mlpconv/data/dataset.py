@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from mlpconv.data.membership import Membership
 from mlpconv.data.storage import allocate
 from mlpconv.errors import DataError, MissingSplit, UsageError
 
@@ -48,13 +49,17 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The splits of one data set, its class names, sentences for the user, and the SHA-256 of its pixels and labels."""
+    """The splits of one data set, its class names, sentences for the user, and the SHA-256 of its pixels and labels.
+
+    `membership` says which images of a folder were held out for validation, where it brought no `val` split.
+    """
 
     name: str
     classes: tuple[str, ...]
     splits: dict[str, Split]
     notes: tuple[str, ...]
     fingerprint: str
+    membership: Membership | None = None
 
     def split(self, name: str) -> Split:
         """The split of that name; raises MissingSplit where it is absent here, UsageError where no such name exists."""

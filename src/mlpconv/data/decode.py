@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
@@ -25,10 +26,11 @@ from PIL.WebPImagePlugin import WebPImageFile
 from mlpconv.data.storage import open_regular
 from mlpconv.errors import DataError, ImageError, MlpconvError, UsageError
 
-__all__ = ["FORMATS", "MAX_BYTES", "MAX_PIXELS", "decode", "from_pil", "inspect", "to_channels"]
+__all__ = ["FORMATS", "MAX_BYTES", "MAX_PIXELS", "content_digest", "decode", "from_pil", "inspect", "to_channels"]
 
 MAX_BYTES = 64 << 20
 MAX_PIXELS = 50_000_000
+DIGEST_BYTES = 16
 HEADER = 4096  # bytes in which the header of a PNM file must end
 SLOW_BYTES = 1 << 20  # a PNM file in text or of unusual depth is read number by number
 FORMATS = "PNG, JPEG, WebP, BMP, PNM"
@@ -79,6 +81,12 @@ def inspect(source: Path | bytes) -> tuple[int, int, int]:
     with _opened(source) as (file, name), _reading(name):
         image = _header(file, name)
         return image.height, image.width, _channels(image)
+
+
+def content_digest(source: Path) -> bytes:
+    """A digest of the bytes of an image file, whatever its name; raises ImageError as `decode` does for its length."""
+    with _opened(source) as (file, _):
+        return hashlib.blake2b(file.read(MAX_BYTES), digest_size=DIGEST_BYTES).digest()
 
 
 def from_pil(image: Image.Image, channels: int | None = None, size: tuple[int, int] | None = None) -> np.ndarray:

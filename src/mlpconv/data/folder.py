@@ -7,19 +7,22 @@ import statistics
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from mlpconv.data.dataset import Dataset, Split, make_dataset, select, stratified
-from mlpconv.data.decode import decode, inspect
-from mlpconv.data.scan import NAMED, Found, scan
+from mlpconv.data.dataset import Dataset, Split, make_dataset, select
+from mlpconv.data.decode import content_digest, decode, inspect
+from mlpconv.data.layout import NAMED, few
+from mlpconv.data.marks import Mark, copies, mark
+from mlpconv.data.membership import Membership
+from mlpconv.data.scan import Found, scan
 from mlpconv.data.storage import allocate
+from mlpconv.data.tree import folders, has_images
 from mlpconv.errors import DataError, ImageError
-from mlpconv.text import printable
+from mlpconv.text import composed, natural, printable
 
 __all__ = ["open_folder"]
 
@@ -39,6 +42,8 @@ class _Files:
     paths: list[Path]
     labels: list[int]
     bad: list[ImageError] = field(default_factory=list)
+    contents: list[bytes] = field(default_factory=list)  # of the files that were read: a digest of the bytes, and marks
+    marks: list[Mark] = field(default_factory=list)
 
 
 def open_folder(
@@ -50,6 +55,7 @@ def open_folder(
     seed: int = 0,
     val_fraction: float = 0.2,
     max_bad: float = 0.1,
+    membership: Membership | None = None,
 ) -> Dataset:
     """Read FOLDER/class/* or FOLDER/train|val|test/class/*; what is not given is found out (see `open_data`)."""
     found, notes = scan(folder)
@@ -68,10 +74,16 @@ def open_folder(
     if classes is None:
         names, splits = _without_empty(names, splits, notes)
     _check_classes(folder, names, splits, classes)
+    notes[:0] = copies(splits, {split: part.marks for split, part in files.items()}, names)
     if "train" in splits:
         _note_uneven(splits["train"], names, notes)
-        splits = _with_val(splits, names, val_fraction, seed, notes)
-    return make_dataset(printable(folder.resolve().name), names, splits, notes)
+        if "val" in splits or val_fraction == 0:
+            membership = None
+        elif membership is None:
+            membership = _held_out(splits["train"], files["train"], names, val_fraction, seed, notes)
+        if membership is not None:
+            splits = _with_val(splits, membership.held_out(files["train"].contents))
+    return replace(make_dataset(printable(folder.resolve().name), names, splits, notes), membership=membership)
 
 
 def _class_names(
@@ -83,28 +95,25 @@ def _class_names(
         if empty:
             notes.append(f"without any image, and left out, in {split}: {', '.join(empty)}.")
     first = [found["train"]] if "train" in found else list(found.values())
-    there = sorted({name for part in first for name, images in part.images.items() if images})
+    there = sorted({name for part in first for name, images in part.images.items() if images}, key=natural)
     known = tuple(there if classes is None else classes)
+    spelled = {composed(name) for name in known}
     for split, part in found.items():
-        unknown = [name for name, images in part.images.items() if images and name not in known]
+        unknown = [name for name, images in part.images.items() if images and name not in spelled]
         if unknown:
             source = "the model's" if classes is not None else "those of train"
             raise DataError(
-                f"{str(folder)!r}, {split}: classes that are not among {source}: {_few(unknown)}. "
-                f"Accepted: {_few(known)}. Rename or remove those folders."
+                f"{str(folder)!r}, {split}: classes that are not among {source}: {few(unknown, 2 * NAMED)}. "
+                f"Accepted: {few(known, 2 * NAMED)}. Rename or remove those folders."
             )
     if not known or not any(images for part in found.values() for images in part.images.values()):
         raise DataError(f"{str(folder)!r} has class folders but no image in them that can be read here.")
     return known
 
 
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[: 2 * NAMED]) + (f", ... ({len(names)} in all)" if len(names) > 2 * NAMED else "")
-
-
 def _numbered(found: Found, names: tuple[str, ...]) -> _Files:
-    number = {name: label for label, name in enumerate(names)}
-    pairs = [(path, number[name]) for name in sorted(found.images) for path in found.images[name]]
+    number = {composed(name): label for label, name in enumerate(names)}
+    pairs = [(path, number[name]) for name in sorted(found.images, key=natural) for path in found.images[name]]
     return _Files([path for path, _ in pairs], [label for _, label in pairs])
 
 
@@ -126,7 +135,7 @@ def _in_pieces(work: Callable[[Path], T], files: _Files) -> Iterator[tuple[int, 
                     yield position, result
 
 
-def _keep(files: _Files, positions: list[int]) -> None:
+def _keep(files: _Files, positions: Sequence[int]) -> None:
     files.paths = [files.paths[i] for i in positions]
     files.labels = [files.labels[i] for i in positions]
 
@@ -158,10 +167,16 @@ def _choose_size(shapes: list[tuple[int, int, int]], notes: list[str]) -> int:
 def _read(files: _Files, folder: Path, channels: int, size: int) -> Split:
     """Decode every image of a split; files that cannot be read move to `bad`."""
     images = allocate((len(files.paths), channels, size, size))
+
+    def read(path: Path) -> tuple[np.ndarray, bytes]:
+        return decode(path, channels=channels, size=(size, size)), content_digest(path)
+
     good: list[int] = []
-    for position, pixels in _in_pieces(partial(decode, channels=channels, size=(size, size)), files):
+    for position, (pixels, content) in _in_pieces(read, files):
         images[len(good)] = pixels
         good.append(position)
+        files.contents.append(content)
+        files.marks.append(mark(pixels))
     _keep(files, good)
     names = tuple(printable(str(path.relative_to(folder))) for path in files.paths)
     return Split(images[: len(good)], np.array(files.labels, np.int64), names)
@@ -211,10 +226,20 @@ def _check_classes(
 ) -> None:
     if classes is None and len(names) < 2:
         raise DataError(
-            f"{str(folder)!r} has one class only ({', '.join(names)}): give at least two folders of images."
+            f"{str(folder)!r} has one class only ({', '.join(names)}): give at least two folders of images"
+            f"{_level_below(folder)}."
         )
     for key in [key for key, split in splits.items() if not len(split)]:
         raise DataError(f"{str(folder)!r} has no image in {key} that can be read: add some, or remove {key}/.")
+
+
+def _level_below(folder: Path) -> str:
+    """The folder to give instead, where the class folders lie one level further down, as in some archives."""
+    inside = folders(folder)
+    classes = folders(inside[0]) if len(inside) == 1 and not has_images(inside[0]) else []
+    if len(classes) < 2:
+        return ""
+    return f", or give {str(inside[0])!r}, which holds {few([printable(path.name) for path in classes])}"
 
 
 def _note_uneven(train: Split, names: tuple[str, ...], notes: list[str]) -> None:
@@ -230,22 +255,28 @@ def _note_uneven(train: Split, names: tuple[str, ...], notes: list[str]) -> None
         )
 
 
-def _with_val(
-    splits: dict[str, Split], names: tuple[str, ...], fraction: float, seed: int, notes: list[str]
-) -> dict[str, Split]:
-    """Hold out the fraction of every class where no val split is given."""
-    if "val" in splits or fraction == 0:
-        return splits
-    train = splits["train"]
-    held = stratified(train.labels, fraction, seed)
-    single = [names[i] for i in np.flatnonzero(np.bincount(train.labels, minlength=len(names)) == 1)]
-    if single:
-        notes.append(f"with a single image, which stays in train: {', '.join(single)}.")
-    if not held.any():
-        return splits
-    notes.append(
-        f"no val split is given: {held.sum():,} of {len(held):,} images, {fraction:.0%} of each class, "
-        f"are held out by seed {seed}."
-    )
-    parted = {"train": select(train, np.flatnonzero(~held)), "val": select(train, np.flatnonzero(held))}
-    return {**splits, **parted}
+def _held_out(
+    train: Split, files: _Files, names: tuple[str, ...], fraction: float, seed: int, notes: list[str]
+) -> Membership:
+    """Draw the fraction of every class from the training images, and say which images are held out."""
+    membership = Membership.draw(files.contents, [mark.pixels for mark in files.marks], train.labels, fraction, seed)
+    held = membership.held_out(files.contents)
+    there, taken = (np.bincount(labels, minlength=len(names)) for labels in (train.labels, train.labels[held]))
+    whole = [names[i] for i in np.flatnonzero((there > 0) & (taken == 0))]
+    if whole:
+        notes.append(
+            f"no image is held out of {few(whole, 2 * NAMED)}: a class with a single image (copies count once) stays "
+            "in train."
+        )
+    if held.any():
+        notes.append(
+            f"no val split is given: {held.sum():,} of {len(held):,} images, {fraction:.0%} of each class, are held "
+            f"out by seed {seed}; the content of a file decides, not its name or the other files."
+        )
+    return membership
+
+
+def _with_val(splits: dict[str, Split], held: np.ndarray) -> dict[str, Split]:
+    """Part the marked (N,) bool images from train as val; an empty split is left out."""
+    parts = {"train": np.flatnonzero(~held), "val": np.flatnonzero(held)}
+    return splits | {name: select(splits["train"], some) for name, some in parts.items() if len(some)}

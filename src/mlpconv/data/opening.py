@@ -12,6 +12,7 @@ from mlpconv.data.catalog import CATALOG
 from mlpconv.data.dataset import Dataset, Split, make_dataset
 from mlpconv.data.decode import from_pil, to_channels
 from mlpconv.data.folder import open_folder
+from mlpconv.data.membership import Membership
 from mlpconv.data.named import open_named
 from mlpconv.data.storage import allocate
 from mlpconv.errors import DataError, UsageError, did_you_mean
@@ -31,14 +32,15 @@ def open_data(
     seed: int = 0,
     val_fraction: float = 0.2,
     max_bad: float = 0.1,
+    membership: Membership | None = None,
 ) -> Dataset:
     """Open a named data set (digits, mnist, ...) or a folder of class folders.
 
     Named sets are read from `root`, or from the cache ($MLPCONV_DATA or ~/.cache/mlpconv). Of a folder, the size (one
     number: images become squares) and the channels (1 or 3) are found out where they are not given, and a `val` split
     of `val_fraction` of each class is drawn by the seed where there is none (0: not at all). `classes` gives the names
-    that are accepted, in order, as a model has them. Up to `max_bad` of the files of a folder may be unreadable: they
-    are skipped, and the notes of the data set name them.
+    that are accepted, in order, as a model has them; `membership` holds out the images that a training run did. Up to
+    `max_bad` of the files of a folder may be unreadable: they are skipped, and the notes of the data set name them.
     Raises UsageError for what cannot be meant, DataError for what is missing or cannot be read.
     """
     _check(size, channels, val_fraction, max_bad)
@@ -55,6 +57,7 @@ def open_data(
                 seed=seed,
                 val_fraction=val_fraction,
                 max_bad=max_bad,
+                membership=membership,
             )
         exists = folder.exists()
     except (OSError, ValueError) as error:
