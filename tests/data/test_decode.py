@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps, PngImagePlugin
 from PIL.JpegImagePlugin import JpegImageFile
 
-from mlpconv.data.decode import decode, from_pil, inspect, to_channels
+from mlpconv.data import decode as room
+from mlpconv.data.channels import to_channels
+from mlpconv.data.decode import decode, from_pil, inspect
 from mlpconv.errors import ImageError, UsageError
 
 RNG = np.random.RandomState(11)
@@ -183,12 +185,57 @@ def test_a_big_jpeg_read_at_a_fraction_is_almost_the_same(monkeypatch: pytest.Mo
     draft = JpegImageFile.draft
     monkeypatch.setattr(JpegImageFile, "draft", lambda *args: drafts.append(args[2]) or draft(*args))
     fast = decode(content, size=(32, 32)).astype(int)
-    assert drafts == [(128, 128)]
+    assert drafts == [(325, 225)]
     with Image.open(io.BytesIO(content)) as image:
+        image.load()
         whole = from_pil(image, 3, (32, 32)).astype(int)
     assert np.abs(fast - whole).max() <= 4
     assert decode(content).shape == (3, 1800, 2600)
     assert len(drafts) == 1
+
+
+def test_a_big_jpeg_gives_the_same_pixels_as_a_path_as_bytes_and_as_an_opened_image(tmp_path: Path) -> None:
+    smooth = Image.fromarray(RNG.randint(0, 256, (40, 60, 3)).astype(np.uint8)).resize((2600, 1800))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "a.jpg").write_bytes(saved(smooth, "JPEG", quality=95, exif=exif))
+    expected = decode(tmp_path / "a.jpg", size=(61, 61))
+    assert np.array_equal(decode((tmp_path / "a.jpg").read_bytes(), size=(61, 61)), expected)
+    with Image.open(tmp_path / "a.jpg") as image:
+        for _ in range(2):
+            assert np.array_equal(from_pil(image, size=(61, 61)), expected)
+        assert image.size == (2600, 1800)
+        assert image.load()[0, 0] == Image.open(tmp_path / "a.jpg").load()[0, 0]
+
+
+def test_a_photograph_of_200_megapixels_takes_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the small: limits of a thousandth, and a JPEG of 0.2 megapixels."""
+    monkeypatch.setattr(room, "MAX_PIXELS", 67_108)
+    content = saved(Image.fromarray(RNG.randint(0, 256, (400, 500, 3)).astype(np.uint8)), "JPEG")
+    for size in (None, (9, 9), (300, 300)):
+        with Image.open(io.BytesIO(content)) as image:
+            assert np.array_equal(from_pil(image, size=size), decode(content, size=size))
+    assert decode(content).shape == (3, 200, 250)
+    with pytest.raises(ImageError, match="500 x 400 pixels; accepted: up to 67,108 pixels"):
+        decode(saved(Image.open(io.BytesIO(content))), size=(9, 9))
+    with pytest.raises(ImageError, match=r"progressive JPEG, which is decoded as a whole.*67,108"):
+        decode(saved(Image.open(io.BytesIO(content)), "JPEG", progressive=True), size=(9, 9))
+    with Image.open(io.BytesIO(content)) as image:
+        image.load()
+        with pytest.raises(ImageError, match="67,108"):
+            from_pil(image)
+
+
+def test_a_jpeg_of_one_component_after_the_other_is_kept_whole_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scan that has one component of three, by its header."""
+    content = bytearray(saved(Image.fromarray(COLOUR), "JPEG"))
+    monkeypatch.setattr(room, "MAX_PIXELS", 76)
+    assert decode(bytes(content), size=(2, 2)).shape == (3, 2, 2)
+    start = content.index(b"\xff\xda")
+    assert content[start + 4] == 3
+    content[start + 2 : start + 14] = bytes((0, 8, 1, 1, 0, 0, 63, 0))
+    with pytest.raises(ImageError, match="decoded as a whole"):
+        decode(bytes(content), size=(2, 2))
 
 
 def test_channels_of_arrays() -> None:

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -23,19 +23,36 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.PpmImagePlugin import PpmImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from mlpconv.data.channels import channels_of
+from mlpconv.data.depth import eight_bits, has_sixteen_bits, largest, lifted
+from mlpconv.data.geometry import fitted
+from mlpconv.data.jpeg import MAX_JPEG_PIXELS, reduce, reopened
+from mlpconv.data.orientation import upright
 from mlpconv.data.storage import open_regular
 from mlpconv.errors import DataError, ImageError, MlpconvError, UsageError
+from mlpconv.preprocessing import Reading
 
-__all__ = ["FORMATS", "MAX_BYTES", "MAX_PIXELS", "content_digest", "decode", "from_pil", "inspect", "to_channels"]
+__all__ = [
+    "FORMATS",
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "Header",
+    "content_digest",
+    "decode",
+    "from_pil",
+    "header",
+    "inspect",
+    "largest_value",
+]
 
 MAX_BYTES = 64 << 20
-MAX_PIXELS = 50_000_000
+MAX_DECODED = 256 << 20
+MAX_PIXELS = MAX_DECODED // 4  # Pillow's colours take four bytes
 DIGEST_BYTES = 16
 HEADER = 4096  # bytes in which the header of a PNM file must end
 SLOW_BYTES = 1 << 20  # a PNM file in text or of unusual depth is read number by number
 FORMATS = "PNG, JPEG, WebP, BMP, PNM"
-DRAFT_PIXELS = 4_000_000  # above this a JPEG is decoded at a half, a quarter or an eighth of its size ...
-DRAFT_FACTOR = 4  # ... that is still so many times the size asked for
+USUAL = Reading()
 
 # The first bytes decide, not the name; the plugins are called directly, so that no other format is ever tried.
 _SIGNATURES: tuple[tuple[bytes, type[ImageFile]], ...] = (
@@ -45,42 +62,51 @@ _SIGNATURES: tuple[tuple[bytes, type[ImageFile]], ...] = (
     (b"BM", BmpImageFile),
     *((b"P%d" % kind, PpmImageFile) for kind in range(1, 7)),
 )
-_GREY = ("1", "L", "I", "LA")
-SIXTEEN_BITS = 257  # 65535 / 255
-ORIENTATION, SHORT = 0x0112, 3  # the tag of EXIF, and its type
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
-def decode(source: Path | bytes, *, channels: int | None = None, size: tuple[int, int] | None = None) -> np.ndarray:
+class Header(NamedTuple):
+    """What the header of an image file says: pixels before any turning upright, 1 or 3 channels, bits a sample."""
+
+    height: int
+    width: int
+    channels: int
+    sixteen_bits: bool
+
+
+def decode(
+    source: Path | bytes,
+    *,
+    channels: int | None = None,
+    size: tuple[int, int] | None = None,
+    reading: Reading = USUAL,
+) -> np.ndarray:
     """Read an image file, or its bytes, as uint8 (C, H, W): turned upright, on white where it is transparent.
 
-    `channels` is 1, 3 or None (what the file has); `size` is (H, W): the shorter side is resized to it, antialiased,
-    and the centre is kept. Sixteen bits become eight. The first frame of an animation counts.
-    Raises ImageError for what is not an image, is damaged, or is larger than MAX_BYTES or MAX_PIXELS.
+    `channels` is 1, 3 or None (what the file has); `size` is (H, W), to which `reading` brings the image, antialiased,
+    and sixteen bits to eight. The first frame of an animation counts.
+    Raises ImageError for what is not an image, is damaged, or is larger than MAX_BYTES or MAX_PIXELS (a JPEG, of which
+    a fraction is decoded: MAX_JPEG_PIXELS).
     """
     with _opened(source) as (file, name), _reading(name):
-        image = _header(file, name)
-        if size is not None:
-            _draft(image, size)
-        return _pixels(image, channels, size)
+        return _pixels(_open(file, name), channels, size, reading, name)
+
+
+def header(source: Path | bytes) -> Header:
+    """What an image file is, from its header alone; raises ImageError as `decode`, but for damage in the pixels."""
+    with _opened(source) as (file, name), _reading(name):
+        image = _open(file, name)
+        return Header(image.height, image.width, channels_of(image), has_sixteen_bits(image))
 
 
 def inspect(source: Path | bytes) -> tuple[int, int, int]:
-    """The height, width (before any turning upright) and channels (1 or 3) of an image file, from its header alone.
+    """The height, width and channels of an image file, as `header` says them."""
+    return header(source)[:3]
 
-    Raises ImageError as `decode` does, except for damage that lies in the pixels.
-    """
+
+def largest_value(source: Path) -> int:
+    """The largest value (0 to 65535) in an image file of 16 bits a sample; raises ImageError as `decode` does."""
     with _opened(source) as (file, name), _reading(name):
-        image = _header(file, name)
-        return image.height, image.width, _channels(image)
+        return largest(_open(file, name))
 
 
 def content_digest(source: Path) -> bytes:
@@ -89,34 +115,19 @@ def content_digest(source: Path) -> bytes:
         return hashlib.blake2b(file.read(MAX_BYTES), digest_size=DIGEST_BYTES).digest()
 
 
-def from_pil(image: Image.Image, channels: int | None = None, size: tuple[int, int] | None = None) -> np.ndarray:
-    """A PIL image as uint8 (C, H, W), by the same rules as `decode`; the image itself is not changed."""
-    _check_pixels(image.width, image.height, "the image")
-    with _reading("the image"):
-        return _pixels(image, channels, size)
+def from_pil(
+    image: Image.Image,
+    channels: int | None = None,
+    size: tuple[int, int] | None = None,
+    reading: Reading = USUAL,
+) -> np.ndarray:
+    """A PIL image as uint8 (C, H, W), by the same rules as `decode`; the image itself is not changed.
 
-
-def to_channels(array: np.ndarray, channels: int) -> np.ndarray:
-    """Turn uint8 (..., C, H, W) of 1, 3 or 4 (with opacity: laid on white) channels into 1 or 3.
-
-    Grey is ITU-R 601 luma, as in Pillow. Raises UsageError for any other number of channels.
+    An image that Pillow has opened and not yet loaded gives the same pixels as its file.
     """
-    given = array.shape[-3] if array.ndim >= 3 else 0
-    if given not in (1, 3, 4) or channels not in (1, 3) or array.dtype != np.uint8:
-        raise UsageError(
-            f"cannot turn {array.dtype} of shape {array.shape} into {channels} channels: give uint8 (..., C, H, W) "
-            "with 1, 3 or 4 channels, and ask for 1 or 3."
-        )
-    if given == 4:
-        colour, opacity = array[..., :3, :, :].astype(np.uint32), array[..., 3:, :, :].astype(np.uint32)
-        array = ((colour * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
-        given = 3
-    if given == channels:
-        return array
-    if channels == 3:
-        return np.repeat(array, 3, axis=-3)
-    red, green, blue = (array[..., i : i + 1, :, :].astype(np.uint32) for i in range(3))
-    return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).astype(np.uint8)
+    _check_pixels(image.width, image.height, "the image", _most(image))
+    with _reading("the image"):
+        return _pixels(reopened(image), channels, size, reading, "the image")
 
 
 @contextmanager
@@ -170,16 +181,21 @@ def _check_bytes(length: int, name: str) -> None:
         raise ImageError(f"{name} has {length:,} bytes; accepted: up to {MAX_BYTES:,}. Save it smaller.")
 
 
-def _check_pixels(width: int, height: int, name: str) -> None:
+def _most(image: Image.Image) -> int:
+    """The pixels that an image may have: more in a JPEG file, of which a fraction can be decoded."""
+    return MAX_JPEG_PIXELS if isinstance(image, JpegImageFile) and image.tile else MAX_PIXELS
+
+
+def _check_pixels(width: int, height: int, name: str, most: int = MAX_PIXELS) -> None:
     if width < 1 or height < 1:
         raise ImageError(f"{name} is {width} x {height}; it has no pixels.")
-    if width * height > MAX_PIXELS:
+    if width * height > most:
         raise ImageError(
-            f"{name} is {width:,} x {height:,} pixels; accepted: up to {MAX_PIXELS:,} pixels in all. Make it smaller."
+            f"{name} is {width:,} x {height:,} pixels; accepted: up to {most:,} pixels in all. Make it smaller."
         )
 
 
-def _header(file: BinaryIO, name: str) -> ImageFile:
+def _open(file: BinaryIO, name: str) -> ImageFile:
     """Open an image as far as its header, which is within the limits; no pixel has been read."""
     start = file.read(HEADER)
     file.seek(0)
@@ -191,7 +207,7 @@ def _header(file: BinaryIO, name: str) -> ImageFile:
     if plugin is PpmImageFile:
         _check_pnm(start, file, name)
     image = plugin(file)
-    _check_pixels(image.width, image.height, name)
+    _check_pixels(image.width, image.height, name, _most(image))
     return image
 
 
@@ -219,39 +235,32 @@ def _check_pnm(start: bytes, file: BinaryIO, name: str) -> None:
     file.seek(0)
 
 
-def _channels(image: Image.Image) -> int:
-    """1 where an image is grey by its header, else 3."""
-    if image.mode in _GREY or image.mode.startswith("I;16"):
-        return 1
-    if image.mode == "P" and image.palette is not None:
-        stride = len(image.palette.rawmode or image.palette.mode)
-        colours = bytes(image.palette.palette)
-        planes = [colours[i::stride] for i in range(3)]
-        return 1 if planes[0] == planes[1] == planes[2] else 3
-    return 3
-
-
-def _pixels(image: Image.Image, channels: int | None, size: tuple[int, int] | None) -> np.ndarray:
+def _pixels(
+    image: Image.Image,
+    channels: int | None,
+    size: tuple[int, int] | None,
+    reading: Reading,
+    name: str,
+) -> np.ndarray:
     """Load an image and bring it to uint8 (C, H, W)."""
     if channels not in (None, 1, 3):
         raise UsageError(f"channels must be 1 or 3, not {channels}.")
-    pixels = _upright(_eight_bits(image, _channels(image) if channels is None else channels), image)
-    array = np.asarray(pixels if size is None else _fit(pixels, size))
+    channels = channels or channels_of(image)
+    if isinstance(image, JpegImageFile):
+        if image.tile:
+            reduce(image, size, MAX_PIXELS, name)
+        _check_pixels(image.width, image.height, name)
+    image = lifted(image, reading.bits)
+    pixels = _eight_bits(image, channels, reading.bits)
+    pixels = upright(pixels, image.info)
+    array = np.asarray(pixels if size is None else fitted(pixels, size, reading.fit))
     return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
 
 
-def _draft(image: ImageFile, size: tuple[int, int]) -> None:
-    """Let a big JPEG be decoded at a fraction of its size that is still far above the size asked for."""
-    if isinstance(image, JpegImageFile) and image.width * image.height > DRAFT_PIXELS:
-        side = DRAFT_FACTOR * max(size)
-        image.draft(None, (side, side))
-
-
-def _eight_bits(image: Image.Image, channels: int) -> Image.Image:
+def _eight_bits(image: Image.Image, channels: int, bits: int) -> Image.Image:
     """A PIL image as grey or RGB with 8 bits, laid on white where it is transparent."""
     if image.mode.startswith("I"):
-        values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        image = Image.fromarray(((values + SIXTEEN_BITS // 2) // SIXTEEN_BITS).astype(np.uint8))
+        image = eight_bits(image, bits)
     elif image.mode == "F":
         raise ImageError("the image has floating-point pixels of unknown range; save it with 8 or 16 bits.")
     elif image.has_transparency_data:
@@ -259,38 +268,3 @@ def _eight_bits(image: Image.Image, channels: int) -> Image.Image:
         opaque.alpha_composite(image.convert("RGBA"))
         image = opaque
     return image.convert("L" if channels == 1 else "RGB")
-
-
-def _upright(pixels: Image.Image, image: Image.Image) -> Image.Image:
-    """Turn pixels as the EXIF data of their image say (by now loaded: a PNG may have them after its pixels)."""
-    turn = _TURNS.get(_orientation(image.info.get("exif")))
-    return pixels if turn is None else pixels.transpose(turn)
-
-
-def _orientation(exif: object) -> int:
-    """The orientation (1 to 8) in raw EXIF bytes; 1 where there is none, or where they are damaged."""
-    block = exif.removeprefix(b"Exif\0\0") if isinstance(exif, bytes) else b""
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
-    if order is None:
-        return 1
-    try:
-        (start,) = struct.unpack_from(order + "I", block, 4)
-        (count,) = struct.unpack_from(order + "H", block, start)
-        for entry in range(start + 2, start + 2 + 12 * count, 12):
-            tag, kind, _, value = struct.unpack_from(order + "HHIH", block, entry)
-            if (tag, kind) == (ORIENTATION, SHORT):
-                return int(value)
-    except struct.error:
-        return 1
-    return 1
-
-
-def _fit(pixels: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Resize the shorter side to the size (H, W), antialiased, and keep the centre, in one go."""
-    height, width = size
-    if pixels.size == (width, height):
-        return pixels
-    scale = max(width / pixels.width, height / pixels.height)
-    across, down = min(width / scale, pixels.width), min(height / scale, pixels.height)
-    left, top = (pixels.width - across) / 2, (pixels.height - down) / 2
-    return pixels.resize((width, height), Image.Resampling.BICUBIC, (left, top, left + across, top + down))

@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 
 from mlpconv.data.catalog import CATALOG
+from mlpconv.data.channels import to_channels
 from mlpconv.data.dataset import Dataset, Split, make_dataset
-from mlpconv.data.decode import from_pil, to_channels
+from mlpconv.data.decode import from_pil
 from mlpconv.data.folder import open_folder
 from mlpconv.data.membership import Membership
 from mlpconv.data.named import open_named
