@@ -17,8 +17,8 @@ PACKAGE = TOP / "src" / "mlpconv"
 
 # Data flows one way: a room imports itself and the rooms above it.
 ORDER = """
-text errors files layers fields models preprocessing data bundle training evaluation grid maps plots report summary run
-cli
+text errors files reading layers fields models preprocessing data bundle training evaluation grid maps plots report
+summary run cli
 """.split()
 MAY_IMPORT = {room: set(ORDER[: position + 1]) for position, room in enumerate(ORDER)}
 MAY_IMPORT["analysis"] = {"errors", "layers", "fields", "analysis"}

@@ -157,7 +157,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a list of tensors": ([torch.zeros(3, 11, 13, dtype=torch.uint8)], r"write tensor\[None\]"),
     "floats": (np.zeros((11, 13, 3)), r"float64 were given; uint8 .* \(array \* 255\).round"),
     "a batch of floats": (torch.zeros(2, 3, 11, 13), r"float32 were given; .*preprocessed images go to .model"),
-    "16 bits": (np.zeros((11, 13), np.uint16), r"array // 257"),
+    "16 bits": (np.zeros((11, 13), np.uint16), r"give Image\.fromarray\(array\), which is read as a file of 16 bits"),
     "int64": (np.zeros((11, 13), np.int64), r"array.astype\('uint8'\)"),
     "truths": (np.zeros((11, 13), bool), "bool were given; uint8 is accepted"),
     "texts": (np.array(["a.png", "b.png"]), "uint8 is accepted"),

@@ -18,6 +18,7 @@ import torch
 
 from mlpconv.bundle import Classifier
 from mlpconv.bundle.pixels import as_pixels, items, source_of
+from mlpconv.data.geometry import window
 from mlpconv.errors import ModelFileError, UsageError, did_you_mean
 from mlpconv.grid import Box, Grid, trace_grid
 
@@ -98,20 +99,22 @@ class MapResult:
 
 
 @overload
-def in_file(place: Peak, size: tuple[int, int], original: tuple[int, int]) -> Peak: ...
+def in_file(place: Peak, size: tuple[int, int], original: tuple[int, int], fit: str = ...) -> Peak: ...
 @overload
-def in_file(place: Box, size: tuple[int, int], original: tuple[int, int]) -> Box: ...
-def in_file(place: Peak | Box, size: tuple[int, int], original: tuple[int, int]) -> Peak | Box:
+def in_file(place: Box, size: tuple[int, int], original: tuple[int, int], fit: str = ...) -> Box: ...
+def in_file(place: Peak | Box, size: tuple[int, int], original: tuple[int, int], fit: str = "crop") -> Peak | Box:
     """A place in an image as the network got it, (H, W), in pixels of the upright original (H0, W0).
 
-    The inverse of decoding: the shorter side was resized, and the centre kept.
+    The inverse of decoding by `fit`: crop resizes the shorter side, pad the longer one, stretch both. What was padded
+    belongs to the nearest edge.
     """
-    scale = max(size[0] / original[0], size[1] / original[1])
-    top, left = ((whole - part / scale) / 2 for whole, part in zip(original, size, strict=True))
+    (top, left), (high_scale, wide_scale) = window(original, size, fit)
     if isinstance(place, Peak):
-        return Peak(left + (place.x + 0.5) / scale - 0.5, top + (place.y + 0.5) / scale - 0.5)
+        x, y = left + (place.x + 0.5) / wide_scale - 0.5, top + (place.y + 0.5) / high_scale - 0.5
+        return Peak(min(max(x, -0.5), original[1] - 0.5), min(max(y, -0.5), original[0] - 0.5))
     starts, ends = (left, top, left, top), (original[1], original[0]) * 2
-    edges = [math.floor(start + edge / scale + 0.5) for start, edge in zip(starts, place, strict=True)]
+    by_axis = (wide_scale, high_scale) * 2
+    edges = [math.floor(start + edge / by + 0.5) for start, edge, by in zip(starts, place, by_axis, strict=True)]
     low = [min(max(edge, 0), end - 1) for edge, end in zip(edges[:2], ends, strict=False)]
     high = [min(max(edge, start + 1), end) for edge, start, end in zip(edges[2:], low, ends, strict=False)]
     return Box(*low, *high)
@@ -151,7 +154,7 @@ def category_maps(classifier: Classifier, images: Any, batch_size: int = 64) -> 
     for a network that gives NaN.
     """
     found = list(items(images))
-    pixels = as_pixels(found, classifier.input_size)  # (N, C, H, W)
+    pixels = as_pixels(found, classifier.input_size, classifier.preprocessing.reading)  # (N, C, H, W)
     grid = trace_grid(classifier.model, (pixels.shape[1], pixels.shape[2], pixels.shape[3]))
     parts = (pixels[start : start + batch_size] for start in range(0, len(pixels), batch_size))
     maps = torch.cat([classifier.maps(part).float().cpu() for part in parts])  # (N, K, h, w)

@@ -142,9 +142,14 @@ def load(data: str | Path | Dataset, recipe: Recipe, root: str | Path | None) ->
             raise UsageError(
                 f"size={recipe.size} was given with a Dataset of {rows}x{columns}: resize it, or leave size out."
             )
+        if recipe.fit not in ("auto", dataset.reading.fit):
+            raise UsageError(f"fit={recipe.fit} was given with a Dataset: open it so with open_data, or leave fit out.")
     else:
         where = Path(root) if root is not None else None
-        dataset = open_data(data, root=where, size=recipe.size, seed=recipe.seed, val_fraction=recipe.val_fraction)
+        fit = None if recipe.fit == "auto" else recipe.fit
+        dataset = open_data(
+            data, root=where, size=recipe.size, fit=fit, seed=recipe.seed, val_fraction=recipe.val_fraction
+        )
     dataset.split("train")
     dataset = with_validation(dataset, recipe.val_fraction, recipe.seed)
     return with_copies_noted(dataset) if isinstance(data, Dataset) else dataset
@@ -181,7 +186,7 @@ def make_model(dataset: Dataset, recipe: Recipe) -> Network:
 
 def make_preprocessing(dataset: Dataset, recipe: Recipe) -> Preprocessing:
     """The recipe's preprocessing, fitted on the training images alone."""
-    chain = Preprocessing.create(recipe.preprocessing, dataset.channels, dataset.size)
+    chain = Preprocessing.create(recipe.preprocessing, dataset.channels, dataset.size, dataset.reading)
     return chain.fit(dataset.split("train").images)
 
 

@@ -210,7 +210,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "very deep description": (lambda: sealed(deep_document(100_000)), "nested too deeply|more values"),
     "no format": (lambda: with_document(format=...), "which format"),
     "version a text": (lambda: with_document(version="1"), "which format"),
-    "a newer version": (lambda: with_document(version=3), "reads up to 2: install a newer"),
+    "a newer version": (lambda: with_document(version=4), "reads up to 3: install a newer"),
     "a part lacks": (lambda: with_document(classes=...), "lacks a part"),
     "a part too many": (lambda: with_document(code="import os"), "one too many"),
     "short digest": (

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlpconv.data import folder as room
 from mlpconv.data import open_data, storage
+from mlpconv.data import survey as room
 from mlpconv.data.decode import decode
 from mlpconv.errors import DataError
 

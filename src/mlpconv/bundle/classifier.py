@@ -82,7 +82,7 @@ class Classifier:
         if type(batch_size) is not int or batch_size < 1:
             raise UsageError(f"batch_size is {batch_size!r}; a whole number from 1 is accepted.")
         rows, sources = [], []
-        for pixels, files in batches(images, self.input_size, batch_size):
+        for pixels, files in batches(images, self.input_size, batch_size, self.preprocessing.reading):
             rows.append(self.probabilities(pixels, tta_flip=tta_flip, precision=precision))
             sources += files
         return Predictions(torch.cat(rows).numpy(), self.classes, sources)
@@ -100,7 +100,7 @@ class Classifier:
 
     def pixels(self, images: object) -> Tensor:
         """Images, as for `predict`, decoded and resized: uint8 (N, C, H, W) of `input_size`."""
-        return as_pixels(items(images), self.input_size)
+        return as_pixels(items(images), self.input_size, self.preprocessing.reading)
 
     def logits(self, pixels: Tensor, *, tta_flip: bool = False, precision: Precision = "fp32") -> Tensor:
         """uint8 (N, C, H, W) -> logits (N, K) on the network's device; raises UsageError for other tensors."""

@@ -31,7 +31,7 @@ from mlpconv.preprocessing import Preprocessing
 
 __all__ = ["MODEL_FILE", "load", "save"]
 
-FORMAT, VERSION = "mlpconv model", 2
+FORMAT, VERSION = "mlpconv model", 3
 KEY = "mlpconv"
 NO_DIGEST = "0" * 64
 MODEL_FILE = "model.safetensors"
@@ -73,7 +73,7 @@ def save(
     versions = {"mlpconv": __version__, "torch": version("torch"), "python": platform.python_version()}
     document = {
         "format": FORMAT,
-        "version": _version_for(described),
+        "version": _version_for(described, preprocessing),
         "sha256": NO_DIGEST,
         "model": described,
         "preprocessing": preprocessing.config(),
@@ -89,8 +89,10 @@ def save(
     write_atomic(Path(path), _sealed(content))
 
 
-def _version_for(described: Mapping[str, Any]) -> int:
+def _version_for(described: Mapping[str, Any], preprocessing: Preprocessing) -> int:
     """The first version that can say what the network is: older programs go on reading what they understand."""
+    if preprocessing.reading.to_dict():
+        return 3
     return 2 if any("ranks" in block for block in described.get("blocks", ())) else 1
 
 

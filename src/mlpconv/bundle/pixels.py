@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mlpconv.data.decode import decode, from_pil
 from mlpconv.errors import UsageError
+from mlpconv.reading import Reading
 
 __all__ = ["Item", "Size", "as_pixels", "batches", "items", "source_of"]
 
@@ -63,15 +64,15 @@ def source_of(item: Item | Row) -> str | None:
     return str(getattr(item, "filename", "")) or None
 
 
-def as_pixels(found: Iterable[Item | Row], size: Size) -> Tensor:
-    """Images as one uint8 tensor (N, C, H, W) of `size` (C, H, W).
+def as_pixels(found: Iterable[Item | Row], size: Size, reading: Reading) -> Tensor:
+    """Images as one uint8 tensor (N, C, H, W) of `size` (C, H, W), read as in training.
 
-    Shorter side resized to H and W, then the centre, as in training. Raises ImageError for a file that cannot be read.
+    Raises ImageError for a file that cannot be read.
     """
-    return torch.from_numpy(np.stack([_pixels(item, size) for item in found]))
+    return torch.from_numpy(np.stack([_pixels(item, size, reading) for item in found]))
 
 
-def batches(images: object, size: Size, count: int) -> Iterator[tuple[Tensor, list[str | None]]]:
+def batches(images: object, size: Size, count: int, reading: Reading) -> Iterator[tuple[Tensor, list[str | None]]]:
     """The same, `count` images at a time, and the file of each where known; a batch that fits is not copied."""
     found, whole = items(images), _as_it_is(images, size)
     if whole is not None:
@@ -79,7 +80,7 @@ def batches(images: object, size: Size, count: int) -> Iterator[tuple[Tensor, li
             yield part, [None] * len(part)
         return
     while batch := list(islice(found, count)):
-        yield as_pixels(batch, size), [source_of(item) for item in batch]
+        yield as_pixels(batch, size, reading), [source_of(item) for item in batch]
 
 
 def _as_it_is(images: object, size: Size) -> Tensor | None:
@@ -144,11 +145,11 @@ def _check_uint8(array: NDArray[Any]) -> None:
     if array.dtype.kind == "f":
         advice = "for values 0 to 1 write (array * 255).round().astype('uint8'); preprocessed images go to .model"
     elif array.dtype == np.uint16:
-        advice = "16 bits become 8 with (array // 257).astype('uint8')"
+        advice = "give Image.fromarray(array), which is read as a file of 16 bits is"
     raise UsageError(f"Pixels of type {array.dtype} were given; uint8 is accepted: {advice}.")
 
 
-def _pixels(item: Item | Row, size: Size) -> NDArray[np.uint8]:
+def _pixels(item: Item | Row, size: Size, reading: Reading) -> NDArray[np.uint8]:
     """One image as uint8 (C, H, W)."""
     channels, sides = size[0], (size[1], size[2])
     if isinstance(item, Row):
@@ -160,5 +161,5 @@ def _pixels(item: Item | Row, size: Size) -> NDArray[np.uint8]:
     if isinstance(item, np.ndarray):
         item = Image.fromarray(np.ascontiguousarray(item[:, :, 0] if item.ndim == 3 and item.shape[2] == 1 else item))
     if isinstance(item, Image.Image):
-        return from_pil(item, channels=channels, size=sides)
-    return decode(item if isinstance(item, bytes) else Path(item), channels=channels, size=sides)
+        return from_pil(item, channels=channels, size=sides, reading=reading)
+    return decode(item if isinstance(item, bytes) else Path(item), channels=channels, size=sides, reading=reading)

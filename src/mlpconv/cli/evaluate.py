@@ -103,6 +103,8 @@ def open_as_trained(data: str, data_dir: Path | None, classifier: Classifier) ->
         channels=channels,
         val_fraction=0 if membership is None else membership.fraction,
         membership=membership,
+        fit=classifier.preprocessing.reading.fit,
+        bits=classifier.preprocessing.reading.bits,
     )
     return with_validation(dataset, fraction, seed) if data in CATALOG and "train" in dataset.splits else dataset
 

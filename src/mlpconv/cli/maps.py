@@ -149,11 +149,13 @@ def _read(classifier: Classifier, files: Sequence[Path], targets: Sequence[str])
     from mlpconv.data.decode import decode
 
     channels, height, width = classifier.input_size
+    reading = classifier.preprocessing.reading
     target_of = dict(zip(files, targets, strict=True))
-    both = readable(files, lambda file: (classifier.pixels(file), decode(file, channels=channels)))
+    both = readable(files, lambda file: (classifier.pixels(file), decode(file, channels=channels, reading=reading)))
     for file, (pixels, whole) in both:
-        drawn = finer(whole, (height, width), FINEST)
-        yield {"file": file, "target": target_of[file], "pixels": pixels, "drawn": drawn, "size": whole.shape[1:]}
+        drawn = finer(whole, (height, width), FINEST, reading)
+        about = {"size": whole.shape[1:], "fit": reading.fit}
+        yield {"file": file, "target": target_of[file], "pixels": pixels, "drawn": drawn, **about}
 
 
 def _look(classifier: Classifier, read: Sequence[dict[str, Any]]) -> MapResult:
@@ -177,12 +179,12 @@ def _draw(
     rows = []
     for index, one in enumerate(read):
         path = save_figure(overlay(result, index, top, on=one["drawn"]), folder / one["target"])
-        rows.append(_row(result, index, top, one["size"]) | {"picture": str(path)})
+        rows.append(_row(result, index, top, one["size"], one["fit"]) | {"picture": str(path)})
     save_figure(map_sheet(result, top, pictures=[one["drawn"] for one in read]), folder / sheet)
     return rows
 
 
-def _row(result: MapResult, index: int, top: int, original: tuple[int, int]) -> dict[str, Any]:
+def _row(result: MapResult, index: int, top: int, original: tuple[int, int], fit: str) -> dict[str, Any]:
     """What was seen in one image, places in pixels of the upright file."""
     from mlpconv.maps import in_file
 
@@ -196,8 +198,8 @@ def _row(result: MapResult, index: int, top: int, original: tuple[int, int]) -> 
                 "label": one.label,
                 "confidence": one.probability,
                 "logit": one.logit,
-                "peak": None if one.peak is None else in_file(one.peak, size, original)._asdict(),
-                "box": None if one.box is None else in_file(one.box, size, original)._asdict(),
+                "peak": None if one.peak is None else in_file(one.peak, size, original, fit)._asdict(),
+                "box": None if one.box is None else in_file(one.box, size, original, fit)._asdict(),
             }
             for one in result.top(index, top)
         ],

@@ -12,6 +12,7 @@ import numpy as np
 from mlpconv.data.membership import Membership
 from mlpconv.data.storage import allocate
 from mlpconv.errors import DataError, MissingSplit, UsageError
+from mlpconv.reading import USUAL, Reading
 
 __all__ = ["SPLITS", "Dataset", "Split", "holdout", "make_dataset", "select", "shuffled", "stratified"]
 
@@ -51,7 +52,8 @@ class Split:
 class Dataset:
     """The splits of one data set, its class names, sentences for the user, and the SHA-256 of its pixels and labels.
 
-    `membership` says which images of a folder were held out for validation, where it brought no `val` split.
+    `membership` says which images of a folder were held out for validation, where it brought no `val` split; `reading`
+    how its files became pixels.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Dataset:
     notes: tuple[str, ...]
     fingerprint: str
     membership: Membership | None = None
+    reading: Reading = USUAL
 
     def split(self, name: str) -> Split:
         """The split of that name; raises MissingSplit where it is absent here, UsageError where no such name exists."""

@@ -30,7 +30,7 @@ from mlpconv.data.jpeg import MAX_JPEG_PIXELS, reduce, reopened
 from mlpconv.data.orientation import upright
 from mlpconv.data.storage import open_regular
 from mlpconv.errors import DataError, ImageError, MlpconvError, UsageError
-from mlpconv.preprocessing import Reading
+from mlpconv.reading import USUAL, Reading
 
 __all__ = [
     "FORMATS",
@@ -52,7 +52,6 @@ DIGEST_BYTES = 16
 HEADER = 4096  # bytes in which the header of a PNM file must end
 SLOW_BYTES = 1 << 20  # a PNM file in text or of unusual depth is read number by number
 FORMATS = "PNG, JPEG, WebP, BMP, PNM"
-USUAL = Reading()
 
 # The first bytes decide, not the name; the plugins are called directly, so that no other format is ever tried.
 _SIGNATURES: tuple[tuple[bytes, type[ImageFile]], ...] = (

@@ -9,7 +9,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from mlpconv.data.place import file_of, is_open
-from mlpconv.preprocessing.reading import DEPTHS
+from mlpconv.reading import DEPTHS
 
 __all__ = ["depth_for", "eight_bits", "grey_by_layout", "has_sixteen_bits", "largest", "lifted"]
 

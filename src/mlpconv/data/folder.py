@@ -2,48 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import statistics
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from mlpconv.data.dataset import Dataset, Split, make_dataset, select
-from mlpconv.data.decode import content_digest, decode, inspect
+from mlpconv.data.decode import content_digest, decode
 from mlpconv.data.layout import NAMED, few
-from mlpconv.data.marks import Mark, copies, mark
+from mlpconv.data.marks import copies, mark
 from mlpconv.data.membership import Membership
 from mlpconv.data.scan import Found, scan
 from mlpconv.data.storage import allocate
+from mlpconv.data.survey import Files, choose_bits, choose_fit, choose_size, in_pieces, note_size, survey
 from mlpconv.data.tree import folders, has_images
 from mlpconv.errors import DataError, ImageError
+from mlpconv.reading import Reading
 from mlpconv.text import composed, natural, printable
 
 __all__ = ["open_folder"]
 
-SAME_SIZE = 96  # images that are all alike and no larger than this stay as they are
-SIZES = (32, 48, 64)  # else the one nearest to the median of the shorter sides
-THREADS = 4
-PIECE = 256  # files under way at a time
 UNEVEN = 3  # classes are uneven when the largest has so many times the images of the smallest
-
-T = TypeVar("T")
-
-
-@dataclass
-class _Files:
-    """The image files of one split with their class numbers; those that cannot be read move to `bad`."""
-
-    paths: list[Path]
-    labels: list[int]
-    bad: list[ImageError] = field(default_factory=list)
-    contents: list[bytes] = field(default_factory=list)  # of the files that were read: a digest of the bytes, and marks
-    marks: list[Mark] = field(default_factory=list)
 
 
 def open_folder(
@@ -55,6 +36,8 @@ def open_folder(
     seed: int = 0,
     val_fraction: float = 0.2,
     max_bad: float = 0.1,
+    fit: str | None = None,
+    bits: int | None = None,
     membership: Membership | None = None,
 ) -> Dataset:
     """Read FOLDER/class/* or FOLDER/train|val|test/class/*; what is not given is found out (see `open_data`)."""
@@ -63,12 +46,18 @@ def open_folder(
     files = {split: _numbered(part, names) for split, part in found.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks about odd metadata; what matters is in the notes
-        if size is None or channels is None:
-            shapes = [shape for part in files.values() for shape in _survey(part)]
+        if size is None or channels is None or fit is None or bits is None:
+            headers = {split: survey(part) for split, part in files.items()}
             _check_bad(folder, files, max_bad)
-            size = _choose_size(shapes, notes) if size is None else size
-            channels = max(depth for _, _, depth in shapes) if channels is None else channels
-        splits = {split: _read(part, folder, channels, size) for split, part in files.items()}
+            shapes = [header for part in headers.values() for header in part]
+            size = choose_size(shapes) if size is None else size
+            channels = max(header.channels for header in shapes) if channels is None else channels
+            fit = choose_fit(shapes) if fit is None else fit
+            notes += note_size(shapes, size, fit)
+            if bits is None:
+                bits = choose_bits(files, headers, notes)
+        reading = Reading(fit, bits)
+        splits = {split: _read(part, folder, channels, size, reading) for split, part in files.items()}
     _check_bad(folder, files, max_bad)
     _note_bad(files, notes)
     if classes is None:
@@ -83,7 +72,8 @@ def open_folder(
             membership = _held_out(splits["train"], files["train"], names, val_fraction, seed, notes)
         if membership is not None:
             splits = _with_val(splits, membership.held_out(files["train"].contents))
-    return replace(make_dataset(printable(folder.resolve().name), names, splits, notes), membership=membership)
+    dataset = make_dataset(printable(folder.resolve().name), names, splits, notes)
+    return replace(dataset, membership=membership, reading=reading)
 
 
 def _class_names(
@@ -111,78 +101,31 @@ def _class_names(
     return known
 
 
-def _numbered(found: Found, names: tuple[str, ...]) -> _Files:
+def _numbered(found: Found, names: tuple[str, ...]) -> Files:
     number = {composed(name): label for label, name in enumerate(names)}
     pairs = [(path, number[name]) for name in sorted(found.images, key=natural) for path in found.images[name]]
-    return _Files([path for path, _ in pairs], [label for _, label in pairs])
+    return Files([path for path, _ in pairs], [label for _, label in pairs])
 
 
-def _in_pieces(work: Callable[[Path], T], files: _Files) -> Iterator[tuple[int, T]]:
-    """(position, result) of every file that can be read, in order, on some threads; the others move to `bad`."""
-
-    def attempt(path: Path) -> T | ImageError:
-        try:
-            return work(path)
-        except ImageError as error:
-            return error
-
-    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1), thread_name_prefix="decode") as pool:
-        for start in range(0, len(files.paths), PIECE):
-            for position, result in enumerate(pool.map(attempt, files.paths[start : start + PIECE]), start):
-                if isinstance(result, ImageError):
-                    files.bad.append(result)
-                else:
-                    yield position, result
-
-
-def _keep(files: _Files, positions: Sequence[int]) -> None:
-    files.paths = [files.paths[i] for i in positions]
-    files.labels = [files.labels[i] for i in positions]
-
-
-def _survey(files: _Files) -> list[tuple[int, int, int]]:
-    """Height, width and channels of every image by its header; files without a good one move to `bad`."""
-    seen = list(_in_pieces(inspect, files))
-    _keep(files, [position for position, _ in seen])
-    return [shape for _, shape in seen]
-
-
-def _choose_size(shapes: list[tuple[int, int, int]], notes: list[str]) -> int:
-    """The side of the square to which all images are brought."""
-    sides = [(min(height, width), max(height, width)) for height, width, _ in shapes]
-    (least, _), (_, most) = min(sides), max(sides, key=lambda side: side[1])
-    if len(set(sides)) == 1 and most <= SAME_SIZE:
-        size = least
-    else:
-        median = statistics.median(shorter for shorter, _ in sides)
-        size = min(SIZES, key=lambda candidate: abs(candidate - median))
-    if (least, most) != (size, size):
-        notes.append(
-            f"images of {least} to {most} pixels a side are brought to {size} x {size}: the shorter side is resized, "
-            "the centre is kept."
-        )
-    return size
-
-
-def _read(files: _Files, folder: Path, channels: int, size: int) -> Split:
+def _read(files: Files, folder: Path, channels: int, size: int, reading: Reading) -> Split:
     """Decode every image of a split; files that cannot be read move to `bad`."""
     images = allocate((len(files.paths), channels, size, size))
 
     def read(path: Path) -> tuple[np.ndarray, bytes]:
-        return decode(path, channels=channels, size=(size, size)), content_digest(path)
+        return decode(path, channels=channels, size=(size, size), reading=reading), content_digest(path)
 
     good: list[int] = []
-    for position, (pixels, content) in _in_pieces(read, files):
+    for position, (pixels, content) in in_pieces(read, files):
         images[len(good)] = pixels
         good.append(position)
         files.contents.append(content)
         files.marks.append(mark(pixels))
-    _keep(files, good)
+    files.keep(good)
     names = tuple(printable(str(path.relative_to(folder))) for path in files.paths)
     return Split(images[: len(good)], np.array(files.labels, np.int64), names)
 
 
-def _check_bad(folder: Path, files: dict[str, _Files], max_bad: float) -> None:
+def _check_bad(folder: Path, files: dict[str, Files], max_bad: float) -> None:
     """Stop where too many files cannot be read; raises DataError naming some."""
     bad = [error for part in files.values() for error in part.bad]
     total = len(bad) + sum(len(part.paths) for part in files.values())
@@ -193,7 +136,7 @@ def _check_bad(folder: Path, files: dict[str, _Files], max_bad: float) -> None:
         )
 
 
-def _note_bad(files: dict[str, _Files], notes: list[str]) -> None:
+def _note_bad(files: dict[str, Files], notes: list[str]) -> None:
     bad = [error for part in files.values() for error in part.bad]
     if bad:
         notes.append(f"skipped {len(bad):,} image file{'s' * (len(bad) > 1)} that cannot be read. {_reasons(bad)}")
@@ -256,7 +199,7 @@ def _note_uneven(train: Split, names: tuple[str, ...], notes: list[str]) -> None
 
 
 def _held_out(
-    train: Split, files: _Files, names: tuple[str, ...], fraction: float, seed: int, notes: list[str]
+    train: Split, files: Files, names: tuple[str, ...], fraction: float, seed: int, notes: list[str]
 ) -> Membership:
     """Draw the fraction of every class from the training images, and say which images are held out."""
     membership = Membership.draw(files.contents, [mark.pixels for mark in files.marks], train.labels, fraction, seed)

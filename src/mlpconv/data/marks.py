@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -35,7 +36,7 @@ def with_copies_noted(dataset: Dataset) -> Dataset:
     """The data set with notes about the copies and blank images in its splits."""
     marks = {name: [mark(image) for image in split.images] for name, split in dataset.splits.items()}
     notes = dict.fromkeys([*copies(dataset.splits, marks, dataset.classes), *dataset.notes])
-    return Dataset(dataset.name, dataset.classes, dataset.splits, tuple(notes), dataset.fingerprint, dataset.membership)
+    return replace(dataset, notes=tuple(notes))
 
 
 def copies(splits: Mapping[str, Split], marks: Mapping[str, Sequence[Mark]], classes: Sequence[str]) -> Iterator[str]:

@@ -33,6 +33,8 @@ def open_data(
     seed: int = 0,
     val_fraction: float = 0.2,
     max_bad: float = 0.1,
+    fit: str | None = None,
+    bits: int | None = None,
     membership: Membership | None = None,
 ) -> Dataset:
     """Open a named data set (digits, mnist, ...) or a folder of class folders.
@@ -42,6 +44,7 @@ def open_data(
     of `val_fraction` of each class is drawn by the seed where there is none (0: not at all). `classes` gives the names
     that are accepted, in order, as a model has them; `membership` holds out the images that a training run did. Up to
     `max_bad` of the files of a folder may be unreadable: they are skipped, and the notes of the data set name them.
+    `fit` (crop, pad or stretch) brings images to the size; `bits` of files with 16 bits a sample are used.
     Raises UsageError for what cannot be meant, DataError for what is missing or cannot be read.
     """
     _check(size, channels, val_fraction, max_bad)
@@ -58,6 +61,8 @@ def open_data(
                 seed=seed,
                 val_fraction=val_fraction,
                 max_bad=max_bad,
+                fit=fit,
+                bits=bits,
                 membership=membership,
             )
         exists = folder.exists()

@@ -15,7 +15,6 @@ The paper takes gcn, zca for CIFAR (as Goodfellow et al., Maxout Networks, 2013)
 from __future__ import annotations
 
 from mlpconv.preprocessing.chain import Preprocessing
-from mlpconv.preprocessing.reading import Reading
 from mlpconv.preprocessing.steps import STEPS
 
-__all__ = ["STEPS", "Preprocessing", "Reading"]
+__all__ = ["STEPS", "Preprocessing"]

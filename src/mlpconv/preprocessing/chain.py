@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mlpconv.errors import UsageError, did_you_mean
 from mlpconv.preprocessing.steps import STEPS, Step
+from mlpconv.reading import USUAL, Reading
 
 __all__ = ["Preprocessing"]
 
@@ -22,10 +23,14 @@ CHANNEL_LIMIT = 16384
 
 
 class Preprocessing(nn.Module):
-    """A chain of steps: (N, C, H, W) uint8 -> (N, C, H, W) float32. Its buffers travel in the state dict."""
+    """A chain of steps: (N, C, H, W) uint8 -> (N, C, H, W) float32. Its buffers travel in the state dict.
 
-    def __init__(self, names: Sequence[str], channels: int, size: tuple[int, int]) -> None:
+    `reading` says how image files become such pixels.
+    """
+
+    def __init__(self, names: Sequence[str], channels: int, size: tuple[int, int], reading: Reading = USUAL) -> None:
         super().__init__()
+        self.reading = reading
         self.names = _checked(names)
         self.channels = _whole("channels", channels, CHANNEL_LIMIT)
         self.size = (_whole("rows", size[0], SIDE_LIMIT), _whole("columns", size[1], SIDE_LIMIT))
@@ -34,23 +39,29 @@ class Preprocessing(nn.Module):
         self.register_load_state_dict_post_hook(_now_ready)  # type: ignore[no-untyped-call]
 
     @classmethod
-    def create(cls, names: Sequence[str], channels: int, size: tuple[int, int]) -> Preprocessing:
-        """The chain of these steps for images (channels, *size), to be fitted; UsageError for an unknown name."""
-        return cls(names, channels, size)
+    def create(
+        cls, names: Sequence[str], channels: int, size: tuple[int, int], reading: Reading = USUAL
+    ) -> Preprocessing:
+        """The chain of these steps for images (channels, *size), to be fitted; UsageError for an unknown name.
+
+        `reading` says how image files become such images.
+        """
+        return cls(names, channels, size, reading)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Preprocessing:
         """The chain that `config()` described, its buffers to be filled by `load_state_dict`."""
-        if not isinstance(config, Mapping) or set(config) != {"steps", "channels", "size"}:
-            raise UsageError("A preprocessing is described by its steps, channels and size, and nothing else.")
+        if not isinstance(config, Mapping) or set(config) - {"fit", "bits"} != {"steps", "channels", "size"}:
+            raise UsageError("A preprocessing is described by its steps, channels, size, fit and bits, and no more.")
         steps, size = config["steps"], config["size"]
         if not isinstance(steps, (list, tuple)) or not isinstance(size, (list, tuple)) or len(size) != 2:
             raise UsageError("A preprocessing's steps are a list of names, and its size is two numbers.")
-        return cls(steps, config["channels"], (size[0], size[1]))
+        return cls(steps, config["channels"], (size[0], size[1]), Reading.from_dict(config))
 
     def config(self) -> dict[str, Any]:
         """JSON-able; `from_config` is its inverse."""
-        return {"steps": list(self.names), "channels": self.channels, "size": list(self.size)}
+        described = {"steps": list(self.names), "channels": self.channels, "size": list(self.size)}
+        return described | self.reading.to_dict()
 
     def fit(self, images: Images) -> Preprocessing:
         """Learn from training images (N, C, H, W) uint8, some at a time; returns itself. UsageError for none."""

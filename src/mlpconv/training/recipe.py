@@ -52,6 +52,10 @@ class Recipe:
         ("standardize",), "steps, in order: scale, mean, standardize, gcn, zca, lcn"
     )
     size: int | None = setting(None, "height and width of the images; null finds it out", 1, 4096)
+    fit: Literal["auto", "crop", "pad", "stretch"] = setting(
+        "auto",
+        "what brings images to that size: crop keeps the centre, pad and stretch all; auto: by proportions",
+    )
     val_fraction: float = setting(
         0.2, "share of the training images held out where there is no validation split", 0, 0.9
     )

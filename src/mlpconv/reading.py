@@ -8,7 +8,7 @@ from typing import Any
 
 from mlpconv.errors import UsageError, did_you_mean
 
-__all__ = ["DEPTHS", "FITS", "Reading"]
+__all__ = ["DEPTHS", "FITS", "USUAL", "Reading"]
 
 FITS = ("crop", "pad", "stretch")
 DEPTHS = (8, 10, 12, 14, 16)
@@ -35,11 +35,14 @@ class Reading:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, without what is usual; `from_dict` is its inverse."""
-        usual = Reading()
         values = {"fit": self.fit, "bits": self.bits}
-        return {name: value for name, value in values.items() if value != getattr(usual, name)}
+        return {name: value for name, value in values.items() if value != getattr(USUAL, name)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Reading:
         """The reading that `to_dict` described."""
         return cls(values.get("fit", "crop"), values.get("bits", 16))
+
+
+USUAL = Reading()
+"""The centre, and all sixteen bits."""
