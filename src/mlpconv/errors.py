@@ -114,12 +114,18 @@ class NonFiniteError(TrainingError):
     """A loss or a weight became NaN or infinite."""
 
 
+def _plain(name: str) -> str:
+    """A name without what people spell in different ways: capitals, dashes and spaces."""
+    return name.casefold().replace("-", "_").replace(" ", "_")
+
+
 def did_you_mean(given: str, accepted: Iterable[str]) -> str:
     """Say which accepted name is nearest to the one given, and list them all; of very many, only those near it."""
     names = sorted(set(accepted))
     if len(names) > MOST_NAMED:
         some = difflib.get_close_matches(given, names, n=5, cutoff=0.4)
         return f"{'near it: ' + ', '.join(some) if some else f'like {names[0]!r}'}; {len(names):,} names are accepted."
-    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    plain = {_plain(name): name for name in reversed(names)}
+    near = difflib.get_close_matches(_plain(given), plain, n=1, cutoff=0.5)
+    hint = f"did you mean {plain[near[0]]!r}? " if near else ""
     return f"{hint}Accepted: {', '.join(names)}."

@@ -236,3 +236,36 @@ def test_the_published_files() -> None:
             assert per_class.min() > 0.8 * count / data.num_classes
     if not found:
         pytest.skip("no published files in the cache")
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("cifar10", ["cifar-10-batches-py/data_batch_1", "cifar-10-batches-py/batches.meta"]),
+        ("cifar10", ["cifar-10-python.tar.gz"]),
+        ("cifar100", ["cifar-100-python/train", "cifar-100-python/meta"]),
+    ],
+)
+def test_the_python_versions_are_named_as_the_reason(tmp_path: Path, name: str, files: list[str]) -> None:
+    for file in files:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_bytes(b"\x80\x04\x95.")
+    sentence = f"the Python version of {name}, as torchvision keeps it: its files are pickles"
+    with pytest.raises(DataError, match=sentence):
+        open_data(name, root=tmp_path)
+    with pytest.raises(DataError, match=sentence):
+        open_data(tmp_path)
+    with pytest.raises(DataError, match="mnist is not here"):
+        open_data("mnist", root=tmp_path)
+    if "/" in files[0]:
+        with pytest.raises(DataError, match=sentence):
+            open_data(tmp_path / files[0].split("/")[0])
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("CIFAR10", "cifar10"), ("CIFAR-100", "cifar100"), ("Fashion-MNIST", "fashion_mnist"), ("SVHN", "svhn")],
+)
+def test_other_spellings_of_a_name_are_understood(given: str, meant: str) -> None:
+    with pytest.raises(UsageError, match=f"did you mean '{meant}'"):
+        open_data(given)

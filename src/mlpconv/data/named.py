@@ -13,7 +13,7 @@ from mlpconv.data.storage import cache_folder
 from mlpconv.data.svhn import read_svhn
 from mlpconv.errors import DataError
 
-__all__ = ["open_named", "whereabouts"]
+__all__ = ["open_named", "refuse_pickles", "whereabouts"]
 
 _IDX = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -29,6 +29,10 @@ PARTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 }
 
 
+# The Python versions of CIFAR, as torchvision unpacks them: the folder, a file in it, the data set.
+PICKLES = (("cifar-10-batches-py", "data_batch_1", "cifar10"), ("cifar-100-python", "train", "cifar100"))
+
+
 def open_named(name: str, root: Path | None = None) -> Dataset:
     """Read a data set of the catalogue from its files; raises DataError where none is found or one is damaged."""
     entry = CATALOG[name]
@@ -40,8 +44,22 @@ def open_named(name: str, root: Path | None = None) -> Dataset:
     if archive is not None:
         splits |= _read_archive(entry, archive, splits)
     if not splits:
+        refuse_pickles(where, name)
         raise DataError(_not_found(entry, where))
     return make_dataset(name, entry.classes, splits, _notes(entry, splits, found))
+
+
+def refuse_pickles(folder: Path, wanted: str | None = None) -> None:
+    """Raise DataError where a folder is, or holds, the Python version of the data set wanted (None: of any)."""
+    for name, file, data in [row for row in PICKLES if wanted in (None, row[2])]:
+        there = [path for path in (folder, folder / name) if path.name == name and (path / file).is_file()]
+        there += [path for path in (folder / f"{data.replace('cifar', 'cifar-')}-python.tar.gz",) if path.is_file()]
+        if there:
+            raise DataError(
+                f"{str(there[0])!r} is the Python version of {data}, as torchvision keeps it: its files are pickles, "
+                f"which can run code and are never opened here. Fetch the binary version with `mlpconv data prepare "
+                f"{data}`, or point --data DIR at a folder that has it."
+            )
 
 
 def whereabouts(entry: Published, root: Path) -> tuple[dict[str, tuple[Path, ...]], Path | None]:

@@ -14,7 +14,7 @@ from mlpconv.data.dataset import Dataset, Split, make_dataset
 from mlpconv.data.decode import from_pil
 from mlpconv.data.folder import open_folder
 from mlpconv.data.membership import Membership
-from mlpconv.data.named import open_named
+from mlpconv.data.named import open_named, refuse_pickles
 from mlpconv.data.storage import allocate
 from mlpconv.errors import DataError, UsageError, did_you_mean
 
@@ -53,6 +53,7 @@ def open_data(
     folder = Path(spec)
     try:
         if folder.is_dir():
+            refuse_pickles(folder)
             return open_folder(
                 folder,
                 size=size,
