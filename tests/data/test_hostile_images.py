@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mlpconv.data import decode as room
-from mlpconv.data.decode import decode, from_pil, inspect
+from mlpconv.data.decode import decode, from_pil, header
 from mlpconv.errors import ImageError
 
 
@@ -51,7 +51,7 @@ def jpeg(width: int, height: int) -> bytes:
 
 def quick_and_small(content: bytes | Path, sentence: str, megabytes: float = 8) -> None:
     """Both readers refuse it within a second of work, in bounded memory, without a warning."""
-    for read in (decode, inspect):
+    for read in (decode, header):
         tracemalloc.start()
         start = time.process_time()
         with warnings.catch_warnings(), pytest.raises(ImageError, match=sentence):

@@ -37,18 +37,17 @@ __all__ = [
     "MAX_BYTES",
     "MAX_PIXELS",
     "Header",
-    "content_digest",
     "decode",
+    "decode_hashed",
     "from_pil",
     "header",
-    "inspect",
     "largest_value",
 ]
 
 MAX_BYTES = 64 << 20
 MAX_DECODED = 256 << 20
 MAX_PIXELS = MAX_DECODED // 4  # Pillow's colours take four bytes
-DIGEST_BYTES = 16
+DIGEST_BYTES, BLOCK = 16, 1 << 18
 HEADER = 4096  # bytes in which the header of a PNM file must end
 SLOW_BYTES = 1 << 20  # a PNM file in text or of unusual depth is read number by number
 FORMATS = "PNG, JPEG, WebP, BMP, PNM"
@@ -97,21 +96,23 @@ def header(source: Path | bytes) -> Header:
         return Header(image.height, image.width, channels_of(image), has_sixteen_bits(image))
 
 
-def inspect(source: Path | bytes) -> tuple[int, int, int]:
-    """The height, width and channels of an image file, as `header` says them."""
-    return header(source)[:3]
-
-
 def largest_value(source: Path) -> int:
     """The largest value (0 to 65535) in an image file of 16 bits a sample; raises ImageError as `decode` does."""
     with _opened(source) as (file, name), _reading(name):
         return largest(_open(file, name))
 
 
-def content_digest(source: Path) -> bytes:
-    """A digest of the bytes of an image file, whatever its name; raises ImageError as `decode` does for its length."""
-    with _opened(source) as (file, _):
-        return hashlib.blake2b(file.read(MAX_BYTES), digest_size=DIGEST_BYTES).digest()
+def decode_hashed(
+    source: Path | bytes, *, channels: int, size: tuple[int, int], reading: Reading
+) -> tuple[np.ndarray, bytes]:
+    """The pixels as `decode` gives them, and a digest of the file's bytes, whatever its name."""
+    with _opened(source) as (file, name), _reading(name):
+        pixels = _pixels(_open(file, name), channels, size, reading, name)
+        digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+        file.seek(0)
+        while block := file.read(BLOCK):
+            digest.update(block)
+        return pixels, digest.digest()
 
 
 def from_pil(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mlpconv.data.dataset import Dataset, Split, make_dataset, select
-from mlpconv.data.decode import content_digest, decode
+from mlpconv.data.decode import decode_hashed
 from mlpconv.data.layout import NAMED, few
 from mlpconv.data.marks import copies, mark
 from mlpconv.data.membership import Membership
@@ -112,7 +112,7 @@ def _read(files: Files, folder: Path, channels: int, size: int, reading: Reading
     images = allocate((len(files.paths), channels, size, size))
 
     def read(path: Path) -> tuple[np.ndarray, bytes]:
-        return decode(path, channels=channels, size=(size, size), reading=reading), content_digest(path)
+        return decode_hashed(path, channels=channels, size=(size, size), reading=reading)
 
     good: list[int] = []
     for position, (pixels, content) in in_pieces(read, files):
