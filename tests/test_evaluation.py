@@ -255,6 +255,12 @@ def test_labels_are_matched_by_name() -> None:
         align(labelled(0, 2), classes, model)
 
 
+def test_an_accent_has_one_spelling() -> None:
+    model = cast("Classifier", Table(np.zeros((1, 2), np.float32)))
+    model.classes = ("caf\u00e9", "nai\u0308f")
+    assert align(labelled(0, 1), ("cafe\u0301", "na\u00eff"), model).labels.tolist() == [0, 1]
+
+
 def test_a_real_classifier_on_read_only_images() -> None:
     """What `evaluate` says is what `predict` says, and a file mapped into memory raises no warning."""
     torch.manual_seed(0)

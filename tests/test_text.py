@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlpconv.text import printable
+from mlpconv.text import composed, natural, printable
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,22 @@ def test_whatever_comes_a_line_of_utf8_comes_out_and_stays_as_it_is(text: str) -
     assert json.loads(json.dumps(shown).encode()) == shown
     assert printable(shown) == shown
     assert not {"\x1b", "\x07", "\u202e", "\u2066"} & set(shown)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["2", "9", "10", "a"],
+        ["", "7", "x"],
+        ["b9", "b010", "b10", "c1d2", "c1d10"],
+        ["v1.9", "v1.10"],
+        ["x5", "x\u0667"],
+    ],
+)
+def test_names_are_sorted_by_the_value_of_their_numbers(names: list[str]) -> None:
+    backwards = names[::-1]
+    assert sorted(backwards, key=natural) == names
+
+
+def test_an_accented_letter_has_one_spelling() -> None:
+    assert composed("e\u0301") == composed("\u00e9") == "\u00e9"

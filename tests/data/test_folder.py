@@ -16,6 +16,7 @@ from PIL import Image
 from mlpconv.data import open_data, storage
 from mlpconv.data import survey as room
 from mlpconv.data.decode import decode
+from mlpconv.data.validation import with_validation
 from mlpconv.errors import DataError
 
 Pictures = Callable[..., Path]
@@ -237,6 +238,19 @@ def test_a_class_with_one_image_stays_in_train(pictures: Pictures) -> None:
     shutil.rmtree(data_folder)
     alone = open_data(pictures(cat=1, dog=1))
     assert {key: len(split) for key, split in alone.splits.items()} == {"train": 2}
+
+
+def test_a_class_of_copies_of_one_image_stays_in_train(pictures: Pictures) -> None:
+    top = pictures(cat=9, dog=1)
+    for name in ("twice.png", "thrice.png"):
+        shutil.copy(top / "dog" / "00.png", top / "dog" / name)
+    data = open_data(top)
+    assert np.bincount(data.split("val").labels, minlength=2).tolist() == [2, 0]
+    shutil.rmtree(top / "cat")
+    alone = with_validation(open_data(pictures(cat=1)), 0, 0)
+    assert list(alone.splits) == ["train"]
+    with pytest.raises(DataError, match=r"a single image \(copies count once\): give at least two of some class"):
+        with_validation(open_data(top), 0.2, 0)
 
 
 def test_an_empty_class_is_left_out(pictures: Pictures) -> None:
