@@ -181,6 +181,18 @@ MUTANTS = (
         "data/test_hostile_images.py::test_huge_images_are_refused_by_their_header",
     ),
     Mutant(
+        "data/jpeg.py",
+        "    if width * height > most and _is_kept_whole(image):\n",
+        "    if False:\n",
+        "data/test_decode.py::test_a_jpeg_of_one_component_after_the_other_is_kept_whole_too",
+    ),
+    Mutant(
+        "data/membership.py",
+        "        return (below & ~_among(keys, self.kept)) | _among(keys, self.held)\n",
+        "        return below | _among(keys, self.held)\n",
+        "data/test_membership.py::test_what_was_trained_on_is_never_held_out_later",
+    ),
+    Mutant(
         "data/formats.py",
         " or stream.read(1):",
         ":",

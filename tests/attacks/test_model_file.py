@@ -266,6 +266,14 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: with_document(preprocessing={"steps": ["scale"], "channels": 3, "size": [7, 11]}),
         "made for images",
     ),
+    "an unknown fit": (
+        lambda: with_document(preprocessing={"steps": ["scale"], "channels": 1, "size": [7, 11], "fit": ["crop"]}),
+        "cannot be built",
+    ),
+    "an unknown depth": (
+        lambda: with_document(preprocessing={"steps": ["scale"], "channels": 1, "size": [7, 11], "bits": 1 << 70}),
+        "cannot be built",
+    ),
     "no preprocessing": (lambda: with_document(preprocessing={}), "cannot be built"),
 }
 

@@ -9,15 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
 
 import mlpconv
-from mlpconv.bundle.pixels import as_pixels
 from mlpconv.cli import main
 from mlpconv.cli.evaluate import open_as_trained
 from mlpconv.data import open_data
 from mlpconv.data.decode import decode
 from mlpconv.errors import UsageError
 from mlpconv.maps import Box, Peak, in_file
+from mlpconv.models import create_model
+from mlpconv.preprocessing import Preprocessing
 from mlpconv.reading import FITS, Reading
 from mlpconv.run import load, make_model, make_preprocessing
 from mlpconv.training import Recipe
@@ -104,8 +106,16 @@ def test_a_data_set_brings_its_own_fit(tmp_path: Path) -> None:
         load(data, Recipe(fit="stretch"), None)
 
 
-def test_the_file_of_the_usual_fit_stays_as_it_was() -> None:
-    assert as_pixels([saved(WIDE)], (1, 20, 20), Reading()).shape == (1, 1, 20, 20)
+@pytest.mark.parametrize(("reading", "version"), [(Reading(), 1), (Reading("pad"), 3), (Reading(bits=12), 3)])
+def test_older_programs_go_on_reading_what_they_understand(tmp_path: Path, reading: Reading, version: int) -> None:
+    preprocessing = Preprocessing.create(["scale"], 1, (8, 8), reading)
+    model = create_model("nin_tiny", num_classes=2, in_channels=1)
+    mlpconv.save(tmp_path / "m", model, preprocessing, classes=("a", "b"), input_size=(1, 8, 8), info={})
+    with safe_open(tmp_path / "m", "numpy") as file:
+        document = json.loads(file.metadata()["mlpconv"])
+    assert document["version"] == version
+    assert set(document["preprocessing"]) - {"steps", "channels", "size"} == set(reading.to_dict())
+    assert mlpconv.load(tmp_path / "m").preprocessing.reading == reading
 
 
 @pytest.mark.parametrize(

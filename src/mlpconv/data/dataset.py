@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -61,7 +61,7 @@ class Dataset:
     splits: dict[str, Split]
     notes: tuple[str, ...]
     fingerprint: str
-    membership: Membership | None = None
+    membership: Membership | None = field(default=None, repr=False)
     reading: Reading = USUAL
 
     def split(self, name: str) -> Split:
