@@ -15,6 +15,7 @@ from torch import nn
 
 from mlpconv import bundle
 from mlpconv.cli import main
+from mlpconv.data import decode as room
 from mlpconv.models.registry import create_model
 from mlpconv.preprocessing import Preprocessing
 
@@ -85,6 +86,25 @@ def test_json_says_where_in_the_file_each_class_was_seen(model: Path, album: Pat
             assert one["box"]["left"] <= one["peak"]["x"] <= one["box"]["right"]
     # Class dog has twice the evidence of class emu, and cat has none: confidence is the softmax of the logits.
     assert first["classes"][0]["logit"] == pytest.approx(2 * first["classes"][1]["logit"], rel=1e-4)
+
+
+def test_places_in_a_huge_photograph_are_those_of_the_file(
+    model: Path, album: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the small: a JPEG beyond the limit is decoded at a fraction of its size; its orientation turns it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = Image.open(album / "album" / "b.png").transpose(Image.Transpose.ROTATE_90)
+    turned.save(album / "b.jpg", quality=98, exif=exif)
+    found = []
+    for limit in (room.MAX_PIXELS, 50_000):
+        monkeypatch.setattr(room, "MAX_PIXELS", limit)
+        assert main(["maps", str(model), "b.jpg", "--json", "--force", "--out", "drawn"]) == 0
+        (row,) = said(capsys)["images"]
+        assert (row["width"], row["height"]) == (400, 320)
+        found.append(row["classes"][0])
+    assert found[0]["box"] == found[1]["box"]
+    assert found[0]["peak"] == pytest.approx(found[1]["peak"])
 
 
 def test_a_class_seen_nowhere_has_no_peak(model: Path, album: Path, capsys: Any) -> None:

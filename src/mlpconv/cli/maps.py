@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 from mlpconv.cli.options import Switch, check_from_one
 
 if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
     from mlpconv.bundle import Classifier
     from mlpconv.maps import MapResult
 
@@ -146,16 +149,26 @@ def _make_folder(out: Path | None) -> Path:
 def _read(classifier: Classifier, files: Sequence[Path], targets: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The files that can be read, as the network takes them and as they are; the others are named on stderr."""
     from mlpconv.cli.reading import finer, readable
-    from mlpconv.data.decode import decode
+    from mlpconv.data.decode import decode, header
 
     channels, height, width = classifier.input_size
     reading = classifier.preprocessing.reading
     target_of = dict(zip(files, targets, strict=True))
-    both = readable(files, lambda file: (classifier.pixels(file), decode(file, channels=channels, reading=reading)))
-    for file, (pixels, whole) in both:
+
+    def look(file: Path) -> tuple[Tensor, np.ndarray, tuple[int, int]]:
+        whole = decode(file, channels=channels, reading=reading)
+        return classifier.pixels(file), whole, _size(whole.shape[1:], header(file)[:2])
+
+    for file, (pixels, whole, size) in readable(files, look):
         drawn = finer(whole, (height, width), FINEST, reading)
-        about = {"size": whole.shape[1:], "fit": reading.fit}
+        about = {"size": size, "fit": reading.fit}
         yield {"file": file, "target": target_of[file], "pixels": pixels, "drawn": drawn, **about}
+
+
+def _size(decoded: Sequence[int], sides: tuple[int, int]) -> tuple[int, int]:
+    """The (H, W) of the upright file, of which a huge JPEG is decoded at a fraction, from the sides in its header."""
+    turned = (decoded[0] > decoded[1]) != (sides[0] > sides[1])
+    return sides[::-1] if turned else sides
 
 
 def _look(classifier: Classifier, read: Sequence[dict[str, Any]]) -> MapResult:
