@@ -115,6 +115,16 @@ def test_no_image_that_was_trained_on_is_ever_scored_as_validation(tmp_path: Pat
     assert len(now.split("val")) + len(now.split("train")) == 3 * 17 + 3 * 23 - 1
 
 
+def test_a_folder_of_nothing_but_held_out_images_has_no_training_split(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "pets", ("ant", "bee"), count=17)
+    data = open_data(folder, size=13, seed=7)
+    for name in data.split("train").names or ():
+        (folder / name).unlink()
+    info = {"validation": data.membership.to_dict() if data.membership else None}
+    now = open_as_trained(str(folder), None, save_model(tmp_path / "m", ("ant", "bee"), (3, 13, 13), **info))
+    assert {name: len(split) for name, split in now.splits.items()} == {"val": 6}
+
+
 def test_a_model_that_does_not_say_what_it_held_out_has_no_validation_images(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

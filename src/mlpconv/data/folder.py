@@ -221,5 +221,6 @@ def _held_out(
 
 def _with_val(splits: dict[str, Split], held: np.ndarray) -> dict[str, Split]:
     """Part the marked (N,) bool images from train as val; an empty split is left out."""
-    parts = {"train": np.flatnonzero(~held), "val": np.flatnonzero(held)}
-    return splits | {name: select(splits["train"], some) for name, some in parts.items() if len(some)}
+    numbers = {"train": np.flatnonzero(~held), "val": np.flatnonzero(held)}
+    parts = {name: select(splits["train"], some) for name, some in numbers.items() if len(some)}
+    return parts | {name: split for name, split in splits.items() if name != "train"}

@@ -52,7 +52,9 @@ class Membership:
             kept[members[_kept(first[members], fraction)]] = True
         held = ~kept[groups]
         below = keys < _threshold(fraction)
-        return cls(fraction, seed, frozenset(keys[held & ~below].tolist()), frozenset(keys[~held & below].tolist()))
+        return cls(
+            float(fraction), int(seed), frozenset(keys[held & ~below].tolist()), frozenset(keys[~held & below].tolist())
+        )
 
     def held_out(self, contents: Sequence[bytes]) -> NDArray[np.bool_]:
         """Mark (N,) bool the images that are held out, by the digests of their content."""
