@@ -34,7 +34,9 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = mlpconv.create_model("nin_tiny", num_classes=2, in_channels=3, size=13, norm=None, init="he")
     chain = mlpconv.Preprocessing.create(["scale"], 3, (13, 13))
-    parts: dict[str, Any] = {"classes": ("a", "b"), "input_size": (3, 13, 13), "info": {"epochs": 3}}
+    membership = mlpconv.open_data(folder / "data", size=13).membership
+    info = {"epochs": 3, "validation": membership.to_dict() if membership else None}
+    parts: dict[str, Any] = {"classes": ("a", "b"), "input_size": (3, 13, 13), "info": info}
     mlpconv.save(folder / "model.safetensors", model, chain, **parts)
     large = mlpconv.create_model("googlenet", num_classes=2, width=0.1, size=64)
     chain = mlpconv.Preprocessing.create(["scale"], 3, (64, 64))
