@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import unicodedata
 from pathlib import Path
 
@@ -107,10 +108,10 @@ def test_what_this_program_wrote_is_no_data(tmp_path: Path, monkeypatch: pytest.
     before = open_data(".")
     settings = ["--set", "epochs=1", "--set", "min_steps=0", "--set", "model=nin_tiny"]
     assert main(["train", ".", *settings]) == 0
-    assert main(["train", ".", *settings, "--out", "cat/first"]) == 0
     run = next(Path("runs").iterdir())
-    assert main(["maps", str(run), "cat/0.png", "dog/0.png"]) == 0
-    assert main(["maps", str(run), "cat/1.png", "--out", "dog/drawn"]) == 0
+    assert main(["maps", str(run), "cat/0.png"]) == 0
+    shutil.copytree(run, "cat/first")  # as with --out
+    shutil.copytree("maps-001", "dog/drawn")
     after = open_data(".")
     assert after.fingerprint == before.fingerprint
     assert "left out, as mlpconv wrote them: maps-001, runs." in after.notes
