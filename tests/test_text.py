@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlpconv.text import printable
+from mlpconv.text import Wording, option, printable, resume_hint, worded
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,22 @@ def test_whatever_comes_a_line_of_utf8_comes_out_and_stays_as_it_is(text: str) -
     assert json.loads(json.dumps(shown).encode()) == shown
     assert printable(shown) == shown
     assert not {"\x1b", "\x07", "\u202e", "\u2066"} & set(shown)
+
+
+def test_options_are_named_as_keyword_arguments() -> None:
+    assert option("out", "FOLDER") == "out=FOLDER"
+    assert option("device", "cpu") == "device='cpu'"
+    assert option("resume", True) == "resume=True"
+    assert option("epochs", 7) == "epochs=7"
+    assert resume_hint("my run") == "To resume the run, pass out='my run', resume=True."
+
+
+def test_a_caller_puts_words_of_its_own_in_place_and_takes_them_back() -> None:
+    class Shell(Wording):
+        def option(self, name: str, value: object) -> str:
+            return f"--{name} {value}"
+
+    with pytest.raises(ZeroDivisionError), worded(Shell()):
+        assert resume_hint("r") == "To resume the run, pass --out r, --resume True."
+        raise ZeroDivisionError
+    assert option("out", "r") == "out='r'"
