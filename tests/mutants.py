@@ -83,7 +83,7 @@ MUTANTS = (
     ),
     Mutant(
         "training/step.py",
-        '    torch.manual_seed(generator(recipe.seed, "dropout", step).initial_seed())\n',
+        '    seed_torch(generator(recipe.seed, "dropout", step).initial_seed(), images.device)\n',
         "",
         "training/test_resume.py::test_stopped_after_every_step_it_ends_with_the_same_bits",
     ),
@@ -117,6 +117,25 @@ MUTANTS = (
         ")",
         "data/test_batches.py::test_a_worker_flushes_denormals_as_the_trainer_does",
     ),
+    Mutant(
+        "training/precision.py",
+        "        return Timing(*times) if whole else None",
+        "        return None",
+        "training/test_resume.py::test_a_timer_that_flips_changes_no_bit",
+    ),
+    Mutant(
+        "training/session.py",
+        '    return precision if precision in ("fp32", "bf16") else None',
+        "    return None",
+        "test_run.py::test_the_format_that_a_run_recorded_holds_before_its_first_checkpoint",
+    ),
+    # A run leaves no trace in the caller's program
+    Mutant(
+        "training/seeding.py",
+        "        torch.set_rng_state(cpu_state)\n",
+        "        pass\n",
+        "test_run.py::test_the_random_numbers_of_the_caller_go_on_as_if_nothing_had_been",
+    ),
     # A run stops with a sentence, and keeps what is good
     Mutant(
         "training/state.py",
@@ -137,7 +156,7 @@ MUTANTS = (
         "training/test_health.py::test_a_dead_network_is_recognised_within_its_patience",
     ),
     Mutant(
-        "run.py",
+        "training/session.py",
         "    if stored != dataset.fingerprint:",
         "    if False:",
         "test_run.py::test_other_images_are_refused",

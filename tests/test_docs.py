@@ -93,7 +93,8 @@ def cut_short(argv: list[str]) -> list[str]:
     """The words of a command with training cut to what the page says of its length, or else to one epoch."""
     if argv[:1] != ["train"] or "--resume" in argv or "--help" in argv:
         return argv
-    return [*argv, *(f"--set={key}=1" for key in BRIEF if not any(word.startswith(f"{key}=") for word in argv))]
+    told = {word.removeprefix("--").partition("=")[0] for word in argv}
+    return [*argv, *(f"--set={key}=1" for key in BRIEF if key not in told)]
 
 
 def run_page(blocks: list[Block], folder: Path) -> None:
@@ -218,6 +219,7 @@ def test_a_wrong_block_is_caught(block: Block, tmp_path: Path) -> None:
 def test_training_is_cut_short_unless_the_page_says_how_long() -> None:
     assert cut_short(["train", "digits"]) == ["train", "digits", "--set=epochs=1", "--set=min_steps=1"]
     assert cut_short(["train", "digits", "--set", "epochs=2"])[-2:] == ["epochs=2", "--set=min_steps=1"]
+    assert cut_short(["train", "digits", "--epochs", "2"])[-2:] == ["2", "--set=min_steps=1"]
     assert cut_short(["train", "digits", "--resume"]) == ["train", "digits", "--resume"]
     assert cut_short(["predict", "a"]) == ["predict", "a"]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import random
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 import torch
 
 import mlpconv.run
+import mlpconv.training.session
 from mlpconv.bundle import load
 from mlpconv.data import Dataset, Split, make_dataset
 from mlpconv.errors import CheckpointError, DataError, MissingSplit, MlpconvError, RunFolderError, UsageError
@@ -125,6 +128,14 @@ def test_the_classifier_is_that_of_the_model_file():
     assert tuple(again.input_size) == (3, 9, 9)
 
 
+@pytest.mark.parametrize(("share", "name"), [(0.2, "val"), (0, "train")])
+def test_a_run_says_in_one_line_where_it_is_and_how_good(share: float, name: str):
+    run = fit(colours(), TINY, out="mine", val_fraction=share)
+    best = run.classifier.info["metrics"]
+    accuracy = best[f"{name}_accuracy"]
+    assert repr(run) == f"<Run in 'mine': epoch {best['epoch']} of 2 kept, {name}_accuracy {accuracy:.4f}>"
+
+
 def test_two_runs_of_one_recipe_have_the_same_bits_and_another_seed_has_not():
     runs = [
         fit(colours(), TINY, dropout=0.3, flip="random", crop=1, **more) for more in ({}, {"workers": 2}, {"seed": 1})
@@ -198,8 +209,8 @@ def test_every_kind_of_setting_trains_and_loads(settings: dict[str, Any]):
 
 def test_the_first_layer_is_whitened_with_images_of_every_class(monkeypatch: pytest.MonkeyPatch):
     seen: list[torch.Tensor] = []
-    monkeypatch.setattr(mlpconv.run, "WHITENING_VALUES", 3 * 9 * 9 * 12)
-    monkeypatch.setattr(mlpconv.run, "whiten", lambda _layer, images: seen.append(images))
+    monkeypatch.setattr(mlpconv.training.session, "WHITENING_VALUES", 3 * 9 * 9 * 12)
+    monkeypatch.setattr(mlpconv.training.session, "whiten", lambda _layer, images: seen.append(images))
     data = colours(99)
     order = np.argsort(data.split("train").labels, kind="stable")  # as a folder of class folders is read
     split = data.split("train")
@@ -302,11 +313,131 @@ def test_other_images_are_refused(other: Dataset):
         fit(other, resume=True)
 
 
-def test_there_must_be_a_run_to_go_on_with(tmp_path: Path):
-    with pytest.raises(RunFolderError, match=r"there is no run runs/colours-\*"):
-        fit(colours(), resume=True)
-    with pytest.raises(RunFolderError, match="holds no run"):
-        fit(colours(), resume=True, out=tmp_path)
+@pytest.mark.parametrize("out", [None, "mine", "deep/down"])
+def test_where_there_is_nothing_to_resume_the_run_starts_and_says_so(tmp_path: Path, out: str | None):
+    notes, again = Notes(), Notes()
+    first = fit(colours(), TINY, out=out, resume=True, progress=notes)
+    where = Path(out or "runs/colours-001")
+    assert f"There is nothing to resume in {where} yet: the run starts from its first step." in notes.texts
+    assert fit(colours(), TINY, out=out, resume=True, progress=again).history == first.history
+    assert not any("nothing to resume" in text for text in again.texts)
+
+
+def test_a_folder_of_other_things_is_neither_resumed_nor_touched(tmp_path: Path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(RunFolderError, match=r"holds no run .no recipe.json.; it holds thesis.txt"):
+        fit(colours(), TINY, resume=True, out=tmp_path)
+    assert os.listdir(tmp_path) == ["thesis.txt"]
+
+
+# --- the same bits at every moment
+
+
+def test_the_format_that_a_run_recorded_holds_before_its_first_checkpoint(monkeypatch: pytest.MonkeyPatch):
+    auto = TINY.with_settings(precision="auto")
+    chosen = iter(["bf16", "bf16", "fp32", "fp32"])  # a timer that flips
+    monkeypatch.setattr(mlpconv.training.session, "choose_precision", lambda *_: (next(chosen), "precision, as timed"))
+    straight = fit(colours(), auto, out="straight")
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlpconv.training.session.Trainer, "run", die)  # the kill, with no step done
+        with pytest.raises(KeyboardInterrupt):
+            fit(colours(), auto, out="killed")
+    notes = Notes()
+    killed = fit(colours(), auto, out="killed", resume=True, progress=notes)
+    assert "precision bf16, as this run began" in notes.texts
+    weights = [load(run.folder / "model.safetensors").model.state_dict() for run in (straight, killed)]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    environment = json.loads((killed.folder / "environment.json").read_text())
+    assert environment["precision"] == "bf16"
+
+
+def test_a_run_that_goes_on_in_another_place_is_told_what_differs(monkeypatch: pytest.MonkeyPatch):
+    run = fit(colours(), TINY)
+    path = run.folder / "environment.json"
+    then = json.loads(path.read_text())
+    for damage, words in (
+        ({"threads": 977}, r"This run began with threads 977, and goes on with \d+: the last bits"),
+        ({"cpu": "another"}, "This run began with cpu another, and goes on with"),
+        ({"versions": {"torch": "0"}}, "This run began with torch 0, and goes on with"),
+        ({"versions": None}, "This run began with torch None"),
+    ):
+        notes = Notes()
+        path.write_text(json.dumps(then | damage))
+        fit(colours(), resume=True, progress=notes)
+        assert [text for text in notes.texts if re.match(words, text)], notes.texts
+    path.write_text("{")
+    assert fit(colours(), resume=True).history == run.history
+
+
+# --- what a person asked for
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "epochs"),
+    [
+        (TINY.with_settings(min_steps=30), {}, 15),  # of 27 images, two steps each
+        (TINY.with_settings(min_steps=30), {"epochs": 3}, 3),
+        (TINY.with_settings(min_steps=30), {"epochs": 3, "min_steps": 8}, 4),
+        (TINY.with_settings(min_steps=30), {"min_steps": 8}, 4),
+        (TINY.with_settings(min_steps=30), {"epochs": 1, "lr": 0.01}, 1),
+        ("mine.json", {}, 15),
+        ("mine.json", {"epochs": 3}, 3),
+        ("fast", {"epochs": 1, "model": "nin_tiny", "width": 0.2, "batch_size": 16}, 1),
+    ],
+)
+def test_epochs_of_a_person_count_more_than_steps_of_a_recipe(recipe: Any, settings: dict[str, Any], epochs: int):
+    mine = TINY.with_settings(min_steps=30).to_dict()
+    Path("mine.json").write_text(json.dumps({"settings": mine}))
+    run = fit(colours(), recipe, **settings)
+    assert len(run.history) == epochs
+    for again in ({}, settings, {"epochs": epochs}):
+        assert len(fit(colours(), resume=True, **again).history) == epochs
+    assert len(fit(colours(), recipe, resume=True, **settings).history) == epochs
+    with pytest.raises(RunFolderError, match=f"started with epochs={epochs}, now epochs=7 is asked for"):
+        fit(colours(), resume=True, epochs=7)
+
+
+# --- the caller's random numbers
+
+
+def draws() -> list[float]:
+    """The next number of each generator that a program may draw from."""
+    return [float(torch.rand(1)), float(np.random.random_sample()), random.random()]  # noqa: NPY002
+
+
+@pytest.mark.parametrize("ends", ["well", "in an error", "in a collapse"])
+def test_the_random_numbers_of_the_caller_go_on_as_if_nothing_had_been(ends: str):
+    def search() -> list[float]:
+        torch.manual_seed(5)
+        np.random.seed(5)  # noqa: NPY002
+        random.seed(5)
+        return draws()
+
+    expected = [*search(), *draws()]
+    found = search()
+    if ends == "well":
+        fit(colours(), TINY, dropout=0.5, mixup=0.3, epochs=1)
+    elif ends == "in an error":
+        with pytest.raises(UsageError):
+            fit(colours(), TINY, head="fc", sizes=(7, 9))
+    else:
+        with pytest.raises(MlpconvError):
+            fit(colours(), TINY, lr=1e6, momentum=0.99, epochs=50, schedule="constant")
+    assert [*found, *draws()] == expected
+
+
+def test_a_gpu_that_nobody_has_used_is_not_seeded(monkeypatch: pytest.MonkeyPatch):
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    monkeypatch.setattr(torch.cuda, "manual_seed", seeds.append)
+    fit(colours(), TINY, dropout=0.5, epochs=1)
+    assert seeds == []
+    torch.manual_seed(1)
+    assert seeds == [1]
 
 
 def test_a_run_without_any_checkpoint_begins_anew():

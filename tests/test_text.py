@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlpconv.text import composed, natural, printable
+from mlpconv.text import Wording, composed, natural, option, printable, resume_hint, worded
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,22 @@ def test_names_are_sorted_by_the_value_of_their_numbers(names: list[str]) -> Non
 
 def test_an_accented_letter_has_one_spelling() -> None:
     assert composed("e\u0301") == composed("\u00e9") == "\u00e9"
+
+
+def test_options_are_named_as_keyword_arguments() -> None:
+    assert option("out", "FOLDER") == "out=FOLDER"
+    assert option("device", "cpu") == "device='cpu'"
+    assert option("resume", True) == "resume=True"
+    assert option("epochs", 7) == "epochs=7"
+    assert resume_hint("my run") == "To resume the run, pass out='my run', resume=True."
+
+
+def test_a_caller_puts_words_of_its_own_in_place_and_takes_them_back() -> None:
+    class Shell(Wording):
+        def option(self, name: str, value: object) -> str:
+            return f"--{name} {value}"
+
+    with pytest.raises(ZeroDivisionError), worded(Shell()):
+        assert resume_hint("r") == "To resume the run, pass --out r, --resume True."
+        raise ZeroDivisionError
+    assert option("out", "r") == "out='r'"

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 import mlpconv
-import mlpconv.run
 from contenders import Settings
 from contenders.images import CLASSES, images
 from contenders.rounds import Rounds
 from mlpconv.data.batches import Batch
 from mlpconv.data.dataset import Split, make_dataset
 from mlpconv.training import Progress, Recipe, find_recipe
+from mlpconv.training.step import Pipeline
 
 __all__ = ["recipe_of", "train"]
 
@@ -74,10 +74,10 @@ def train(rounds: Rounds, settings: Settings, *, kind: str, precision: str) -> N
 
 def _watch_input(rounds: Rounds) -> None:
     """Time the making of each batch where the trainer makes it."""
-    make = mlpconv.run.Pipeline.__call__
+    make = Pipeline.__call__
 
-    def timed(pipeline: mlpconv.run.Pipeline, step: int) -> Batch:
+    def timed(pipeline: Pipeline, step: int) -> Batch:
         with rounds.input():
             return make(pipeline, step)
 
-    mlpconv.run.Pipeline.__call__ = timed
+    Pipeline.__call__ = timed

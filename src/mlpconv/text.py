@@ -1,11 +1,14 @@
-"""Text that came from files, such as the names of files and classes, made fit to be shown."""
+"""Text that came from files, made fit to be shown; and messages in the words of whoever called: Python or a shell."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
-__all__ = ["composed", "natural", "printable"]
+__all__ = ["Wording", "composed", "natural", "option", "printable", "resume_hint", "worded"]
 
 JOINERS = "\u200c\u200d"
 """Invisible, and yet whole scripts and many emoji are not written without them."""
@@ -39,3 +42,40 @@ def natural(text: str) -> tuple[list[str | int], str]:
     parts: list[str | int] = list(re.split(r"(\d+)", text))
     parts[1::2] = [int(digits) for digits in parts[1::2]]
     return parts, text
+
+
+class Wording:
+    """How messages name the options of `mlpconv.fit`: as keyword arguments. The command line puts its own in place."""
+
+    def option(self, name: str, value: object) -> str:
+        """Return an option with a value to pass; a value in capitals is a placeholder, as in out=FOLDER."""
+        placeholder = isinstance(value, str) and value.isupper()
+        return f"{name}={value if placeholder else repr(value)}"
+
+    def resume_hint(self, folder: object) -> str:
+        """Return a sentence that says how to resume the run in a folder."""
+        return f"To resume the run, pass {self.option('out', str(folder))}, {self.option('resume', True)}."
+
+
+_WORDING: ContextVar[Wording] = ContextVar("wording")
+_PYTHON = Wording()
+
+
+def option(name: str, value: object) -> str:
+    """Return an option of `fit` as the caller would write it: out=FOLDER in Python, --out FOLDER in a shell."""
+    return _WORDING.get(_PYTHON).option(name, value)
+
+
+def resume_hint(folder: object) -> str:
+    """Return a sentence, in the words of the caller, that says how to resume the run in a folder."""
+    return _WORDING.get(_PYTHON).resume_hint(folder)
+
+
+@contextmanager
+def worded(wording: Wording) -> Iterator[None]:
+    """Let the messages of this thread speak in other words for as long as the context lasts."""
+    token = _WORDING.set(wording)
+    try:
+        yield
+    finally:
+        _WORDING.reset(token)

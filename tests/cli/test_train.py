@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from rich.console import Console
 import mlpconv
 from mlpconv.cli import main
 from mlpconv.cli.progress import JsonLines, Lines, TerminalBar, line, watch
-from mlpconv.errors import Interrupted
+from mlpconv.errors import Interrupted, RunFolderError
+from mlpconv.text import option, resume_hint
+from mlpconv.training import Recipe
 
 QUICK = ("--set", "epochs=1", "width=0.25", "precision=fp32")
 ROW: dict[str, Any] = {
@@ -86,7 +89,6 @@ def test_what_a_data_set_has_to_say_is_said(here: Path, capsys: pytest.CaptureFi
     [
         (["nosuch"], 2, "no folder and no data set"),
         (["digits", "--set", "lrr=1"], 2, "did you mean 'lr'"),
-        (["digits", "--set", "lr"], 2, "give key=value"),
         (["digits", "--set", "lr=fast"], 2, "a number"),
         (["digits", "--recipe", "fats"], 2, "did you mean 'fast'"),
         (["digits", "--recipe", "paper"], 2, "not for 'digits'"),
@@ -94,9 +96,14 @@ def test_what_a_data_set_has_to_say_is_said(here: Path, capsys: pytest.CaptureFi
         (["digits", "--on-collapse", "pray"], 2, "repair"),
         (["digits", "--device", "cuda"], 2, "no GPU"),
         (["digits", "--set", "model=nin_cifar11"], 2, "nin_cifar10"),
-        (["digits", "--resume"], 1, "no run"),
-        (["digits", "--out", "full"], 1, "has content"),
-        (["digits", "--out", "full", "--resume"], 1, "holds no run"),
+        (["digits", "--set", "lr"], 2, "give key=value"),
+        (["digits", "--epochs", "3", "--set", "epochs=4"], 2, "--epochs 3 and --set epochs=4 differ"),
+        (["digits", "--out", "full"], 1, "has content already: choose another folder, --out FOLDER."),
+        (
+            ["digits", "--out", "full", "--resume"],
+            1,
+            "holds no run (no recipe.json); it holds mine.txt: choose",
+        ),
         (["full"], 1, ""),
     ],
 )
@@ -117,11 +124,89 @@ def test_every_mistake_is_one_sentence_and_makes_nothing(
 
 def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted(*_: object, **__: object) -> None:
-        raise Interrupted("stopped after step 3 of 9; everything up to there is saved.", 2, Path("my run"))
+        raise Interrupted(f"stopped after step 3 of 9. {resume_hint(Path('my run'))}", 2, Path("my run"))
 
     monkeypatch.setattr("mlpconv.run.fit", interrupted)
-    assert main(["train", "digits"]) == 130
-    assert "mlpconv train digits --out 'my run' --resume" in capsys.readouterr().err
+    assert main(["train", "digits", "--data", "my data"]) == 130
+    said = capsys.readouterr().err
+    assert "To go on: mlpconv train digits --data 'my data' --out 'my run' --resume\n" in said
+
+
+def test_messages_name_the_options_of_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {"out": "FOLDER", "resume": True, "on_collapse": "repair", "norm": "batch", "last_relu": False, "clip": 1.5}
+
+    def refused(*_: object, **__: object) -> None:
+        raise RunFolderError("; ".join(option(name, value) for name, value in names.items()))
+
+    monkeypatch.setattr("mlpconv.run.fit", refused)
+    assert main(["train", "digits"]) == 1
+    wanted = "--out FOLDER; --resume; --on-collapse repair; --set norm=batch; --set last_relu=false; --set clip=1.5"
+    assert capsys.readouterr().err == f"mlpconv: {wanted}\n"
+    assert option("out", "FOLDER") == "out=FOLDER"  # and only there
+
+
+FLAGS = ("epochs", "precision", "device", "on_collapse")
+
+
+@pytest.mark.parametrize("name", [item.name for item in fields(Recipe) if item.name not in FLAGS])
+@pytest.mark.parametrize("join", [" ", "="])
+def test_an_option_that_is_a_setting_is_answered_with_how_to_give_it(
+    capsys: pytest.CaptureFixture[str], name: str, join: str
+) -> None:
+    words = f"--{name.replace('_', '-')}{join}7".split()
+    assert main(["train", "digits", *words]) == 2
+    said = " ".join(capsys.readouterr().err.replace("│", "").split())
+    assert f"{name} is a setting of the recipe: --set {name}=7." in said
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--batchsize", "64"], "--set batch_size=64."),
+        (["--nesterov"], "--set nesterov=VALUE."),
+        (["--nesterov", "--json"], "--set nesterov=VALUE."),
+        (["--lr", "-1"], "--set lr=-1."),
+        (["--epoch", "3"], "Did you mean --epochs?"),
+        (["--outt", "r"], "Did you mean --out?"),
+    ],
+)
+def test_an_option_that_nearly_is_one(capsys: pytest.CaptureFixture[str], words: list[str], part: str) -> None:
+    assert main(["train", "digits", *words]) == 2
+    assert part in " ".join(capsys.readouterr().err.replace("│", "").split())
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the pictures and the report, which take most of the time of a short run."""
+    monkeypatch.setattr("mlpconv.run.summarise", lambda *_: None)
+
+
+@pytest.mark.usefixtures("plain")
+def test_epochs_are_those_that_were_asked_for(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, name in enumerate(("red", "blue")):
+        (here / "pictures" / name).mkdir(parents=True)
+        for index in range(10):
+            Image.new("RGB", (11, 11), (40 + index, 0, 200 * number)).save(here / "pictures" / name / f"{index}.png")
+    assert main(["train", "pictures", "--epochs", "3", "--out", "a"]) == 0  # the recipe by itself: a thousand steps
+    told = "3 epochs of the 16 training images are 3 steps, as asked for; the recipe by itself"
+    assert told in capsys.readouterr().out
+    assert main(["train", "pictures", "--set", "epochs=2", "--out", "b"]) == 0
+    assert [len((here / run / "metrics.csv").read_text().splitlines()) - 1 for run in "ab"] == [3, 2]
+    for words in (["--epochs", "3"], [], ["--set", "epochs=3", "min_steps=0"], ["--recipe", "fast", "--epochs", "3"]):
+        assert main(["train", "pictures", "--out", "a", "--resume", *words]) == 0
+    assert main(["train", "pictures", "--out", "a", "--resume", "--epochs", "4"]) == 1
+    assert "was started with epochs=3, now epochs=4 is asked for" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("plain")
+def test_resume_starts_where_there_is_nothing_to_resume(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for out in ([], ["--out", "r"]):
+        for started in (True, False):
+            assert main(["train", "digits", *QUICK, *out, "--resume"]) == 0
+            assert ("There is nothing to resume in" in capsys.readouterr().out) is started
+    assert [path.name for path in (here / "runs").iterdir()] == ["digits-001"]
 
 
 def test_an_epoch_in_one_line() -> None:

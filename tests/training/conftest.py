@@ -111,9 +111,9 @@ def fit_tiny(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
 
     def fit(out: Path, kind: str = "sgd", **options: Any) -> Any:
         settings = EVERYTHING | KINDS[kind] | {"width": 0.1, "epochs": 2, "batch_size": 19, "workers": 0}
-        if options.get("resume"):
+        if options.get("resume") and "recipe" not in options:
             return mlpconv.run.fit(tiny, out=out, **options)
-        return mlpconv.run.fit(tiny, mlpconv.run.Recipe(), out=out, **(settings | options))
+        return mlpconv.run.fit(tiny, out=out, **({"recipe": mlpconv.run.Recipe()} | settings | options))
 
     yield fit
     torch.set_flush_denormal(False)

@@ -182,7 +182,7 @@ def test_whichever_call_of_a_save_fails_the_one_before_stays(
             failed += 1
             assert os.strerror(ERRNOS[name]) in str(error)
             assert f"step {step}" in str(error)
-            assert "--resume" in str(error)
+            assert "resume=True" in str(error)
         found, notes = checkpoint.latest(copy)
         assert (is_step(found, step) and notes == []) or is_step(found, whole)
         save(copy, 4)

@@ -18,9 +18,9 @@ from mlpconv.data import Split
 from mlpconv.data.batches import Order
 from mlpconv.models import create_model
 from mlpconv.preprocessing import Preprocessing
-from mlpconv.run import begin
 from mlpconv.training import Progress, Recipe
 from mlpconv.training.loop import Trainer
+from mlpconv.training.session import begin
 from mlpconv.training.step import Pipeline
 
 META = torch.device("meta")

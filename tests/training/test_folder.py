@@ -26,6 +26,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def resumed(out: Path | None, name: str) -> Path:
+    folder = RunFolder.begun(out, name)
+    assert folder is not None
+    return folder.path
+
+
 # --- names
 
 
@@ -51,7 +57,7 @@ def test_a_name_is_no_pattern(here: Path, name: str):
         folder.write_json("recipe.json", {})
     (here / "runs" / "cats 1-009").mkdir()
     (here / "runs" / "axb-009").mkdir()
-    assert RunFolder.existing(None, name).path.name == f"{name}-002"
+    assert resumed(None, name).name == f"{name}-002"
 
 
 def test_threads_that_start_at_once_get_a_folder_each(here: Path):
@@ -73,16 +79,45 @@ def test_the_newest_run_is_gone_on_with(here: Path):
         folder.mkdir(parents=True)
         (folder / "recipe.json").write_text("{}")
     (here / "runs" / "digits-2000-copy").mkdir()
-    assert RunFolder.existing(None, "digits").path == Path("runs/digits-1000")
+    assert resumed(None, "digits") == Path("runs/digits-1000")
 
 
-def test_without_a_run_there_is_nothing_to_go_on_with(here: Path):
-    with pytest.raises(RunFolderError, match=r"there is no run runs/digits-\* to go on with"):
-        RunFolder.existing(None, "digits")
-    (here / "empty").mkdir()
-    for out in ("empty", "missing"):
-        with pytest.raises(RunFolderError, match=f"{out} holds no run"):
-            RunFolder.existing(here / out, "digits")
+@pytest.mark.parametrize("left", [(), (".lock",), (".lock", "data.json", ".recipe.json.0badcafe.part")])
+def test_where_no_run_began_there_is_nothing_to_resume_and_the_folder_is_taken(here: Path, left: tuple[str, ...]):
+    assert RunFolder.begun(None, "digits") is None
+    assert RunFolder.begun(here / "missing", "digits") is None
+    for out in (here / "mine", here / "runs" / "digits-007"):
+        out.mkdir(parents=True)
+        for name in left:
+            (out / name).write_text("")
+    assert RunFolder.begun(here / "mine", "digits") is None
+    assert RunFolder.new(here / "mine", "digits", reuse=True).path == here / "mine"
+    assert RunFolder.begun(None, "digits") is None
+    assert RunFolder.new(None, "digits", reuse=True).path == Path("runs/digits-007")
+    assert RunFolder.new(None, "digits").path == Path("runs/digits-008")
+
+
+@pytest.mark.parametrize("content", ["notes.txt", "checkpoints", ".hidden", "metrics.csv"])
+def test_what_is_no_run_is_not_resumed_and_not_taken(here: Path, content: str):
+    out = here / "mine"
+    out.mkdir()
+    (out / content).write_text("precious")
+    told = rf"mine holds no run \(no recipe.json\); it holds {content}: choose another folder, out=FOLDER\."
+    with pytest.raises(RunFolderError, match=told):
+        RunFolder.begun(out, "digits")
+    with pytest.raises(RunFolderError, match=r"holds no run .*; it is a file: choose another folder"):
+        RunFolder.begun(out / content, "digits")
+    assert (out / content).read_text() == "precious"
+
+
+def test_a_folder_that_cannot_be_read_is_not_resumed(here: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(_: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    (here / "mine").mkdir()
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(RunFolderError, match=r"mine cannot be read \(Permission denied\): choose another folder"):
+        RunFolder.begun(here / "mine", "digits")
 
 
 # --- content
@@ -98,7 +133,8 @@ def test_a_folder_with_content_is_refused_and_left_alone(here: Path, content: st
     out = here / "mine"
     out.mkdir()
     (out / content).write_text("precious")
-    with pytest.raises(RunFolderError, match="mine has content already: .*--resume"):
+    advice = ", or resume the run in it, resume=True." if content == "recipe.json" else "."
+    with pytest.raises(RunFolderError, match=f"mine has content already: choose another folder, out=FOLDER{advice}$"):
         RunFolder.new(out, "digits")
     with pytest.raises(RunFolderError, match="has content already"):
         refuse_content(out)
@@ -128,7 +164,7 @@ def test_where_no_folder_can_be_made_it_says_why(here: Path, monkeypatch: pytest
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(RunFolderError, match="cannot be made .Read-only file system.: choose another with --out"):
+    with pytest.raises(RunFolderError, match="cannot be made .Read-only file system.: choose another folder, out="):
         RunFolder.new(out, "digits")
 
 

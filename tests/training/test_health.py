@@ -183,7 +183,7 @@ def test_the_words_say_what_happened_and_what_to_do():
     error = explain(2.3026, 10, 77)
     assert isinstance(error, CollapseError)
     assert isinstance(error, TrainingError)
-    for words in ("step 77", "2.3026", "ln(10 classes)", "--on-collapse repair", "last_relu=false", "norm=batch"):
+    for words in ("step 77", "2.3026", "ln(10 classes)", "on_collapse='repair'", "last_relu=False", "norm='batch'"):
         assert words in str(error)
 
 

@@ -1,4 +1,4 @@
-"""The whitened first layer against NumPy, and the choice of a number format, which must not touch the network."""
+"""The whitened first layer against NumPy."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from mlpconv.data.batches import Batch
 from mlpconv.errors import UsageError
-from mlpconv.models import create_model
-from mlpconv.training import Recipe, initialise
-from mlpconv.training.initialise import choose_precision, whiten
+from mlpconv.training.initialise import whiten
 
 
 def pictures(n: int = 211, channels: int = 3, size: int = 15, seed: int = 0) -> torch.Tensor:
@@ -79,54 +76,3 @@ def test_whitening_keeps_layout_and_bias():
 def test_images_smaller_than_the_filters_are_refused():
     with pytest.raises(UsageError, match=r"whiten=true needs images of at least 5x5 pixels.*3x7"):
         whiten(nn.Conv2d(1, 8, 5, padding=2), torch.zeros(2, 1, 3, 7))
-
-
-# --- number format
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    model = create_model("nin_tiny", num_classes=7, in_channels=3, width=0.25, dropout=0.5)
-    return model.to(memory_format=torch.channels_last).train()
-
-
-def batch() -> Batch:
-    return Batch(pictures(13), torch.arange(13) % 7)
-
-
-@pytest.mark.parametrize("precision", ["auto", "fp32", "bf16"])
-def test_choosing_leaves_the_network_as_it_is_to_the_bit(precision: str):
-    model = network()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    choice, sentence = choose_precision(model, batch(), Recipe(precision=precision))
-    assert choice in ("fp32", "bf16")
-    assert precision in ("auto", choice)
-    assert choice in sentence
-    assert set(before) == set(model.state_dict())
-    assert any(name.endswith("num_batches_tracked") for name in before)
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name]), name
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert model.training
-
-
-@pytest.mark.parametrize(("slow", "wanted"), [("fp32", "bf16"), ("bf16", "fp32")])
-def test_auto_takes_the_faster_format_and_says_by_how_much(monkeypatch: pytest.MonkeyPatch, slow: str, wanted: str):
-    asked: list[str] = []
-
-    def timed(_model: nn.Module, _batch: Batch, precision: str) -> float:
-        asked.append(precision)
-        first = asked.count(precision) == 1
-        return 9.0 if first else 0.3 if precision == slow else 0.1
-
-    monkeypatch.setattr(initialise, "time_step", timed)
-    choice, sentence = choose_precision(network(), batch(), Recipe())
-    assert choice == wanted
-    assert "a step of 13 images takes 100 ms, 3.00 times" in sentence
-    assert slow in sentence
-    assert asked == ["fp32", "bf16"] * 3
-
-
-def test_a_format_that_was_asked_for_is_not_timed(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(initialise, "time_step", lambda *_: pytest.fail("timed"))
-    assert choose_precision(network(), batch(), Recipe(precision="bf16")) == ("bf16", "precision bf16, as asked")

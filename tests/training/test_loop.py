@@ -364,7 +364,7 @@ def kill(case: Case) -> None:
 def test_a_collapse_stops_the_run_within_an_epoch_in_plain_words(tmp_path: Path):
     case = Case(tmp_path, BASE.with_settings(norm="none"), last_relu=True)
     kill(case)
-    with pytest.raises(CollapseError, match=r"collapsed by step 2: the loss sits at 1\.0986.*--on-collapse repair"):
+    with pytest.raises(CollapseError, match=r"collapsed by step 2: the loss sits at 1\.0986.*on_collapse='repair'"):
         case.run()
     assert case.watcher.said[-1] == ("end",)
 
@@ -444,7 +444,7 @@ def test_a_network_that_learns_nothing_is_warned_of_or_made_anew(
     else:
         assert len(notes) == 19
         assert re.match(r"step 10: the loss of this epoch \(1\.\d+\) is still that of guessing", notes[0])
-        assert "--on-collapse repair" in notes[0]
+        assert "on_collapse='repair'" in notes[0]
         assert losses[-1] == pytest.approx(math.log(K), abs=0.03)
 
 

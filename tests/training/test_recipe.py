@@ -252,7 +252,7 @@ def test_a_setting_of_the_command_line_is_split(text: str, key: str, value: Any)
 
 @pytest.mark.parametrize("text", ["", "lr", "=0.5", "lr:0.5"])
 def test_a_setting_without_an_equals_sign_is_refused(text: str):
-    with pytest.raises(UsageError, match="give key=value, like --set lr=0.05"):
+    with pytest.raises(UsageError, match="give key=value, like lr=0.05"):
         parse_setting(text)
 
 

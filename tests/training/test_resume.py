@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
@@ -15,8 +16,9 @@ from typing import Any
 import pytest
 
 from mlpconv.errors import Interrupted
-from mlpconv.training import checkpoint
+from mlpconv.training import checkpoint, precision
 from mlpconv.training.progress import Progress
+from mlpconv.training.recipe import Recipe
 
 Results = dict[str, Any]
 Read = Callable[[Path], Results]
@@ -47,10 +49,8 @@ def reference(
 
 
 def order(reference: Reference, folder: Path) -> list[object]:
-    """The command that starts the run, or goes on with it where there is one."""
-    if (folder / "recipe.json").exists():
-        return ["train", "digits", "--out", folder, "--resume"]
-    return ["train", "digits", "--recipe", reference.recipe, "--out", folder]
+    """The command that a script repeats until it is done: it starts the run, or resumes it where it has begun."""
+    return ["train", "digits", "--recipe", reference.recipe, "--out", folder, "--resume"]
 
 
 def finish(trainers: Any, reference: Reference, folder: Path) -> None:
@@ -92,6 +92,19 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(
         runs += 1
         kills += batter(trainers, reference, results, tmp_path / f"run-{runs}", draw)
     assert kills >= 10
+
+
+def test_killed_when_each_file_about_the_run_appears_the_same_command_ends_with_the_same_bits(
+    trainers: Any, reference: Reference, results: Read, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    for file in (".lock", "data.json", "recipe.json", "environment.json"):
+        ended = trainers(*order(reference, folder), plain=True, signal=signal.SIGKILL, when=str(folder / file))
+        assert ended.code == -signal.SIGKILL, ended.output
+        assert not (folder / "metrics.csv").exists()  # not one epoch was done
+        check_folder(folder)
+    finish(trainers, reference, folder)
+    assert results(folder) == reference.results
 
 
 @pytest.mark.slow
@@ -144,15 +157,12 @@ def dying_run(
     kind: str,
     **settings: Any,
 ) -> list[str]:
-    """Train, or go on, while `act` comes before each file call; returns the names of the calls."""
+    """Train, or resume, while `act` comes before each file call; returns the names of the calls."""
     with monkeypatch.context() as patch:
         calls = faults.FileCalls(act)
         calls.install(lambda owner, name, value: patch.setattr(owner, name, value, raising=False))
         try:
-            if (folder / "recipe.json").exists():
-                fit(folder, kind, resume=True)
-            else:
-                fit(folder, kind, **settings)
+            fit(folder, kind, resume=True, recipe=Recipe(), **settings)
         except faults.Killed:
             calls.names.append("killed")
     return list(calls.names)
@@ -197,6 +207,35 @@ def test_lives_of_a_few_file_calls_add_up_to_the_same_bits(
         assert lives < 20
     assert lives >= 3
     assert results(folder) == straight
+
+
+def test_a_timer_that_flips_changes_no_bit(
+    fit_tiny: Callable[..., Any],
+    faults: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    results: Read,
+    tmp_path: Path,
+    kind: str,
+) -> None:
+    """Large networks are timed: repeated runs, and runs that die at some file call, on a machine with moods."""
+    formats = itertools.cycle(["fp32", "bf16"])
+
+    def moody(_model: object, _batch: object, name: str) -> float:
+        return 0.1 if name == mood else 0.3
+
+    monkeypatch.setenv("MLPCONV_DATA", str(tmp_path / "cache"))
+    monkeypatch.setattr(precision, "LEAST_WORK", 1)
+    monkeypatch.setattr(precision, "time_step", moody)
+    mood = next(formats)
+    fit_tiny(tmp_path / "straight", kind, precision="auto", epochs=1)
+    straight = results(tmp_path / "straight")
+    for life in (2, 11, 23, 31):  # before and after each file that tells of the run
+        folder = tmp_path / f"dies-at-{life}"
+        mood = next(formats)
+        dying_run(fit_tiny, faults, monkeypatch, faults.die_at(life), folder, kind, precision="auto", epochs=1)
+        mood = next(formats)
+        dying_run(fit_tiny, faults, monkeypatch, lambda _: None, folder, kind, precision="auto", epochs=1)
+        assert results(folder) == straight
 
 
 class SignalAt(Progress):

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, CycloptsPanel, Parameter, UnknownOptionError
 
 from mlpconv import __version__
 from mlpconv.errors import MlpconvError
@@ -51,10 +51,23 @@ def make_app(asked: str | None = None) -> App:
         default_parameter=Parameter(negative_iterable=(), show_default=_default_worth_saying),
         help_format="plaintext",  # markdown would cost a tenth of the start-up
         suppress_keyboard_interrupt=False,
+        error_formatter=_panel,
     )
     for position, (verb, (path, line)) in enumerate(VERBS.items()):
         app.command(path, name=verb, help=None if verb == asked else line, sort_key=position)
     return app
+
+
+def _panel(error: CycloptsError) -> object:
+    """What is shown of a wrong command line: to an unknown option that a recipe has as a setting, how to give it."""
+    words = list(error.root_input_tokens or ())
+    if isinstance(error, UnknownOptionError) and words[:1] == ["train"]:
+        from mlpconv.cli.train import hint
+
+        option = error.token.keyword or error.token.value
+        if advice := hint(option, words):
+            return CycloptsPanel(f"Unknown option: {option}. {advice}.")
+    return CycloptsPanel(error)
 
 
 def _default_worth_saying(value: object) -> str | None:
@@ -101,7 +114,7 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError):
         return _explain_os_error(error), FAILED
     if isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error):
-        return "out of memory: try a smaller --batch-size, fewer or smaller images, or a smaller network.", FAILED
+        return "out of memory: try smaller batches, fewer or smaller images, or a smaller network.", FAILED
     cause = error.__cause__ or error  # cyclopts wraps what a verb's module could not import
     if isinstance(cause, ModuleNotFoundError) and cause.name and not cause.name.startswith("mlpconv"):
         return f"the Python package {cause.name!r} is missing: install it with pip install {cause.name}", FAILED

@@ -137,5 +137,6 @@ def _not_found(entry: Published, root: Path) -> str:
     state = "" if root.is_dir() else ", which is not a folder"
     return (
         f"{entry.name} is not here: looked for {looked} in {str(root)!r} and its {entry.folder}{state}. "
-        f"Fetch it with `mlpconv data prepare {entry.name}`, or say where it lies with --data DIR."
+        f"Fetch it with `mlpconv data prepare {entry.name}`, or say where it lies: --data DIR, or from Python "
+        "data_root= (fit) or root= (open_data)."
     )

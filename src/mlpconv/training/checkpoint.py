@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mlpconv.errors import CheckpointError
 from mlpconv.files import fsync_folder, json_bytes, write_synced
+from mlpconv.text import resume_hint
 
 __all__ = ["Checkpoint", "latest", "save"]
 
@@ -49,7 +50,7 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: 
     except OSError as error:
         raise CheckpointError(
             f"the checkpoint of step {step} could not be written to {folder} ({error.strerror}); the ones before it "
-            "are kept. Make room or give the folder write permission, then go on with --resume."
+            f"are kept. Make room or give the folder write permission. {resume_hint(folder.parent)}"
         ) from error
     return target
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["describe"]
+__all__ = ["cpu_name", "describe", "differences"]
 
 PACKAGES = ("mlpconv", "torch", "numpy", "pillow", "safetensors")
 
@@ -28,6 +29,17 @@ def describe() -> dict[str, Any]:
         "versions": {name: installed(name) for name in PACKAGES},
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Name what decides the order of sums and is no longer as it was: processor, threads, GPU, torch."""
+    for key in ("cpu", "gpu", "threads"):
+        if then.get(key) != now[key]:
+            yield f"{key} {then.get(key)}, and goes on with {now[key]}"
+    versions = then.get("versions")
+    torch_then = versions.get("torch") if isinstance(versions, Mapping) else None
+    if torch_then != now["versions"]["torch"]:
+        yield f"torch {torch_then}, and goes on with {now['versions']['torch']}"
 
 
 def cpu_name() -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from mlpconv.errors import RunFolderError
 from mlpconv.files import json_bytes, write_atomic
+from mlpconv.text import option, printable
 from mlpconv.training.progress import COLUMNS, Row
 
 __all__ = ["RunFolder", "refuse_content"]
@@ -22,7 +23,7 @@ __all__ = ["RunFolder", "refuse_content"]
 RUNS = Path("runs")
 MOST_RUNS = 100_000
 LONGEST_JSON = 64 << 20
-LOCK = ".lock"
+LOCK, RECIPE = ".lock", "recipe.json"
 
 
 class RunFolder:
@@ -35,34 +36,42 @@ class RunFolder:
         self.model = path / "model.safetensors"
 
     @classmethod
-    def new(cls, out: Path | None, name: str) -> RunFolder:
-        """Make an empty folder: `out`, or the next free runs/NAME-001; raises RunFolderError if `out` has content."""
+    def new(cls, out: Path | None, name: str, reuse: bool = False) -> RunFolder:
+        """Make an empty folder: `out`, or the next free runs/NAME-001; raises RunFolderError if `out` has content.
+
+        With `reuse` the newest runs/NAME-* is taken instead where its run never began.
+        """
         try:
+            if out is None and reuse:
+                out = newest(name)
             if out is None:
                 return cls(next_free(name))
             refuse_content(out)
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFolderError(
-                f"the run folder {out or RUNS} cannot be made ({error.strerror}): choose another with --out."
+                f"the run folder {out or RUNS} cannot be made ({error.strerror}): {elsewhere()}."
             ) from error
         return cls(out)
 
     @classmethod
-    def existing(cls, out: Path | None, name: str) -> RunFolder:
-        """The folder of a run to go on with: `out`, or the newest runs/NAME-*; RunFolderError if there is none."""
-        if out is None:
-            runs = runs_of(name)
-            if not runs:
-                raise RunFolderError(
-                    f"there is no run runs/{name}-* to go on with: name its folder with --out, or leave out --resume."
-                )
-            out = runs[max(runs)]
-        if not (out / "recipe.json").is_file():
-            raise RunFolderError(
-                f"{out} holds no run (no recipe.json): name the folder of a run with --out, or leave out --resume."
-            )
-        return cls(out)
+    def begun(cls, out: Path | None, name: str) -> RunFolder | None:
+        """The folder of a run to resume, `out` or the newest runs/NAME-*; None where no run has begun there yet.
+
+        Raises RunFolderError where `out` is a file, or holds something else than a run.
+        """
+        path = newest(name) if out is None else out
+        if path is None:
+            return None
+        if (path / RECIPE).is_file():
+            return cls(path)
+        try:
+            content = content_of(path)
+        except OSError as error:
+            raise RunFolderError(f"{path} cannot be read ({error.strerror}): {elsewhere()}.") from error
+        if content:
+            raise RunFolderError(f"{path} holds no run (no {RECIPE}); it {content}: {elsewhere()}.")
+        return None
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -71,9 +80,7 @@ class RunFolder:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except OSError as error:
-            raise RunFolderError(
-                f"{self.path} cannot be written ({error.strerror}): choose another folder with --out."
-            ) from error
+            raise RunFolderError(f"{self.path} cannot be written ({error.strerror}): {elsewhere()}.") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -107,7 +114,7 @@ class RunFolder:
             write_atomic(self.path / name, content)
         except OSError as error:
             raise RunFolderError(
-                f"{self.path / name} cannot be written ({error.strerror}): make room or choose another --out."
+                f"{self.path / name} cannot be written ({error.strerror}): make room, or {elsewhere()}."
             ) from error
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -132,10 +139,28 @@ class RunFolder:
 
 def refuse_content(path: Path) -> None:
     """Raise RunFolderError where `path` holds more than a run leaves that was killed before it began."""
-    if path.exists() and (not path.is_dir() or not all(barely_begun(entry.name) for entry in path.iterdir())):
-        raise RunFolderError(
-            f"{path} has content already: give --out another folder, or go on with the run in it with --resume."
-        )
+    if content_of(path):
+        resumable = f", or resume the run in it, {option('resume', True)}" if (path / RECIPE).is_file() else ""
+        raise RunFolderError(f"{path} has content already: {elsewhere()}{resumable}.")
+
+
+def content_of(path: Path) -> str:
+    """Say what is at `path` beside what a run leaves that was killed before it began; empty where there is nothing."""
+    if not path.is_dir():
+        return "is a file" if os.path.lexists(path) else ""
+    names = sorted(entry.name for entry in path.iterdir() if not barely_begun(entry.name))
+    return f"holds {printable(names[0])}" if names else ""
+
+
+def elsewhere() -> str:
+    """The advice that always helps, in the words of the caller."""
+    return f"choose another folder, {option('out', 'FOLDER')}"
+
+
+def newest(name: str) -> Path | None:
+    """The runs/NAME-NUMBER of the largest number."""
+    runs = runs_of(name)
+    return runs[max(runs)] if runs else None
 
 
 def runs_of(name: str) -> dict[int, Path]:
@@ -159,4 +184,4 @@ def next_free(name: str) -> Path:
         except FileExistsError:  # another trainer was quicker
             continue
         return path
-    raise RunFolderError(f"{RUNS} holds {MOST_RUNS} runs of {name}: give a folder with --out.")
+    raise RunFolderError(f"{RUNS} holds {MOST_RUNS} runs of {name}: {elsewhere()}.")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mlpconv.data.augment import generator
 from mlpconv.errors import CollapseError
 from mlpconv.models.base import Network
+from mlpconv.text import option
 
 __all__ = ["CollapseWatch", "explain", "guessing", "one_answer", "repair"]
 
@@ -81,8 +82,9 @@ def explain(loss: float, num_classes: int, step: int) -> CollapseError:
     return CollapseError(
         f"training collapsed by step {step}: the loss sits at {loss:.4f}, that of guessing (ln({num_classes} classes) "
         f"is {math.log(num_classes):.4f}), because a whole layer is dead (its ReLU outputs are zero for every image), "
-        "so no gradient flows and nothing can be learned any more. Train again with --on-collapse repair, or avoid it: "
-        "--set last_relu=false, a lower lr, or --set norm=batch."
+        "so no gradient flows and nothing can be learned any more. Train again with "
+        f"{option('on_collapse', 'repair')}, or avoid it: {option('last_relu', False)}, a lower lr, or "
+        f"{option('norm', 'batch')}."
     )
 
 

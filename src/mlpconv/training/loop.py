@@ -16,6 +16,7 @@ from mlpconv.data import Split
 from mlpconv.data.batches import Batch, ahead
 from mlpconv.errors import Interrupted, NonFiniteError
 from mlpconv.models.base import Network
+from mlpconv.text import option, resume_hint
 from mlpconv.training import checkpoint, health
 from mlpconv.training.freeze import freeze
 from mlpconv.training.progress import Progress, Row
@@ -134,9 +135,10 @@ class Trainer:
         if self.recipe.on_collapse == "repair" and state.repairs < MOST_REPAIRS:
             self.repair(f"nothing was learned in {steps} steps", batch.images, anew=True)
         else:
-            self.progress.note(
+            cures = [option("on_collapse", "repair"), option("norm", "batch"), option("init", "he")]
+            self.progress.warn(
                 f"step {state.step}: the loss of this epoch ({total / seen:.4f}) is still that of guessing. If it "
-                "stays there, train again with --on-collapse repair, --set norm=batch or --set init=he."
+                f"stays there, train again with {cures[0]}, {cures[1]} or {cures[2]}."
             )
 
     def since_look(self) -> int:
@@ -154,7 +156,7 @@ class Trainer:
         if state.averaged is not None:
             state.averaged.module.load_state_dict(state.model.state_dict())
         which = "all" if anew else "the dead"
-        self.progress.note(
+        self.progress.warn(
             f"step {state.step}: training had collapsed (a loss of guessing; {why}): {which} channels, {revived} of "
             "them, were given new weights, and the rate was halved."
         )
@@ -245,13 +247,14 @@ class Trainer:
             return
         if self.saved_step != self.state.step:
             self.save()
+        folder = self.folder.parent
         stopped = f"stopped after step {self.state.step} of {self.steps}; everything up to there is saved."
-        raise Interrupted(stopped, self.stop.signal, self.folder.parent)
+        raise Interrupted(f"{stopped} {resume_hint(folder)}", self.stop.signal, folder)
 
     def not_finite(self, what: str) -> NonFiniteError:
         state = self.state
         return NonFiniteError(
             f"{what} at step {state.step} (epoch {-(-state.step // self.per_epoch)}): training has stopped, and the "
             f"checkpoints before it are kept in {self.folder}. Train again with a lower rate (now "
-            f"lr={self.recipe.lr:g}), or --set clip=1."
+            f"lr={self.recipe.lr:g}), or {option('clip', 1)}."
         )

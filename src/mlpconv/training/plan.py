@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from mlpconv.data.batches import Order
 from mlpconv.errors import UsageError
+from mlpconv.text import option
 from mlpconv.training.recipe import MOST_EPOCHS, Recipe
 
-__all__ = ["planned", "remarks"]
+__all__ = ["changed", "planned", "remarks"]
 
-MANY = 10  # times the epochs that were asked for, from which a run is told that it has more
+MANY = 10  # times the epochs of the recipe, from which a run is told that it has more
+
+
+def changed(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+    """Return the recipe with the settings of a person; epochs without min_steps are that many.
+
+    A recipe's min_steps was chosen for its own epochs. Raises UsageError for an unknown key or an impossible value.
+    """
+    if "epochs" in settings and "min_steps" not in settings:
+        settings = {**settings, "min_steps": 0}
+    return recipe.with_settings(**settings)
 
 
 def planned(recipe: Recipe, images: int, channels: int) -> Recipe:
@@ -28,17 +41,22 @@ def planned(recipe: Recipe, images: int, channels: int) -> Recipe:
             f"min_steps={recipe.min_steps} needs {epochs:,} epochs of these {images:,} images; at most {MOST_EPOCHS:,} "
             f"are accepted: lower it to {MOST_EPOCHS * per_epoch:,} or less, or make batch_size smaller."
         )
-    return recipe.with_settings(epochs=epochs, flip=flip)
+    return dataclasses.replace(recipe, epochs=epochs, flip=flip)
 
 
-def remarks(asked: Recipe, plan: Recipe, images: int) -> Iterator[str]:
-    """What may surprise in the plan that a recipe came to: one sentence each."""
+def remarks(asked: Recipe, plan: Recipe, images: int, least: int = 0) -> Iterator[str]:
+    """What may surprise in the plan that a recipe came to; `least` is the min_steps that a person's epochs replaced."""
     per_epoch = Order(images, plan.batch_size, plan.seed).steps_per_epoch
     steps = plan.epochs * per_epoch
     if plan.epochs > MANY * asked.epochs:
         yield (
             f"The {images:,} training images make {per_epoch:,} steps an epoch, so min_steps={asked.min_steps} makes "
-            f"{plan.epochs:,} epochs of the {asked.epochs:,} asked for: set min_steps=0 for those."
+            f"{plan.epochs:,} epochs of the {asked.epochs:,} asked for: pass {option('min_steps', 0)} for those."
+        )
+    if steps < least:
+        yield (
+            f"{plan.epochs:,} epochs of the {images:,} training images are {steps:,} steps, as asked for; the recipe "
+            f"by itself takes at least {least:,}, since small sets need more epochs."
         )
     if plan.ema and plan.ema_every > steps:
         yield (

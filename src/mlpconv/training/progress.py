@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["COLUMNS", "Progress", "Row"]
+__all__ = ["COLUMNS", "Progress", "Row", "line"]
 
 Row = dict[str, Any]  # one epoch of the history: a line of metrics.csv
 COLUMNS = (
@@ -22,7 +22,7 @@ COLUMNS = (
 
 
 class Progress:
-    """Silent; the command line draws a bar or prints lines instead."""
+    """Silent; a subclass shows what it likes."""
 
     def begin(self, steps: int, done: int, epochs: int) -> None:
         """Training starts, or goes on after `done` of `steps` steps."""
@@ -36,5 +36,20 @@ class Progress:
     def note(self, text: str) -> None:
         """Something worth a sentence happened."""
 
+    def warn(self, text: str) -> None:
+        """Something happened that a person should know before they trust the result; by default a note."""
+        self.note(text)
+
     def end(self) -> None:
         """Training has ended, in whatever way."""
+
+
+def line(row: Row, epochs: int) -> str:
+    """An epoch in one line of at most a terminal's width."""
+    judged = ""
+    if row["val_accuracy"] is not None:
+        judged = f"  validation: loss {row['val_loss']:.4f}, {row['val_accuracy']:.2%} right"
+    train = f"train: loss {row['train_loss']:.4f}, {row['train_accuracy']:.2%} right"
+    return (
+        f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  {train}{judged}  {row['images_per_second']:,.0f} images/s"
+    )

@@ -69,7 +69,9 @@ class Recipe:
     sizes: tuple[int, ...] = setting((), "small-to-large images: the side for each equal part of the steps")
     # the optimiser
     epochs: int = setting(20, "passes over the training images", 1, MOST_EPOCHS)
-    min_steps: int = setting(0, "at least this many steps: small data get more epochs", 0, 10_000_000)
+    min_steps: int = setting(
+        0, "at least this many steps: small data get more epochs, unless you set epochs", 0, 10_000_000
+    )
     batch_size: int = setting(128, "images a step", 1, 65_536)
     optimizer: Literal["sgd", "adamw", "muon"] = setting("sgd", "the rule of a step")
     lr: float = setting(0.05, "peak learning rate (muon: step as a share of a weight's norm)", 0, 1e6)
@@ -90,7 +92,9 @@ class Recipe:
     ema_every: int = setting(1, "steps between two updates of the average", 1, 10_000)
     # the run
     seed: int = setting(0, "decides order, initialisation, augmentation and dropout", 0, 2**31 - 1)
-    precision: Literal["auto", "fp32", "bf16"] = setting("auto", "number format; auto times both on the first batch")
+    precision: Literal["auto", "fp32", "bf16"] = setting(
+        "auto", "number format; auto: bf16 where this machine is clearly faster in it"
+    )
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where to train")
     workers: int = setting(0, "threads that prepare batches ahead; never changes a result", 0, 64)
     eval_every: int = setting(1, "epochs between two validations", 1, MOST_EPOCHS)
@@ -206,7 +210,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
     """Split `key=value` as given on the command line; raises UsageError where there is no `=`."""
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise UsageError(f"--set {shown(text)} is not accepted: give key=value, like --set lr=0.05.")
+        raise UsageError(f"the setting {shown(text)} is not accepted: give key=value, like lr=0.05.")
     key = key.strip().replace("-", "_")
     # A Literal such as norm=none means the word, not null.
     return key, value.strip() if value.strip() == "none" and key in ("norm", "flip") else from_text(value.strip())

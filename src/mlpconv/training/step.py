@@ -18,6 +18,7 @@ from mlpconv.models.googlenet import GoogLeNet
 from mlpconv.preprocessing import Preprocessing
 from mlpconv.training.optim import Optimizers
 from mlpconv.training.recipe import Recipe
+from mlpconv.training.seeding import seed_torch
 
 __all__ = ["Outcome", "Pipeline", "autocast", "train_step"]
 
@@ -85,8 +86,8 @@ def train_step(
     model: Network, optimizers: Optimizers, batch: Batch, recipe: Recipe, step: int, precision: str
 ) -> Outcome:
     """Move the weights once; dropout draws from a generator keyed by (seed, step)."""
-    torch.manual_seed(generator(recipe.seed, "dropout", step).initial_seed())
     images, labels = batch
+    seed_torch(generator(recipe.seed, "dropout", step).initial_seed(), images.device)
     optimizers.zero_grad()
     if recipe.mixup:
         targets = F.one_hot(labels, model.num_classes).float()

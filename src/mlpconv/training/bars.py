@@ -1,0 +1,110 @@
+"""Bars that show a training run to a person: in a terminal, and in a notebook."""
+
+from __future__ import annotations
+
+import html
+import time
+from importlib import import_module
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from mlpconv.training.progress import Progress, Row, line
+
+__all__ = ["NotebookBar", "TerminalBar"]
+
+REDRAWN_AFTER = 0.2  # seconds between two drawings of a notebook's bar: each is a message to a browser
+
+
+class TerminalBar(Progress):
+    """A bar over all steps with loss, accuracy, images a second and the time left; a line for each epoch above it."""
+
+    def __init__(self, stderr: bool = False) -> None:
+        self.console = Console(highlight=False, stderr=stderr)
+        self.bar = Bar(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %  loss {task.fields[loss]:.3f}  {task.fields[accuracy]:.1%}"),
+            TextColumn("{task.fields[speed]:,.0f} images/s"),
+            TimeRemainingColumn(compact=True),
+            console=self.console,
+            transient=True,
+        )
+        self.task: TaskID | None = None
+        self.per_epoch, self.epochs = 1, 1
+
+    def begin(self, steps: int, done: int, epochs: int) -> None:
+        self.per_epoch, self.epochs = max(steps // epochs, 1), epochs
+        first = f"{done // self.per_epoch + 1}/{epochs}"
+        self.task = self.bar.add_task("", total=steps, completed=done, epoch=first, loss=0.0, accuracy=0.0, speed=0.0)
+        self.bar.start()
+
+    def step(self, step: int, loss: float, accuracy: float, images: int) -> None:
+        if self.task is not None:
+            task = self.bar.tasks[0]
+            epoch = f"{(step - 1) // self.per_epoch + 1}/{self.epochs}"
+            within = (step - 1) % self.per_epoch + 1
+            speed = (task.speed or 0.0) * images / within
+            self.bar.update(self.task, completed=step, epoch=epoch, loss=loss, accuracy=accuracy, speed=speed)
+
+    def epoch(self, row: Row, epochs: int) -> None:
+        self.console.print(line(row, epochs))
+
+    def note(self, text: str) -> None:
+        self.console.print(text, style="dim", markup=False)
+
+    def end(self) -> None:
+        self.bar.stop()
+
+
+class NotebookBar(Progress):
+    """A bar over all steps, and the last epoch below it, in one output of a notebook's cell; needs no widgets."""
+
+    def __init__(self) -> None:
+        self.handle: Any = None
+        self.steps = self.epochs = self.per_epoch = 1
+        self.done = 0
+        self.state = self.last = ""
+        self.drawn = self.began = 0.0
+        self.first = 0
+
+    def begin(self, steps: int, done: int, epochs: int) -> None:
+        self.steps, self.done, self.first, self.epochs = steps, done, done, epochs
+        self.per_epoch = max(steps // epochs, 1)
+        self.began = time.monotonic()
+        self.draw()
+
+    def step(self, step: int, loss: float, accuracy: float, images: int) -> None:  # noqa: ARG002
+        self.done = step
+        self.state = f"loss {loss:.3f}  {accuracy:.1%}"
+        if time.monotonic() - self.drawn >= REDRAWN_AFTER:
+            self.draw()
+
+    def epoch(self, row: Row, epochs: int) -> None:
+        self.last = line(row, epochs)
+        self.draw()
+
+    def end(self) -> None:
+        self.draw()
+
+    def text(self) -> str:
+        """Epoch, share of the steps, loss, accuracy and minutes left, in one line."""
+        epoch = min(self.done // self.per_epoch + 1, self.epochs)
+        fresh = self.done - self.first
+        left = (time.monotonic() - self.began) * (self.steps - self.done) / fresh if fresh else 0.0
+        remaining = f"  {left / 60:.1f} min left" if left else ""
+        return f"epoch {epoch}/{self.epochs}  {self.done / self.steps:.0%}  {self.state}{remaining}"
+
+    def draw(self) -> None:
+        """Draw the bar, or draw it anew in its place."""
+        self.drawn = time.monotonic()
+        lines = [self.text(), *([self.last] if self.last else [])]
+        bar = f'<progress value="{self.done}" max="{self.steps}" style="width: 40em"></progress>'
+        page = f"{bar}<pre>{html.escape(chr(10).join(lines))}</pre>"
+        bundle = {"text/plain": chr(10).join(lines), "text/html": page}
+        if self.handle is None:
+            self.handle = import_module("IPython.display").display(bundle, raw=True, display_id=True)
+        else:
+            self.handle.update(bundle, raw=True)
