@@ -42,15 +42,23 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run one operation, and note what its results see."""
-        result = func(*args, **(kwargs or {}))
+        result = self.compute(func, args, kwargs or {})
         call = bind(func, args, kwargs or {}, result)
         if call.outputs:
             self.see(call)
         return result
 
+    def compute(self, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run one operation."""
+        return func(*args, **kwargs)
+
+    def fields_of(self, call: Call) -> tuple[list[Field | None], bool]:
+        """The field of each output of an operation, and whether it is exact."""
+        return fields_after(call, self.fields.get)
+
     def see(self, call: Call) -> list[Field | None]:
         """Note what the outputs of an operation see; where that is an upper bound, its name goes to `bounds`."""
-        fields, exact = fields_after(call, self.fields.get)
+        fields, exact = self.fields_of(call)
         if not exact:
             self.bounds.add(call.name)
         for tensor, field in zip(call.outputs, fields, strict=True):

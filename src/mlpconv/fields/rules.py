@@ -17,7 +17,7 @@ from mlpconv.fields.call import Call
 from mlpconv.fields.field import FIRST, LAST, Axis, Field, Grid, compact, follow, join_grids, merge, squash
 from mlpconv.fields.sliding import SLIDING
 
-__all__ = ["Lookup", "fields_after"]
+__all__ = ["PRODUCTS", "REDUCTIONS", "Lookup", "fields_after", "moves", "ranked"]
 
 Lookup = Callable[[Tensor], "Field | None"]
 
@@ -61,7 +61,12 @@ def fields_after(call: Call, lookup: Lookup) -> tuple[list[Field | None], bool]:
     )
     for out in call.outputs[len(made) :]:  # an index beside a maximum, a mean beside what it normalised
         made.append(made[0] if out.shape == call.outputs[0].shape else tuple(_all_of([a], out.dim()) for a in made[0]))
-    return [tuple(_ranked(a, out.dim()) for a in field) for field, out in zip(made, call.outputs, strict=True)], True
+    return [tuple(ranked(a, out.dim()) for a in field) for field, out in zip(made, call.outputs, strict=True)], True
+
+
+def moves(call: Call) -> bool:
+    """Whether an operation only moves elements about."""
+    return call.func.is_view or call.name in MOVES
 
 
 def _rule(call: Call) -> Callable[..., Axis] | None:
@@ -69,7 +74,7 @@ def _rule(call: Call) -> Callable[..., Axis] | None:
     name = call.name
     if name in _RULES:
         return _RULES[name]
-    if call.func.is_view or name in MOVES:
+    if moves(call):
         hidden = any(index is not None and index.is_meta for index in call.args.get("indices") or ())
         # What a tensor shows of its storage may be less than what is then shown of it.
         return None if hidden or (name == "as_strided" and not _shows_all(call.inputs[0])) else _moved
@@ -91,7 +96,7 @@ def _all_of(axes: Sequence[Axis], rank: int) -> Axis:
     return Axis(torch.full([1] * rank, lo), torch.full([1] * rank, hi))
 
 
-def _ranked(axis: Axis, rank: int) -> Axis:
+def ranked(axis: Axis, rank: int) -> Axis:
     """The same with as many dimensions as the tensor has."""
     missing = [1] * (rank - axis.lo.dim()), [1] * (rank - axis.hi.dim())
     return replace(
