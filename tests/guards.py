@@ -64,8 +64,8 @@ GUARDS = (
     # What a layer costs
     Mutant(
         "analysis/cost.py",
-        '(image if call["transposed"] else out).numel() * each',
-        "out.numel() * each",
+        '(image if call.args.get("transposed") else out).numel() * weight[0].numel()',
+        "out.numel() * weight[0].numel()",
         "analysis/test_profile.py::test_one_layer_counts_as_the_definition_says",
     ),
     Mutant(

@@ -17,7 +17,7 @@ from mlpconv.fields.call import Call
 from mlpconv.fields.field import FIRST, LAST, Axis, Field, Grid, compact, follow, join_grids, merge, squash
 from mlpconv.fields.sliding import SLIDING
 
-__all__ = ["PRODUCTS", "REDUCTIONS", "Lookup", "fields_after", "moves", "ranked"]
+__all__ = ["PRODUCTS", "REDUCTIONS", "Lookup", "fields_after", "makes_anew", "moves", "ranked", "rule_of"]
 
 Lookup = Callable[[Tensor], "Field | None"]
 
@@ -44,9 +44,9 @@ BLIND = frozenset({"bernoulli", "empty", "fill", "full", "normal", "ones", "rand
 def fields_after(call: Call, lookup: Lookup) -> tuple[list[Field | None], bool]:
     """The field of each of the call's outputs, and whether it is exact (an upper bound where not)."""
     known = [field for tensor in call.inputs if (field := lookup(tensor)) is not None]
-    if not known or call.name in BLIND or call.name.endswith("_like") or call.name.startswith("new_"):
+    if not known or makes_anew(call):
         return [None] * len(call.outputs), True
-    axes, rule = range(len(known[0])), _rule(call)
+    axes, rule = range(len(known[0])), rule_of(call)
     if rule is None:
         # Wherever its one element of a kind is put, it has seen the same.
         exact = call.name == "as_strided" and all(axis.lo.numel() == axis.hi.numel() == 1 for axis in known[0])
@@ -64,13 +64,18 @@ def fields_after(call: Call, lookup: Lookup) -> tuple[list[Field | None], bool]:
     return [tuple(ranked(a, out.dim()) for a in field) for field, out in zip(made, call.outputs, strict=True)], True
 
 
+def makes_anew(call: Call) -> bool:
+    """Whether an operation makes a tensor that does not depend on the values that go in."""
+    return call.name in BLIND or call.name.endswith("_like") or call.name.startswith("new_")
+
+
 def moves(call: Call) -> bool:
     """Whether an operation only moves elements about."""
     return call.func.is_view or call.name in MOVES
 
 
-def _rule(call: Call) -> Callable[..., Axis] | None:
-    """The rule for an operation."""
+def rule_of(call: Call) -> Callable[..., Axis] | None:
+    """The rule for an operation; None where it is not known."""
     name = call.name
     if name in _RULES:
         return _RULES[name]
