@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -113,6 +113,11 @@ class _Recorder(Follower):  # type: ignore[no-untyped-call]
         if call.outputs and call.outputs[0].is_meta:
             self._record(call)
         return result
+
+    def amend(self, tensor: Tensor, field: Field) -> None:
+        """Note what the result of several operations sees, and that the last of them made it."""
+        super().amend(tensor, field)
+        self.steps[-1] = replace(self.steps[-1], shape=tuple(tensor.shape), field=field)
 
     def _record(self, call: Call) -> None:
         tracked = [tensor for tensor in call.inputs if self.fields.get(tensor) is not None]

@@ -14,7 +14,8 @@ from torch import Tensor
 from mlpconv.fields.call import Call
 from mlpconv.fields.field import Axis, Field
 from mlpconv.fields.following import Follower
-from mlpconv.fields.rules import PRODUCTS, REDUCTIONS, fields_after, moves, ranked
+from mlpconv.fields.moving import moves
+from mlpconv.fields.rules import PRODUCTS, REDUCTIONS, fields_after, ranked
 
 __all__ = ["ChannelFollower"]
 

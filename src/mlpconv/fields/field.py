@@ -10,6 +10,7 @@ image had no border. Fractions keep them exact where an image is enlarged.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -21,22 +22,27 @@ from torch import Tensor
 __all__ = [
     "FIRST",
     "LAST",
+    "UNMARKED",
     "Axis",
     "Field",
     "Grid",
     "compact",
     "follow",
+    "followed",
     "image_axis",
     "join_grids",
+    "marked",
     "merge",
     "regroup",
     "squash",
+    "stripped",
     "windows",
 ]
 
 FIRST, LAST = float("inf"), float("-inf")
 """First and last pixel of an element that sees none: the neutral elements of minimum and maximum."""
 UNMARKED = -1.0
+"""In the place of a cell's number: an element that belongs to none."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +98,17 @@ def image_axis(dims: int, dim: int, size: int) -> Axis:
     return Axis(place, place, Grid(dim, Fraction(1), Fraction(0), Fraction(1)))
 
 
+def stripped(values: Tensor, kept: Sequence[int] = ()) -> Tensor:
+    """Size 1 along every dimension in which one element stands for all (stride 0), but those to keep (negative)."""
+    for dim in range(-values.dim(), 0):
+        if values.stride(dim) == 0 and values.shape[dim] > 1 and dim not in kept:
+            values = values.narrow(dim, 0, 1)
+    return values
+
+
 def compact(values: Tensor) -> Tensor:
     """Size 1 along every dimension in which nothing changes."""
+    values = stripped(values)
     for dim, size in enumerate(values.shape):
         if size > 1:
             first = values.narrow(dim, 0, 1)
@@ -175,17 +190,29 @@ def follow(grid: Grid, shape: Sequence[int], move: Callable[[Tensor, float], Ten
     `move(values, fill)` does to an array of `shape` what was done to the tensor; new elements get `fill`. None where
     the cells no longer lie in order along one dimension, alone or together with others (flattened rows and columns).
     """
-    length = shape[grid.dim]
+    return followed(grid, shape, move(marked(grid, shape), UNMARKED))
+
+
+def marked(grid: Grid, shape: Sequence[int]) -> Tensor:
+    """The number of the cell that each element of a tensor of this shape belongs to."""
     wide = [1] * len(shape)
-    wide[grid.dim] = length
-    numbers = grid.numbers(length).float().reshape(wide).expand(tuple(shape))
-    high = move(numbers, UNMARKED)
+    wide[grid.dim] = shape[grid.dim]
+    return grid.numbers(shape[grid.dim]).float().reshape(wide).expand(tuple(shape))
+
+
+def followed(grid: Grid, shape: Sequence[int], numbers: Tensor) -> Grid | None:
+    """The grid of a tensor of this shape after its cells moved to where their numbers are; new ones are UNMARKED."""
+    high = stripped(numbers)
     low = torch.where(high == UNMARKED, FIRST, high)
-    moved = high.numel() == numbers.numel()
-    fits = [_along(grid, dim - high.dim(), low, high, moved) for dim in range(high.dim())]
+    same = numbers.numel() == math.prod(shape)
+    fits = [
+        _along(grid, dim, low, high, same)
+        for dim, length in zip(range(-numbers.dim(), 0), numbers.shape, strict=True)
+        if length == 1 or high.shape[dim] > 1
+    ]
     found = [fit for fit in fits if fit is not None]
-    same = [fit for fit in found if fit.dim == grid.dim]
-    return same[0] if same else found[0] if len(found) == 1 else None
+    here = [fit for fit in found if fit.dim == grid.dim]
+    return here[0] if here else found[0] if len(found) == 1 else None
 
 
 def _along(grid: Grid, dim: int, low: Tensor, high: Tensor, moved: bool) -> Grid | None:
