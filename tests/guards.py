@@ -27,8 +27,8 @@ GUARDS = (
     ),
     Mutant(
         "fields/field.py",
-        "joined if joined is None or len(known) == len(grids) else replace(joined, size=None)",
-        "joined",
+        "size=size if len(sized) == len(grids) else None",
+        "size=size",
         "analysis/test_field.py::test_a_global_layer_sees_all_and_a_gate_keeps_the_cells",
     ),
     Mutant(

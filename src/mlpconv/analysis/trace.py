@@ -141,7 +141,9 @@ class _Recorder(Follower):  # type: ignore[no-untyped-call]
 
 def on_meta(args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
     """The arguments with every tensor, and every request for a device, on the meta device if any tensor is there."""
-    if not any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in tree_leaves((args, dict(kwargs)))):
+    leaves = tree_leaves((args, dict(kwargs)))
+    there = any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in leaves)
+    if not there or not any(_is_elsewhere(leaf) for leaf in leaves):
         return args, kwargs
 
     def bare(leaf: object) -> object:
@@ -151,6 +153,11 @@ def on_meta(args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
 
     moved: tuple[Any, Any] = tree_map(bare, (args, dict(kwargs)))
     return moved
+
+
+def _is_elsewhere(leaf: object) -> bool:
+    """Whether it is a tensor or a request for a device that is not the meta device."""
+    return not leaf.is_meta if isinstance(leaf, Tensor) else isinstance(leaf, torch.device)
 
 
 def _shape_only(tensor: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import pairwise
+from functools import cached_property
+from itertools import pairwise, takewhile
 
 import torch
 from torch import Tensor
@@ -66,17 +67,15 @@ class Grid:
         """(length,): the number of the cell that each element along the dimension belongs to."""
         return torch.arange(length) // self.repeat % (self.cells or length)
 
-    def joined(self, other: Grid) -> Grid | None:
-        """Cells that see what both see; None where the two do not lie alike."""
-        if self == other:
-            return self
-        if (self.dim, self.jump, self.cells, self.repeat) != (other.dim, other.jump, other.cells, other.repeat):
-            return None
-        if self.size is None or other.size is None:
-            return replace(self, size=None)
-        low = min(self.start - self.size / 2, other.start - other.size / 2)
-        high = max(self.start + self.size / 2, other.start + other.size / 2)
-        return replace(self, start=(low + high) / 2, size=high - low)
+    @cached_property
+    def reach(self) -> tuple[Fraction, Fraction]:
+        """Where the field of cell 0 begins and ends, its outermost pixels included; without a size, its centre."""
+        half = (self.size or Fraction(0)) / 2
+        return self.start - half, self.start + half
+
+    def lies_like(self, other: Grid) -> bool:
+        """Whether the cells of two tensors are the same but for what they see."""
+        return (self.dim, self.jump, self.cells, self.repeat) == (other.dim, other.jump, other.cells, other.repeat)
 
 
 @dataclass(frozen=True)
@@ -178,12 +177,15 @@ def merge(axes: Sequence[Axis], shape: Sequence[int], shapes: Sequence[Sequence[
 def join_grids(grids: Sequence[Grid | None]) -> Grid | None:
     """The grid of what sees all of these at once; None where they do not lie alike."""
     known = [grid for grid in grids if grid is not None]
-    if not known:
+    if not known or not all(known[0].lies_like(grid) for grid in known[1:]):
         return None
-    joined: Grid | None = known[0]
-    for grid in known[1:]:
-        joined = joined.joined(grid) if joined is not None else None
-    return joined if joined is None or len(known) == len(grids) else replace(joined, size=None)
+    sized = list(takewhile(lambda grid: grid.size is not None, known))
+    if len(sized) < 2:
+        start, size = known[0].start, known[0].size
+    else:
+        low, high = min(grid.reach[0] for grid in sized), max(grid.reach[1] for grid in sized)
+        start, size = (low + high) / 2, high - low
+    return replace(known[0], start=start, size=size if len(sized) == len(grids) else None)
 
 
 def follow(grid: Grid, shape: Sequence[int], move: Callable[[Tensor, float], Tensor]) -> Grid | None:
