@@ -33,8 +33,9 @@ __all__ = ["deepen"]
 INITS = ("identity", "he")
 MAPS, ROWS = 4, 2
 """Dimensions of maps (N, C, H, W) and of rows (N, C)."""
-SECOND, LAST = 1, 3
-"""The dimension of the channels in maps (N, C, H, W) and (N, H, W, C)."""
+LAYOUTS = {2: (1,), 3: (2,), 4: (1, 3)}
+"""For each number of dimensions those that may hold the channels: (N, C), (N, L, C), (N, C, H, W), (N, H, W, C)."""
+ACCEPTED = "maps (N, C, H, W) or (N, H, W, C), tokens (N, L, C) and rows (N, C) are accepted."
 
 
 def deepen(
@@ -49,7 +50,9 @@ def deepen(
     noise: float = 0.0,
     seed: int = 0,
 ) -> Surgery:
-    """The network with one more 1x1 (on rows (N, C): linear layer) and activation behind the named module, or modules.
+    """The network with one more 1x1 and activation behind the named module, or modules.
+
+    The 1x1 is a linear layer on rows (N, C), and where the network has its channels last: (N, L, C), (N, H, W, C).
 
     init="identity" changes no output, which is proven; init="he" starts at random, for training from there. "auto" is
     the activation that changes nothing: ReLU where only numbers from 0 come, maxout after maxout, else none at all, as
@@ -105,7 +108,7 @@ def _planned(model: nn.Module, where: str, asked: Insert, shape: tuple[int, int,
     node = _call(model, where, shape)
     size = shape_of(node) or ()
     dim = _channel_dim(model, where, size, shape)
-    last = len(size) == MAPS and dim == LAST
+    last = len(size) > ROWS and dim == len(size) - 1
     bounds = _bounds(model, where, shape)
     if block is not None:
         config = cast("NIN", model).config
@@ -146,11 +149,9 @@ def _call(model: nn.Module, where: str, shape: tuple[int, int, int]) -> fx.Node:
             "accepted: name the block that it stands in, or the one around."
         )
     size, kind = shape_of(nodes[0]), dtype_of(nodes[0])
-    if size is None or kind is None or not kind.is_floating_point or len(size) not in (MAPS, ROWS):
-        raise SurgeryError(
-            f"{where} ({type(module).__name__}) makes {'no single tensor' if size is None else ('N', *size[1:])}; maps "
-            "(N, C, H, W) and rows (N, C) are accepted."
-        )
+    if size is None or kind is None or not kind.is_floating_point or len(size) not in LAYOUTS:
+        made = "no single tensor" if size is None else ("N", *size[1:])
+        raise SurgeryError(f"{where} ({type(module).__name__}) makes {made}; {ACCEPTED}")
     call: fx.Node = nodes[0]
     return call
 
@@ -158,24 +159,21 @@ def _call(model: nn.Module, where: str, shape: tuple[int, int, int]) -> fx.Node:
 def _channel_dim(model: nn.Module, where: str, size: tuple[int, ...], shape: tuple[int, int, int]) -> int:
     """The dimension of the channels in what a module makes, of this size; SurgeryError where no 1x1 works along it."""
     dim = channel_dim(model, where, shape)
-    if len(size) == ROWS and dim in (None, 1):
+    if dim is None and len(size) == ROWS:
         return 1
-    if dim in (SECOND, LAST):
+    if dim in LAYOUTS[len(size)]:
         return dim
     kind = type(model.get_submodule(where)).__name__
     told = "the data flow does not tell which dimension holds" if dim is None else f"dimension {dim} holds"
-    raise SurgeryError(
-        f"{where} ({kind}) makes {('N', *size[1:])}, of which {told} the channels; maps (N, C, H, W) or (N, H, W, C) "
-        "and rows (N, C) are accepted."
-    )
+    raise SurgeryError(f"{where} ({kind}) makes {('N', *size[1:])}, of which {told} the channels; {ACCEPTED}")
 
 
 def _check_last(where: str, size: tuple[int, ...], activation: str, asked: Insert) -> None:
-    """SurgeryError for what works on the second dimension only, in maps that have their channels last."""
+    """SurgeryError for what works on the second dimension only, in maps or tokens that have their channels last."""
     kind = "a batch norm" if asked.norm else "maxout" if activation == "maxout" else ""
     if kind:
         raise SurgeryError(
-            f"{where} makes maps with their channels last, {('N', *size[1:])}, and {kind} works along the second "
+            f"{where} makes {('N', *size[1:])}, with the channels last, and {kind} works along the second "
             "dimension: leave it out, or name a module that makes (N, C, H, W)."
         )
 

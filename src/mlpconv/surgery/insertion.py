@@ -57,7 +57,7 @@ class Insert:
 
     channels: int
     maps: bool
-    """Whether it works on maps (N, C, H, W), or else on what has its channels last: rows (N, C), maps (N, H, W, C)."""
+    """Whether it works on maps (N, C, H, W), or else on what has its channels last: (N, C), (N, L, C), (N, H, W, C)."""
     init: str
     """"identity" or "he"."""
     noise: float
