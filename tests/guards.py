@@ -27,8 +27,8 @@ GUARDS = (
     ),
     Mutant(
         "fields/field.py",
-        "joined if joined is None or len(known) == len(grids) else replace(joined, size=None)",
-        "joined",
+        "size=size if len(sized) == len(grids) else None",
+        "size=size",
         "analysis/test_field.py::test_a_global_layer_sees_all_and_a_gate_keeps_the_cells",
     ),
     Mutant(
@@ -64,8 +64,8 @@ GUARDS = (
     # What a layer costs
     Mutant(
         "analysis/cost.py",
-        '(image if call["transposed"] else out).numel() * each',
-        "out.numel() * each",
+        '(image if call.args.get("transposed") else out).numel() * weight[0].numel()',
+        "out.numel() * weight[0].numel()",
         "analysis/test_profile.py::test_one_layer_counts_as_the_definition_says",
     ),
     Mutant(

@@ -10,6 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlpconv.fields import Axis, Field, Grid, seen_of
 from mlpconv.fields.field import follow, image_axis, join_grids
@@ -121,3 +123,37 @@ def test_what_is_followed_is_the_same_in_inference_mode(inference: bool) -> None
         field = seen_of(torch.zeros(1, 2, 11, 13), layers)
     assert axis(field, 0).grid == Grid(-2, Fraction(4), Fraction(2), Fraction(5))
     assert axis(field, 1).grid == Grid(-1, Fraction(4), HALF * 3, Fraction(4))
+
+
+class Work(TorchDispatchMode):
+    """Counts the elements that are really computed."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and not made.is_meta and not func.is_view:
+            self.elements += made.numel()
+        return made
+
+
+class Turning(nn.Module):
+    """Maps that are turned, flattened, split into heads, padded and put together again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        x = x.permute(0, 2, 3, 1).reshape(n, h * w, 2, c // 2).transpose(1, 2).contiguous()
+        x = x.transpose(1, 2).reshape(n, h, w, c).permute(0, 3, 1, 2)
+        return F.pad(x.roll((1, 2), (2, 3)).flip(3), (1, 2, 0, 1), "reflect")
+
+
+def test_the_work_does_not_grow_with_the_number_of_channels() -> None:
+    counts = []
+    for channels in (4, 400):
+        image = torch.empty(1, channels, 7, 5, device="meta")
+        with Work() as work:
+            seen = seen_of(image, Turning())
+        counts.append(work.elements)
+        assert seen is not None
+        assert seen[0].hi.amax() == 6
+    assert counts[0] == counts[1] > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from wrapped import Lambda, chaotic
 
 from mlpconv.errors import SurgeryError, UsageError
+from mlpconv.surgery import comparison
 from mlpconv.surgery.comparison import compare, tensors_of
 from mlpconv.surgery.proof import prove
 
@@ -245,3 +247,20 @@ def test_networks_in_other_formats() -> None:
     assert {each.dtype for each in prove(double, copy.deepcopy(double), SHAPE).differences} == {"float64"}
     half = network().bfloat16()
     assert {each.dtype for each in prove(half, copy.deepcopy(half), SHAPE).differences} == {"bfloat16", "float64"}
+
+
+def test_two_networks_are_compared_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy in float64 is twice the network: two of them at a time are more memory than a large network leaves."""
+    copies: list[weakref.ref[nn.Module]] = []
+    most = []
+
+    def watched(model: nn.Module) -> nn.Module:
+        made = copy.deepcopy(model)
+        copies.append(weakref.ref(made))
+        most.append(sum(each() is not None for each in copies))
+        return made
+
+    monkeypatch.setattr(comparison, "copied", watched)
+    proof = compare(network(), network(), SHAPE)
+    assert {each.dtype for each in proof.differences} == {"float32", "float64"}
+    assert most == [1, 1]

@@ -4,6 +4,9 @@ One multiply-add (MAC) is one multiplication and one addition. Convolutions, lin
 them. Additions of biases, pooling, norms, activations and sums of branches have none and are counted by themselves: one
 operation for each element made or, where many become one, for each element read; two for a batch norm (a
 multiplication and an addition), four for a norm that works out its mean and variance first.
+
+Operations of which neither is known are not counted, and say so. A formula that is registered with
+`torch.utils.flop_counter.register_flop_formula` counts, half a flop being a multiply-add.
 """
 
 from __future__ import annotations
@@ -12,9 +15,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+from torch.utils.flop_counter import flop_registry
 
 from mlpconv.fields.call import Call
+from mlpconv.fields.rules import makes_anew, rule_of
 
 __all__ = ["KINDS", "Cost", "cost_of", "size_in_bytes"]
 
@@ -35,7 +41,25 @@ STILL = frozenset({
     "native_channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "repeat", "roll", "stack",
 })  # fmt: skip
 """Operations that only move elements about."""
-PRODUCTS = frozenset({"addmm", "addmv", "baddbmm", "bmm", "dot", "mm", "mv"})
+CONVOLUTIONS = frozenset({"convolution", "deform_conv2d"})
+SUMMED: dict[str, tuple[int, ...]] = {
+    "addbmm": (0, -1), "addmm": (-1,), "addmv": (-1,), "addr": (), "baddbmm": (-1,), "bmm": (-1,), "dot": (-1,),
+    "mm": (-1,), "mv": (-1,), "vdot": (-1,), "_addmm_activation": (-1,), "_int_mm": (-1,),
+    "affine_grid_generator": (-1,),
+}  # fmt: skip
+"""Matrix products, and the dimensions of their first factor that they sum over."""
+CHEAP = frozenset({
+    "aminmax", "arange", "argsort", "as_strided_scatter", "bincount", "bucketize", "col2im", "count_nonzero", "cummax",
+    "cummin", "cumprod", "cumsum", "detach", "diagonal_scatter", "embedding", "eye", "gather", "grid_sampler_2d",
+    "grid_sampler_3d", "histc", "im2col", "index_add", "index_copy", "index_fill", "index_put", "index_reduce", "isin",
+    "kthvalue", "lift_fresh", "linalg_cross", "linspace", "logcumsumexp", "masked_fill", "masked_scatter",
+    "masked_select", "max_unpool2d", "max_unpool3d", "mode", "multinomial", "nanmedian", "native_dropout", "nonzero",
+    "one_hot", "put", "randint", "randperm", "renorm", "rrelu_with_noise", "scalar_tensor", "scatter", "scatter_add",
+    "scatter_reduce", "searchsorted", "select_scatter", "slice_scatter", "take", "unique_dim", "_fused_rms_norm",
+    "_local_scalar_dense", "_unique2", "_weight_norm_interface",
+})  # fmt: skip
+"""Operations with no rule for receptive fields whose work is one operation or a few for each element."""
+SPATIAL = ("_upsample", "upsample", "reflection_pad", "replication_pad")
 
 
 @dataclass(frozen=True)
@@ -54,6 +78,8 @@ class Cost:
     """Bytes of activations that an operation with multiply-adds reads and writes."""
     weight_bytes: int = 0
     """Bytes of weights that it reads, once for a whole batch."""
+    counted: bool = True
+    """Whether its work is known; else the other numbers are 0."""
 
 
 def size_in_bytes(tensor: Tensor) -> int:
@@ -64,10 +90,11 @@ def size_in_bytes(tensor: Tensor) -> int:
 def cost_of(call: Call, tracked: Sequence[Tensor]) -> Cost:
     """The cost of a call, given those of its inputs that depend on the image."""
     out, name = call.outputs[0], call.name
-    if name == "convolution":
+    if name in CONVOLUTIONS:
         return _convolution(call)
-    if name in PRODUCTS:
-        return _product(call, tracked)
+    macs = _macs_of_product(call)
+    if macs is not None:
+        return _product(call, tracked, macs)
     if name.startswith(POOLS):
         if "kernel_size" not in call.args:
             return Cost("pool", pool_ops=call.inputs[0].numel())
@@ -81,21 +108,22 @@ def cost_of(call: Call, tracked: Sequence[Tensor]) -> Cost:
     merges = name in MERGES and len(tracked) > 1
     if call.func.is_view or name in STILL:
         return Cost("merge" if merges else "other")
+    if not _is_cheap(call):
+        return Cost("other", counted=False)
     kind = "activation" if name in ACTIVATIONS else "merge" if merges else "other"
     return Cost(kind, other_ops=max(out.numel(), call.inputs[0].numel() if call.inputs else 0))
 
 
 def _convolution(call: Call) -> Cost:
     """Each output element (transposed: input element) meets the whole of its group's kernel once."""
-    image, weight, out = call.inputs[0], call.inputs[1], call.outputs[0]
-    each = weight[0].numel()
-    macs = (image if call["transposed"] else out).numel() * each
+    image, weight, bias, out = call.inputs[0], call.tensor("weight"), call["bias"], call.outputs[0]
+    macs = (image if call.args.get("transposed") else out).numel() * weight[0].numel()
     return Cost(
         _convolution_kind(weight, call["groups"], image.shape[1]),
         macs,
-        bias_adds=out.numel() if call["bias"] is not None else 0,
+        bias_adds=out.numel() if bias is not None else 0,
         traffic=size_in_bytes(image) + size_in_bytes(out),
-        weight_bytes=sum(map(size_in_bytes, call.inputs[1:])),
+        weight_bytes=size_in_bytes(weight) + (size_in_bytes(bias) if bias is not None else 0),
     )
 
 
@@ -105,20 +133,55 @@ def _convolution_kind(weight: Tensor, groups: int, channels: int) -> str:
     return "1x1" if math.prod(weight.shape[2:]) == 1 else "kxk"
 
 
-def _product(call: Call, tracked: Sequence[Tensor]) -> Cost:
+def _macs_of_product(call: Call) -> int | None:
+    """The multiply-adds of a matrix product, or by a registered formula; None for everything else."""
+    out, factors = call.outputs[0], call.inputs[-2:]
+    if call.name in SUMMED:
+        return out.numel() * math.prod(factors[0].shape[dim] for dim in SUMMED[call.name])
+    if call.name == "_trilinear":
+        return _terms(call)
+    formula = flop_registry.get(call.func.overloadpacket)
+    if formula is None:
+        return None
+    arguments = call.func._schema.arguments
+    plain = [call[argument.name] for argument in arguments if not argument.kwarg_only]
+    named = {argument.name: call[argument.name] for argument in arguments if argument.kwarg_only}
+    results = call.outputs[0] if len(call.outputs) == 1 else call.outputs
+    return int(formula(*plain, **named, out_val=results)) // 2
+
+
+def _terms(call: Call) -> int:
+    """What a bilinear layer adds up: a term for each pair of inputs and output."""
+    shapes = []
+    for number, tensor in enumerate(call.inputs, 1):
+        shape = list(tensor.shape)
+        for dim in call[f"expand{number}"]:
+            shape.insert(dim, 1)
+        shapes.append(shape)
+    return math.prod(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
+
+
+def _product(call: Call, tracked: Sequence[Tensor], macs: int) -> Cost:
     """A matrix product: linear where one side is weights."""
-    out = call.outputs[0]
-    biased = call.name in ("addmm", "addmv", "baddbmm") and call["beta"] != 0
-    factors = call.inputs[-2:]
+    out, biased = call.outputs[0], bool(call.args.get("beta", 0))
+    factors = call.inputs[1:] if "beta" in call.args else call.inputs
     data = [factor for factor in factors if any(factor is tensor for tensor in tracked)]
     moved = sum(map(size_in_bytes, data))
     return Cost(
-        "matmul" if len(data) > 1 else "linear",
-        out.numel() * factors[0].shape[-1],
+        "matmul" if len(data) == len(factors) else "linear",
+        macs,
         bias_adds=out.numel() if biased else 0,
         traffic=moved + size_in_bytes(out),
         weight_bytes=sum(map(size_in_bytes, factors)) - moved,
     )
+
+
+def _is_cheap(call: Call) -> bool:
+    """Whether the work of an operation is known to grow with its elements alone."""
+    if call.func.namespace not in ("aten", "prims"):
+        return False
+    known = rule_of(call) is not None or makes_anew(call) or torch.Tag.inplace_view in call.func.tags
+    return known or call.name in CHEAP or call.name.startswith(SPATIAL)
 
 
 def _reduction(call: Call) -> Cost:

@@ -44,7 +44,7 @@ def profile(model: nn.Module, input_shape: tuple[int, int, int], *, batch: int =
         rows=rows,
         field=_seen(traced.output, traced.output_shape, shape),
         totals=totals,
-        notes=tuple(_notes(traced, totals)),
+        notes=tuple(_notes(traced, rows, totals)),
     )
 
 
@@ -75,7 +75,7 @@ def _rows(traced: Trace, image: tuple[int, int, int], batch: int) -> Iterator[Ro
 def _matters(step: Step) -> bool:
     """Whether a step computes something, takes memory or reads parameters."""
     cost = step.cost
-    return bool(cost.macs or cost.pool_ops or cost.other_ops or step.new_bytes or step.params)
+    return bool(cost.macs or cost.pool_ops or cost.other_ops or step.new_bytes or step.params or not cost.counted)
 
 
 def _row(label: str, module: type | None, steps: Sequence[Step], image: tuple[int, int, int], batch: int) -> Row:
@@ -101,6 +101,7 @@ def _row(label: str, module: type | None, steps: Sequence[Step], image: tuple[in
         activation_bytes=made[0] * made[1],
         intensity=macs / moved if macs and moved else None,
         field=_seen(result.field, result.shape, image),
+        uncounted=tuple(sorted({step.operation for step in steps if not step.cost.counted})),
     )
 
 
@@ -132,7 +133,10 @@ def _totals(model: nn.Module, rows: Sequence[Row], peak: int) -> Totals:
     )
 
 
-def _notes(traced: Trace, totals: Totals) -> Iterator[str]:
+def _notes(traced: Trace, rows: Sequence[Row], totals: Totals) -> Iterator[str]:
+    uncounted = sorted({name for row in rows for name in row.uncounted})
+    if uncounted:
+        yield f"Not counted: {', '.join(uncounted)}. What these operations cost is not known, so the sums lack it."
     if totals.unused_params:
         yield f"{totals.unused_params:,} parameters are not read by this forward pass (auxiliary heads, for example)."
     if traced.bounds:

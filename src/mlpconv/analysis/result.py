@@ -63,6 +63,8 @@ class Row:
     """Multiply-adds for each byte read or written; None without multiply-adds."""
     field: tuple[AxisField, AxisField] | None
     """Along rows and columns of the image; None where the result does not depend on the image."""
+    uncounted: tuple[str, ...] = ()
+    """Operations of which the work is not known; it is in none of the numbers."""
 
     @property
     def padded(self) -> float | None:

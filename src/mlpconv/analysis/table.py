@@ -36,7 +36,7 @@ def cells(row: Row) -> tuple[str, ...]:
         row.kind,
         "×".join(map(str, row.shape)) or "1",
         _count(row.params),
-        _count(row.macs),
+        _macs(row.macs, bool(row.uncounted)),
         human_bytes(row.activation_bytes) if row.activation_bytes else "-",
         _ratio(row.intensity),
         _both(row, _size),
@@ -49,7 +49,8 @@ def cells(row: Row) -> tuple[str, ...]:
 def totals_cells(profile: Profile) -> tuple[str, ...]:
     """The last row."""
     totals = profile.totals
-    sums = (_count(totals.params), _count(totals.macs), human_bytes(totals.activation_bytes))
+    macs = _macs(totals.macs, any(row.uncounted for row in profile.rows))
+    sums = (_count(totals.params), macs, human_bytes(totals.activation_bytes))
     return ("total", "", "", *sums, _ratio(totals.intensity), "", "", "", "")
 
 
@@ -111,6 +112,11 @@ def human_bytes(count: int) -> str:
 
 def _count(number: int) -> str:
     return f"{number:,}" if number else "-"
+
+
+def _macs(number: int, more: bool) -> str:
+    """Multiply-adds, and whether there are more that are not known."""
+    return " + ".join([*([_count(number)] if number or not more else []), *["?"] * more])
 
 
 def _ratio(value: float | None) -> str:

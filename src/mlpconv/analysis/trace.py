@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -114,6 +114,11 @@ class _Recorder(Follower):  # type: ignore[no-untyped-call]
             self._record(call)
         return result
 
+    def amend(self, tensor: Tensor, field: Field) -> None:
+        """Note what the result of several operations sees, and that the last of them made it."""
+        super().amend(tensor, field)
+        self.steps[-1] = replace(self.steps[-1], shape=tuple(tensor.shape), field=field)
+
     def _record(self, call: Call) -> None:
         tracked = [tensor for tensor in call.inputs if self.fields.get(tensor) is not None]
         fields = self.see(call)
@@ -136,7 +141,9 @@ class _Recorder(Follower):  # type: ignore[no-untyped-call]
 
 def on_meta(args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
     """The arguments with every tensor, and every request for a device, on the meta device if any tensor is there."""
-    if not any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in tree_leaves((args, dict(kwargs)))):
+    leaves = tree_leaves((args, dict(kwargs)))
+    there = any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in leaves)
+    if not there or not any(_is_elsewhere(leaf) for leaf in leaves):
         return args, kwargs
 
     def bare(leaf: object) -> object:
@@ -146,6 +153,11 @@ def on_meta(args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
 
     moved: tuple[Any, Any] = tree_map(bare, (args, dict(kwargs)))
     return moved
+
+
+def _is_elsewhere(leaf: object) -> bool:
+    """Whether it is a tensor or a request for a device that is not the meta device."""
+    return not leaf.is_meta if isinstance(leaf, Tensor) else isinstance(leaf, torch.device)
 
 
 def _shape_only(tensor: Tensor) -> Tensor:

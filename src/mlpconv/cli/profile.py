@@ -134,29 +134,33 @@ def _draw_field(result: Profile, drawing: _Drawing, image: Path | None) -> None:
 
 def _print_table(result: Profile) -> None:
     """The table for people; columns that a narrow terminal has no room for are left out, and named."""
-    from mlpconv.analysis.table import COLUMNS, KIND_COLUMNS, aligned, heading, kind_cells, summary
+    from rich.cells import cell_len
+
+    from mlpconv.analysis.table import COLUMNS, KIND_COLUMNS, aligned, cells, heading, kind_cells, summary
     from mlpconv.cli.show import WIDEST, open_console
 
     console, shown = open_console(), list(COLUMNS)
     room = console.options.update(max_width=WIDEST)
+    lines = [cells(row) for row in result.rows]
+    widest = [tuple(max(column, key=cell_len) for column in zip(*lines, strict=True))] if lines else []
     for column in SPARE:
-        if console.measure(_table(result, shown), options=room).maximum > console.width:
+        if console.measure(_table(result, shown, widest), options=room).maximum > console.width:
             shown.remove(column)
     print(heading(result))
-    console.print(_table(result, shown))
+    console.print(_table(result, shown, lines))
     hidden = [column for column in COLUMNS if column not in shown]
     if hidden:
         print(f"No room for {', '.join(hidden)}: use a wider terminal or --json.")
     print("\n".join([*aligned([KIND_COLUMNS, *kind_cells(result)], 1), "", *summary(result)]))
 
 
-def _table(result: Profile, shown: list[str]) -> Any:
-    """The table with these columns."""
+def _table(result: Profile, shown: list[str], lines: list[tuple[str, ...]]) -> Any:
+    """The table with these columns of these lines."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    from mlpconv.analysis.table import COLUMNS, LEFT, cells, totals_cells
+    from mlpconv.analysis.table import COLUMNS, LEFT, totals_cells
 
     table = Table(box=SIMPLE_HEAD, show_footer=True, pad_edge=False)
     keep = [index for index, column in enumerate(COLUMNS) if column in shown]
@@ -164,7 +168,6 @@ def _table(result: Profile, shown: list[str]) -> Any:
     for index in keep:
         side: Any = "left" if index < LEFT else "right"
         table.add_column(COLUMNS[index], foot[index], justify=side, no_wrap=True, overflow="ellipsis")
-    for row in result.rows:
-        texts = cells(row)
+    for texts in lines:
         table.add_row(*(Text(texts[index]) for index in keep))
     return table

@@ -10,10 +10,12 @@ image had no border. Fractions keep them exact where an image is enlarged.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import pairwise
+from functools import cached_property
+from itertools import pairwise, takewhile
 
 import torch
 from torch import Tensor
@@ -21,22 +23,27 @@ from torch import Tensor
 __all__ = [
     "FIRST",
     "LAST",
+    "UNMARKED",
     "Axis",
     "Field",
     "Grid",
     "compact",
     "follow",
+    "followed",
     "image_axis",
     "join_grids",
+    "marked",
     "merge",
     "regroup",
     "squash",
+    "stripped",
     "windows",
 ]
 
 FIRST, LAST = float("inf"), float("-inf")
 """First and last pixel of an element that sees none: the neutral elements of minimum and maximum."""
 UNMARKED = -1.0
+"""In the place of a cell's number: an element that belongs to none."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +67,15 @@ class Grid:
         """(length,): the number of the cell that each element along the dimension belongs to."""
         return torch.arange(length) // self.repeat % (self.cells or length)
 
-    def joined(self, other: Grid) -> Grid | None:
-        """Cells that see what both see; None where the two do not lie alike."""
-        if (self.dim, self.jump, self.cells, self.repeat) != (other.dim, other.jump, other.cells, other.repeat):
-            return None
-        if self.size is None or other.size is None:
-            return replace(self, size=None)
-        low = min(self.start - self.size / 2, other.start - other.size / 2)
-        high = max(self.start + self.size / 2, other.start + other.size / 2)
-        return replace(self, start=(low + high) / 2, size=high - low)
+    @cached_property
+    def reach(self) -> tuple[Fraction, Fraction]:
+        """Where the field of cell 0 begins and ends, its outermost pixels included; without a size, its centre."""
+        half = (self.size or Fraction(0)) / 2
+        return self.start - half, self.start + half
+
+    def lies_like(self, other: Grid) -> bool:
+        """Whether the cells of two tensors are the same but for what they see."""
+        return (self.dim, self.jump, self.cells, self.repeat) == (other.dim, other.jump, other.cells, other.repeat)
 
 
 @dataclass(frozen=True)
@@ -92,8 +99,17 @@ def image_axis(dims: int, dim: int, size: int) -> Axis:
     return Axis(place, place, Grid(dim, Fraction(1), Fraction(0), Fraction(1)))
 
 
+def stripped(values: Tensor, kept: Sequence[int] = ()) -> Tensor:
+    """Size 1 along every dimension in which one element stands for all (stride 0), but those to keep (negative)."""
+    for dim in range(-values.dim(), 0):
+        if values.stride(dim) == 0 and values.shape[dim] > 1 and dim not in kept:
+            values = values.narrow(dim, 0, 1)
+    return values
+
+
 def compact(values: Tensor) -> Tensor:
     """Size 1 along every dimension in which nothing changes."""
+    values = stripped(values)
     for dim, size in enumerate(values.shape):
         if size > 1:
             first = values.narrow(dim, 0, 1)
@@ -161,12 +177,15 @@ def merge(axes: Sequence[Axis], shape: Sequence[int], shapes: Sequence[Sequence[
 def join_grids(grids: Sequence[Grid | None]) -> Grid | None:
     """The grid of what sees all of these at once; None where they do not lie alike."""
     known = [grid for grid in grids if grid is not None]
-    if not known:
+    if not known or not all(known[0].lies_like(grid) for grid in known[1:]):
         return None
-    joined: Grid | None = known[0]
-    for grid in known[1:]:
-        joined = joined.joined(grid) if joined is not None else None
-    return joined if joined is None or len(known) == len(grids) else replace(joined, size=None)
+    sized = list(takewhile(lambda grid: grid.size is not None, known))
+    if len(sized) < 2:
+        start, size = known[0].start, known[0].size
+    else:
+        low, high = min(grid.reach[0] for grid in sized), max(grid.reach[1] for grid in sized)
+        start, size = (low + high) / 2, high - low
+    return replace(known[0], start=start, size=size if len(sized) == len(grids) else None)
 
 
 def follow(grid: Grid, shape: Sequence[int], move: Callable[[Tensor, float], Tensor]) -> Grid | None:
@@ -175,17 +194,29 @@ def follow(grid: Grid, shape: Sequence[int], move: Callable[[Tensor, float], Ten
     `move(values, fill)` does to an array of `shape` what was done to the tensor; new elements get `fill`. None where
     the cells no longer lie in order along one dimension, alone or together with others (flattened rows and columns).
     """
-    length = shape[grid.dim]
+    return followed(grid, shape, move(marked(grid, shape), UNMARKED))
+
+
+def marked(grid: Grid, shape: Sequence[int]) -> Tensor:
+    """The number of the cell that each element of a tensor of this shape belongs to."""
     wide = [1] * len(shape)
-    wide[grid.dim] = length
-    numbers = grid.numbers(length).float().reshape(wide).expand(tuple(shape))
-    high = move(numbers, UNMARKED)
+    wide[grid.dim] = shape[grid.dim]
+    return grid.numbers(shape[grid.dim]).float().reshape(wide).expand(tuple(shape))
+
+
+def followed(grid: Grid, shape: Sequence[int], numbers: Tensor) -> Grid | None:
+    """The grid of a tensor of this shape after its cells moved to where their numbers are; new ones are UNMARKED."""
+    high = stripped(numbers)
     low = torch.where(high == UNMARKED, FIRST, high)
-    moved = high.numel() == numbers.numel()
-    fits = [_along(grid, dim - high.dim(), low, high, moved) for dim in range(high.dim())]
+    same = numbers.numel() == math.prod(shape)
+    fits = [
+        _along(grid, dim, low, high, same)
+        for dim, length in zip(range(-numbers.dim(), 0), numbers.shape, strict=True)
+        if length == 1 or high.shape[dim] > 1
+    ]
     found = [fit for fit in fits if fit is not None]
-    same = [fit for fit in found if fit.dim == grid.dim]
-    return same[0] if same else found[0] if len(found) == 1 else None
+    here = [fit for fit in found if fit.dim == grid.dim]
+    return here[0] if here else found[0] if len(found) == 1 else None
 
 
 def _along(grid: Grid, dim: int, low: Tensor, high: Tensor, moved: bool) -> Grid | None:

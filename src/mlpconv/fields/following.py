@@ -5,20 +5,57 @@ A dispatch mode sees each ATen operation, so a module, a function and an operato
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from mlpconv.fields.call import Call, bind
 from mlpconv.fields.field import FIRST, LAST, Axis, Field, Grid, compact, image_axis, join_grids
+from mlpconv.fields.moving import circular
 from mlpconv.fields.rules import fields_after
 
 __all__ = ["Follower", "seen_of"]
+
+PADS = (F.pad, torch._C._nn.pad)
+
+
+class _CircularPads(TorchFunctionMode):
+    """Sees padding that goes round, which is many copies of parts to a dispatch mode."""
+
+    def __init__(self, follower: Follower) -> None:
+        super().__init__()
+        self.follower = follower
+
+    def __torch_function__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run a function, and give the cells that it pads with their place over the border."""
+        result = func(*args, **(kwargs or {}))
+        if func in PADS:
+            source, pad, mode = _pad_arguments(*args, **(kwargs or {}))
+            fields = self.follower.fields
+            before, made = fields.get(source), fields.get(result)
+            if mode == "circular" and before is not None and made is not None:
+                self.follower.amend(result, circular(made, before, source.shape, pad))
+        return result
+
+
+def _pad_arguments(
+    input: Tensor,  # noqa: A002  (these names are those of F.pad)
+    pad: Sequence[int],
+    mode: str = "constant",
+    value: float | None = None,  # noqa: ARG001
+) -> tuple[Tensor, Sequence[int], str]:
+    """Those that matter, of a call of `F.pad`."""
+    return input, pad, mode
 
 
 class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -28,6 +65,16 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.fields: Any = WeakTensorKeyDictionary()
         self.bounds: set[str] = set()
+        self.pads = _CircularPads(self)
+
+    def __enter__(self) -> Self:
+        super().__enter__()  # type: ignore[no-untyped-call]
+        self.pads.__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.pads.__exit__(*error)  # type: ignore[no-untyped-call]
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -42,15 +89,23 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run one operation, and note what its results see."""
-        result = func(*args, **(kwargs or {}))
+        result = self.compute(func, args, kwargs or {})
         call = bind(func, args, kwargs or {}, result)
         if call.outputs:
             self.see(call)
         return result
 
+    def compute(self, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run one operation."""
+        return func(*args, **kwargs)
+
+    def fields_of(self, call: Call) -> tuple[list[Field | None], bool]:
+        """The field of each output of an operation, and whether it is exact."""
+        return fields_after(call, self.fields.get)
+
     def see(self, call: Call) -> list[Field | None]:
         """Note what the outputs of an operation see; where that is an upper bound, its name goes to `bounds`."""
-        fields, exact = fields_after(call, self.fields.get)
+        fields, exact = self.fields_of(call)
         if not exact:
             self.bounds.add(call.name)
         for tensor, field in zip(call.outputs, fields, strict=True):
@@ -58,6 +113,10 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._write_through(tensor, field)
             self.fields[tensor] = field
         return fields
+
+    def amend(self, tensor: Tensor, field: Field) -> None:
+        """Note what the result of several operations sees, where the last of them did not tell."""
+        self.fields[tensor] = field
 
     def _write_through(self, written: Tensor, field: Field | None) -> None:
         """What was written in place is seen by every other tensor on the same storage."""
@@ -92,13 +151,32 @@ def _overwritten(tensor: Tensor, old: Field | None, written: Tensor, new: Field 
             own.copy_(was.expand(tensor.shape))
             flat.as_strided(written.shape, written.stride(), written.storage_offset()).copy_(now.expand(written.shape))
             parts.append(compact(own.clone()))
-        grids = [before.grid, after.grid if _alike(tensor, written, after.grid) else None]
-        axes.append(Axis(parts[0], parts[1], join_grids([grid for grid in grids if grid is not None])))
+        axes.append(
+            Axis(parts[0], parts[1], _grid_of_both(tensor, before.grid, written, after.grid, first=old is None))
+        )
     return tuple(axes)
 
 
-def _alike(tensor: Tensor, written: Tensor, grid: Grid | None) -> bool:
-    """Whether the cells of the grid lie in one tensor as they lie in the other."""
-    if grid is None or -grid.dim > tensor.dim():
-        return False
-    return (tensor.shape[grid.dim], tensor.stride(grid.dim)) == (written.shape[grid.dim], written.stride(grid.dim))
+def _grid_of_both(tensor: Tensor, own: Grid | None, written: Tensor, other: Grid | None, *, first: bool) -> Grid | None:
+    """The grid of a tensor of which a part was written; `first` where nothing of the image was in it before."""
+    placed = _placed(tensor, written, other)
+    if placed is None:
+        return own
+    if tensor.shape[placed.dim] == written.shape[placed.dim]:
+        return join_grids([grid for grid in (own, placed) if grid is not None])
+    if own is None:
+        return placed if first else None
+    return own if (own.dim, own.jump, own.start) == (placed.dim, placed.jump, placed.start) else None
+
+
+def _placed(tensor: Tensor, written: Tensor, grid: Grid | None) -> Grid | None:
+    """The grid of a part of a tensor, counted from the tensor's first element; None where it lies otherwise in it."""
+    if grid is None or -grid.dim > tensor.dim() or tensor.stride(grid.dim) != written.stride(grid.dim):
+        return None
+    if tensor.shape[grid.dim] == written.shape[grid.dim]:
+        return grid
+    if grid.cells is not None or tensor.dim() != written.dim() or not tensor.is_contiguous():
+        return None
+    offset = written.storage_offset() - tensor.storage_offset()
+    skipped = offset // tensor.stride(grid.dim) % tensor.shape[grid.dim]
+    return replace(grid, start=grid.start - skipped * grid.jump)

@@ -9,25 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mlpconv.fields.call import Call
-from mlpconv.fields.field import FIRST, LAST, Axis, Field, Grid, compact, follow, join_grids, merge, squash
+from mlpconv.fields.field import FIRST, LAST, Axis, Field, Grid, compact, join_grids, merge, squash
+from mlpconv.fields.moving import moved, moves
 from mlpconv.fields.sliding import SLIDING
 
-__all__ = ["Lookup", "fields_after"]
+__all__ = ["PRODUCTS", "REDUCTIONS", "Lookup", "fields_after", "makes_anew", "ranked", "rule_of"]
 
 Lookup = Callable[[Tensor], "Field | None"]
 
-MOVES = frozenset({
-    "_reshape_alias", "_unsafe_view", "channel_shuffle", "clone", "constant_pad_nd", "contiguous", "flip", "index",
-    "index_select", "native_channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "reflection_pad1d",
-    "reflection_pad2d", "repeat", "replication_pad1d", "replication_pad2d", "roll", "rot90", "tril", "triu",
-    "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes",
-})  # fmt: skip
-"""Operations beside the views that move elements about and compute nothing."""
 ALONG = frozenset({"_log_softmax", "_safe_softmax", "_softmax", "sort", "topk"})
 """Operations after which each element has seen all that lie beside it along one dimension."""
 REDUCTIONS = frozenset({
@@ -44,32 +39,30 @@ BLIND = frozenset({"bernoulli", "empty", "fill", "full", "normal", "ones", "rand
 def fields_after(call: Call, lookup: Lookup) -> tuple[list[Field | None], bool]:
     """The field of each of the call's outputs, and whether it is exact (an upper bound where not)."""
     known = [field for tensor in call.inputs if (field := lookup(tensor)) is not None]
-    if not known or call.name in BLIND or call.name.endswith("_like") or call.name.startswith("new_"):
+    if not known or makes_anew(call):
         return [None] * len(call.outputs), True
-    axes, rule = range(len(known[0])), _rule(call)
+    axes, rule = range(len(known[0])), rule_of(call)
     if rule is None:
         # Wherever its one element of a kind is put, it has seen the same.
         exact = call.name == "as_strided" and all(axis.lo.numel() == axis.hi.numel() == 1 for axis in known[0])
         return [tuple(_all_of([f[k] for f in known], out.dim()) for k in axes) for out in call.outputs], exact
-    made = (
-        [tuple(rule(call, lookup, k) for k in axes)]
-        if rule is not _moved
-        else [
-            _rows_and_columns(tuple(_moved(call, lookup, k, index) for k in axes), out.shape)
-            for index, out in enumerate(call.outputs)
-        ]
-    )
+    made = _after_moves(call, lookup, axes) if rule is _moved else [tuple(rule(call, lookup, k) for k in axes)]
     for out in call.outputs[len(made) :]:  # an index beside a maximum, a mean beside what it normalised
         made.append(made[0] if out.shape == call.outputs[0].shape else tuple(_all_of([a], out.dim()) for a in made[0]))
-    return [tuple(_ranked(a, out.dim()) for a in field) for field, out in zip(made, call.outputs, strict=True)], True
+    return [tuple(ranked(a, out.dim()) for a in field) for field, out in zip(made, call.outputs, strict=True)], True
 
 
-def _rule(call: Call) -> Callable[..., Axis] | None:
-    """The rule for an operation."""
+def makes_anew(call: Call) -> bool:
+    """Whether an operation makes a tensor that does not depend on the values that go in."""
+    return call.name in BLIND or call.name.endswith("_like") or call.name.startswith("new_")
+
+
+def rule_of(call: Call) -> Callable[..., Any] | None:
+    """The rule for an operation; None where it is not known."""
     name = call.name
     if name in _RULES:
         return _RULES[name]
-    if call.func.is_view or name in MOVES:
+    if moves(call):
         hidden = any(index is not None and index.is_meta for index in call.args.get("indices") or ())
         # What a tensor shows of its storage may be less than what is then shown of it.
         return None if hidden or (name == "as_strided" and not _shows_all(call.inputs[0])) else _moved
@@ -91,7 +84,7 @@ def _all_of(axes: Sequence[Axis], rank: int) -> Axis:
     return Axis(torch.full([1] * rank, lo), torch.full([1] * rank, hi))
 
 
-def _ranked(axis: Axis, rank: int) -> Axis:
+def ranked(axis: Axis, rank: int) -> Axis:
     """The same with as many dimensions as the tensor has."""
     missing = [1] * (rank - axis.lo.dim()), [1] * (rank - axis.hi.dim())
     return replace(
@@ -197,26 +190,18 @@ def _joined(call: Call, lookup: Lookup, k: int) -> Axis:
     return Axis(part(lambda a: a.lo, FIRST), part(lambda a: a.hi, LAST), join_grids(grids))
 
 
-def _moved(call: Call, lookup: Lookup, k: int, index: int = 0) -> Axis:
-    """Output number `index` of an operation that moves elements: the same is done to what they have seen."""
-    source = call.inputs[0]
-    field = lookup(source)
-    if field is None:
-        return _pointwise(call, lookup, k)
-    axis, first = field[k], next(iter(call.args))
+def _moved(call: Call, lookup: Lookup, k: int) -> list[Axis]:
+    """For each output of an operation that moves elements: the same is done to what they have seen."""
+    field = lookup(call.inputs[0])
+    return [_pointwise(call, lookup, k)] * len(call.outputs) if field is None else moved(call, field[k])
 
-    def move(values: Tensor, fill: float) -> Tensor:
-        values = values.expand(source.shape)
-        if call.name in ("view", "_unsafe_view", "_reshape_alias"):
-            return values.reshape(call.outputs[0].shape)
-        if call.name == "as_strided":
-            values = torch.empty_strided(source.shape, source.stride()).copy_(values)
-        changed = {first: values, "value": fill} if call.name == "constant_pad_nd" else {first: values}
-        result = call.func(**{**call.args, **changed})
-        return result if isinstance(result, Tensor) else result[index]
 
-    grid = follow(axis.grid, source.shape, move) if axis.grid is not None else None
-    return Axis(compact(move(axis.lo, FIRST)), compact(move(axis.hi, LAST)), grid)
+def _after_moves(call: Call, lookup: Lookup, axes: Sequence[int]) -> list[Field]:
+    """The field of each output of an operation that moves elements."""
+    parts = [_moved(call, lookup, k) for k in axes]
+    return [
+        _rows_and_columns(field, out.shape) for field, out in zip(zip(*parts, strict=True), call.outputs, strict=True)
+    ]
 
 
 def _rows_and_columns(field: Field, shape: Sequence[int]) -> Field:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mlpconv.surgery.checks import is_parametrized, sharers
 from mlpconv.surgery.comparison import quiet
-from mlpconv.surgery.graph import replace_module
+from mlpconv.surgery.lookups import looked_into
 from mlpconv.surgery.lowrank import Basis, Layer
 from mlpconv.surgery.own import kept_own
 from mlpconv.surgery.ranks import Option
@@ -91,7 +91,7 @@ def find_candidates(model: nn.Module, image: Tensor) -> tuple[dict[str, Candidat
         for hook in hooks:
             hook.remove()
     left |= {name: "is not called by the forward pass" for name in layers if name not in found}
-    for name in _looked_into(model, [name for name in found if name not in left], image):
+    for name in looked_into(model, [name for name in found if name not in left], image):
         left[name] = "is not only called: the forward pass reads its weight or another attribute"
     return {name: each for name, each in found.items() if name not in left}, left
 
@@ -106,29 +106,6 @@ def _layers(model: nn.Module, left: dict[str, str]) -> Iterator[tuple[str, Layer
             left[name] = reason
         else:
             yield name, module
-
-
-def _looked_into(model: nn.Module, names: list[str], image: Tensor) -> list[str]:
-    """Those of the layers in whose place no chain can stand, as the forward pass asks them for more than an output."""
-    if _runs_with_chains(model, names, image):
-        return []
-    return [name for name in names if not _runs_with_chains(model, [name], image)]
-
-
-def _runs_with_chains(model: nn.Module, names: Iterable[str], image: Tensor) -> bool:
-    """Whether the network runs when each of these layers is alone in an nn.Sequential; it is put back after."""
-    layers = {name: model.get_submodule(name) for name in names}
-    for name, layer in layers.items():
-        replace_module(model, name, nn.Sequential(layer))
-    try:
-        with quiet(model):
-            model(image)
-    except Exception:  # noqa: BLE001  (the forward pass is not ours: it may raise anything)
-        return False
-    finally:
-        for name, layer in layers.items():
-            replace_module(model, name, layer)
-    return True
 
 
 def _reason(model: nn.Module, module: Layer) -> str:

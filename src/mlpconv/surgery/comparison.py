@@ -95,21 +95,28 @@ def compare(
     batches, few = batches_of(check_shape(input_shape), images)
     own = next((p.dtype for p in original.parameters() if p.is_floating_point()), torch.float32)
     notes: list[str] = []
-    one, other = copied(original), copied(changed)
-    before, after = named_outputs(one, batches, own), named_outputs(other, batches, own)
-    found = [difference(a, b, batch, own) for a, b, batch in zip(before, after, batches, strict=True)]
-    told_apart = _told_apart(before)
+    # One network after the other: each needs a copy in its own number format, and in float64 twice as much.
+    one = copied(original)
+    before = named_outputs(one, batches, own)
+    exact: list[dict[str, Tensor]] | None = None
     if own is not torch.float64:
         try:
-            before = named_outputs(one, few, torch.float64)
+            exact = named_outputs(one, few, torch.float64)
         except MlpconvError:
             raise
         except Exception as error:  # noqa: BLE001  (the forward pass is not ours: it may raise anything)
             text = (str(error).strip().splitlines() or [type(error).__name__])[0]
             notes.append(f"The network does not run in float64 ({text}), so the differences hold rounding too.")
-        else:
-            after = named_outputs(other if precise is None else copied(precise), few, torch.float64)
-            found += [difference(a, b, batch, torch.float64) for a, b, batch in zip(before, after, few, strict=True)]
+    del one
+    other = copied(changed)
+    after = named_outputs(other, batches, own)
+    found = [difference(a, b, batch, own) for a, b, batch in zip(before, after, batches, strict=True)]
+    if exact is not None:
+        if precise is not None:
+            other = copied(precise)
+        after = named_outputs(other, few, torch.float64)
+        found += [difference(a, b, batch, torch.float64) for a, b, batch in zip(exact, after, few, strict=True)]
+    told_apart = _told_apart(before)
     if told_apart < TOLD_APART:
         notes.append(
             "The outputs are nearly the same for all of these images, so their equality says little: give trained "

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from mlpconv.errors import SurgeryError, UsageError, did_you_mean
 from mlpconv.layers import Maxout
 from mlpconv.models import NIN
+from mlpconv.surgery.channels import channel_dim
 from mlpconv.surgery.checks import accepted, check_shape, copied
 from mlpconv.surgery.comparison import compare, in_float64, quiet
 from mlpconv.surgery.graph import dtype_of, module_of, open_all, replace_module, shape_of, trace
@@ -32,7 +33,9 @@ __all__ = ["deepen"]
 INITS = ("identity", "he")
 MAPS, ROWS = 4, 2
 """Dimensions of maps (N, C, H, W) and of rows (N, C)."""
-LAST_AXIS = (nn.Linear, nn.LayerNorm, nn.Embedding)
+LAYOUTS = {2: (1,), 3: (2,), 4: (1, 3)}
+"""For each number of dimensions those that may hold the channels: (N, C), (N, L, C), (N, C, H, W), (N, H, W, C)."""
+ACCEPTED = "maps (N, C, H, W) or (N, H, W, C), tokens (N, L, C) and rows (N, C) are accepted."
 
 
 def deepen(
@@ -47,7 +50,9 @@ def deepen(
     noise: float = 0.0,
     seed: int = 0,
 ) -> Surgery:
-    """The network with one more 1x1 (on rows (N, C): linear layer) and activation behind the named module, or modules.
+    """The network with one more 1x1 and activation behind the named module, or modules.
+
+    The 1x1 is a linear layer on rows (N, C), and where the network has its channels last: (N, L, C), (N, H, W, C).
 
     init="identity" changes no output, which is proven; init="he" starts at random, for training from there. "auto" is
     the activation that changes nothing: ReLU where only numbers from 0 come, maxout after maxout, else none at all, as
@@ -102,6 +107,8 @@ def _planned(model: nn.Module, where: str, asked: Insert, shape: tuple[int, int,
     block = nin_block(model, where)
     node = _call(model, where, shape)
     size = shape_of(node) or ()
+    dim = _channel_dim(model, where, size, shape)
+    last = len(size) > ROWS and dim == len(size) - 1
     bounds = _bounds(model, where, shape)
     if block is not None:
         config = cast("NIN", model).config
@@ -111,11 +118,19 @@ def _planned(model: nn.Module, where: str, asked: Insert, shape: tuple[int, int,
                 f"norm={config.norm!r}, and so would this one: leave both out, or name a module inside the block."
             )
         check_deeper(cast("NIN", model), block, exact=asked.exact)
-        made = replace(asked, channels=size[1], activation=config.activation, norm=config.norm is not None)
+        made = replace(asked, channels=size[dim], activation=config.activation, norm=config.norm is not None)
     else:
         chosen = _activation(model, where, asked, bounds)
-        written = any(_writes(user, model) for user in node.users)
-        made = replace(asked, channels=size[1], maps=len(size) == MAPS, activation=chosen, written=written)
+        if last:
+            _check_last(where, size, chosen, asked)
+        made = replace(
+            asked,
+            channels=size[dim],
+            maps=len(size) == MAPS and not last,
+            activation=chosen,
+            written=any(_writes(user, model) for user in node.users),
+            one_slope=last,
+        )
     if made.norm and images is not None:
         mean, variance = _statistics(model, where, images)
         made = replace(made, mean=mean, variance=variance)
@@ -134,15 +149,33 @@ def _call(model: nn.Module, where: str, shape: tuple[int, int, int]) -> fx.Node:
             "accepted: name the block that it stands in, or the one around."
         )
     size, kind = shape_of(nodes[0]), dtype_of(nodes[0])
-    if size is None or kind is None or not kind.is_floating_point or len(size) not in (MAPS, ROWS):
-        raise SurgeryError(
-            f"{where} ({type(module).__name__}) makes {'no single tensor' if size is None else ('N', *size[1:])}; maps "
-            "(N, C, H, W) and rows (N, C) are accepted."
-        )
-    if isinstance(module, LAST_AXIS) and len(size) == MAPS:
-        raise SurgeryError(f"{where} ({type(module).__name__}) has its channels last; maps (N, C, H, W) are accepted.")
+    if size is None or kind is None or not kind.is_floating_point or len(size) not in LAYOUTS:
+        made = "no single tensor" if size is None else ("N", *size[1:])
+        raise SurgeryError(f"{where} ({type(module).__name__}) makes {made}; {ACCEPTED}")
     call: fx.Node = nodes[0]
     return call
+
+
+def _channel_dim(model: nn.Module, where: str, size: tuple[int, ...], shape: tuple[int, int, int]) -> int:
+    """The dimension of the channels in what a module makes, of this size; SurgeryError where no 1x1 works along it."""
+    dim = channel_dim(model, where, shape)
+    if dim is None and len(size) == ROWS:
+        return 1
+    if dim in LAYOUTS[len(size)]:
+        return dim
+    kind = type(model.get_submodule(where)).__name__
+    told = "the data flow does not tell which dimension holds" if dim is None else f"dimension {dim} holds"
+    raise SurgeryError(f"{where} ({kind}) makes {('N', *size[1:])}, of which {told} the channels; {ACCEPTED}")
+
+
+def _check_last(where: str, size: tuple[int, ...], activation: str, asked: Insert) -> None:
+    """SurgeryError for what works on the second dimension only, in maps or tokens that have their channels last."""
+    kind = "a batch norm" if asked.norm else "maxout" if activation == "maxout" else ""
+    if kind:
+        raise SurgeryError(
+            f"{where} makes {('N', *size[1:])}, with the channels last, and {kind} works along the second "
+            "dimension: leave it out, or name a module that makes (N, C, H, W)."
+        )
 
 
 def _writes(step: fx.Node, model: nn.Module) -> bool:

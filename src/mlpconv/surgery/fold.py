@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from mlpconv.models import Network
 from mlpconv.surgery.checks import accepted, check_shape, copied
-from mlpconv.surgery.comparison import Proof, in_float64
+from mlpconv.surgery.comparison import Proof, in_float64, random_images
 from mlpconv.surgery.fold_rules import Folding
 from mlpconv.surgery.graph import replace_module
+from mlpconv.surgery.lookups import looked_into
 from mlpconv.surgery.own import folded_own, own_shape
 from mlpconv.surgery.proof import prove
 from mlpconv.surgery.result import Surgery, report_on
@@ -48,12 +49,28 @@ def fold(model: nn.Module, input_shape: tuple[int, int, int] | None = None, imag
         changed, names, kept = folded_own(model)
         proof = prove(model, changed, shape, images, precise=folded_own(in_float64(model))[0])
     else:
-        folding = Folding(in_float64(model), shape)
-        folding.run()
+        folding, changed, proof = _folded(model, shape, images)
         names, kept = tuple(folding.changes), folding.kept
-        changed, proof = _proven(model, folding.changes, shape, images)
     notes, details = _notes(model, names, kept), {"kept": kept}
     return Surgery(changed, report_on("fold", model, changed, shape, proof, names=names, notes=notes, details=details))
+
+
+def _folded(model: nn.Module, shape: tuple[int, int, int], images: Tensor | None) -> tuple[Folding, nn.Module, Proof]:
+    """What was folded, and the network, proven; modules of which the forward pass reads an attribute stay."""
+    folding = Folding(in_float64(model), shape)
+    folding.run()
+    try:
+        return folding, *_proven(model, folding.changes, shape, images)
+    except Exception:
+        # Attributes that are no tensors stand in no graph: without the module that has them anything may happen.
+        original = in_float64(model).eval()
+        read = looked_into(original, list(folding.changes), random_images(1, shape).double())
+        if not read:
+            raise
+    reasons = {name: f"the forward pass uses {name} for more than its output" for name in read}
+    folding = Folding(in_float64(model), shape, reasons)
+    folding.run()
+    return folding, *_proven(model, folding.changes, shape, images)
 
 
 def _proven(
@@ -95,7 +112,11 @@ def _notes(model: nn.Module, names: Sequence[str], kept: Mapping[str, str]) -> l
     if any(module.training for module in model.modules() if isinstance(module, norms)):
         notes.append("The network is in train mode; what is folded computes what it would compute in eval mode.")
     if kept:
-        first = ", ".join(f"{name} ({reason})" for name, reason in islice(kept.items(), SHOWN))
+        alike: dict[str, list[str]] = {}
+        for name, reason in islice(kept.items(), SHOWN):
+            alike.setdefault(reason, []).append(name)
+        first = ", ".join(f"{', '.join(norms)} ({reason})" for reason, norms in alike.items())
         more = f", and {len(kept) - SHOWN} more" if len(kept) > SHOWN else ""
-        notes.append(f"{len(kept)} batch norms stay: {first}{more}.")
+        stay = "batch norm stays" if len(kept) == 1 else "batch norms stay"
+        notes.append(f"{len(kept)} {stay}: {first}{more}.")
     return notes

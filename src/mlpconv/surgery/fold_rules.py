@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections import OrderedDict
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import cast
 
 import torch
@@ -57,13 +59,17 @@ class Refused(Exception):
 class Folding:
     """One network while it is folded; the network itself is only read."""
 
-    def __init__(self, model: nn.Module, input_shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self, model: nn.Module, input_shape: tuple[int, int, int], untouchable: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """`untouchable` names modules that stay, with the reason."""
         self.root = trace(model, input_shape, opens=opens, training=False)
         self.graph = self.root.graph
         self.changes: OrderedDict[str, nn.Module] = OrderedDict()
         """What takes the place of the module of each name."""
         self.kept: dict[str, str] = {}
         """Each norm that stays, and why."""
+        self.untouchable = {**_read_apart(self.graph), **untouchable}
         self.single = {
             str(nodes[0].target)
             for module, nodes in calls_of(self.graph, self.root).items()
@@ -73,7 +79,7 @@ class Folding:
     def run(self) -> None:
         """Apply every rule wherever it holds."""
         for node in list(self.graph.find_nodes(op="call_module")):
-            if does_nothing(self.module(node)):
+            if does_nothing(self.module(node)) and node.target not in self.untouchable:
                 self._remove(node)
         for node in self._norms():
             self._try(node, self._norm_into_before)
@@ -96,9 +102,8 @@ class Folding:
         try:
             rule(node)  # type: ignore[operator]
         except Refused as refusal:
-            reason = str(refusal)
-            before = self.kept.get(str(node.target))
-            self.kept[str(node.target)] = f"{before}; {reason}" if before else reason
+            reason, before = str(refusal), self.kept.get(str(node.target), "")
+            self.kept[str(node.target)] = "; ".join(dict.fromkeys(filter(None, (before, reason))))
         else:
             self.kept.pop(str(node.target), None)
 
@@ -112,17 +117,19 @@ class Folding:
         node.replace_all_uses_with(node.all_input_nodes[0])
         self.graph.erase_node(node)
 
-    def _own(self, node: fx.Node, what: str) -> nn.Module:
-        """The module of a node, which must be called once and share nothing; else Refused."""
-        module = self.module(node)
-        if str(node.target) not in self.single:
-            raise Refused(f"{what}{node.target} is used more than once, or shares its weights")
+    def _own(self, node: fx.Node) -> nn.Module:
+        """The module of a node, which must be called once, share nothing and be read nowhere else; else Refused."""
+        module, name = self.module(node), str(node.target)
+        if name not in self.single:
+            raise Refused(f"{name} is used more than once, or shares its weights")
         if is_parametrized(module):
-            raise Refused(f"the weights of {what}{node.target} are worked out from others")
+            raise Refused(f"the weights of {name} are worked out from others")
+        if name in self.untouchable:
+            raise Refused(self.untouchable[name])
         return module
 
     def _norm_into_before(self, node: fx.Node) -> None:
-        norm = self._own(node, "")
+        norm = self._own(node)
         source, pools = node.all_input_nodes[0], []
         while source.op == "call_module" and isinstance(self.module(source), (*AVERAGES, *ADAPTIVE_AVERAGES, *MAXIMA)):
             pools.append(source)
@@ -132,7 +139,7 @@ class Folding:
         for between in (source, *pools):
             if len(between.users) > 1:
                 raise Refused(f"what {between.target} makes goes elsewhere, too")
-        layer = self._own(source, "")
+        layer = self._own(source)
         if isinstance(layer, nn.Linear) and len(shape_of(source) or ()) != 2:
             raise Refused(f"it normalises along another axis than {source.target} makes")
         scale, shift = _numbers(norm, node)
@@ -143,16 +150,18 @@ class Folding:
         self._leave(node, rest)
 
     def _norm_into_after(self, node: fx.Node) -> None:
-        norm = self._own(node, "")
+        norm = self._own(node)
         users = list(node.users)
         layers = []
         for user in users:
             after = module_of(user, self.root)
             if not isinstance(after, (*CONVS, nn.Linear)) or type(after) not in LAYERS:
                 raise Refused(f"no plain convolution or linear layer comes after it ({self._called(user)} does)")
-            layers.append(self._own(user, ""))
-        if len(node.all_input_nodes[0].users) > 1:
-            raise Refused("what it normalises goes elsewhere, too")
+            layers.append(self._own(user))
+        source = node.all_input_nodes[0]
+        if len(source.users) > 1:
+            called = source.target if source.op == "call_module" else self._called(source)
+            raise Refused(f"what {called} makes goes elsewhere, too")
         scale, shift = _numbers(norm, node)
         for user, layer in zip(users, layers, strict=True):
             if isinstance(layer, nn.Linear) and len(shape_of(node) or ()) != 2:
@@ -212,7 +221,7 @@ class Folding:
         if not _mergeable(first, second) or after.all_input_nodes != [node]:
             return False
         try:
-            made = merged(self._own(node, ""), self._own(after, ""))
+            made = merged(self._own(node), self._own(after))
         except Refused:
             return False
         places = math.prod(_places(after))
@@ -231,6 +240,15 @@ class Folding:
         module = module_of(node, self.root)
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "a function")
         return f"{name} ({type(module).__name__})" if module is not None else str(name)
+
+
+def _read_apart(graph: fx.Graph) -> dict[str, str]:
+    """The modules of which the forward pass reads a parameter or buffer by itself, beside calling them, and which."""
+    read: dict[str, str] = {}
+    for node in graph.find_nodes(op="get_attr"):
+        owner, _, name = str(node.target).rpartition(".")
+        read.setdefault(owner, f"the forward pass also uses {owner}.{name} by itself")
+    return read
 
 
 def _numbers(norm: nn.Module, node: fx.Node) -> tuple[Tensor, Tensor]:

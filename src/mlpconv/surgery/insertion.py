@@ -22,9 +22,9 @@ HE = 2.0
 PIECES = 2
 
 
-def _straight(channels: int, like: Tensor) -> nn.Module:
+def _straight(slopes: int, like: Tensor) -> nn.Module:
     """A PReLU of slope 1, which bends nothing until it has learnt to."""
-    return nn.PReLU(channels, init=1.0).to(device=like.device, dtype=like.dtype)
+    return nn.PReLU(slopes, init=1.0).to(device=like.device, dtype=like.dtype)
 
 
 ACTIVATIONS: dict[str, Callable[[int, Tensor], nn.Module]] = {
@@ -57,7 +57,7 @@ class Insert:
 
     channels: int
     maps: bool
-    """Whether it works on maps (N, C, H, W), or else on rows (N, C)."""
+    """Whether it works on maps (N, C, H, W), or else on what has its channels last: (N, C), (N, L, C), (N, H, W, C)."""
     init: str
     """"identity" or "he"."""
     noise: float
@@ -70,6 +70,8 @@ class Insert:
     variance: Tensor | None = None
     written: bool = False
     """Whether the network writes into what stands here."""
+    one_slope: bool = False
+    """Whether a PReLU has one slope for all channels: its own are those of the second dimension."""
 
     @property
     def exact(self) -> bool:
@@ -85,7 +87,7 @@ class Insert:
             # The gradient of a ReLU needs its output as it was, that of this one its input.
             parts["activation"] = nn.Threshold(0.0, 0.0)
         elif self.activation != "identity":
-            parts["activation"] = ACTIVATIONS[self.activation](self.channels, like)
+            parts["activation"] = ACTIVATIONS[self.activation](1 if self.one_slope else self.channels, like)
         return nn.Sequential(parts)
 
     @torch.no_grad()
