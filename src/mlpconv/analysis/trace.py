@@ -8,14 +8,17 @@ is at work.
 from __future__ import annotations
 
 import copy
+import sys
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from mlpconv.analysis.cost import Cost, cost_of, size_in_bytes
@@ -24,11 +27,13 @@ from mlpconv.fields.call import Call, bind
 from mlpconv.fields.field import Field
 from mlpconv.fields.following import Follower
 
-__all__ = ["Step", "Trace", "on_meta", "trace", "without_storage"]
+__all__ = ["OnMeta", "Step", "Trace", "batches_taken", "is_compiled", "on_meta", "trace", "without_storage"]
 
 # PyTorch loads its shape rules at the first operation on the meta device: a second or two, paid here, at import.
 torch.relu(torch.empty(0, device="meta"))
 
+MOST_TRIED = 6
+"""Images in the largest batch that is tried where a network does not take the usual one."""
 CONSTANT = 1 << 20
 """Elements up to which a tensor that is no parameter keeps its values: tables of indices."""
 
@@ -74,6 +79,9 @@ class _Recorder(Follower):  # type: ignore[no-untyped-call]
         self.steps: list[Step] = []
         self.places: list[tuple[str, nn.Module]] = [("", model)]
         self.stack = [0]
+        self.failed: int | None = None
+        """The place that an exception came from, once there is one."""
+        self.handled = sys.exc_info()[1]
         self.live: dict[int, int] = {}
         self.peak = 0
         self.unread = {p.untyped_storage()._cdata: p.numel() for p in model.parameters()}
@@ -82,11 +90,14 @@ class _Recorder(Follower):  # type: ignore[no-untyped-call]
         """Follow which module of the (copied) model is at work."""
 
         def enter(name: str, module: nn.Module) -> None:
+            self.failed = None
             self.stack.append(len(self.places))
             self.places.append((name, module))
 
         def leave(*_: object) -> None:
-            self.stack.pop()
+            place = self.stack.pop()
+            if self.failed is None and sys.exc_info()[1] is not self.handled:
+                self.failed = place
 
         for name, module in model.named_modules():
             module.register_forward_pre_hook(lambda entered, _, name=name: enter(name, entered))
@@ -134,6 +145,17 @@ class _Recorder(Follower):  # type: ignore[no-untyped-call]
         return sum(self.unread.pop(tensor.untyped_storage()._cdata, 0) for tensor in call.inputs)
 
 
+class OnMeta(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Tables of indices have numbers; where they meet tensors without storage they lose them."""
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run one operation."""
+        args, kwargs = on_meta(args, kwargs or {})
+        return func(*args, **kwargs)
+
+
 def on_meta(args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
     """The arguments with every tensor, and every request for a device, on the meta device if any tensor is there."""
     if not any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in tree_leaves((args, dict(kwargs)))):
@@ -167,9 +189,33 @@ def without_storage(model: nn.Module) -> nn.Module:
                 memo[id(tensor)] = _stand_in(tensor)
                 kept.append(tensor)
     try:
-        return copy.deepcopy(model, memo).eval()
+        return _uncompiled(copy.deepcopy(model, memo)).eval()
     except Exception as error:
         raise UsageError(f"{type(model).__name__} cannot be copied, which profiling needs: {_line(error)}") from error
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module is what torch.compile made of another, its `_orig_mod`."""
+    return type(module).__name__ == "OptimizedModule" and isinstance(getattr(module, "_orig_mod", None), nn.Module)
+
+
+def _uncompiled(model: nn.Module) -> nn.Module:
+    """In place: the original modules where compiled ones were."""
+    for module in list(model.modules()):
+        for name, child in module._modules.items():
+            if child is not None and is_compiled(child):
+                module._modules[name] = child._orig_mod  # type: ignore[assignment]
+    return model
+
+
+@contextmanager
+def _eagerly() -> Iterator[None]:
+    """Functions of torch.compile run as they were written: compiling for tensors without storage takes long."""
+    if "torch._dynamo" in sys.modules:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    else:
+        yield
 
 
 def _stand_in(tensor: Tensor) -> Tensor:
@@ -195,16 +241,16 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
     recorder.start(image)
     recorder.hold(image)
     try:
-        with torch.no_grad(), recorder:
+        with torch.no_grad(), recorder, _eagerly():
             output = shadow(image)
     except MlpconvError:
         raise
     except Exception as error:
-        name, module = recorder.places[-1]
+        name, module = recorder.places[recorder.failed or 0]
         size = "x".join(map(str, input_shape))
         raise UsageError(
             f"{type(model).__name__} cannot be followed on images of {size}: in {name or 'its forward'} "
-            f"({type(module).__name__}): {_line(error)}"
+            f"({type(module).__name__}): {_line(error)}{batches_taken(shadow, image)}"
         ) from error
     finals = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
     return Trace(
@@ -214,6 +260,26 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
         bounds=tuple(sorted(recorder.bounds)),
         output=recorder.fields.get(finals[0]) if finals else None,
         output_shape=tuple(finals[0].shape) if finals else (),
+    )
+
+
+def batches_taken(shadow: nn.Module, images: Tensor) -> str:
+    """Say which batches a network takes that fails on these images; empty where it takes none."""
+
+    def takes(count: int) -> bool:
+        try:
+            with torch.no_grad(), _eagerly(), OnMeta():  # type: ignore[no-untyped-call]
+                shadow(images.new_empty((count, *images.shape[1:])))
+        except Exception:  # noqa: BLE001  (the forward pass is not ours: it may raise anything)
+            return False
+        return True
+
+    taken = [str(count) for count in range(1, MOST_TRIED + 1) if takes(count)]
+    if not taken:
+        return ""
+    return (
+        f". It takes batches of {', '.join(taken)} images and not of {len(images)}; a network that works "
+        "on each image of a batch by itself is accepted."
     )
 
 
