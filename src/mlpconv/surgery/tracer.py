@@ -12,15 +12,17 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from types import FunctionType
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
-from mlpconv.analysis.trace import on_meta
+from mlpconv.analysis.trace import OnMeta, batches_taken
 from mlpconv.errors import MlpconvError, SurgeryError
-from mlpconv.surgery.symbols import DataDependent, Symbol, lengths_recorded
+from mlpconv.surgery.contexts import settings, switched
+from mlpconv.surgery.hidden import hidden_calls_recorded
+from mlpconv.surgery.symbols import Symbol, TensorSymbol, Untraceable, lengths_recorded
 
 __all__ = ["Opens", "drop_questions", "first_line", "record"]
 
@@ -42,14 +44,22 @@ class _Failed(Exception):
     """The forward pass itself fails on such images, traced or not."""
 
 
-class _OnMeta(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Tables of indices have numbers; where they meet tensors without storage they lose them."""
+class _Watch(OnMeta):  # type: ignore[no-untyped-call]
+    """Sees every operation on tensors: those of a recorded step, and those that no step records."""
+
+    def __init__(self, tracer: _Tracer) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.tracer = tracer
 
     def __torch_dispatch__(
         self, func: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        args, kwargs = on_meta(args, kwargs or {})
-        return func(*args, **kwargs)
+        if self.tracer.working:
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        if any(issubclass(type(leaf), TensorSymbol) for leaf in tree_leaves((args, kwargs))):
+            name = str(func).rpartition(".")[0]  # without the overload
+            raise Untraceable(f"it runs {name} unseen by any tracer, as torch.func, TorchScript and torch.tensor do")
+        return func(*args, **(kwargs or {}))
 
 
 class _Tracer(fx.Tracer):
@@ -57,13 +67,13 @@ class _Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, opens: Opens, opaque: set[str]) -> None:
+    def __init__(self, opens: Opens, opaque: Collection[str]) -> None:
         super().__init__()
         self.opens, self.opaque = opens, opaque
         self.working = False  # whether values are worked out, and nothing is recorded
         self.held: dict[int, str] = {}
         self.symbols: dict[str, Any] = {}
-        self.gradients = torch.is_grad_enabled()
+        self.settings: tuple[Any, ...] = ()
 
     def record(self, shadow: nn.Module, image: Tensor) -> fx.Graph:
         """The graph of the shadow's forward pass on the image."""
@@ -71,7 +81,15 @@ class _Tracer(fx.Tracer):
         for name, held in (*shadow.named_parameters(), *shadow.named_buffers()):
             self.held[id(held)] = name
         opened = [m for name, m in shadow.named_modules() if not name or not self.is_leaf_module(m, name)]
-        with lengths_recorded(_names_seen_by(opened)):
+        names = _names_seen_by(opened)
+        with (
+            lengths_recorded(names),
+            hidden_calls_recorded(),
+            torch.random.fork_rng(devices=[]),
+            torch.enable_grad(),
+            _Watch(self),
+        ):
+            self.settings = settings()
             return self.trace(shadow)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -80,7 +98,24 @@ class _Tracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         """Record the call of a module, or what happens inside it."""
-        return forward(*args, **kwargs) if self.working else super().call_module(m, forward, args, kwargs)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            returned = forward(*args, **kwargs)
+            for leaf in tree_leaves(returned):
+                self._check_seen(leaf)
+            return returned
+
+        return forward(*args, **kwargs) if self.working else super().call_module(m, watched, args, kwargs)
+
+    def _check_seen(self, value: Any) -> None:
+        """Untraceable for a tensor that no step has made and the network does not hold."""
+        if issubclass(type(value), fx.Proxy):
+            seen = value.tracer is self
+        else:
+            made = isinstance(value, Tensor) and value.is_meta
+            seen = not made or id(value) in self.held or value in self.tensor_attrs
+        if not seen:
+            raise Untraceable("it uses a tensor that was made of its weights or of the image out of sight")
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:  # noqa: ARG002
         """A parameter or buffer as a symbol, so that what is made of it stays an expression of the graph."""
@@ -104,7 +139,10 @@ class _Tracer(fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         """A symbol's node, before anybody takes it for the tensor that it stands for."""
-        return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
+        self._check_seen(a)
+        if issubclass(type(a), fx.Proxy):
+            return a.node
+        return super().create_arg(a.item() if isinstance(a, np.generic) else a)
 
     def create_node(self, kind: str, target: Any, *rest: Any, **more: Any) -> fx.Node:
         """A node; one that reads a tensor of the network knows it at once."""
@@ -117,48 +155,58 @@ class _Tracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> Symbol:
         """A symbol."""
-        return Symbol(node, self)
+        return TensorSymbol(node, self) if isinstance(node.meta.get("val"), Tensor) else Symbol(node, self)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
         """Record one step, and work out its value on tensors without storage."""
-        if torch.is_grad_enabled() is not self.gradients:
-            raise DataDependent("it switches gradients on or off inside its forward pass")
+        changed = switched(self.settings)
+        if changed:
+            raise Untraceable(f"it switches {changed} inside its forward pass, which no graph keeps")
         symbol = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         if kind == "placeholder":
             symbol.node.meta["val"] = self.image
         elif kind != "get_attr":
             symbol.node.meta["val"] = self._value(kind, target, *tree_map(_bare, (args, kwargs)))
-        return symbol
+        return self.proxy(symbol.node)
 
     def _value(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
         """What a step makes of tensors without storage."""
         self.working = True
         try:
-            with torch.no_grad(), _OnMeta():  # type: ignore[no-untyped-call]
+            with torch.no_grad():
                 if kind == "call_module":
                     return self.root.get_submodule(target)(*args, **kwargs)
                 return (
                     getattr(args[0], target)(*args[1:], **kwargs) if kind == "call_method" else target(*args, **kwargs)
                 )
         except Exception as error:
-            numbers = "meta" in str(error).lower()
+            why, numbers = _why(error)
             if numbers and kind != "call_module":
-                raise DataDependent(f"it needs the numbers in a tensor: {first_line(error)}") from error
+                raise Untraceable(why) from error
             place = next(reversed(self.module_stack.values()))[0] if self.module_stack else ""
-            why = "it needs the numbers in a tensor: " if numbers else ""
-            raise _Failed(f"in {place or 'its forward'}: {why}{first_line(error)}") from error
+            raise _Failed(f"in {place or 'its forward'}: {why}") from error
         finally:
             self.working = False
 
 
+def _why(error: Exception) -> tuple[str, bool]:
+    """Why a step fails on tensors without storage, and whether it would not fail with it."""
+    text = first_line(error)
+    if "Meta kernel" in text:
+        return f"PyTorch has no rule for the shape of what {text.partition(': ')[0]} returns", True
+    if "meta" in text.lower() or "unallocated storage" in text:
+        return f"it needs the numbers in a tensor: {text}", True
+    return text, False
+
+
+def _reason(error: Exception) -> str:
+    """Why a forward pass cannot be traced; TorchScript's interpreter hides the reason in its own error."""
+    text = first_line(error)
+    return "it calls a function of TorchScript" if "TorchScript interpreter" in text else text
+
+
 def _bare(leaf: Any) -> Any:
     return cast("Symbol", leaf).value if issubclass(type(leaf), fx.Proxy) else leaf
-
-
-def _place(node: fx.Node) -> str:
-    """The module in whose forward a step stands."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return (next(reversed(stack.values()))[0] if stack else "") or "the network"
 
 
 def _held(root: nn.Module, name: str) -> Any:
@@ -173,12 +221,12 @@ def record(shadow: nn.Module, input_shape: tuple[int, int, int], opens: Opens) -
     """The graph of a forward pass over images of (C, H, W).
 
     `shadow` is a copy without storage in the mode (train or eval) that is meant. Every node's `meta["val"]` holds what
-    it makes of a batch of two. A module whose inside cannot be written down becomes one node. Raises SurgeryError
-    where that is true of the network itself, or it does not take such images.
+    it makes of a batch of two. A module whose inside cannot be traced becomes one node, and the graph's `refusals` says
+    why. Raises SurgeryError where that is true of the network itself, or it does not take such images.
     """
     kinds = [p.dtype for p in shadow.parameters() if p.is_floating_point()]
     image = torch.empty((BATCH, *input_shape), dtype=kinds[0] if kinds else torch.float32, device="meta")
-    opaque: set[str] = set()
+    opaque: dict[str, str] = {}
     while True:
         tracer = _Tracer(opens, opaque)
         memory = [(module, dict(vars(module))) for module in shadow.modules()]
@@ -186,7 +234,8 @@ def record(shadow: nn.Module, input_shape: tuple[int, int, int], opens: Opens) -
         try:
             graph = tracer.record(copy.copy(shadow), image)
         except (_Failed, SurgeryError) as error:
-            raise SurgeryError(f"{_what(shadow, input_shape)} cannot be followed: {error}.") from error
+            hint = batches_taken(shadow, image) if isinstance(error, _Failed) else ""
+            raise SurgeryError(f"{_what(shadow, input_shape)} cannot be followed: {error}{hint or '.'}") from error
         except MlpconvError:
             raise
         except Exception as error:
@@ -194,11 +243,12 @@ def record(shadow: nn.Module, input_shape: tuple[int, int, int], opens: Opens) -
             inside = [name for name in inside if opens(name, shadow.get_submodule(name))]
             if not inside:
                 raise SurgeryError(
-                    f"{_what(shadow, input_shape)} cannot be written down as a graph: {first_line(error)}. "
+                    f"{_what(shadow, input_shape)} cannot be written down as a graph: {_reason(error)}. "
                     "Accepted is a forward pass that takes the same steps for all images of one size."
                 ) from error
-            opaque.add(inside[-1])
+            opaque[inside[-1]] = _reason(error)
         else:
+            graph.refusals = opaque  # type: ignore[attr-defined]
             return _tidied(graph, tracer.root)
         finally:
             # What a module remembers of this pass (a table of biases, say) is no number, and of no use to the next one.
@@ -221,12 +271,6 @@ def _tidied(graph: fx.Graph, root: nn.Module) -> fx.Graph:
     for node in graph.find_nodes(op="get_attr"):
         if node.target.startswith("_tensor_constant"):
             constants[node.target] = getattr(root, node.target)
-            if constants[node.target].is_meta:
-                place = _place(next(iter(node.users), node))
-                raise SurgeryError(
-                    f"The forward of {place} uses a tensor that was made of its weights out of sight, which no graph "
-                    "can hold: make it in the forward, of parameters and buffers."
-                )
     graph.owning_constants = constants  # type: ignore[attr-defined]
     return graph
 
