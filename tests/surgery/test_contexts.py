@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from wrapped import Lambda
 
+from mlpconv.analysis import profile
 from mlpconv.errors import SurgeryError
 from mlpconv.surgery import fold, pool_head
 from mlpconv.surgery.graph import trace
@@ -95,8 +96,22 @@ def test_settings_and_random_numbers_of_the_caller_stay() -> None:
     state = torch.random.get_rng_state()
     with pytest.raises(SurgeryError, match="gradients"):
         trace(model, SHAPE)
-    assert torch.is_grad_enabled()
+    profile(model, SHAPE)
     assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.is_grad_enabled()
+
+
+def test_autocast_for_the_device_of_a_tensor_is_followed() -> None:
+    """There is none for tensors without storage."""
+
+    def cast(m: Any, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return m.conv(x)
+
+    model = nn.Sequential(Lambda(cast, conv=nn.Conv2d(3, 6, 3)), nn.ReLU()).eval()
+    graph = trace(model, SHAPE)
+    assert torch.equal(graph(images(1, *SHAPE)), model(images(1, *SHAPE)))
+    assert profile(model, SHAPE).totals.macs == 6 * 5 * 3 * 27
 
 
 def test_a_seed_is_no_step_of_a_graph() -> None:

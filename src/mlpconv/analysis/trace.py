@@ -10,30 +10,27 @@ from __future__ import annotations
 import copy
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from mlpconv.analysis.cost import Cost, cost_of, size_in_bytes
+from mlpconv.analysis.meta import batches_taken, isolated, on_meta, shape_only, uncompiled
 from mlpconv.errors import MlpconvError, UsageError
 from mlpconv.fields.call import Call, bind
 from mlpconv.fields.field import Field
 from mlpconv.fields.following import Follower
 
-__all__ = ["OnMeta", "Step", "Trace", "batches_taken", "is_compiled", "on_meta", "trace", "without_storage"]
+__all__ = ["Step", "Trace", "trace", "without_storage"]
 
 # PyTorch loads its shape rules at the first operation on the meta device: a second or two, paid here, at import.
 torch.relu(torch.empty(0, device="meta"))
 
-MOST_TRIED = 6
-"""Images in the largest batch that is tried where a network does not take the usual one."""
 CONSTANT = 1 << 20
 """Elements up to which a tensor that is no parameter keeps its values: tables of indices."""
 
@@ -145,35 +142,6 @@ class _Recorder(Follower):  # type: ignore[no-untyped-call]
         return sum(self.unread.pop(tensor.untyped_storage()._cdata, 0) for tensor in call.inputs)
 
 
-class OnMeta(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Tables of indices have numbers; where they meet tensors without storage they lose them."""
-
-    def __torch_dispatch__(
-        self, func: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Run one operation."""
-        args, kwargs = on_meta(args, kwargs or {})
-        return func(*args, **kwargs)
-
-
-def on_meta(args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The arguments with every tensor, and every request for a device, on the meta device if any tensor is there."""
-    if not any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in tree_leaves((args, dict(kwargs)))):
-        return args, kwargs
-
-    def bare(leaf: object) -> object:
-        if isinstance(leaf, torch.device):
-            return torch.device("meta")
-        return _shape_only(leaf) if isinstance(leaf, Tensor) and not leaf.is_meta else leaf
-
-    moved: tuple[Any, Any] = tree_map(bare, (args, dict(kwargs)))
-    return moved
-
-
-def _shape_only(tensor: Tensor) -> Tensor:
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-
-
 def without_storage(model: nn.Module) -> nn.Module:
     """A copy of the model in eval mode, its parameters on the meta device; the model is only read.
 
@@ -189,33 +157,9 @@ def without_storage(model: nn.Module) -> nn.Module:
                 memo[id(tensor)] = _stand_in(tensor)
                 kept.append(tensor)
     try:
-        return _uncompiled(copy.deepcopy(model, memo)).eval()
+        return uncompiled(copy.deepcopy(model, memo)).eval()
     except Exception as error:
         raise UsageError(f"{type(model).__name__} cannot be copied, which profiling needs: {_line(error)}") from error
-
-
-def is_compiled(module: nn.Module) -> bool:
-    """Whether a module is what torch.compile made of another, its `_orig_mod`."""
-    return type(module).__name__ == "OptimizedModule" and isinstance(getattr(module, "_orig_mod", None), nn.Module)
-
-
-def _uncompiled(model: nn.Module) -> nn.Module:
-    """In place: the original modules where compiled ones were."""
-    for module in list(model.modules()):
-        for name, child in module._modules.items():
-            if child is not None and is_compiled(child):
-                module._modules[name] = child._orig_mod  # type: ignore[assignment]
-    return model
-
-
-@contextmanager
-def _eagerly() -> Iterator[None]:
-    """Functions of torch.compile run as they were written: compiling for tensors without storage takes long."""
-    if "torch._dynamo" in sys.modules:
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    else:
-        yield
 
 
 def _stand_in(tensor: Tensor) -> Tensor:
@@ -223,9 +167,9 @@ def _stand_in(tensor: Tensor) -> Tensor:
     if nn.parameter.is_lazy(tensor):
         raise UsageError("A lazy module has no parameters yet: run the model once on a real batch first.")
     if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(_shape_only(tensor), requires_grad=False)
+        return nn.Parameter(shape_only(tensor), requires_grad=False)
     table = not tensor.is_floating_point() and tensor.numel() <= CONSTANT
-    return tensor.detach().clone() if table else _shape_only(tensor)
+    return tensor.detach().clone() if table else shape_only(tensor)
 
 
 def trace(model: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
@@ -241,7 +185,7 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
     recorder.start(image)
     recorder.hold(image)
     try:
-        with torch.no_grad(), recorder, _eagerly():
+        with torch.no_grad(), recorder, isolated():
             output = shadow(image)
     except MlpconvError:
         raise
@@ -260,26 +204,6 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
         bounds=tuple(sorted(recorder.bounds)),
         output=recorder.fields.get(finals[0]) if finals else None,
         output_shape=tuple(finals[0].shape) if finals else (),
-    )
-
-
-def batches_taken(shadow: nn.Module, images: Tensor) -> str:
-    """Say which batches a network takes that fails on these images; empty where it takes none."""
-
-    def takes(count: int) -> bool:
-        try:
-            with torch.no_grad(), _eagerly(), OnMeta():  # type: ignore[no-untyped-call]
-                shadow(images.new_empty((count, *images.shape[1:])))
-        except Exception:  # noqa: BLE001  (the forward pass is not ours: it may raise anything)
-            return False
-        return True
-
-    taken = [str(count) for count in range(1, MOST_TRIED + 1) if takes(count)]
-    if not taken:
-        return ""
-    return (
-        f". It takes batches of {', '.join(taken)} images and not of {len(images)}; a network that works "
-        "on each image of a batch by itself is accepted."
     )
 
 

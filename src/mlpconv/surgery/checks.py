@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 
-from mlpconv.analysis.trace import is_compiled
+from mlpconv.analysis.meta import is_compiled
 from mlpconv.errors import SurgeryError, UsageError
 
 __all__ = ["accepted", "advice", "check_shape", "copied", "is_parametrized", "sharers"]

@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
-from unittest.mock import patch
 
 from torch.autograd import Function
 from torch.utils import checkpoint
 from torch.utils._pytree import tree_leaves
 
+from mlpconv.analysis.meta import replaced
 from mlpconv.surgery.symbols import Symbol
 
 __all__ = ["hidden_calls_recorded"]
+
+GENERATOR = "_checkpoint_without_reentrant_generator"
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,12 @@ def hidden_calls_recorded() -> Iterator[None]:
     """
     with ExitStack() as stack:
         apply = vars(Function)["apply"].__func__
-        stack.enter_context(patch.object(Function, "apply", classmethod(_recorded(apply))))
-        generator = getattr(checkpoint, "_checkpoint_without_reentrant_generator", None)
-        if generator is not None:
-            name = "_checkpoint_without_reentrant_generator"
-            stack.enter_context(patch.object(checkpoint, name, _without_checkpoint(generator)))
-        dynamo = sys.modules.get("torch._dynamo")
-        if dynamo is not None:
-            stack.enter_context(dynamo.config.patch(error_on_nested_fx_trace=False))
+        stack.enter_context(replaced(Function, "apply", classmethod(_applied(apply))))
+        if hasattr(checkpoint, GENERATOR):
+            plain = _without_checkpoint(getattr(checkpoint, GENERATOR))
+            stack.enter_context(replaced(checkpoint, GENERATOR, plain))
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(sys.modules["torch._dynamo"].config.patch(error_on_nested_fx_trace=False))
         yield
 
 
@@ -57,10 +57,10 @@ def _symbol(*values: Any) -> Symbol | None:
     return next((leaf for leaf in tree_leaves(values) if issubclass(type(leaf), Symbol)), None)
 
 
-def _recorded(apply: Callable[..., Any]) -> Callable[..., Any]:
+def _applied(apply: Callable[..., Any]) -> Callable[..., Any]:
     """`Function.apply` that records a call with symbols."""
 
-    def recorded(function: type[Function], *args: Any, **kwargs: Any) -> Any:
+    def applied(function: type[Function], *args: Any, **kwargs: Any) -> Any:
         symbol = _symbol(args, kwargs)
         if symbol is None:
             return apply(function, *args, **kwargs)
@@ -69,7 +69,7 @@ def _recorded(apply: Callable[..., Any]) -> Callable[..., Any]:
             return inside(*inputs)
         return symbol.tracer.create_proxy("call_function", FunctionCall(function), args, kwargs)
 
-    return recorded
+    return applied
 
 
 def _without_checkpoint(generator: Callable[..., Iterator[None]]) -> Callable[..., Iterator[None]]:

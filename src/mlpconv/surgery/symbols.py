@@ -12,13 +12,14 @@ import operator
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import is_dataclass
+from types import FunctionType
 from typing import Any, Self
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["Symbol", "TensorSymbol", "Untraceable", "lengths_recorded"]
+__all__ = ["Symbol", "TensorSymbol", "Untraceable", "lengths_recorded", "names_seen_by"]
 
 PLAIN = (
     int, float, complex, str, bytes, tuple, list, dict, set, range, type(None),
@@ -27,6 +28,15 @@ PLAIN = (
 """Classes of values that C++ tells by their type alone."""
 RANK = ("dim", "ndim", "ndimension")
 IN_PLACE = ("add", "sub", "mul", "truediv", "floordiv", "pow", "matmul", "and", "or", "xor", "mod")
+
+
+def names_seen_by(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
+    """The global names of forward passes, of functions that modules hold, and of functions among those names."""
+    held = [function for m in modules for function in (type(m).forward, *vars(m).values())]
+    spaces = {id(space): space for each in held if isinstance(space := getattr(each, "__globals__", None), dict)}
+    named = [each for space in spaces.values() for each in space.values() if isinstance(each, FunctionType)]
+    foreign = (each for each in named if not (each.__module__ or "").startswith(("torch.", "mlpconv.surgery.")))
+    return list((spaces | {id(each.__globals__): each.__globals__ for each in foreign}).values())
 
 
 @contextmanager
@@ -54,6 +64,7 @@ class Untraceable(Exception):
 class Symbol(fx.Proxy):
     """A value of the forward pass that is being recorded."""
 
+    tracer: Any
     _is_param = False  # `isinstance(x, nn.Parameter)` asks for this
 
     def __hash__(self) -> int:
@@ -92,7 +103,7 @@ class Symbol(fx.Proxy):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in OWN and (hasattr(self.value, name) or not isinstance(self.value, Tensor)):
-            raise Untraceable(f"it sets .{name} of a {type(self.value).__name__} inside its forward pass")
+            raise self.tracer.untraceable(f"it sets .{name} of a {type(self.value).__name__} inside its forward pass")
         object.__setattr__(self, name, value)
 
     def __copy__(self) -> Any:
@@ -102,12 +113,12 @@ class Symbol(fx.Proxy):
         return self.tracer.create_proxy("call_function", copy.deepcopy, (self,), {})
 
     def __reduce_ex__(self, protocol: object) -> Any:
-        raise Untraceable("it pickles what flows through it")
+        raise self.tracer.untraceable("it pickles what flows through it")
 
     def _known(self) -> Any:
         """The value, which must not depend on the numbers in a tensor."""
         if any(isinstance(leaf, Tensor) for leaf in tree_leaves(self.value)):
-            raise Untraceable("its forward pass decides by the numbers in a tensor")
+            raise self.tracer.untraceable("its forward pass decides by the numbers in a tensor")
         return self.value
 
     def __bool__(self) -> bool:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping
-from types import FunctionType
+from collections.abc import Callable, Collection, Mapping
+from operator import attrgetter
 from typing import Any, cast
 
 import numpy as np
@@ -18,26 +18,17 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves, tree_map
 
-from mlpconv.analysis.trace import OnMeta, batches_taken
+from mlpconv.analysis.meta import OnMeta, batches_taken, failure_of, isolated
 from mlpconv.errors import MlpconvError, SurgeryError
 from mlpconv.surgery.contexts import settings, switched
 from mlpconv.surgery.hidden import hidden_calls_recorded
-from mlpconv.surgery.symbols import Symbol, TensorSymbol, Untraceable, lengths_recorded
+from mlpconv.surgery.symbols import Symbol, TensorSymbol, Untraceable, lengths_recorded, names_seen_by
 
 __all__ = ["Opens", "drop_questions", "first_line", "record"]
 
 Opens = Callable[[str, nn.Module], bool]
 """Whether to look inside the module of this name; what is not opened is one node of the graph."""
 BATCH = 2
-
-
-def _names_seen_by(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
-    """The global names of forward passes, of functions that modules hold, and of functions among those names."""
-    held = [function for m in modules for function in (type(m).forward, *vars(m).values())]
-    spaces = {id(space): space for each in held if isinstance(space := getattr(each, "__globals__", None), dict)}
-    named = [each for space in spaces.values() for each in space.values() if isinstance(each, FunctionType)]
-    foreign = (each for each in named if not (each.__module__ or "").startswith(("torch.", "mlpconv.surgery.")))
-    return list((spaces | {id(each.__globals__): each.__globals__ for each in foreign}).values())
 
 
 class _Failed(Exception):
@@ -58,7 +49,9 @@ class _Watch(OnMeta):  # type: ignore[no-untyped-call]
             return super().__torch_dispatch__(func, types, args, kwargs)
         if any(issubclass(type(leaf), TensorSymbol) for leaf in tree_leaves((args, kwargs))):
             name = str(func).rpartition(".")[0]  # without the overload
-            raise Untraceable(f"it runs {name} unseen by any tracer, as torch.func, TorchScript and torch.tensor do")
+            raise self.tracer.untraceable(
+                f"it runs {name} unseen by any tracer, as torch.func, TorchScript and torch.tensor do"
+            )
         return func(*args, **(kwargs or {}))
 
 
@@ -74,6 +67,9 @@ class _Tracer(fx.Tracer):
         self.held: dict[int, str] = {}
         self.symbols: dict[str, Any] = {}
         self.settings: tuple[Any, ...] = ()
+        self.refusal: Untraceable | None = None
+        """The first step that could not be traced, and `inside` which modules: the forward pass may catch an error."""
+        self.inside: list[str] = []
 
     def record(self, shadow: nn.Module, image: Tensor) -> fx.Graph:
         """The graph of the shadow's forward pass on the image."""
@@ -81,16 +77,19 @@ class _Tracer(fx.Tracer):
         for name, held in (*shadow.named_parameters(), *shadow.named_buffers()):
             self.held[id(held)] = name
         opened = [m for name, m in shadow.named_modules() if not name or not self.is_leaf_module(m, name)]
-        names = _names_seen_by(opened)
+        names = names_seen_by(opened)
         with (
             lengths_recorded(names),
             hidden_calls_recorded(),
-            torch.random.fork_rng(devices=[]),
+            isolated(),
             torch.enable_grad(),
             _Watch(self),
         ):
             self.settings = settings()
-            return self.trace(shadow)
+            graph = self.trace(shadow)
+            if self.refusal is not None:
+                raise self.refusal
+            return graph
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """One node for each module that is not opened."""
@@ -107,6 +106,17 @@ class _Tracer(fx.Tracer):
 
         return forward(*args, **kwargs) if self.working else super().call_module(m, watched, args, kwargs)
 
+    def untraceable(self, why: str) -> Untraceable:
+        """The error to raise for a step that cannot be traced."""
+        if self.refusal is None:
+            self.refusal, self.inside = Untraceable(why), self.places()
+        return self.refusal
+
+    def places(self) -> list[str]:
+        """The names of the opened modules in which the forward pass is now."""
+        names = [name for name, _ in self.module_stack.values() if name and name not in self.opaque]
+        return [name for name in names if self.opens(name, self.root.get_submodule(name))]
+
     def _check_seen(self, value: Any) -> None:
         """Untraceable for a tensor that no step has made and the network does not hold."""
         if issubclass(type(value), fx.Proxy):
@@ -115,7 +125,7 @@ class _Tracer(fx.Tracer):
             made = isinstance(value, Tensor) and value.is_meta
             seen = not made or id(value) in self.held or value in self.tensor_attrs
         if not seen:
-            raise Untraceable("it uses a tensor that was made of its weights or of the image out of sight")
+            raise self.untraceable("it uses a tensor that was made of its weights or of the image out of sight")
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:  # noqa: ARG002
         """A parameter or buffer as a symbol, so that what is made of it stays an expression of the graph."""
@@ -149,7 +159,7 @@ class _Tracer(fx.Tracer):
         node = super().create_node(kind, target, *rest, **more)
         if kind == "get_attr":
             before, self.working = self.working, True
-            node.meta["val"] = _held(self.root, target)
+            node.meta["val"] = attrgetter(target)(self.root)
             self.working = before
         return node
 
@@ -161,7 +171,7 @@ class _Tracer(fx.Tracer):
         """Record one step, and work out its value on tensors without storage."""
         changed = switched(self.settings)
         if changed:
-            raise Untraceable(f"it switches {changed} inside its forward pass, which no graph keeps")
+            raise self.untraceable(f"it switches {changed} inside its forward pass, which no graph keeps")
         symbol = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         if kind == "placeholder":
             symbol.node.meta["val"] = self.image
@@ -180,41 +190,26 @@ class _Tracer(fx.Tracer):
                     getattr(args[0], target)(*args[1:], **kwargs) if kind == "call_method" else target(*args, **kwargs)
                 )
         except Exception as error:
-            why, numbers = _why(error)
-            if numbers and kind != "call_module":
-                raise Untraceable(why) from error
+            if kind != "call_module":
+                raise self.untraceable(_why(error)) from error
             place = next(reversed(self.module_stack.values()))[0] if self.module_stack else ""
-            raise _Failed(f"in {place or 'its forward'}: {why}") from error
+            raise _Failed(f"in {place or 'its forward'}: {_why(error)}") from error
         finally:
             self.working = False
 
 
-def _why(error: Exception) -> tuple[str, bool]:
-    """Why a step fails on tensors without storage, and whether it would not fail with it."""
+def _why(error: Exception) -> str:
+    """Why a step fails on tensors without storage."""
     text = first_line(error)
     if "Meta kernel" in text:
-        return f"PyTorch has no rule for the shape of what {text.partition(': ')[0]} returns", True
+        return f"PyTorch has no rule for the shape of what {text.partition(': ')[0]} returns"
     if "meta" in text.lower() or "unallocated storage" in text:
-        return f"it needs the numbers in a tensor: {text}", True
-    return text, False
-
-
-def _reason(error: Exception) -> str:
-    """Why a forward pass cannot be traced; TorchScript's interpreter hides the reason in its own error."""
-    text = first_line(error)
-    return "it calls a function of TorchScript" if "TorchScript interpreter" in text else text
+        return f"it needs the numbers in a tensor: {text}"
+    return text
 
 
 def _bare(leaf: Any) -> Any:
     return cast("Symbol", leaf).value if issubclass(type(leaf), fx.Proxy) else leaf
-
-
-def _held(root: nn.Module, name: str) -> Any:
-    """The tensor of this dotted name."""
-    held: Any = root
-    for part in name.split("."):
-        held = getattr(held, part)
-    return held
 
 
 def record(shadow: nn.Module, input_shape: tuple[int, int, int], opens: Opens) -> fx.Graph:
@@ -235,18 +230,14 @@ def record(shadow: nn.Module, input_shape: tuple[int, int, int], opens: Opens) -
             graph = tracer.record(copy.copy(shadow), image)
         except (_Failed, SurgeryError) as error:
             hint = batches_taken(shadow, image) if isinstance(error, _Failed) else ""
-            raise SurgeryError(f"{_what(shadow, input_shape)} cannot be followed: {error}{hint or '.'}") from error
+            raise SurgeryError(f"{_what(shadow, image)} cannot be followed: {error}{hint or '.'}") from error
         except MlpconvError:
             raise
         except Exception as error:
-            inside = [name for name, _ in tracer.module_stack.values() if name and name not in opaque]
-            inside = [name for name in inside if opens(name, shadow.get_submodule(name))]
+            inside = tracer.inside if tracer.refusal is not None else tracer.places()
             if not inside:
-                raise SurgeryError(
-                    f"{_what(shadow, input_shape)} cannot be written down as a graph: {_reason(error)}. "
-                    "Accepted is a forward pass that takes the same steps for all images of one size."
-                ) from error
-            opaque[inside[-1]] = _reason(error)
+                raise SurgeryError(_refused(shadow, image, tracer.refusal or error)) from error
+            opaque[inside[-1]] = first_line(tracer.refusal or error)
         else:
             graph.refusals = opaque  # type: ignore[attr-defined]
             return _tidied(graph, tracer.root)
@@ -260,8 +251,19 @@ def record(shadow: nn.Module, input_shape: tuple[int, int, int], opens: Opens) -
                 held.update(entries)
 
 
-def _what(shadow: nn.Module, input_shape: tuple[int, int, int]) -> str:
-    return f"{type(shadow).__name__}, on images of {'x'.join(map(str, input_shape))},"
+def _what(shadow: nn.Module, image: Tensor) -> str:
+    return f"{type(shadow).__name__}, on images of {'x'.join(map(str, image.shape[1:]))},"
+
+
+def _refused(shadow: nn.Module, image: Tensor, error: Exception) -> str:
+    """Why there is no graph of a network: it does not take the images itself, or what it does cannot be traced."""
+    failure = failure_of(shadow, image)
+    if failure is not None:
+        return f"{_what(shadow, image)} cannot be followed: {_why(failure)}{batches_taken(shadow, image) or '.'}"
+    return (
+        f"{_what(shadow, image)} cannot be traced: {first_line(error)}. Accepted is a forward pass that takes the same "
+        "steps for all images of one size."
+    )
 
 
 def _tidied(graph: fx.Graph, root: nn.Module) -> fx.Graph:
