@@ -27,7 +27,7 @@ CONTEXTS: dict[str, tuple[Callable[[], AbstractContextManager[Any]], str]] = {
     "autocast off": (lambda: torch.autocast("cpu", enabled=False), "torch.autocast"),
     "no_grad": (torch.no_grad, "gradients"),
     "set_grad_enabled": (lambda: torch.set_grad_enabled(False), "gradients"),
-    "inference_mode": (torch.inference_mode, "gradients"),
+    "inference_mode": (torch.inference_mode, "inference_mode"),
     "attention": (lambda: sdpa_kernel(SDPBackend.MATH), "attention"),
     "cudnn": (lambda: torch.backends.cudnn.flags(enabled=False), "torch.backends"),
     "mkldnn": (lambda: torch.backends.mkldnn.flags(enabled=False), "torch.backends"),
@@ -67,7 +67,7 @@ def test_a_module_that_switches_a_setting_is_one_step(name: str) -> None:
 def test_a_network_that_switches_a_setting_is_refused_by_its_name(name: str) -> None:
     context, words = CONTEXTS[name]
     model = Lambda(under(context), conv=nn.Conv2d(3, 6, 3)).eval()
-    with pytest.raises(SurgeryError, match=f"it switches [^.]*{words}"):
+    with pytest.raises(SurgeryError, match=f"it switches [^:]*{words}"):
         trace(model, SHAPE)
 
 

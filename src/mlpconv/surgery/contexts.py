@@ -33,9 +33,9 @@ def _kernels() -> Any:
 
 
 SETTINGS: dict[str, Callable[[], Any]] = {
-    "gradients on or off": torch.is_grad_enabled,
-    "gradients off in an autograd.Function or in inference mode": torch._C._is_fwd_grad_enabled,
     "torch.inference_mode on or off": torch.is_inference_mode_enabled,
+    "gradients off in an autograd.Function whose apply was read before": torch._C._is_fwd_grad_enabled,
+    "gradients on or off": torch.is_grad_enabled,
     "torch.autocast on or off": _autocast,
     "torch's default dtype": torch.get_default_dtype,
     "the seed of torch's random numbers": torch.initial_seed,

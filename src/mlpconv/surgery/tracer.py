@@ -18,10 +18,11 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves, tree_map
 
-from mlpconv.analysis.meta import OnMeta, batches_taken, failure_of, isolated
+from mlpconv.analysis.meta import OnMeta, isolated
 from mlpconv.errors import MlpconvError, SurgeryError
 from mlpconv.surgery.contexts import settings, switched
 from mlpconv.surgery.hidden import hidden_calls_recorded
+from mlpconv.surgery.reasons import failed, first_line, refused, why
 from mlpconv.surgery.symbols import Symbol, TensorSymbol, Untraceable, lengths_recorded, names_seen_by
 
 __all__ = ["Opens", "drop_questions", "first_line", "record"]
@@ -177,7 +178,7 @@ class _Tracer(fx.Tracer):
             symbol.node.meta["val"] = self.image
         elif kind != "get_attr":
             symbol.node.meta["val"] = self._value(kind, target, *tree_map(_bare, (args, kwargs)))
-        return self.proxy(symbol.node)
+        return None if symbol.value is None else self.proxy(symbol.node)  # `mask is None` is asked of the object
 
     def _value(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
         """What a step makes of tensors without storage."""
@@ -191,21 +192,11 @@ class _Tracer(fx.Tracer):
                 )
         except Exception as error:
             if kind != "call_module":
-                raise self.untraceable(_why(error)) from error
+                raise self.untraceable(why(error)) from error
             place = next(reversed(self.module_stack.values()))[0] if self.module_stack else ""
-            raise _Failed(f"in {place or 'its forward'}: {_why(error)}") from error
+            raise _Failed(f"in {place or 'its forward'}: {why(error)}") from error
         finally:
             self.working = False
-
-
-def _why(error: Exception) -> str:
-    """Why a step fails on tensors without storage."""
-    text = first_line(error)
-    if "Meta kernel" in text:
-        return f"PyTorch has no rule for the shape of what {text.partition(': ')[0]} returns"
-    if "meta" in text.lower() or "unallocated storage" in text:
-        return f"it needs the numbers in a tensor: {text}"
-    return text
 
 
 def _bare(leaf: Any) -> Any:
@@ -229,14 +220,13 @@ def record(shadow: nn.Module, input_shape: tuple[int, int, int], opens: Opens) -
         try:
             graph = tracer.record(copy.copy(shadow), image)
         except (_Failed, SurgeryError) as error:
-            hint = batches_taken(shadow, image) if isinstance(error, _Failed) else ""
-            raise SurgeryError(f"{_what(shadow, image)} cannot be followed: {error}{hint or '.'}") from error
+            raise SurgeryError(failed(shadow, image, str(error))) from error
         except MlpconvError:
             raise
         except Exception as error:
             inside = tracer.inside if tracer.refusal is not None else tracer.places()
             if not inside:
-                raise SurgeryError(_refused(shadow, image, tracer.refusal or error)) from error
+                raise SurgeryError(refused(shadow, image, tracer.refusal or error)) from error
             opaque[inside[-1]] = first_line(tracer.refusal or error)
         else:
             graph.refusals = opaque  # type: ignore[attr-defined]
@@ -249,21 +239,6 @@ def record(shadow: nn.Module, input_shape: tuple[int, int, int], opens: Opens) -
             for held, entries in kept:
                 held.clear()
                 held.update(entries)
-
-
-def _what(shadow: nn.Module, image: Tensor) -> str:
-    return f"{type(shadow).__name__}, on images of {'x'.join(map(str, image.shape[1:]))},"
-
-
-def _refused(shadow: nn.Module, image: Tensor, error: Exception) -> str:
-    """Why there is no graph of a network: it does not take the images itself, or what it does cannot be traced."""
-    failure = failure_of(shadow, image)
-    if failure is not None:
-        return f"{_what(shadow, image)} cannot be followed: {_why(failure)}{batches_taken(shadow, image) or '.'}"
-    return (
-        f"{_what(shadow, image)} cannot be traced: {first_line(error)}. Accepted is a forward pass that takes the same "
-        "steps for all images of one size."
-    )
 
 
 def _tidied(graph: fx.Graph, root: nn.Module) -> fx.Graph:
@@ -289,8 +264,3 @@ def drop_questions(graph: fx.Graph, replaced: Collection[fx.Node] = ()) -> list[
             graph.erase_node(node)
             dropped.append(node)
     return dropped
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
