@@ -83,6 +83,15 @@ def test_a_copy_works_its_weight_out_of_its_own_numbers() -> None:
     assert remove_weight_norm(copy[0]).weight.is_leaf
 
 
+def test_a_tensor_with_a_history_is_named() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    model[0].last = model[0].weight * 2
+    with pytest.raises(
+        SurgeryError, match=r"cannot be copied, .*: 0\.last was computed with gradients, .* detach it\."
+    ):
+        copied(model)
+
+
 @pytest.mark.parametrize("operation", [pool_head, convolutionalize])
 @pytest.mark.parametrize("name", sorted(HOOKED))
 def test_a_head_whose_weight_a_hook_works_out_is_refused_with_the_cure(name: str, operation: Any) -> None:

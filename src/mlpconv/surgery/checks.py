@@ -91,10 +91,20 @@ def copied(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        text = _computed(model) or (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SurgeryError(
             f"{type(model).__name__} cannot be copied, and the original stays untouched: {text}"
         ) from error
+
+
+def _computed(model: nn.Module) -> str:
+    """Which attribute holds a tensor with the history of its computation, and what to do; empty where none does."""
+    for place, module in model.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                full = f"{place}.{name}" if place else name
+                return f"{full} was computed with gradients, and PyTorch copies no such tensor: detach it."
+    return ""
 
 
 def advice(module: nn.Module) -> str:
