@@ -52,6 +52,11 @@ def test_a_call_out_of_sight_makes_its_module_one_step(name: str, outcomes: dict
     assert "Lambda, on images of 3x7x5, cannot be traced" in reason
 
 
+@pytest.mark.parametrize("name", ["vmap", "func.grad", "TorchScript", "tensor", "without overrides"])
+def test_a_call_out_of_sight_is_named(name: str, outcomes: dict[tuple[str, bool], Outcome]) -> None:
+    assert "it runs aten." in outcomes[name, False][0]
+
+
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_a_call_that_needs_memory_is_refused(name: str, outcomes: dict[tuple[str, bool], Outcome]) -> None:
     for inside in (False, True):
@@ -97,6 +102,18 @@ def test_python_sees_a_tensor(function: Any) -> None:
     model = Lambda(function, conv=nn.Conv2d(3, 3, 1)).eval()
     with torch.no_grad():
         assert torch.equal(trace(model, (3, 7, 5))(images(3, 3, 9, 5)), model(images(3, 3, 9, 5)))
+
+
+def test_a_symbol_claims_no_class_that_it_is_not_where_memory_is_read() -> None:
+    claimed = []
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        kinds = (Tensor, torch.Size, torch.dtype, torch.UntypedStorage)
+        claimed.extend(map(isinstance, (x, x.shape, x.dtype, x.untyped_storage()), kinds))
+        return x
+
+    trace(Lambda(forward).eval(), (3, 7, 5))
+    assert claimed == [True, True, True, False]
 
 
 class Masked(nn.Module):
