@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from wrapped import Lambda
 
 from mlpconv.analysis import profile
 from mlpconv.errors import UsageError
@@ -84,6 +85,36 @@ def test_transformers_are_followed() -> None:
     assert result.field is not None
     assert all(axis.whole for axis in result.field)
     assert result.totals.unused_params == 0
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: m.conv(x - x.mean()),
+        lambda m, x: m.conv(x / x.max()),
+        lambda m, x: m.conv((x - x.mean()) / x.std()),
+        lambda m, x: m.conv(x).square().mean(),
+    ],
+)
+def test_a_number_made_of_the_whole_image_has_seen_it_all(function: Any) -> None:
+    result = profile(Lambda(function, conv=nn.Conv2d(3, 4, 3)), (3, 9, 7))
+    assert result.totals.macs == 7 * 5 * 4 * 27
+    assert result.field is not None
+    assert all(axis.whole for axis in result.field)
+
+
+def test_a_network_is_named_for_what_fails_in_its_own_forward() -> None:
+    model = Lambda(lambda m, x: m.conv(x).view(-1, 5), conv=nn.Conv2d(3, 4, 3))
+    try:
+        raise KeyError  # an error that is being handled outside is none of the network's
+    except KeyError:
+        assert "in its forward (Lambda): shape '[-1, 5]' is invalid" in refused(nn.Sequential(model)[0])
+    assert "in 0 (Lambda): shape" in refused(nn.Sequential(model, nn.ReLU()))
+
+
+def test_a_network_that_takes_some_batches_only_is_told_which() -> None:
+    model = Lambda(lambda m, x: m.conv(x).mean((2, 3)).view(-1, 3, 4).amax(1), conv=nn.Conv2d(3, 4, 3))
+    assert "It takes batches of 3, 6 images and not of 1; a network that works on each image" in refused(model)
 
 
 # ---- what cannot be

@@ -179,10 +179,11 @@ def stand_ins(forgotten: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "timm.py").write_text(
         textwrap.dedent("""
         from torch import nn
-        def list_models(): return ["tiny"]
+        def list_models(): return ["tiny", "tinyViT"]
+        def list_pretrained(): return ["tiny.a1_in1k", "tiny.wide", "tinyViT.a1_in1k"]
         def create_model(name, pretrained):
             model = nn.Conv2d(1, 7, 5)
-            model.default_cfg = {"input_size": (1, 17, 19)}
+            model.default_cfg = {"input_size": (1, 17, 23 if name == "tiny.wide" else 19)}
             return model
     """)
     )
@@ -198,6 +199,16 @@ def test_other_libraries_are_asked_for_their_models(capsys: pytest.CaptureFixtur
     assert data["model"] == "timm:tiny"
     assert main(["profile", "torchvision:resnet5"]) == 2
     assert "no image classifier 'resnet5'; did you mean 'resnet50'?" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_names_are_accepted_with_tags_and_in_other_capitals() -> None:
+    sizes = {name: open_model(name)[1] for name in ("torchvision:ResNet50", "timm:Tiny", "timm:tinyvit.A1_in1k")}
+    assert list(sizes.values()) == [(3, 224, 224), (1, 17, 19), (1, 17, 19)]
+    assert [open_model(f"timm:tiny{tag}")[1][2] for tag in ("", ".a1_in1k", ".wide")] == [19, 19, 23]
+    for given, accepted in (("tiny.a2_in1k", "tiny.a1_in1k, tiny.wide"), ("tin.wide", "tiny, tinyViT")):
+        with pytest.raises(UsageError, match=rf"timm has no .*Accepted: {accepted}\."):
+            open_model(f"timm:{given}")
 
 
 @pytest.mark.usefixtures("stand_ins")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import mlpconv
@@ -114,7 +115,7 @@ def test_a_model_reads_files_as_its_training_did(tmp_path: Path) -> None:
     """Four classes within 12 bits, 12 of 4095 apart: in sixteen bits all are black."""
     folder = make(tmp_path / "x", 4095, a=0, b=60, c=120, d=180)
     data, recipe = open_data(folder, val_fraction=0), Recipe(model="nin_tiny", val_fraction=0)
-    model, preprocessing = make_model(data, recipe), make_preprocessing(data, recipe)
+    model, preprocessing = make_model(data, recipe, torch.device("cpu")), make_preprocessing(data, recipe)
     mlpconv.save(tmp_path / "m", model, preprocessing, classes=data.classes, input_size=(1, 11, 11), info={})
     classifier = mlpconv.load(tmp_path / "m")
     assert classifier.preprocessing.reading == Reading(bits=12)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors import safe_open
 
@@ -83,7 +84,7 @@ def test_a_model_reads_images_as_its_training_did(tmp_path: Path, fit: str, caps
     folder = put(tmp_path / "x", 30, 120)
     recipe = Recipe(model="nin_tiny", fit=fit, val_fraction=0)
     data = load(folder, recipe, None)
-    model, preprocessing = make_model(data, recipe), make_preprocessing(data, recipe)
+    model, preprocessing = make_model(data, recipe, torch.device("cpu")), make_preprocessing(data, recipe)
     mlpconv.save(tmp_path / "m", model, preprocessing, classes=data.classes, input_size=(3, 32, 32), info={})
     classifier = mlpconv.load(tmp_path / "m")
     files = sorted(folder.glob("*/*.png"))

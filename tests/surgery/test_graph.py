@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import threading
-from typing import Any
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -144,6 +146,75 @@ def test_torchvision_networks_as_graphs(name: str) -> None:
         assert torch.equal(graph(images(1, 3, 64, 96)), model(images(1, 3, 64, 96)))
 
 
+@dataclass
+class Features:
+    maps: Tensor
+    pooled: Tensor
+
+
+class Output(OrderedDict[str, Tensor]):
+    """As Hugging Face's outputs: a dictionary whose entries are attributes, too."""
+
+    def __init__(self, maps: Tensor, pooled: Tensor) -> None:
+        super().__init__(maps=maps, pooled=pooled)
+        self.maps, self.pooled = maps, pooled
+
+
+class Pair(NamedTuple):
+    maps: Tensor
+    pooled: Tensor
+
+
+class Backbone(nn.Module):
+    def __init__(self, holder: Any) -> None:
+        super().__init__()
+        self.conv, self.pool, self.holder = nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1), holder
+
+    def forward(self, x: Tensor) -> Any:
+        maps = self.conv(x).relu()
+        return self.holder(maps=maps, pooled=self.pool(maps))
+
+
+@pytest.mark.parametrize("holder", [Pair, Features, Output, dict])
+@pytest.mark.parametrize("part", ["maps", "pooled"])
+def test_a_backbone_that_returns_several_maps_is_looked_through(holder: Any, part: str) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        features = m.backbone(x)
+        maps = features[part] if holder is dict else getattr(features, part)
+        return m.fc(maps.mean((2, 3)) if part == "maps" else maps.flatten(1))
+
+    model = Lambda(forward, backbone=Backbone(holder), fc=nn.Linear(6, 5)).eval()
+    shut = trace(model, (3, 9, 7), opens=lambda name, _: not name)
+    assert torch.equal(shut(images(2, 3, 9, 7)), model(images(2, 3, 9, 7)))
+    maps = mlpconv.surgery.pool_head(model, (3, 9, 7), latency=False).model.category_maps(images(1, 3, 9, 7))
+    assert maps.shape == (1, 5, 7, 5)
+    assert torch.allclose(maps.mean((2, 3)), model(images(1, 3, 9, 7)), atol=1e-6)
+    slid = mlpconv.surgery.convolutionalize(model, (3, 9, 7), latency=False)
+    assert slid.model(images(1, 3, 11, 7)).shape == (1, 5, 3, 1)
+    assert slid.report.details["equal"]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda m, x: m.conv((x - x.mean()) / x.std()), lambda m, x: m.conv(x / x.max()), lambda m, x: m.conv(x).mean()],
+)
+def test_numbers_of_no_dimension_are_followed(function: Any) -> None:
+    model = Lambda(function, conv=nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5))).eval()
+    assert mlpconv.surgery.fold(model, (3, 9, 7)).report.changed == ("conv.0", "conv.1")
+
+
+class Reduction(nn.Module):
+    """As einops' layers: what it does to maps is looked up by their number of dimensions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean({3: (1,), 4: (2, 3)}[x.ndim])
+
+
+def test_a_layer_that_chooses_by_dimensions_is_a_part_of_the_head() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), Reduction(), nn.Linear(6, 5)).eval()
+    assert mlpconv.surgery.pool_head(model, (3, 9, 7), latency=False).model.category_maps(images(1, 3, 9, 7)).dim() == 4
+
+
 # ---- the network is untouched
 
 
@@ -266,6 +337,7 @@ def locked() -> nn.Module:
         (Peek, ["Peek", "numbers in a tensor"]),
         (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), Peek()), ["in 1", "numbers in a tensor"]),
         (lambda: nn.Bilinear(3, 3, 3), ["input2"]),
+        (lambda: Lambda(lambda m, x: x.view(-1, 3, *x.shape[1:]).mean(1)), ["batches of 3, 6 images and not of 2"]),
         (lambda: mlpconv.create_model("nin_cifar10", in_channels=1), ["3 channels", "1 are accepted"]),
     ],
 )
@@ -303,6 +375,18 @@ def test_what_a_module_remembers_of_one_look_is_gone_before_the_next() -> None:
 
 def test_what_cannot_be_copied_is_refused() -> None:
     assert "cannot be copied" in refused(locked())
+
+
+def test_a_part_of_the_head_that_cannot_be_traced_is_named_with_the_reason() -> None:
+    scaled = Lambda(lambda m, x: x.mean((2, 3)) * {7: 2.0}[x.shape[2]], pool=nn.AdaptiveAvgPool2d(1))
+    with pytest.raises(SurgeryError, match=r"1 \(Lambda\) is a part of the head, .*: it looks up a size of the image"):
+        mlpconv.surgery.pool_head(nn.Sequential(nn.Conv2d(3, 4, 3), scaled, nn.Linear(4, 5)), (3, 9, 7))
+
+
+def test_a_network_that_fails_on_one_image_is_refused() -> None:
+    model = Lambda(lambda m, x: m.conv(x).mean((2, 3)).view(-1, 2, 4).mean(1), conv=nn.Conv2d(3, 4, 3))
+    with pytest.raises(SurgeryError, match=r"itself fails on a batch of 1 .*: shape '\[-1, 2, 4\]' is invalid"):
+        mlpconv.surgery.fold(model, (3, 9, 7))
 
 
 @pytest.mark.parametrize("shape", [(3, 9), (3, 0, 9), 32, (3, 9, 9.0)])

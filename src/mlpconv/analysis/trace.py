@@ -8,6 +8,7 @@ is at work.
 from __future__ import annotations
 
 import copy
+import sys
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,15 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from mlpconv.analysis.cost import Cost, cost_of, size_in_bytes
+from mlpconv.analysis.meta import batches_taken, isolated, on_meta, shape_only, uncompiled
 from mlpconv.errors import MlpconvError, UsageError
 from mlpconv.fields.call import Call, bind
 from mlpconv.fields.field import Field
 from mlpconv.fields.following import Follower
 
-__all__ = ["Step", "Trace", "on_meta", "trace", "without_storage"]
+__all__ = ["Step", "Trace", "trace", "without_storage"]
 
 # PyTorch loads its shape rules at the first operation on the meta device: a second or two, paid here, at import.
 torch.relu(torch.empty(0, device="meta"))
@@ -74,6 +76,9 @@ class _Recorder(Follower):  # type: ignore[no-untyped-call]
         self.steps: list[Step] = []
         self.places: list[tuple[str, nn.Module]] = [("", model)]
         self.stack = [0]
+        self.failed: int | None = None
+        """The place that an exception came from, once there is one."""
+        self.handled = sys.exc_info()[1]
         self.live: dict[int, int] = {}
         self.peak = 0
         self.unread = {p.untyped_storage()._cdata: p.numel() for p in model.parameters()}
@@ -82,11 +87,14 @@ class _Recorder(Follower):  # type: ignore[no-untyped-call]
         """Follow which module of the (copied) model is at work."""
 
         def enter(name: str, module: nn.Module) -> None:
+            self.failed = None
             self.stack.append(len(self.places))
             self.places.append((name, module))
 
         def leave(*_: object) -> None:
-            self.stack.pop()
+            place = self.stack.pop()
+            if self.failed is None and sys.exc_info()[1] is not self.handled:
+                self.failed = place
 
         for name, module in model.named_modules():
             module.register_forward_pre_hook(lambda entered, _, name=name: enter(name, entered))
@@ -139,31 +147,6 @@ class _Recorder(Follower):  # type: ignore[no-untyped-call]
         return sum(self.unread.pop(tensor.untyped_storage()._cdata, 0) for tensor in call.inputs)
 
 
-def on_meta(args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The arguments with every tensor, and every request for a device, on the meta device if any tensor is there."""
-    leaves = tree_leaves((args, dict(kwargs)))
-    there = any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in leaves)
-    if not there or not any(_is_elsewhere(leaf) for leaf in leaves):
-        return args, kwargs
-
-    def bare(leaf: object) -> object:
-        if isinstance(leaf, torch.device):
-            return torch.device("meta")
-        return _shape_only(leaf) if isinstance(leaf, Tensor) and not leaf.is_meta else leaf
-
-    moved: tuple[Any, Any] = tree_map(bare, (args, dict(kwargs)))
-    return moved
-
-
-def _is_elsewhere(leaf: object) -> bool:
-    """Whether it is a tensor or a request for a device that is not the meta device."""
-    return not leaf.is_meta if isinstance(leaf, Tensor) else isinstance(leaf, torch.device)
-
-
-def _shape_only(tensor: Tensor) -> Tensor:
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-
-
 def without_storage(model: nn.Module) -> nn.Module:
     """A copy of the model in eval mode, its parameters on the meta device; the model is only read.
 
@@ -179,7 +162,7 @@ def without_storage(model: nn.Module) -> nn.Module:
                 memo[id(tensor)] = _stand_in(tensor)
                 kept.append(tensor)
     try:
-        return copy.deepcopy(model, memo).eval()
+        return uncompiled(copy.deepcopy(model, memo)).eval()
     except Exception as error:
         raise UsageError(f"{type(model).__name__} cannot be copied, which profiling needs: {_line(error)}") from error
 
@@ -189,9 +172,9 @@ def _stand_in(tensor: Tensor) -> Tensor:
     if nn.parameter.is_lazy(tensor):
         raise UsageError("A lazy module has no parameters yet: run the model once on a real batch first.")
     if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(_shape_only(tensor), requires_grad=False)
+        return nn.Parameter(shape_only(tensor), requires_grad=False)
     table = not tensor.is_floating_point() and tensor.numel() <= CONSTANT
-    return tensor.detach().clone() if table else _shape_only(tensor)
+    return tensor.detach().clone() if table else shape_only(tensor)
 
 
 def trace(model: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
@@ -207,16 +190,16 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
     recorder.start(image)
     recorder.hold(image)
     try:
-        with torch.no_grad(), recorder:
+        with torch.no_grad(), recorder, isolated():
             output = shadow(image)
     except MlpconvError:
         raise
     except Exception as error:
-        name, module = recorder.places[-1]
+        name, module = recorder.places[recorder.failed or 0]
         size = "x".join(map(str, input_shape))
         raise UsageError(
             f"{type(model).__name__} cannot be followed on images of {size}: in {name or 'its forward'} "
-            f"({type(module).__name__}): {_line(error)}"
+            f"({type(module).__name__}): {_line(error)}{batches_taken(shadow, image)}"
         ) from error
     finals = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
     return Trace(

@@ -122,7 +122,7 @@ def import_vision(module: str) -> Any:
 def _from_torchvision(name: str) -> Opened:
     """One of torchvision's classification networks, with random weights, for the size of its published ones."""
     models = import_vision("torchvision.models")
-    _check_name("torchvision", name, models.list_models(module=models))
+    name = _accepted_name("torchvision", name, models.list_models(module=models))
     # Without this word GoogLeNet and Inception warn that their start will change one day.
     extra = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
     network = models.get_model(name, weights=None, **extra)
@@ -131,20 +131,26 @@ def _from_torchvision(name: str) -> Opened:
 
 
 def _from_timm(name: str) -> Opened:
-    """One of timm's architectures, with random weights, for the size that it states."""
+    """One of timm's architectures, with random weights, for the size that it, or the tag of its weights, states."""
     timm = import_vision("timm")
-    _check_name("timm", name, timm.list_models())
+    architecture, dot, tag = name.partition(".")
+    name = _accepted_name("timm", architecture, timm.list_models())
+    if dot:
+        tagged = [each for each in timm.list_pretrained() if each.partition(".")[0] == name]
+        name = _accepted_name("timm", f"{name}.{tag}", tagged)
     network = timm.create_model(name, pretrained=False)
     channels, rows, columns = getattr(network, "default_cfg", {}).get("input_size", IMAGENET)
     return network, (channels, rows, columns)
 
 
-def _check_name(library: str, name: str, accepted: list[str]) -> None:
-    """Refuse a name that the library does not have: UsageError."""
+def _accepted_name(library: str, name: str, accepted: list[str]) -> str:
+    """The library's own spelling of a name, whatever its capitals; UsageError for a name that it does not have."""
     from mlpconv.errors import UsageError, did_you_mean
 
-    if name not in accepted:
+    spelled = {each.lower(): each for each in accepted}.get(name.lower())
+    if spelled is None:
         raise UsageError(f"{library} has no image classifier {name[:100]!r}; {did_you_mean(name[:100], accepted)}")
+    return spelled
 
 
 _LIBRARIES = {"torchvision": _from_torchvision, "timm": _from_timm}

@@ -86,10 +86,8 @@ def _all_of(axes: Sequence[Axis], rank: int) -> Axis:
 
 def ranked(axis: Axis, rank: int) -> Axis:
     """The same with as many dimensions as the tensor has."""
-    missing = [1] * (rank - axis.lo.dim()), [1] * (rank - axis.hi.dim())
-    return replace(
-        axis, lo=axis.lo.reshape(*missing[0], *axis.lo.shape), hi=axis.hi.reshape(*missing[1], *axis.hi.shape)
-    )
+    lo, hi = (ends.reshape((*[1] * (rank - ends.dim()), *ends.shape)) for ends in (axis.lo, axis.hi))
+    return replace(axis, lo=lo, hi=hi)
 
 
 def _slid(call: Call, lookup: Lookup, k: int) -> Axis:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 
-from mlpconv.analysis.trace import on_meta
+from mlpconv.analysis.meta import on_meta
 from mlpconv.fields.channels import ChannelFollower
 from mlpconv.surgery.graph import shadow_of
 

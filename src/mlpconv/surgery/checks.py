@@ -9,13 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
 
+from mlpconv.analysis.meta import is_compiled
 from mlpconv.errors import SurgeryError, UsageError
 
-__all__ = ["accepted", "check_shape", "copied", "is_parametrized", "sharers"]
+__all__ = ["accepted", "advice", "check_shape", "copied", "is_parametrized", "sharers"]
 
-# Hooks of PyTorch's own that only work out a weight before a module uses it.
-REPARAMETRISATIONS = {"WeightNorm", "SpectralNorm"}
+# Hooks of PyTorch's own that only work out a weight before a module uses it, and what removes them.
+REPARAMETRISATIONS = {
+    "WeightNorm": "torch.nn.utils.remove_weight_norm",
+    "SpectralNorm": "torch.nn.utils.remove_spectral_norm",
+}
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 WRAPPERS = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}
 
@@ -49,6 +54,8 @@ def _reason(module: nn.Module, *, whole: bool) -> str:
     kind, place = type(module).__name__, type(module).__module__
     if kind in WRAPPERS:
         return "spreads a network over devices: give the network inside, its .module."
+    if is_compiled(module):
+        return "is compiled by torch.compile: put its original, ._orig_mod, back in its place and compile the result."
     if isinstance(module, torch.jit.ScriptModule):
         return "is compiled TorchScript: give the nn.Module that it was made from."
     if ".quantized" in place or ".qat" in place or hasattr(module, "activation_post_process"):
@@ -74,18 +81,46 @@ def _chosen_among_own(module: nn.Module) -> bool:
 
 
 def _is_own_hook(hook: Any) -> bool:
-    return type(hook).__module__.startswith("torch.nn.utils.") and type(hook).__name__ in REPARAMETRISATIONS
+    own = type(hook).__module__.startswith("torch.nn.utils.") and type(hook).__name__ in REPARAMETRISATIONS
+    return own or isinstance(hook, BasePruningMethod)
 
 
 def copied(model: nn.Module) -> nn.Module:
     """A deep copy, with shared tensors shared; SurgeryError for a model that cannot be copied."""
+    memo = {id(tensor): tensor.detach().clone() for module in model.modules() for tensor in _worked_out(module)}
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, memo)
     except Exception as error:
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        text = _computed(model) or (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SurgeryError(
             f"{type(model).__name__} cannot be copied, and the original stays untouched: {text}"
         ) from error
+
+
+def _computed(model: nn.Module) -> str:
+    """Which attribute holds a tensor with the history of its computation, and what to do; empty where none does."""
+    for place, module in model.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                full = f"{place}.{name}" if place else name
+                return f"{full} was computed with gradients, and PyTorch copies no such tensor: detach it."
+    return ""
+
+
+def advice(module: nn.Module) -> str:
+    """How to make a weight plain that a hook works out before each forward pass; empty where none does."""
+    for hook in module._forward_pre_hooks.values():
+        if _is_own_hook(hook):
+            remover = REPARAMETRISATIONS.get(type(hook).__name__, "torch.nn.utils.prune.remove")
+            return f"its weight is worked out before each pass: {remover} makes it plain"
+    return ""
+
+
+def _worked_out(module: nn.Module) -> list[Tensor]:
+    """The tensors that a hook works out anew before each forward pass: PyTorch copies no result of a computation."""
+    if not any(_is_own_hook(hook) for hook in module._forward_pre_hooks.values()):
+        return []
+    return [value for value in vars(module).values() if isinstance(value, Tensor) and not value.is_leaf]
 
 
 def sharers(model: nn.Module, module: nn.Module) -> tuple[str, ...]:

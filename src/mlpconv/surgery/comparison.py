@@ -97,7 +97,7 @@ def compare(
     notes: list[str] = []
     # One network after the other: each needs a copy in its own number format, and in float64 twice as much.
     one = copied(original)
-    before = named_outputs(one, batches, own)
+    before = [_outputs_of(one, batch, own) for batch in batches]
     exact: list[dict[str, Tensor]] | None = None
     if own is not torch.float64:
         try:
@@ -133,9 +133,24 @@ def batches_of(shape: tuple[int, int, int], images: Tensor | None) -> tuple[list
     return batches, [(source, batch[:1] if source == "random" else batch) for source, batch in batches[1:]]
 
 
+def _outputs_of(model: nn.Module, batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The original's outputs for a batch; SurgeryError where it does not take the batch."""
+    try:
+        return named_outputs(model, [batch], dtype)[0]
+    except MlpconvError:
+        raise
+    except Exception as error:
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SurgeryError(
+            f"{type(model).__name__} itself fails on a batch of {len(batch[1])} ({batch[0]} images): {text}. A "
+            "network that works on each image of a batch by itself is accepted."
+        ) from error
+
+
 def _told_apart(outputs: list[dict[str, Tensor]]) -> float:
     """The largest difference between the outputs for two images, as a part of the largest number."""
-    several = [tensor for batch in outputs for tensor in batch.values() if len(tensor) > 1 and bool(tensor.any())]
+    batched = [tensor for batch in outputs for tensor in batch.values() if tensor.dim()]
+    several = [tensor for tensor in batched if len(tensor) > 1 and bool(tensor.any())]
     return max((float((each.amax(0) - each.amin(0)).max() / each.abs().max()) for each in several), default=0.0)
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from mlpconv.errors import SurgeryError
-from mlpconv.surgery.checks import is_parametrized, sharers
+from mlpconv.surgery.checks import advice, is_parametrized, sharers
 from mlpconv.surgery.edits import Edits, as_convolution, as_map_norm
 from mlpconv.surgery.graph import module_of, shape_of
 from mlpconv.surgery.head import Head, on_tokens
@@ -242,7 +242,8 @@ class Rewriter(ABC):
                 return self.kernel_of(node, layout, node.args[1:], node.kwargs)
         own = self.edits.root.get_submodule(name)
         if module is not None and (type(module).forward is not nn.Linear.forward or module._forward_pre_hooks):
-            raise SurgeryError(f"{describe(node, self.shadow)} is a linear layer of its own kind: replace it first.")
+            what = advice(own) or "it is a linear layer of its own kind: replace it"
+            raise SurgeryError(f"{describe(node, self.shadow)} cannot become a convolution: {what} first.")
         shared = sharers(self.edits.root, own)
         if shared or is_parametrized(own) or self._times(name) > 1:
             why = f"shares memory with {', '.join(shared)}" if shared else "is worked out anew or used twice"

@@ -70,6 +70,7 @@ def as_module(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     """The graph over the root's own modules and tensors, also those that the graph does not use."""
     for name, constant in getattr(graph, "owning_constants", {}).items():
         setattr(root, name, constant)
+    graph._tracer_cls = None  # a copy that is loaded from a pickle is traced by torch.fx's own
     made = fx.GraphModule(root, graph, type(root).__name__)
     tensors = {name: value for name, value in made._buffers.items() if name not in root._buffers}
     for store in ("_modules", "_parameters", "_buffers"):

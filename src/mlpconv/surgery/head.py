@@ -162,7 +162,8 @@ def opened_graph(
                 raise SurgeryError(tokens)
             name = min(again)
             kind = type(shadow.get_submodule(name)).__name__
-            raise SurgeryError(f"{name} ({kind}) is a part of the head, and its forward pass cannot be written down.")
+            why = graph.refusals[name]  # type: ignore[attr-defined]
+            raise SurgeryError(f"{name} ({kind}) is a part of the head, and its forward pass cannot be traced: {why}.")
         opened |= {name for each in shut for name in _path(each)}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from mlpconv.errors import SurgeryError
+from mlpconv.surgery.stored import restored, stored
 
 __all__ = ["Rewritten"]
 
@@ -37,7 +38,7 @@ class Rewritten(nn.Module):
         self._passes = self._compiled()
 
     def _compiled(self) -> dict[str, Callable[..., Any]]:
-        """One function a graph."""
+        """One function for each graph."""
         return {name: type(fx.GraphModule(self, graph)).forward for name, graph in self.graphs.items()}
 
     def forward(self, x: Tensor) -> Any:
@@ -56,11 +57,13 @@ class Rewritten(nn.Module):
         return maps
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the compiled functions, which a copy makes anew."""
-        return {name: value for name, value in vars(self).items() if name != "_passes"}
+        """All but the compiled functions, which a copy makes anew from the graphs."""
+        state = {name: value for name, value in vars(self).items() if name != "_passes"}
+        return state | {"graphs": {name: stored(graph) for name, graph in self.graphs.items()}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.graphs = {name: restored(steps) for name, steps in state["graphs"].items()}
         self._passes = self._compiled()
 
     def extra_repr(self) -> str:

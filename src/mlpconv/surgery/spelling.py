@@ -6,6 +6,7 @@ A step is a module, a function or a method; `torch.flatten(x, 1)`, `x.view(x.siz
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from typing import Any, Literal
 
 import torch
@@ -74,6 +75,8 @@ def kind_of(node: fx.Node, root: nn.Module) -> Kind:  # noqa: C901  (one line a 
         return "linear"
     if (module is None and name in SHAPES) or isinstance(module, nn.Flatten | nn.Unflatten):
         return "shape"
+    if name == "getattr" and _reads_part(node):
+        return "shape"
     if name in ADAPTIVE:
         return "pool"
     if name in DROPOUTS or name == "alphadropout":
@@ -96,6 +99,13 @@ def kind_of(node: fx.Node, root: nn.Module) -> Kind:  # noqa: C901  (one line a 
     return "softmax" if name in ("softmax", "log_softmax", "logsoftmax") else "other"
 
 
+def _reads_part(node: fx.Node) -> bool:
+    """Whether a step takes a tensor out of what holds several: a named tuple, a dataclass."""
+    owner = node.args[0]
+    held = owner.meta.get("val") if isinstance(owner, fx.Node) else None
+    return not isinstance(held, Tensor) and shape_of(node) is not None
+
+
 def _one_slope(node: fx.Node, module: nn.Module | None) -> bool:
     if isinstance(module, nn.PReLU):
         return module.num_parameters == 1
@@ -112,7 +122,7 @@ def data_inputs(node: fx.Node, image: set[fx.Node]) -> Iterator[fx.Node]:
     for each in node.all_input_nodes:
         if each in image and not isinstance(each.meta.get("val"), int | float | bool | torch.Size):
             value = each.meta.get("val")
-            if isinstance(value, Tensor | tuple | list | dict):
+            if isinstance(value, Tensor | tuple | list | dict) or is_dataclass(value):
                 yield each
 
 

@@ -7,17 +7,36 @@ answered. Only what depends on the numbers in a tensor cannot.
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import is_dataclass
+from types import FunctionType
+from typing import Any, Self
 
-from torch import Tensor, fx
+import torch
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["DataDependent", "Symbol", "lengths_recorded"]
+__all__ = ["Symbol", "TensorSymbol", "Untraceable", "lengths_recorded", "names_seen_by"]
 
+PLAIN = (
+    int, float, complex, str, bytes, tuple, list, dict, set, range, type(None),
+    torch.dtype, torch.device, torch.layout, torch.memory_format,
+)  # fmt: skip
+"""Classes of values that C++ tells by their type alone."""
+RANK = ("dim", "ndim", "ndimension")
 IN_PLACE = ("add", "sub", "mul", "truediv", "floordiv", "pow", "matmul", "and", "or", "xor", "mod")
+
+
+def names_seen_by(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
+    """The global names of forward passes, of functions that modules hold, and of functions among those names."""
+    held = [function for m in modules for function in (type(m).forward, *vars(m).values())]
+    spaces = {id(space): space for each in held if isinstance(space := getattr(each, "__globals__", None), dict)}
+    named = [each for space in spaces.values() for each in space.values() if isinstance(each, FunctionType)]
+    foreign = (each for each in named if not (each.__module__ or "").startswith(("torch.", "mlpconv.surgery.")))
+    return list((spaces | {id(each.__globals__): each.__globals__ for each in foreign}).values())
 
 
 @contextmanager
@@ -38,14 +57,19 @@ def lengths_recorded(spaces: Iterable[dict[str, Any]]) -> Iterator[None]:
             space.pop("len", None)
 
 
-class DataDependent(Exception):
-    """The forward pass asks for the numbers in a tensor."""
+class Untraceable(Exception):
+    """A step of the forward pass that no graph can hold: it needs the numbers in a tensor, or happens out of sight."""
 
 
 class Symbol(fx.Proxy):
     """A value of the forward pass that is being recorded."""
 
+    tracer: Any
     _is_param = False  # `isinstance(x, nn.Parameter)` asks for this
+
+    def __hash__(self) -> int:
+        """A size is no key: a table that outlives this pass would hold the symbol, and not find it in the next."""
+        raise TypeError("it looks up a size of the image in a dictionary, a set or a cache")
 
     @property
     def value(self) -> Any:
@@ -54,8 +78,13 @@ class Symbol(fx.Proxy):
 
     @property
     def __class__(self) -> Any:
-        """So that `isinstance(x, torch.Tensor)` answers as it would without tracing."""
-        return type(self.value)
+        """So that `isinstance(x, tuple)` answers as it would without tracing.
+
+        PyTorch's C++ asks the same question and then reads memory of its own layout: a symbol claims to be one of its
+        objects only where it is one.
+        """
+        value = self.value
+        return type(value) if isinstance(value, PLAIN) or is_dataclass(value) else Symbol
 
     @__class__.setter
     def __class__(self, _: type) -> None:
@@ -65,15 +94,31 @@ class Symbol(fx.Proxy):
         if isinstance(self.value, dict) and name in ("items", "values"):  # x.max(2).values is no method
             pairs = [(key, self[key]) for key in self.value]
             return lambda: pairs if name == "items" else [symbol for _, symbol in pairs]
+        if isinstance(self.value, Tensor) and name in RANK:  # the same for images of every size
+            return self.value.dim() if name == "ndim" else self.value.dim
         held = getattr(self.value, name)  # AttributeError here is the answer to hasattr
         if callable(held) and not isinstance(held, Tensor):
             return _Method(self, name)
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in OWN and (hasattr(self.value, name) or not isinstance(self.value, Tensor)):
+            raise self.tracer.untraceable(f"it sets .{name} of a {type(self.value).__name__} inside its forward pass")
+        object.__setattr__(self, name, value)
+
+    def __copy__(self) -> Any:
+        return self.tracer.create_proxy("call_function", copy.copy, (self,), {})
+
+    def __deepcopy__(self, memo: object) -> Any:
+        return self.tracer.create_proxy("call_function", copy.deepcopy, (self,), {})
+
+    def __reduce_ex__(self, protocol: object) -> Any:
+        raise self.tracer.untraceable("it pickles what flows through it")
+
     def _known(self) -> Any:
         """The value, which must not depend on the numbers in a tensor."""
         if any(isinstance(leaf, Tensor) for leaf in tree_leaves(self.value)):
-            raise DataDependent("its forward pass decides by the numbers in a tensor")
+            raise self.tracer.untraceable("its forward pass decides by the numbers in a tensor")
         return self.value
 
     def __bool__(self) -> bool:
@@ -114,6 +159,37 @@ class Symbol(fx.Proxy):
     def keys(self) -> Any:
         """The keys of a dictionary."""
         return self.value.keys()
+
+
+class TensorSymbol(Symbol, Tensor):  # type: ignore[misc]
+    """A symbol of a tensor that is a tensor itself, without storage.
+
+    Whatever reads it by a way that records nothing, C++ above all, finds what it expects.
+    """
+
+    __hash__ = object.__hash__
+
+    def __new__(cls, node: fx.Node, tracer: fx.Tracer) -> Self:  # noqa: ARG004
+        """A tensor of the shape of the node's."""
+        return Tensor._make_subclass(cls, node.meta["val"])
+
+    @property
+    def __class__(self) -> Any:
+        """A parameter's symbol is a parameter."""
+        return type(self.value)
+
+    @__class__.setter
+    def __class__(self, _: type) -> None:
+        raise TypeError("a symbol's class is that of its value")
+
+    def __getattribute__(self, name: str) -> Any:
+        """What belongs to tensors is recorded and not looked up."""
+        if name in OWN or name.startswith("__") or name in object.__getattribute__(self, "__dict__"):
+            return object.__getattribute__(self, name)
+        return Symbol.__getattr__(self, name)
+
+
+OWN = frozenset({"node", "tracer", *vars(Symbol)}) - {"__doc__", "__module__"}
 
 
 class _Method:

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping
-from types import FunctionType
+from collections.abc import Callable, Collection, Mapping
+from operator import attrgetter
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
-from mlpconv.analysis.trace import on_meta
+from mlpconv.analysis.meta import OnMeta, isolated
 from mlpconv.errors import MlpconvError, SurgeryError
-from mlpconv.surgery.symbols import DataDependent, Symbol, lengths_recorded
+from mlpconv.surgery.contexts import settings, switched
+from mlpconv.surgery.hidden import hidden_calls_recorded
+from mlpconv.surgery.reasons import failed, first_line, refused, why
+from mlpconv.surgery.symbols import Symbol, TensorSymbol, Untraceable, lengths_recorded, names_seen_by
 
 __all__ = ["Opens", "drop_questions", "first_line", "record"]
 
@@ -29,27 +32,28 @@ Opens = Callable[[str, nn.Module], bool]
 BATCH = 2
 
 
-def _names_seen_by(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
-    """The global names of forward passes, of functions that modules hold, and of functions among those names."""
-    held = [function for m in modules for function in (type(m).forward, *vars(m).values())]
-    spaces = {id(space): space for each in held if isinstance(space := getattr(each, "__globals__", None), dict)}
-    named = [each for space in spaces.values() for each in space.values() if isinstance(each, FunctionType)]
-    foreign = (each for each in named if not (each.__module__ or "").startswith(("torch.", "mlpconv.surgery.")))
-    return list((spaces | {id(each.__globals__): each.__globals__ for each in foreign}).values())
-
-
 class _Failed(Exception):
     """The forward pass itself fails on such images, traced or not."""
 
 
-class _OnMeta(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Tables of indices have numbers; where they meet tensors without storage they lose them."""
+class _Watch(OnMeta):  # type: ignore[no-untyped-call]
+    """Sees every operation on tensors: those of a recorded step, and those that no step records."""
+
+    def __init__(self, tracer: _Tracer) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.tracer = tracer
 
     def __torch_dispatch__(
         self, func: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        args, kwargs = on_meta(args, kwargs or {})
-        return func(*args, **kwargs)
+        if self.tracer.working:
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        if any(issubclass(type(leaf), TensorSymbol) for leaf in tree_leaves((args, kwargs))):
+            name = str(func).rpartition(".")[0]  # without the overload
+            raise self.tracer.untraceable(
+                f"it runs {name} unseen by any tracer, as torch.func, TorchScript and torch.tensor do"
+            )
+        return func(*args, **(kwargs or {}))
 
 
 class _Tracer(fx.Tracer):
@@ -57,13 +61,16 @@ class _Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, opens: Opens, opaque: set[str]) -> None:
+    def __init__(self, opens: Opens, opaque: Collection[str]) -> None:
         super().__init__()
         self.opens, self.opaque = opens, opaque
         self.working = False  # whether values are worked out, and nothing is recorded
         self.held: dict[int, str] = {}
         self.symbols: dict[str, Any] = {}
-        self.gradients = torch.is_grad_enabled()
+        self.settings: tuple[Any, ...] = ()
+        self.refusal: Untraceable | None = None
+        """The first step that could not be traced, and `inside` which modules: the forward pass may catch an error."""
+        self.inside: list[str] = []
 
     def record(self, shadow: nn.Module, image: Tensor) -> fx.Graph:
         """The graph of the shadow's forward pass on the image."""
@@ -71,8 +78,19 @@ class _Tracer(fx.Tracer):
         for name, held in (*shadow.named_parameters(), *shadow.named_buffers()):
             self.held[id(held)] = name
         opened = [m for name, m in shadow.named_modules() if not name or not self.is_leaf_module(m, name)]
-        with lengths_recorded(_names_seen_by(opened)):
-            return self.trace(shadow)
+        names = names_seen_by(opened)
+        with (
+            lengths_recorded(names),
+            hidden_calls_recorded(),
+            isolated(),
+            torch.enable_grad(),
+            _Watch(self),
+        ):
+            self.settings = settings()
+            graph = self.trace(shadow)
+            if self.refusal is not None:
+                raise self.refusal
+            return graph
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """One node for each module that is not opened."""
@@ -80,7 +98,35 @@ class _Tracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         """Record the call of a module, or what happens inside it."""
-        return forward(*args, **kwargs) if self.working else super().call_module(m, forward, args, kwargs)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            returned = forward(*args, **kwargs)
+            for leaf in tree_leaves(returned):
+                self._check_seen(leaf)
+            return returned
+
+        return forward(*args, **kwargs) if self.working else super().call_module(m, watched, args, kwargs)
+
+    def untraceable(self, why: str) -> Untraceable:
+        """The error to raise for a step that cannot be traced."""
+        if self.refusal is None:
+            self.refusal, self.inside = Untraceable(why), self.places()
+        return self.refusal
+
+    def places(self) -> list[str]:
+        """The names of the opened modules in which the forward pass is now."""
+        names = [name for name, _ in self.module_stack.values() if name and name not in self.opaque]
+        return [name for name in names if self.opens(name, self.root.get_submodule(name))]
+
+    def _check_seen(self, value: Any) -> None:
+        """Untraceable for a tensor that no step has made and the network does not hold."""
+        if issubclass(type(value), fx.Proxy):
+            seen = value.tracer is self
+        else:
+            made = isinstance(value, Tensor) and value.is_meta
+            seen = not made or id(value) in self.held or value in self.tensor_attrs
+        if not seen:
+            raise self.untraceable("it uses a tensor that was made of its weights or of the image out of sight")
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:  # noqa: ARG002
         """A parameter or buffer as a symbol, so that what is made of it stays an expression of the graph."""
@@ -104,49 +150,51 @@ class _Tracer(fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         """A symbol's node, before anybody takes it for the tensor that it stands for."""
-        return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
+        self._check_seen(a)
+        if issubclass(type(a), fx.Proxy):
+            return a.node
+        return super().create_arg(a.item() if isinstance(a, np.generic) else a)
 
     def create_node(self, kind: str, target: Any, *rest: Any, **more: Any) -> fx.Node:
         """A node; one that reads a tensor of the network knows it at once."""
         node = super().create_node(kind, target, *rest, **more)
         if kind == "get_attr":
             before, self.working = self.working, True
-            node.meta["val"] = _held(self.root, target)
+            node.meta["val"] = attrgetter(target)(self.root)
             self.working = before
         return node
 
     def proxy(self, node: fx.Node) -> Symbol:
         """A symbol."""
-        return Symbol(node, self)
+        return TensorSymbol(node, self) if isinstance(node.meta.get("val"), Tensor) else Symbol(node, self)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
         """Record one step, and work out its value on tensors without storage."""
-        if torch.is_grad_enabled() is not self.gradients:
-            raise DataDependent("it switches gradients on or off inside its forward pass")
+        changed = switched(self.settings)
+        if changed:
+            raise self.untraceable(f"it switches {changed} inside its forward pass, which no graph keeps")
         symbol = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         if kind == "placeholder":
             symbol.node.meta["val"] = self.image
         elif kind != "get_attr":
             symbol.node.meta["val"] = self._value(kind, target, *tree_map(_bare, (args, kwargs)))
-        return symbol
+        return None if symbol.value is None else self.proxy(symbol.node)  # `mask is None` is asked of the object
 
     def _value(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
         """What a step makes of tensors without storage."""
         self.working = True
         try:
-            with torch.no_grad(), _OnMeta():  # type: ignore[no-untyped-call]
+            with torch.no_grad():
                 if kind == "call_module":
                     return self.root.get_submodule(target)(*args, **kwargs)
                 return (
                     getattr(args[0], target)(*args[1:], **kwargs) if kind == "call_method" else target(*args, **kwargs)
                 )
         except Exception as error:
-            numbers = "meta" in str(error).lower()
-            if numbers and kind != "call_module":
-                raise DataDependent(f"it needs the numbers in a tensor: {first_line(error)}") from error
+            if kind != "call_module":
+                raise self.untraceable(why(error)) from error
             place = next(reversed(self.module_stack.values()))[0] if self.module_stack else ""
-            why = "it needs the numbers in a tensor: " if numbers else ""
-            raise _Failed(f"in {place or 'its forward'}: {why}{first_line(error)}") from error
+            raise _Failed(f"in {place or 'its forward'}: {why(error)}") from error
         finally:
             self.working = False
 
@@ -155,30 +203,16 @@ def _bare(leaf: Any) -> Any:
     return cast("Symbol", leaf).value if issubclass(type(leaf), fx.Proxy) else leaf
 
 
-def _place(node: fx.Node) -> str:
-    """The module in whose forward a step stands."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return (next(reversed(stack.values()))[0] if stack else "") or "the network"
-
-
-def _held(root: nn.Module, name: str) -> Any:
-    """The tensor of this dotted name."""
-    held: Any = root
-    for part in name.split("."):
-        held = getattr(held, part)
-    return held
-
-
 def record(shadow: nn.Module, input_shape: tuple[int, int, int], opens: Opens) -> fx.Graph:
     """The graph of a forward pass over images of (C, H, W).
 
     `shadow` is a copy without storage in the mode (train or eval) that is meant. Every node's `meta["val"]` holds what
-    it makes of a batch of two. A module whose inside cannot be written down becomes one node. Raises SurgeryError
-    where that is true of the network itself, or it does not take such images.
+    it makes of a batch of two. A module whose inside cannot be traced becomes one node, and the graph's `refusals` says
+    why. Raises SurgeryError where that is true of the network itself, or it does not take such images.
     """
     kinds = [p.dtype for p in shadow.parameters() if p.is_floating_point()]
     image = torch.empty((BATCH, *input_shape), dtype=kinds[0] if kinds else torch.float32, device="meta")
-    opaque: set[str] = set()
+    opaque: dict[str, str] = {}
     while True:
         tracer = _Tracer(opens, opaque)
         memory = [(module, dict(vars(module))) for module in shadow.modules()]
@@ -186,19 +220,16 @@ def record(shadow: nn.Module, input_shape: tuple[int, int, int], opens: Opens) -
         try:
             graph = tracer.record(copy.copy(shadow), image)
         except (_Failed, SurgeryError) as error:
-            raise SurgeryError(f"{_what(shadow, input_shape)} cannot be followed: {error}.") from error
+            raise SurgeryError(failed(shadow, image, str(error))) from error
         except MlpconvError:
             raise
         except Exception as error:
-            inside = [name for name, _ in tracer.module_stack.values() if name and name not in opaque]
-            inside = [name for name in inside if opens(name, shadow.get_submodule(name))]
+            inside = tracer.inside if tracer.refusal is not None else tracer.places()
             if not inside:
-                raise SurgeryError(
-                    f"{_what(shadow, input_shape)} cannot be written down as a graph: {first_line(error)}. "
-                    "Accepted is a forward pass that takes the same steps for all images of one size."
-                ) from error
-            opaque.add(inside[-1])
+                raise SurgeryError(refused(shadow, image, tracer.refusal or error)) from error
+            opaque[inside[-1]] = first_line(tracer.refusal or error)
         else:
+            graph.refusals = opaque  # type: ignore[attr-defined]
             return _tidied(graph, tracer.root)
         finally:
             # What a module remembers of this pass (a table of biases, say) is no number, and of no use to the next one.
@@ -210,10 +241,6 @@ def record(shadow: nn.Module, input_shape: tuple[int, int, int], opens: Opens) -
                 held.update(entries)
 
 
-def _what(shadow: nn.Module, input_shape: tuple[int, int, int]) -> str:
-    return f"{type(shadow).__name__}, on images of {'x'.join(map(str, input_shape))},"
-
-
 def _tidied(graph: fx.Graph, root: nn.Module) -> fx.Graph:
     """Without the questions that were asked of shapes; with the tensors that were made on the way."""
     drop_questions(graph)
@@ -221,12 +248,6 @@ def _tidied(graph: fx.Graph, root: nn.Module) -> fx.Graph:
     for node in graph.find_nodes(op="get_attr"):
         if node.target.startswith("_tensor_constant"):
             constants[node.target] = getattr(root, node.target)
-            if constants[node.target].is_meta:
-                place = _place(next(iter(node.users), node))
-                raise SurgeryError(
-                    f"The forward of {place} uses a tensor that was made of its weights out of sight, which no graph "
-                    "can hold: make it in the forward, of parameters and buffers."
-                )
     graph.owning_constants = constants  # type: ignore[attr-defined]
     return graph
 
@@ -243,8 +264,3 @@ def drop_questions(graph: fx.Graph, replaced: Collection[fx.Node] = ()) -> list[
             graph.erase_node(node)
             dropped.append(node)
     return dropped
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
