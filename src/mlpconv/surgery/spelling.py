@@ -6,6 +6,7 @@ A step is a module, a function or a method; `torch.flatten(x, 1)`, `x.view(x.siz
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from typing import Any, Literal
 
 import torch
@@ -21,8 +22,9 @@ Kind = Literal[
 ]  # fmt: skip
 
 SHAPES = frozenset({
-    "contiguous", "flatten", "getitem", "movedim", "permute", "ravel", "reshape", "squeeze", "swapaxes", "transpose",
-    "unflatten", "unsqueeze", "view",
+    "chunk", "contiguous", "expand", "flatten", "flip", "getitem", "index_select", "movedim", "narrow", "permute",
+    "ravel", "reshape", "select", "split", "squeeze", "swapaxes", "transpose", "unbind", "unflatten", "unsqueeze",
+    "view",
 })  # fmt: skip
 """Steps that only move elements about."""
 ACTIVATIONS = frozenset({
@@ -37,8 +39,9 @@ DROPOUTS = frozenset({"dropout", "alpha_dropout"})
 FEATURE_DROPOUTS = frozenset({"dropout2d", "feature_dropout", "feature_alpha_dropout", "featurealphadropout"})
 ADAPTIVE = frozenset({
     "adaptive_avg_pool2d", "adaptive_max_pool2d", "adaptiveavgpool2d", "adaptivemaxpool2d", "avg_pool2d", "avgpool2d",
-    "mean",
+    "amax", "mean", "sum",
 })  # fmt: skip
+MAXIMA = ("max_pool2d", "maxpool2d")
 PLAIN = ("torch.nn.", "torch.ao.nn.")
 BINARY = 2
 MAP = 4
@@ -74,7 +77,7 @@ def kind_of(node: fx.Node, root: nn.Module) -> Kind:  # noqa: C901  (one line a 
         return "linear"
     if (module is None and name in SHAPES) or isinstance(module, nn.Flatten | nn.Unflatten):
         return "shape"
-    if name in ADAPTIVE:
+    if name in ADAPTIVE or _is_maximum(node, name):
         return "pool"
     if name in DROPOUTS or name == "alphadropout":
         return "dropout"
@@ -96,6 +99,13 @@ def kind_of(node: fx.Node, root: nn.Module) -> Kind:  # noqa: C901  (one line a 
     return "softmax" if name in ("softmax", "log_softmax", "logsoftmax") else "other"
 
 
+def _is_maximum(node: fx.Node, name: str) -> bool:
+    """Whether a step takes the maxima of whole maps, or of a dimension."""
+    before = (shape_of(node.all_input_nodes[0]) or ())[2:] if node.all_input_nodes else ()
+    whole = name in MAXIMA and (shape_of(node) or ())[2:] == (1, 1) != before
+    return whole or (name == "max" and isinstance(node.meta.get("val"), tuple))
+
+
 def _one_slope(node: fx.Node, module: nn.Module | None) -> bool:
     if isinstance(module, nn.PReLU):
         return module.num_parameters == 1
@@ -112,7 +122,7 @@ def data_inputs(node: fx.Node, image: set[fx.Node]) -> Iterator[fx.Node]:
     for each in node.all_input_nodes:
         if each in image and not isinstance(each.meta.get("val"), int | float | bool | torch.Size):
             value = each.meta.get("val")
-            if isinstance(value, Tensor | tuple | list | dict):
+            if isinstance(value, Tensor | tuple | list | dict) or is_dataclass(value):
                 yield each
 
 
