@@ -194,7 +194,7 @@ def test_pooled_numbers_that_go_back_into_a_map_do_not_slide() -> None:
         return m.fc(features), x * features[:, :, None, None]
 
     model, x = net(forward), images(2, 3, 11, 13)
-    with pytest.raises(SurgeryError, match="is a map and no logits"):
+    with pytest.raises(SurgeryError, match="puts it into"):
         convolutionalize(model, SHAPE, latency=False)
     changed = pool_head(model, SHAPE, latency=False).model
     before, after = outputs(model, x), outputs(changed, x)
@@ -216,3 +216,17 @@ def test_a_dropout_before_both_outputs_trains_as_it_did(output: int) -> None:
         torch.manual_seed(5)
         found.append(dict(tensors_of(each(x))))
     assert all(close(found[0][key], found[1][key]) for key in ("0", "1"))
+
+
+def test_a_module_of_the_head_in_training_alone_stays_what_it_was() -> None:
+    def forward(m: Any, x: Tensor) -> Any:
+        y = m.fc(pooled(m, x))
+        return m.last(y) if m.training else (y, m.last(y))
+
+    model, x = net(forward), images(2, 3, 11, 13)
+    model.last = nn.Linear(CLASSES, 4)
+    result = pool_head(model.eval(), SHAPE, output=0, latency=False)
+    before, after = outputs(model, x), outputs(result.model, x)
+    assert all(close(before[key], after[key]) for key in before)
+    assert result.report.changed == ("fc",)
+    assert "last belongs to the head in training and not in eval mode" in str(result.report)

@@ -37,10 +37,10 @@ class Rewriter(LinearSteps, ABC):
 
     def run(self) -> None:
         """Rewrite every step of the head, and what the network returns of it."""
-        self.head_leaves()
         for node in self.head.steps:
             with self.graph.inserting_before(node):
                 self.layouts[node] = self._stepped(node)
+        self.check_outside()
         for node in self.head.outputs:
             self.end(node)
         for node in drop_questions(self.graph, set(self.head.steps)):
@@ -86,12 +86,12 @@ class Rewriter(LinearSteps, ABC):
     def end(self, node: fx.Node) -> None:
         """Give back what the original returns at this node."""
 
-    def head_leaves(self) -> None:
-        """Refuse a head whose numbers go elsewhere, to steps that lead to no output of the head."""
+    def check_outside(self) -> None:
+        """Refuse a head whose numbers go back into maps, which have another size than maps of logits."""
         for node, users in self.head.outside.items():
             raise SurgeryError(
-                f"{describe(users[0], self.shadow)} reads what {describe(node, self.shadow)} makes, and what it makes "
-                "of it is a map and no logits, so it would not fit a larger image."
+                f"{describe(users[0], self.shadow)} reads what {describe(node, self.shadow)} makes, and puts it into "
+                "maps, which would be of another size than the map of logits."
             )
 
     # ---- steps

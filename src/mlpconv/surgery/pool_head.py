@@ -71,7 +71,7 @@ def pool_head(
 class _MapsFirst(AfterPool):
     """All linear steps of the head before its pool; from the first other step on, the original's steps."""
 
-    def head_leaves(self) -> None:
+    def check_outside(self) -> None:
         """The pooled numbers may go elsewhere: they are what they were."""
 
     def step(self, node: fx.Node) -> Layout:
