@@ -108,6 +108,7 @@ LINEAR: dict[str, Forward] = {
     "some classes in another order": lambda m, x: logits(m, x).index_select(1, m.chosen),
     "half of the classes": lambda m, x: logits(m, x).tensor_split(2, 1)[1],
     "a chunk": lambda m, x: m.square(mean(m, x)).chunk(2, 1)[1],
+    "chunks in another order": lambda m, x: torch.cat(m.square(mean(m, x)).chunk(2, 1)[::-1], 1),
     "less their mean": dueling,
     "weighted maps": lambda m, x: m.fc((m.conv(x) * m.conv(x).mean(1, True).sigmoid()).sum((2, 3))),
     "two heads": lambda m, x: torch.cat([logits(m, x), m.other(mean(m, x))], 1),
@@ -166,6 +167,16 @@ def test_what_slides_trains_as_it_did(head: str) -> None:
         other = gradients[1][name]
         assert (gradient is None) == (other is None)
         assert gradient is None or close(gradient.flatten(), other.flatten())
+
+
+@pytest.mark.parametrize("operation", [pool_head, convolutionalize])
+def test_dropout_draws_for_the_same_numbers_where_they_changed_places(operation: Any) -> None:
+    model = net(lambda m, x: F.dropout(logits(m, x).flip(1), 0.4, m.training)).double().train()
+    changed, found = operation(model, SHAPE, latency=False).model, []
+    for each in (model, changed):
+        torch.manual_seed(5)
+        found.append(each(images(3, *SHAPE)))
+    assert close(*found)
 
 
 @pytest.mark.parametrize("head", BENT)

@@ -104,16 +104,17 @@ class Rewriter(LinearSteps, ABC):
         return layouts[0]
 
     def part(self, node: fx.Node) -> Layout:
-        """One of the tensors that a step made."""
-        source = node.all_input_nodes[0]
-        layouts = [
-            layout
-            for layout, value in zip(self.parts[source], source.meta["val"], strict=True)
-            if value is node.meta["val"]
-        ]
-        if not layouts or layouts[0] is None:
+        """One of the tensors that a step made, or some of them."""
+        source, key = node.all_input_nodes[0], node.args[1]
+        value = source.meta["val"]
+        if isinstance(key, str):  # the values or indices of a maximum
+            key = next(place for place, each in enumerate(value) if each is getattr(value, key))
+        if isinstance(key, slice):
+            self.parts[node] = self.parts[source][key]
+        layout = self.parts[node][0] if node in self.parts else self.parts[source][cast("int", key)]
+        if layout is None:
             raise SurgeryError(f"{describe(node, self.shadow)} reads the places of maxima, which no pool gives.")
-        return layouts[0]
+        return layout
 
     def on_rows(self, node: fx.Node) -> Layout:
         """A step on the numbers of one cell, whatever it is, on every cell as an image of its own."""
@@ -130,13 +131,13 @@ class Rewriter(LinearSteps, ABC):
             self.edits.places.add(describe(node, self.shadow))
         bases = [self.compact(each) for each in layouts]
         rows = [self.call(rows_of, each.base, tuple(each.index.shape)) for each in bases]
-        made, value = self.again(node, *rows), node.meta["val"]
+        result, value = self.again(node, *rows), node.meta["val"]
         if isinstance(value, Tensor):
-            return self._cells(made, value, bases[0])
-        parts = [self.call(operator.getitem, made, place) for place in range(len(value))]
-        found = tuple(self._cells(part, each, bases[0]) for part, each in zip(parts, value, strict=True))
-        self.parts[node] = found
-        return found[0]
+            return self._cells(result, value, bases[0])
+        parts = [self.call(operator.getitem, result, place) for place in range(len(value))]
+        cells = tuple(self._cells(part, each, bases[0]) for part, each in zip(parts, value, strict=True))
+        self.parts[node] = cells
+        return cells[0]
 
     def _cells(self, rows: fx.Node, value: Tensor, like: Layout) -> Layout:
         """What was made of every cell, as maps."""
@@ -168,7 +169,10 @@ class Rewriter(LinearSteps, ABC):
 
     def each_cell(self, node: fx.Node) -> Layout:
         """A step on each number by itself."""
-        layout = self.input_of(node)
+        return self._each(node, self.input_of(node))
+
+    def _each(self, node: fx.Node, layout: Layout) -> Layout:
+        """The same step on these maps."""
         if layout.mix is not None and spelled(node, self.shadow) not in ("identity", "to", "clone"):
             layout = self._spread(layout)
         return layout.on(self.again(node, layout.base))
@@ -181,8 +185,8 @@ class Rewriter(LinearSteps, ABC):
         return Layout(base, (channels * rows * columns, 1, 1), layout.index)
 
     def dropout(self, node: fx.Node) -> Layout:
-        """Dropout of single numbers."""
-        return self.each_cell(node)
+        """Dropout of single numbers, in the order in which the original draws for them."""
+        return self._each(node, self.compact(self.input_of(node)))
 
     def whole_channels(self, node: fx.Node) -> Layout:
         """Dropout of whole channels of maps."""

@@ -47,7 +47,7 @@ class Head:
         """Steps whose result goes elsewhere too, with the steps that read it there; questions for a size are none."""
         steps = {*self.steps, *self.ends}
         users = {node: [each for each in node.users if each not in steps and _is_data(each)] for node in self.steps}
-        return {node: found for node, found in users.items() if found}
+        return {node: readers for node, readers in users.items() if readers}
 
 
 @dataclass(frozen=True)

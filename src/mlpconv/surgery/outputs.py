@@ -55,18 +55,18 @@ def outputs_of(graph: fx.Graph) -> list[Output]:
     """Every tensor that the network returns, in order."""
     ends = ends_of(graph)
     read = [node for end in ends for node in end.all_input_nodes if node not in ends]
-    made: dict[int, list[fx.Node]] = {}
+    by_value: dict[int, list[fx.Node]] = {}
     for node in dict.fromkeys(read):
-        made.setdefault(id(node.meta.get("val")), []).append(node)
+        by_value.setdefault(id(node.meta.get("val")), []).append(node)
     outputs = []
     for name, tensor in tensors_of(_value(graph.output_node().args[0], ends)):
-        nodes = made.get(id(tensor), [])
+        nodes = by_value.get(id(tensor), [])
         if nodes:  # dropout in eval mode gives the very tensor that it was given: two nodes, one value
             outputs.append(Output(name, nodes.pop(0) if len(nodes) > 1 else nodes[0]))
     return outputs
 
 
-def _value(made: Any, ends: Sequence[fx.Node]) -> Any:
+def _value(returned: Any, ends: Sequence[fx.Node]) -> Any:
     """What an end of the graph makes of a batch of two."""
 
     def value(node: fx.Node) -> Any:
@@ -74,7 +74,7 @@ def _value(made: Any, ends: Sequence[fx.Node]) -> Any:
             return node.meta.get("val")
         return node.target(*_value(node.args, ends), **_value(node.kwargs, ends))  # type: ignore[operator]
 
-    return fx.map_arg(made, value)
+    return fx.map_arg(returned, value)
 
 
 def packed(graph: fx.Graph, root: nn.Module) -> list[str]:
@@ -83,17 +83,19 @@ def packed(graph: fx.Graph, root: nn.Module) -> list[str]:
 
 
 def unpack(graph: fx.Graph) -> None:
-    """Return the parts of a tuple, where the network returns a tuple that one step makes."""
-    for pack in _packs(graph):
-        if not isinstance(pack.meta["val"], tuple | list):
+    """Hand on the parts of a tuple that one step makes where it is returned or an argument, as in `cat(x.chunk(2))`."""
+    for pack in list(graph.nodes):
+        value = pack.meta.get("val")
+        readers = [user for user in pack.users if user.target not in (operator.getitem, getattr)]
+        if not readers or not isinstance(value, tuple | list) or not all(isinstance(each, Tensor) for each in value):
             continue
         with graph.inserting_before(pack.next):
-            parts = [graph.call_function(operator.getitem, (pack, place)) for place in range(len(pack.meta["val"]))]
-        for part, value in zip(parts, pack.meta["val"], strict=True):
-            part.meta["val"] = value
-        for end in ends_of(graph):
-            kind = type(pack.meta["val"]) if type(pack.meta["val"]) in (tuple, list) else tuple
-            end.args = fx.map_arg(end.args, _put(pack, kind(parts)))
+            parts = [graph.call_function(operator.getitem, (pack, place)) for place in range(len(value))]
+        for part, held in zip(parts, value, strict=True):
+            part.meta.update(pack.meta, val=held)
+        put = _put(pack, parts if isinstance(value, list) else tuple(parts))
+        for user in readers:
+            user.args, user.kwargs = fx.map_arg(user.args, put), fx.map_arg(user.kwargs, put)
 
 
 def _put(old: fx.Node, new: Any) -> Callable[[fx.Node], Any]:
@@ -113,17 +115,17 @@ def choose(
     outputs: Sequence[Output],
     behind: Callable[[fx.Node], set[fx.Node]],
     root: nn.Module,
-    wanted: int | str | None,
+    output: int | str | None,
 ) -> tuple[Output, tuple[Output, ...]]:
     """The logits (N, K) among all outputs, and the other outputs that may be meant as well.
 
-    With `wanted`, the output of this name or place. Otherwise features that logits are made of are no logits: an output
+    With `output`, the output of this name or place. Otherwise features that logits are made of are no logits: an output
     is left out if another one has gone through all its linear layers and more. So is an output that is made of another
     one without more of them, such as a softmax of logits. Raises UsageError for an unknown output.
     """
     logits = [each for each in outputs if each.is_logits]
-    if wanted is not None:
-        return _named(outputs, wanted), ()
+    if output is not None:
+        return _named(outputs, output), ()
     passed = {each.node: frozenset(step for step in behind(each.node) if _mixes(step, root)) for each in logits}
     left = [each for each in logits if not any(passed[each.node] < other for other in passed.values())]
     nodes = {each.node for each in left}
@@ -138,13 +140,13 @@ def _mixes(step: fx.Node, root: nn.Module) -> bool:
 
 def _named(outputs: Sequence[Output], wanted: int | str) -> Output:
     """The output of this name or place; UsageError for one that is not there, or is no logits."""
-    found = [each for each in outputs if each.name == str(wanted)]
+    matches = [each for each in outputs if each.name == str(wanted)]
     place = int(wanted) if str(wanted).lstrip("-").isdecimal() else None
-    if not found and place is not None and -len(outputs) <= place < len(outputs):
-        found = [outputs[place]]
-    if found and found[0].is_logits:
-        return found[0]
-    which = f"{found[0]}, which is not (N, K)" if found else "no output of the network"
+    if not matches and place is not None and -len(outputs) <= place < len(outputs):
+        matches = [outputs[place]]
+    if matches and matches[0].is_logits:
+        return matches[0]
+    which = f"{matches[0]}, which is not (N, K)" if matches else "no output of the network"
     logits = [str(each) for each in outputs if each.is_logits and each.name]
     accepted = f"accepted are {', '.join(logits)}" if logits else "the network has one output, which needs no name"
     raise UsageError(f"output={wanted!r} is {which}; {accepted}.")

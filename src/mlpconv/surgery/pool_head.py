@@ -181,7 +181,7 @@ class _MapsFirst(AfterPool):
 
     def dropout(self, node: fx.Node) -> Layout:
         """Dropout of averages is dropout of whole channels before averaging, with the same random numbers."""
-        layout = self.input_of(node)
+        layout = self.compact(self.input_of(node))
         module: Any = module_of(node, self.shadow)
         if layout.pending is None or spelled(node, self.shadow) != "dropout":
             return self.refuse(node)

@@ -54,28 +54,35 @@ class Trial:
     def by_image(self) -> bool:
         """Whether each image's result depends on that image alone."""
         rows = self._rows(positive=True)
-        whole = self._made(rows)
+        whole = self._results(rows)
         if whole is None or any(each.shape[:1] != (COUNT,) for each in whole):
             return False
-        parts = [self._made({node: each[image : image + 1] for node, each in rows.items()}) for image in range(COUNT)]
+        parts = [
+            self._results({node: each[image : image + 1] for node, each in rows.items()}) for image in range(COUNT)
+        ]
         return all(_same([each[image : image + 1] for each in whole], part) for image, part in enumerate(parts))
 
     def affine(self) -> bool:
         """Whether the result is a weighted sum of the inputs, and a constant."""
         ends = self._rows(), self._rows()
         inside = {node: BETWEEN * each + (1 - BETWEEN) * ends[1][node] for node, each in ends[0].items()}
-        first, second, found = (self._made(rows) for rows in (*ends, inside))
-        if first is None or second is None or found is None or not all(bool(each.isfinite().all()) for each in found):
+        first, second, between = (self._results(rows) for rows in (*ends, inside))
+        if (
+            first is None
+            or second is None
+            or between is None
+            or not all(bool(each.isfinite().all()) for each in between)
+        ):
             return False
         mixed = [BETWEEN * a + (1 - BETWEEN) * b for a, b in zip(first, second, strict=True)]
-        return all(each.is_floating_point() for each in found) and _same(mixed, found)
+        return all(each.is_floating_point() for each in between) and _same(mixed, between)
 
     def keeps_places(self) -> bool:
         """Whether it makes one number for each number, and knows no difference between the places of a row."""
         rows = self._rows(positive=True)
         order = {node: torch.arange(each.shape[1] - 1, -1, -1) for node, each in rows.items() if each.dim() > 1}
-        first = self._made(rows)
-        turned = self._made({node: each[:, order[node]] for node, each in rows.items()}) if len(order) == 1 else None
+        first = self._results(rows)
+        turned = self._results({node: each[:, order[node]] for node, each in rows.items()}) if len(order) == 1 else None
         if first is None or turned is None or len(first) != 1 or first[0].shape != next(iter(rows.values())).shape:
             return False
         return _same([first[0].flip(1)], turned)
@@ -88,14 +95,14 @@ class Trial:
             return LEAST + (MOST - LEAST) * torch.rand(shape, generator=self.source, dtype=torch.float64)
         return torch.randn(shape, generator=self.source, dtype=torch.float64)
 
-    def _made(self, rows: Rows) -> list[Tensor] | None:
+    def _results(self, rows: Rows) -> list[Tensor] | None:
         """The tensors that the step makes of these rows; None where it fails or needs more than they."""
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                made = self._call(self.node, self.module, lambda node: self._known(node, rows))
+                result = self._call(self.node, self.module, lambda node: self._known(node, rows))
         except Exception:  # noqa: BLE001  (the step is not ours: on other rows it may raise anything)
             return None
-        return [each for each in tree_leaves(made) if isinstance(each, Tensor)]
+        return [each for each in tree_leaves(result) if isinstance(each, Tensor)]
 
     def _known(self, node: fx.Node, rows: Rows) -> Any:
         """An argument of the step: rows, or what is worked out of parameters; LookupError for another."""
@@ -130,10 +137,10 @@ class Trial:
         """The module that a step calls, with random parameters."""
         if node.op != "call_module":
             return None
-        made = copy.deepcopy(self.root.get_submodule(str(node.target))).cpu().double()
-        for tensor in _floats(made):
+        module = copy.deepcopy(self.root.get_submodule(str(node.target))).cpu().double()
+        for tensor in _floats(module):
             tensor.data = self._drawn(tuple(tensor.shape), positive=True)
-        return made.train(self.shadow.get_submodule(str(node.target)).training)
+        return module.train(self.shadow.get_submodule(str(node.target)).training)
 
 
 def _floats(module: nn.Module) -> Iterator[Tensor]:

@@ -102,8 +102,10 @@ def slide(
         "hidden": f"the original on the crops differs from it, by up to {shown}, which may be its own rounding.",
         "differs": f"the original on the crops differs from it, by up to {shown} here. {_reason(original)}",
     }
-    equal, found = verdict == "equal", words[verdict]
-    notes = [f"A larger image gives a map with one cell for each {larger.step[0]}x{larger.step[1]} pixels; {found}"]
+    equal = verdict == "equal"
+    notes = [
+        f"A larger image gives a map with one cell for each {larger.step[0]}x{larger.step[1]} pixels; {words[verdict]}"
+    ]
     sizes = (image.shape[2], image.shape[3]), (larger.dense.shape[2], larger.dense.shape[3])
     return Crops(tuple(notes), larger.step, *sizes, equal, absolute, relative, larger.milliseconds, crops_ms)
 
