@@ -112,6 +112,36 @@ GUARDS = (
         "surgery/test_convolutionalize.py::test_training_is_the_same_too",
     ),
     Mutant(
+        "surgery/dense.py",
+        "if not self.trial(node).by_image():",
+        "if False:",
+        "surgery/test_rows.py::test_what_has_no_counterpart_on_cells_is_refused_with_the_step",
+    ),
+    Mutant(
+        "surgery/pool_head.py",
+        "return may and self.trial(node).affine()",
+        "return may",
+        "surgery/test_rows.py::test_a_head_that_is_not_linear_is_refused_with_the_reason",
+    ),
+    Mutant(
+        "surgery/outputs.py",
+        "if not any(passed[each.node] < other for other in passed.values())",
+        "if True",
+        "surgery/test_outputs.py::test_the_maps_are_those_of_the_logits",
+    ),
+    Mutant(
+        "surgery/sliding.py",
+        "Maps(precise or changed)",
+        "Maps(changed)",
+        "surgery/test_rows.py::test_uneven_windows_are_compared_with_weights_that_are_not_rounded",
+    ),
+    Mutant(
+        "surgery/operate.py",
+        "if node.target in edits.modules and node.target not in edited:",
+        "if False:",
+        "surgery/test_outputs.py::test_a_module_of_the_head_in_training_alone_stays_what_it_was",
+    ),
+    Mutant(
         "surgery/pool_head.py",
         "nn.Dropout2d(module.p)",
         "nn.Dropout2d(0.9)",

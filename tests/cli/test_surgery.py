@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
+from wrapped import Lambda
 
 import mlpconv
 from mlpconv.cli import main
@@ -86,6 +88,8 @@ def test_a_deeper_network_is_written_too(file: Path, tmp_path: Path) -> None:
         (["fold", "nin_tiny", "--out", "absent/a.safetensors"], "folder that exists"),
         (["pool_head", "nin_tiny", "--out", "a.safetensors"], "mlpconv.surgery.pool_head(mlpconv.load('nin_tiny')"),
         (["fold", "nin_tiny", "--images", "a.png"], "needs a model file"),
+        (["fold", "nin_tiny", "--output", "1"], "--output belongs to convolutionalize and pool_head"),
+        (["pool_head", "nin_tiny", "--output", "logits"], "one output, which needs no name"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(
@@ -102,6 +106,20 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert captured.err.count("\n") == 1
     assert captured.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("operation", ["convolutionalize", "pool_head"])
+def test_of_several_outputs_the_one_of_this_name_is_taken(
+    operation: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layers = {"conv": nn.Conv2d(3, 5, 3), "animal": nn.Linear(5, 7), "weather": nn.Linear(5, 4)}
+    network = Lambda(
+        lambda m, x: {name: getattr(m, name)(m.conv(x).mean((2, 3))) for name in ("animal", "weather")}, **layers
+    )
+    monkeypatch.setattr("mlpconv.cli.foreign.open_parts", lambda _: (network.eval(), (3, 9, 7), None))
+    for words, name in (([], "animal"), (["--output", "weather"], "weather"), (["--output", "1"], "weather")):
+        assert main(["surgery", operation, "two_heads", *words, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["details"]["output"] == name
 
 
 def test_a_head_that_cannot_be_rewritten_is_no_wrong_command(

@@ -26,6 +26,7 @@ OWNERS = {
     "--where": ("deepen", "bottleneck"),
     "--init": ("deepen",),
     "--input": ("convolutionalize", "deepen", "fold", "pool_head"),
+    "--output": ("convolutionalize", "pool_head"),
 }
 """The operations that an option is for, where it is not for bottleneck alone."""
 MOST_IMAGES = 64
@@ -41,6 +42,7 @@ def surgery(
     images: tuple[str, ...] = (),
     where: tuple[str, ...] = (),
     init: str | None = None,
+    output: str | None = None,
     slim: Bottleneck | None = None,
     out: Path | None = None,
     json: Switch = False,
@@ -71,6 +73,9 @@ def surgery(
         given), such as blocks.1.convs.0. May be given several times.
     init
         How `deepen` starts its 1x1: identity (the default) or he.
+    output
+        The logits of a network that returns several tensors, for `convolutionalize` and `pool_head`: a key, a name or
+        a place, such as logits or 1. Without it they are inferred, and the report names them.
     out
         Write the new network to this model file; for `bottleneck`, `fold` and `deepen` of model files.
     json
@@ -78,12 +83,14 @@ def surgery(
     """
     size = image_size(input) if input is not None else None
     asked = slim or Bottleneck()
-    given = {"--input": input, "DATA": data, "--where": where, "--init": init} | dict.fromkeys(asked.given(), True)
+    own = {"--input": input, "DATA": data, "--where": where, "--init": init, "--output": output}
+    given = own | dict.fromkeys(asked.given(), True)
     _check(operation, [name for name, value in given.items() if value])
     if operation == "bottleneck":
         _slim(model, asked, data, images, where, out, json=json)
     else:
-        _rewrite(operation, model, size, images, where, init, out, json=json)
+        options = _options(where, init, output)
+        _rewrite(operation, model, size, images, options[operation], out, json=json)
 
 
 def _slim(
@@ -115,8 +122,7 @@ def _rewrite(
     model: str,
     size: tuple[int, int, int] | None,
     images: tuple[str, ...],
-    where: tuple[str, ...],
-    init: str | None,
+    options: dict[str, Any],
     out: Path | None,
     *,
     json: bool,
@@ -131,7 +137,7 @@ def _rewrite(
     if out is not None and classifier is None:
         raise _no_file(f"{model} has random weights and no classes")
     shape = size or usual
-    result = _operate(operation, network, shape, _read(images, classifier), where, init or "identity")
+    result = _operate(operation, network, shape, _read(images, classifier), options)
     if out is not None and classifier is not None:
         _save(result, classifier, out)
     if json:
@@ -187,22 +193,24 @@ def _read(images: tuple[str, ...], classifier: Classifier | None) -> Tensor | No
     return prepared
 
 
+def _options(where: tuple[str, ...], init: str | None, output: str | None) -> dict[str, dict[str, Any]]:
+    """The keyword arguments of each operation that have an option of their own."""
+    head = {} if output is None else {"output": output}
+    deepening = {"where": where} | ({} if init is None else {"init": init})
+    return {"fold": {}, "deepen": deepening, "convolutionalize": head, "pool_head": head}
+
+
 def _operate(
     operation: str,
     network: nn.Module,
     shape: tuple[int, int, int],
     images: Tensor | None,
-    where: tuple[str, ...],
-    init: str,
+    options: dict[str, Any],
 ) -> Surgery:
     from mlpconv import surgery
 
     function: Any = getattr(surgery, operation)
-    made: Surgery = (
-        function(network, where, init, input_shape=shape, images=images)
-        if operation == "deepen"
-        else function(network, shape, images=images)
-    )
+    made: Surgery = function(network, input_shape=shape, images=images, **options)
     return made
 
 

@@ -149,9 +149,9 @@ def _outputs_of(model: nn.Module, batch: Batch, dtype: torch.dtype) -> dict[str,
 
 def _told_apart(outputs: list[dict[str, Tensor]]) -> float:
     """The largest difference between the outputs for two images, as a part of the largest number."""
-    batched = [tensor for batch in outputs for tensor in batch.values() if tensor.dim()]
-    several = [tensor for tensor in batched if len(tensor) > 1 and bool(tensor.any())]
-    return max((float((each.amax(0) - each.amin(0)).max() / each.abs().max()) for each in several), default=0.0)
+    several = [tensor for batch in outputs for tensor in batch.values() if tensor.dim() and len(tensor) > 1]
+    gaps = ((each.amax(0) - each.amin(0)).max() / each.abs().max() for each in several if each.any())
+    return max(map(float, gaps), default=0.0)
 
 
 def random_images(count: int, shape: tuple[int, int, int]) -> Tensor:

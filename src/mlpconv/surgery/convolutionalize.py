@@ -32,6 +32,7 @@ def convolutionalize(
     *,
     images: Tensor | None = None,
     latency: bool = True,
+    output: int | str | None = None,
 ) -> Surgery:
     """Turn flattening and linear layers into a k x k convolution and 1x1 convolutions.
 
@@ -41,21 +42,22 @@ def convolutionalize(
     original on crops, measured, and by how much it does not where the original pads at the borders of a crop.
 
     `images` (N, C, H, W), where given, are compared beside random ones; `latency=False` leaves out the stopwatch.
+    Of a network that returns several tensors, `output` names the logits: a key, a name or a place.
     The original is untouched. Raises SurgeryError where the head cannot be written as convolutions, with the step that
-    prevents it.
+    prevents it, or where no larger image gives a larger map, with the reason; UsageError for an unknown output.
     """
-    original, changed, edits = operate(model, input_shape, _Windows)
+    original, changed, edits = operate(model, input_shape, _Windows, output)
     if not edits.names:
         raise SurgeryError(
             f"{type(original).__name__} has no pool, flattening or linear layer to turn into convolutions."
         )
-    precise = operate(copied(original).double(), input_shape, _Windows)[1] if edits.rounded else None
+    precise = operate(copied(original).double(), input_shape, _Windows, output)[1] if edits.rounded else None
     proof = prove(original, changed, input_shape, images, precise=precise)
     seen = profile(Maps(changed), input_shape)
-    crops = slide(original, changed, input_shape, seen, latency=latency)
+    crops = slide(original, changed, input_shape, seen, latency=latency, output=edits.output, precise=precise)
     report = report_on(
-        "convolutionalize", original, changed, input_shape, proof,
-        names=edits.names, latency=latency, notes=[*edits.notes, *crops.notes], details=crops.to_dict(), seen=seen,
+        "convolutionalize", original, changed, input_shape, proof, names=edits.names, latency=latency, seen=seen,
+        notes=[*edits.notes, *crops.notes], details=crops.to_dict() | {"output": edits.output},
     )  # fmt: skip
     return Surgery(changed, report)
 
@@ -65,14 +67,20 @@ class _Windows(Rewriter):
 
     def pool(self, node: fx.Node) -> Layout:
         """An average (maximum) of windows, wherever a window can lie."""
-        layout = self.maps_of(node)
+        layout = self._pooled(node, self.maps_of(node))
+        if not isinstance(node.meta["val"], Tensor):
+            self.parts[node] = (layout, None)
+        return layout
+
+    def _pooled(self, node: fx.Node, layout: Layout) -> Layout:
+        """The layout after a pool of windows."""
         pool = pool_of(node, layout, self.shadow)
         if layout.mix is not None or layout.dilation != (1, 1):
             raise SurgeryError(f"{describe(node, self.shadow)} pools what has been pooled before in the head.")
         result = replace(layout, size=(layout.size[0], *pool.out), index=pool.index)
-        if pool.fixed and not pool.is_global:
+        if pool.fixed:
             return of_maps(self.again(node, layout.base), result.size)
-        if pool.out == pool.size:
+        if pool.changes_nothing:
             self.retire(node, nn.Identity)
             return result
         if pool.even is not None:
@@ -90,23 +98,32 @@ class _Windows(Rewriter):
         return replace(result, mix=averages(pool.size, pool.out))
 
     def _sliding(self, node: fx.Node, base: fx.Node, pool: Pool) -> fx.Node:
-        """Averages or maxima of the pool's windows, one beginning at each cell."""
-        kernel = pool.even
-        if kernel is not None and self.retire(node, lambda: (nn.AvgPool2d if pool.mean else nn.MaxPool2d)(kernel, 1)):
+        """Averages, sums or maxima of the pool's windows, one beginning at each cell."""
+        kernel, divisor = pool.even or pool.size, pool.divisor
+
+        def make() -> nn.Module:
+            return nn.AvgPool2d(kernel, 1, divisor_override=divisor) if pool.mean else nn.MaxPool2d(kernel, 1)
+
+        if self.retire(node, make):
             return self.graph.call_module(str(node.target), (base,))
         self.edits.places.add(describe(node, self.shadow))
-        return self.call(F.avg_pool2d if pool.mean else F.max_pool2d, base, kernel, 1)
+        options = {} if divisor is None else {"divisor_override": divisor}
+        return self.call(F.avg_pool2d if pool.mean else F.max_pool2d, base, kernel, 1, **options)
 
     def end(self, node: fx.Node) -> None:
         """The map of logits, or the logits alone where it has one cell."""
         layout = self.layouts[node]
-        if not (layout.one_cell and layout.plain) or layout.mix is not None:
+        if not layout.one_cell or layout.mix is not None:
             raise SurgeryError(f"{describe(node, self.shadow)} is returned, which is no logit for each class.")
-        self.maps.append(layout.base)
         with self.graph.inserting_before(node):
-            self.give(node, self.call(one_or_map, layout.base))
+            layout = self.compact(layout)
+            self.maps[node] = layout.base
+            self.give(node, self.call(one_or_map, layout.base, tuple(layout.index.shape)))
 
 
-def one_or_map(maps: Tensor) -> Tensor:
-    """(N, K, 1, 1) -> (N, K); a larger map stays (N, K, h, w)."""
-    return maps.flatten(1) if maps.shape[2:] == (1, 1) else maps
+def one_or_map(maps: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """(N, K, 1, 1) -> (N, *shape), as of one image; a larger map stays a map: (N, *shape, h, w)."""
+    channels = tuple(size for place, size in enumerate(shape) if place == 0 or size > 1)
+    if maps.shape[2:] == (1, 1):
+        return maps.reshape(len(maps), *shape)
+    return maps.reshape(len(maps), *channels, *maps.shape[2:])

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from mlpconv.errors import SurgeryError
-from mlpconv.surgery.checks import advice, is_parametrized, sharers
-from mlpconv.surgery.edits import Edits, as_convolution, as_map_norm
+from mlpconv.surgery.edits import as_map_norm
 from mlpconv.surgery.graph import module_of, shape_of
-from mlpconv.surgery.head import Head, on_tokens
+from mlpconv.surgery.head import on_tokens
 from mlpconv.surgery.layout import Layout, channels_last_rows, moved, of_maps
-from mlpconv.surgery.pools import window_averages
+from mlpconv.surgery.linear_steps import LinearSteps
+from mlpconv.surgery.pools import pools_cells, window_averages
+from mlpconv.surgery.rows import Trial, cells_of, rows_of
 from mlpconv.surgery.spelling import MAP, Kind, argument, describe, kind_of, spelled
 from mlpconv.surgery.tracer import drop_questions
 
@@ -27,27 +29,19 @@ CHANNELS_LAST = ([1, 2], (1, 2))
 """Dimensions of rows and columns in (N, H, W, C)."""
 
 
-class Rewriter(ABC):
-    """Rewrites the head of one graph; a subclass says what pools, linear layers and the end become."""
+class Rewriter(LinearSteps, ABC):
+    """Rewrites the head of one graph; a subclass says what pools and the outputs become."""
 
-    def __init__(self, graph: fx.Graph, head: Head, shadow: nn.Module, edits: Edits) -> None:
-        self.graph, self.head, self.shadow, self.edits = graph, head, shadow, edits
-        self.layouts: dict[fx.Node, Layout] = {}
-        self.maps: list[fx.Node] = []
-        """The maps of logits, one for each of the head's logits."""
-        self.calls = [node for node in graph.nodes if node.op == "call_module"]
-        for start in head.starts:
-            shape = shape_of(start) or ()
-            if len(shape) != MAP:
-                raise SurgeryError(f"{describe(start, shadow)} gives {shape[1:]}; maps (C, H, W) are accepted.")
-            self.layouts[start] = of_maps(start, cast("tuple[int, int, int]", shape[1:]))
+    whole = True
+    """Whether every output of the head is rewritten, and not the logits alone."""
 
     def run(self) -> None:
         """Rewrite every step of the head, and what the network returns of it."""
         for node in self.head.steps:
             with self.graph.inserting_before(node):
                 self.layouts[node] = self._stepped(node)
-        for node in self.head.logits:
+        self.check_outside()
+        for node in self.head.outputs:
             self.end(node)
         for node in drop_questions(self.graph, set(self.head.steps)):
             if node in self.layouts and isinstance(module_of(node, self.shadow), nn.Flatten | nn.Unflatten):
@@ -65,20 +59,22 @@ class Rewriter(ABC):
 
     def step(self, node: fx.Node) -> Layout:
         """Rewrite one step."""
+        if node.all_input_nodes and node.all_input_nodes[0] in self.parts:
+            return self.part(node)
         handlers: dict[Kind, Callable[[fx.Node], Layout]] = {
-            "shape": lambda node: moved(self.input_of(node), node, self.shadow),
+            "shape": self.move,
             "elementwise": self.each_cell,
             "dropout": self.dropout,
             "feature": self.whole_channels,
             "linear": self.linear,
-            "pool": self.pool,
+            "pool": self.pool_or_row,
             "conv1x1": self.conv1x1,
             "batch_norm": self.batch_norm,
             "layer_norm": self.layer_norm,
             "softmax": self.softmax,
             "join": self.join,
         }
-        return handlers.get(kind_of(node, self.shadow), self.refuse)(node)
+        return handlers.get(kind_of(node, self.shadow), self.on_rows)(node)
 
     # ---- what a subclass decides
 
@@ -90,20 +86,75 @@ class Rewriter(ABC):
     def end(self, node: fx.Node) -> None:
         """Give back what the original returns at this node."""
 
+    def check_outside(self) -> None:
+        """Refuse a head whose numbers go back into maps, which have another size than maps of logits."""
+        for node, users in self.head.outside.items():
+            raise SurgeryError(
+                f"{describe(users[0], self.shadow)} reads what {describe(node, self.shadow)} makes, and puts it into "
+                "maps, which would be of another size than the map of logits."
+            )
+
     # ---- steps
 
-    def refuse(self, node: fx.Node) -> Layout:
-        """No operation for this step."""
-        raise SurgeryError(
-            f"{describe(node, self.shadow)} stands between the last maps and the logits and has no counterpart on maps."
-        )
+    def move(self, node: fx.Node) -> Layout:
+        """A step that only moves elements."""
+        layouts = moved(self.input_of(node), node, self.shadow)
+        if not isinstance(node.meta["val"], Tensor):
+            self.parts[node] = layouts
+        return layouts[0]
 
-    def input_of(self, node: fx.Node) -> Layout:
-        """The layout of the one tensor that a step works on."""
-        inputs = [each for each in node.all_input_nodes if each in self.layouts]
-        if len(inputs) != 1 or node.all_input_nodes[0] is not inputs[0]:
-            self.refuse(node)
-        return self.layouts[inputs[0]]
+    def part(self, node: fx.Node) -> Layout:
+        """One of the tensors that a step made, or some of them."""
+        source, key = node.all_input_nodes[0], node.args[1]
+        value = source.meta["val"]
+        if isinstance(key, str):  # the values or indices of a maximum
+            key = next(place for place, each in enumerate(value) if each is getattr(value, key))
+        if isinstance(key, slice):
+            self.parts[node] = self.parts[source][key]
+        layout = self.parts[node][0] if node in self.parts else self.parts[source][cast("int", key)]
+        if layout is None:
+            raise SurgeryError(f"{describe(node, self.shadow)} reads the places of maxima, which no pool gives.")
+        return layout
+
+    def on_rows(self, node: fx.Node) -> Layout:
+        """A step on the numbers of one cell, whatever it is, on every cell as an image of its own."""
+        inputs = self.inputs_of(node)
+        layouts = [self.layouts[each] for each in inputs]
+        if not layouts or not all(each.one_cell and each.mix is None for each in layouts):
+            return self.refuse(node)
+        if not self.trial(node).by_image():
+            raise SurgeryError(
+                f"{describe(node, self.shadow)} mixes the images of a batch, needs their number or draws at random, so "
+                "it has no counterpart on the cells of maps."
+            )
+        if node.op != "call_module":
+            self.edits.places.add(describe(node, self.shadow))
+        bases = [self.compact(each) for each in layouts]
+        rows = [self.call(rows_of, each.base, tuple(each.index.shape)) for each in bases]
+        result, value = self.again(node, *rows), node.meta["val"]
+        if isinstance(value, Tensor):
+            return self._cells(result, value, bases[0])
+        parts = [self.call(operator.getitem, result, place) for place in range(len(value))]
+        cells = tuple(self._cells(part, each, bases[0]) for part, each in zip(parts, value, strict=True))
+        self.parts[node] = cells
+        return cells[0]
+
+    def _cells(self, rows: fx.Node, value: Tensor, like: Layout) -> Layout:
+        """What was made of every cell, as maps."""
+        cells = self.call(cells_of, rows, like.base)
+        return like.renumbered(cells, value.shape[1:].numel(), tuple(value.shape[1:]))
+
+    def trial(self, node: fx.Node) -> Trial:
+        """The step, to be tried on rows of random numbers."""
+        shapes = {each: tuple(self.layouts[each].index.shape) for each in self.inputs_of(node)}
+        return Trial(node, shapes, self.edits.root, self.shadow)
+
+    def pool_or_row(self, node: fx.Node) -> Layout:
+        """A pool; or a sum, mean or maximum of the numbers of one cell."""
+        layout = self.input_of(node)
+        if layout.one_cell and not pools_cells(node, layout, self.shadow):
+            return self.on_rows(node)
+        return self.pool(node)
 
     def maps_of(self, node: fx.Node) -> Layout:
         """The maps that a pool works on; (N, H, W, C) that it averages over H and W become (N, C, H, W)."""
@@ -116,33 +167,12 @@ class Rewriter(ABC):
         maps = of_maps(base, (channels, height, width))
         return replace(maps, index=maps.index.permute(1, 2, 0))
 
-    def again(self, node: fx.Node, base: fx.Node, *inputs: fx.Node) -> fx.Node:
-        """The same step on other tensors."""
-        old = [each for each in node.all_input_nodes if each in self.layouts]
-        new = dict(zip(old, (base, *inputs), strict=True))
-        return self.graph.node_copy(node, lambda each: new.get(each, each))
-
-    def call(self, function: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        """A new step."""
-        return self.graph.call_function(function, args, kwargs)
-
-    def give(self, node: fx.Node, new: fx.Node) -> None:
-        """Return another tensor in the place of one of the logits."""
-        for user in list(node.users):
-            if user in self.head.returned_by:
-                user.replace_input_with(node, new)
-
-    def retire(self, node: fx.Node, make: Callable[[], nn.Module]) -> bool:
-        """Replace the module that only this step calls; False where there is none."""
-        name = str(node.target)
-        if node.op != "call_module" or self._times(name) != 1:
-            return False
-        self.edits.put(name, make)
-        return True
-
     def each_cell(self, node: fx.Node) -> Layout:
         """A step on each number by itself."""
-        layout = self.input_of(node)
+        return self._each(node, self.input_of(node))
+
+    def _each(self, node: fx.Node, layout: Layout) -> Layout:
+        """The same step on these maps."""
         if layout.mix is not None and spelled(node, self.shadow) not in ("identity", "to", "clone"):
             layout = self._spread(layout)
         return layout.on(self.again(node, layout.base))
@@ -155,8 +185,8 @@ class Rewriter(ABC):
         return Layout(base, (channels * rows * columns, 1, 1), layout.index)
 
     def dropout(self, node: fx.Node) -> Layout:
-        """Dropout of single numbers."""
-        return self.each_cell(node)
+        """Dropout of single numbers, in the order in which the original draws for them."""
+        return self._each(node, self.compact(self.input_of(node)))
 
     def whole_channels(self, node: fx.Node) -> Layout:
         """Dropout of whole channels of maps."""
@@ -167,16 +197,20 @@ class Rewriter(ABC):
 
     def join(self, node: fx.Node) -> Layout:
         """A sum, product or concatenation of several tensors of the head."""
-        inputs = [self.layouts[each] for each in node.all_input_nodes if each in self.layouts]
-        first = inputs[0] if inputs else None
-        if first is None or len(inputs) != len(node.all_input_nodes) or any(each.mix is not None for each in inputs):
+        inputs = [self.layouts[each] for each in self.inputs_of(node)]
+        if not inputs:
+            return self.refuse(node)
+        if len(inputs) != len(node.all_input_nodes):
+            return self.with_parameter(node)
+        first = inputs[0]
+        if any(each.mix is not None for each in inputs):
             return self.refuse(node)
         if any((each.size[1:], each.dilation) != (first.size[1:], first.dilation) for each in inputs):
             return self.refuse(node)
         bases = [each.base for each in inputs]
         if spelled(node, self.shadow) not in ("cat", "concat"):
             if not all(each.size == first.size and torch.equal(each.index, first.index) for each in inputs):
-                return self.refuse(node)
+                return self.on_rows(node)
             return first.on(self.again(node, *bases))
         dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
         if dim not in (1, -first.index.dim()):
@@ -187,9 +221,19 @@ class Rewriter(ABC):
         size = (sum(each.size[0] for each in inputs), *first.size[1:])
         return replace(first, base=self.call(torch.cat, bases, 1), size=size, index=index)
 
+    def with_parameter(self, node: fx.Node) -> Layout:
+        """A sum, product or quotient with a parameter or buffer, such as a learned temperature."""
+        layout, others = self.layouts[self.inputs_of(node)[0]], set(node.all_input_nodes) - set(self.inputs_of(node))
+        single = all(shape_of(each) in ((), (1,)) for each in others)
+        if len(self.inputs_of(node)) != 1 or not single:
+            return self.on_rows(node)
+        layout = layout if layout.mix is None else self._spread(layout)
+        return layout.on(self.again(node, layout.base))
+
     def batch_norm(self, node: fx.Node) -> Layout:
         """The same norm over the cells of maps."""
-        layout, name, module = self.input_of(node), str(node.target), module_of(node, self.shadow)
+        layout, name = self.compact(self.input_of(node)), str(node.target)
+        module = module_of(node, self.shadow)
         if layout.plain and layout.index.dim() == MAP - 1 and layout.mix is None:
             return layout.on(self.again(node, layout.base))
         if not (layout.one_cell and layout.plain):
@@ -203,7 +247,9 @@ class Rewriter(ABC):
 
     def layer_norm(self, node: fx.Node) -> Layout:
         """The same norm over the channels of each cell."""
-        layout = self.input_of(node)
+        layout = self.compact(self.input_of(node))
+        if layout.one_cell and layout.index.dim() > 1 and not channels_last_rows(layout):
+            return self.on_rows(node)
         if not channels_last_rows(layout) or _normalised(node, self.shadow) != (layout.size[0],):
             raise SurgeryError(
                 f"{describe(node, self.shadow)} normalises over the places of a map, which slides with no convolution."
@@ -216,76 +262,9 @@ class Rewriter(ABC):
         layout, module = self.input_of(node), module_of(node, self.shadow)
         dim = module.dim if isinstance(module, nn.Softmax | nn.LogSoftmax) else argument(node, 1, "dim")
         if not (layout.one_cell and layout.plain) or dim not in (1, -layout.index.dim()):
-            return self.refuse(node)
+            return self.on_rows(node)
         function = F.log_softmax if "log" in spelled(node, self.shadow) else F.softmax
         return layout.on(self.call(function, layout.base, dim=1))
-
-    def conv1x1(self, node: fx.Node) -> Layout:
-        """A 1x1 convolution that is one already."""
-        layout = self.input_of(node)
-        if layout.index.dim() != MAP - 1 or not layout.plain or layout.mix is not None:
-            return self.refuse(node)
-        channels = (shape_of(node) or ())[1]
-        return of_maps(self.again(node, layout.base), (channels, *layout.size[1:]), dilation=layout.dilation)
-
-    def linear(self, node: fx.Node) -> Layout:
-        """A linear layer on flattened maps, as a convolution as large as the maps."""
-        layout = self.input_of(node)
-        if layout.index.dim() != 1:
-            raise SurgeryError(
-                f"{describe(node, self.shadow)} works on {layout.index.dim()} dimensions; 1 is accepted."
-            )
-        module, name = module_of(node, self.shadow), str(node.target)
-        if module is None:
-            name = self._owner(node)
-            if not name:
-                return self.kernel_of(node, layout, node.args[1:], node.kwargs)
-        own = self.edits.root.get_submodule(name)
-        if module is not None and (type(module).forward is not nn.Linear.forward or module._forward_pre_hooks):
-            what = advice(own) or "it is a linear layer of its own kind: replace it"
-            raise SurgeryError(f"{describe(node, self.shadow)} cannot become a convolution: {what} first.")
-        shared = sharers(self.edits.root, own)
-        if shared or is_parametrized(own) or self._times(name) > 1:
-            why = f"shares memory with {', '.join(shared)}" if shared else "is worked out anew or used twice"
-            self.edits.note(f"{name} {why}: it stays, and its weight is used as the kernel of a convolution.")
-            read = [self.graph.get_attr(f"{name}.{each}") for each in ("weight", "bias")[: 1 + (own.bias is not None)]]
-            return self.kernel_of(node, layout, read, {})
-        self.edits.rounded |= layout.mix is not None
-        self.edits.put(name, lambda: as_convolution(cast("nn.Linear", own), layout))
-        made = self.graph.call_module(name, (layout.base,))
-        return _logits(made, cast("nn.Linear", own).out_features)
-
-    def _owner(self, node: fx.Node) -> str:
-        """The linear layer of a library's own class whose forward only calls this function; empty where it is none."""
-        weight = argument(node, 1, "weight")
-        if not isinstance(weight, fx.Node) or weight.op != "get_attr" or len(weight.users) != 1:
-            return ""
-        name = str(weight.target).removesuffix(".weight")
-        own = self.edits.root.get_submodule(name) if name != weight.target else None
-        bias = argument(node, 2, "bias")
-        held = f"{name}.bias" if isinstance(own, nn.Linear) and own.bias is not None else None
-        same = (bias.target if isinstance(bias, fx.Node) else bias) == held
-        return name if isinstance(own, nn.Linear) and same and not own._buffers and len(own._modules) == 0 else ""
-
-    def _times(self, name: str) -> int:
-        """How often the network calls a module."""
-        return sum(str(node.target) == name for node in self.calls)
-
-    def kernel_of(self, node: fx.Node, layout: Layout, args: Sequence[Any], kwargs: Any) -> Layout:
-        """A convolution whose kernel is worked out from a linear layer's weight each time."""
-        given = dict(zip(("weight", "bias"), args, strict=False)) | dict(kwargs)
-        if layout.mix is not None or not layout.plain:
-            return self.refuse(node)
-        outs = (shape_of(node) or ())[-1]
-        self.edits.places.add(describe(node, self.shadow))
-        kernel = self.call(torch.reshape, given["weight"], (outs, *layout.size))
-        made = self.call(F.conv2d, layout.base, kernel, given.get("bias"), dilation=layout.dilation)
-        return _logits(made, outs)
-
-
-def _logits(base: fx.Node, count: int) -> Layout:
-    """What a linear layer makes, as maps of one cell."""
-    return Layout(base, (count, 1, 1), torch.arange(count))
 
 
 def _normalised(node: fx.Node, root: nn.Module) -> tuple[int, ...]:

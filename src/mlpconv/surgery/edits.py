@@ -28,6 +28,8 @@ class Edits:
     rounded: bool = False
     """Whether new weights were worked out, and rounded to the network's number format."""
     notes: list[str] = field(default_factory=list)
+    output: str = ""
+    """The place of the logits in what the network returns; empty for a network of one output."""
 
     @property
     def names(self) -> list[str]:

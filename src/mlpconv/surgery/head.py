@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from mlpconv.errors import SurgeryError
-from mlpconv.surgery.graph import shape_of
-from mlpconv.surgery.spelling import MAP, data_inputs, describe, kind_of
+from mlpconv.surgery.graph import module_of, shape_of
+from mlpconv.surgery.outputs import Output, choose, ends_of, outputs_of, packed, unpack
+from mlpconv.surgery.pools import REDUCTIONS
+from mlpconv.surgery.spelling import MAP, data_inputs, describe, kind_of, pair, spelled
 from mlpconv.surgery.tracer import Opens, record
 
-__all__ = ["Head", "find_head", "on_tokens", "opened_graph"]
+__all__ = ["Evaluated", "Head", "find_head", "on_tokens", "opened_graph"]
 
 POOLING = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d)
 TOKENS = 3
 """Dimensions of tokens (N, L, C)."""
+WINDOWS = ("conv2d", "avg_pool2d", "max_pool2d", "lp_pool2d", "unfold")
 THROUGH = ("elementwise", "dropout", "feature", "conv1x1", "batch_norm", "layer_norm", "softmax")
 
 
@@ -27,45 +32,88 @@ class Head:
     starts: tuple[fx.Node, ...]
     """The maps (N, C, H, W) it begins with."""
     steps: tuple[fx.Node, ...]
-    """Every step from there to the logits, in order."""
-    logits: tuple[fx.Node, ...]
+    """Every step from there to the outputs, in order."""
+    outputs: tuple[fx.Node, ...]
     """What the network returns of them."""
-    returned_by: frozenset[fx.Node]
+    scores: Output
+    """The output whose maps are the category maps."""
+    alternatives: tuple[Output, ...]
+    """Outputs that may be meant as well."""
+    ends: frozenset[fx.Node]
     """The end of the graph, and the tuples and dataclasses that are made there."""
 
+    @property
+    def outside(self) -> dict[fx.Node, list[fx.Node]]:
+        """Steps whose result goes elsewhere too, with the steps that read it there; questions for a size are none."""
+        steps = {*self.steps, *self.ends}
+        users = {node: [each for each in node.users if each not in steps and _is_data(each)] for node in self.steps}
+        return {node: readers for node, readers in users.items() if readers}
 
-def find_head(graph: fx.Graph, root: nn.Module, only: frozenset[str] | None = None) -> Head:
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What the head of the same network was in eval mode: its head in training must be the same modules."""
+
+    modules: frozenset[str]
+    output: str
+
+
+def find_head(
+    graph: fx.Graph,
+    root: nn.Module,
+    like: Evaluated | None = None,
+    *,
+    output: int | str | None = None,
+    whole: bool = True,
+) -> Head:
     """The head of a graph: back from its outputs (N, K) to the last maps, or to the maps before the last pool.
 
-    With `only`, heads that call none of these modules (auxiliary ones, in training) are left out. Raises SurgeryError
-    where no output is of this shape.
+    `output` names the output that is the logits, if it cannot be told by what it is made of. If `whole`, every output
+    (N, K) belongs to the head, and what else is made of its steps and is no map; otherwise the logits alone do. In
+    training, heads that call no module of `like` (auxiliary ones) are left out. Raises SurgeryError where no output is
+    (N, K), UsageError for an unknown `output`.
     """
     image = _from_image(graph)
-    ends = _ends(graph)
-    outputs = [node for end in ends for node in end.all_input_nodes if node in image and node not in ends]
-    logits = [node for node in outputs if _is_float(node) and len(shape_of(node) or ()) == 2]
-    steps: set[fx.Node] = set()
-    starts: set[fx.Node] = set()
-    kept = []
-    for node in logits:
-        behind, begins = _behind(node, root, image)
-        if only is None or any(str(step.target) in only for step in behind if step.op == "call_module"):
-            kept.append(node)
-            steps |= behind
-            starts |= begins
-    if not kept:
-        shapes = [("N", *(shape_of(node) or ())[1:]) for node in outputs]
+    outputs = [each for each in outputs_of(graph) if each.node in image]
+    behind = {each.node: _behind(each.node, root, image) for each in outputs}
+    logits = [each for each in outputs if each.is_logits]
+    if like is not None and like.modules:
+        logits = [each for each in logits if _called(behind[each.node][0]) & like.modules]
+    if not logits:
+        shapes = ", ".join(map(str, outputs)) or "nothing that depends on the image"
         raise SurgeryError(f"It returns {shapes}; a network that returns logits (N, K) is accepted.")
-    ordered = tuple(node for node in graph.nodes if node in steps)
-    return Head(tuple(node for node in graph.nodes if node in starts), ordered, tuple(kept), frozenset(ends))
+    if like is None:
+        scores, others = choose(outputs, lambda node: behind[node][0], root, output)
+    else:
+        scores, others = next((each for each in logits if each.name == like.output), logits[0]), ()
+    kept = [scores.node]
+    if whole or like is not None:
+        missing = like.modules - _called(behind[scores.node][0]) if like is not None else frozenset()
+        kept += [each.node for each in logits if whole or _called(behind[each.node][0]) & missing]
+    steps = {step for node in kept for step in behind[node][0]}
+    if whole:
+        kept += [each.node for each in outputs if len(each.shape) != MAP and behind[each.node][0] & steps]
+        steps |= {step for node in kept for step in behind[node][0]}
+    starts = {start for node in kept for start in behind[node][1]} - steps
+    return Head(
+        tuple(node for node in graph.nodes if node in starts),
+        tuple(node for node in graph.nodes if node in steps),
+        tuple(dict.fromkeys(each.node for each in outputs if each.node in steps)),
+        scores,
+        others,
+        frozenset(ends_of(graph)),
+    )
 
 
-def _ends(graph: fx.Graph) -> list[fx.Node]:
-    """The end of the graph, and what only wraps what is returned: constructors of tuples and dataclasses."""
-    found = [graph.output_node()]
-    for end in found:
-        found += [node for node in end.all_input_nodes if isinstance(node.target, type)]
-    return found
+def _called(steps: set[fx.Node]) -> set[str]:
+    """The names of the modules that these steps call."""
+    return {str(step.target) for step in steps if step.op == "call_module"}
+
+
+def _is_data(node: fx.Node) -> bool:
+    """Whether a step makes tensors, and not a size."""
+    value = node.meta.get("val")
+    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
 
 
 def _from_image(graph: fx.Graph) -> set[fx.Node]:
@@ -75,11 +123,6 @@ def _from_image(graph: fx.Graph) -> set[fx.Node]:
         if node.op == "placeholder" or any(each in found for each in node.all_input_nodes):
             found.add(node)
     return found
-
-
-def _is_float(node: fx.Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _behind(node: fx.Node, root: nn.Module, image: set[fx.Node]) -> tuple[set[fx.Node], set[fx.Node]]:
@@ -109,16 +152,40 @@ def _pooling(last: fx.Node, root: nn.Module, image: set[fx.Node]) -> set[fx.Node
     if last.op == "placeholder":
         return set()
     kind = kind_of(last, root)
-    if kind == "pool":
-        return {last}
     inputs = list(data_inputs(last, image))
-    single = kind in THROUGH or (kind == "shape" and isinstance(last.meta["val"], Tensor))
+    if _is_row(last) and inputs and not isinstance(inputs[0].meta["val"], Tensor) and _opens(inputs[0], root):
+        return {last, inputs[0]}  # a part of what a module returns, which may have pooled it
+    pooled = _on_one_cell(last, inputs, root)
+    shapes = {(shape_of(each) or ())[2:] for each in (last, *inputs)}
+    if kind == "pool" and not pooled:
+        return {last} if len(shapes) > 1 or spelled(last, root) not in REDUCTIONS else set()
+    single = pooled or kind in THROUGH or (kind == "shape" and isinstance(last.meta["val"], Tensor))
     if not inputs or not (single or kind == "join" or (kind == "open" and _could_pool(last, root, image))):
         return set()
     if kind == "open":
         return {last}
     behind = [_pooling(each, root, image) for each in inputs]
     return {last}.union(*behind) if all(behind) else set()
+
+
+def _on_one_cell(node: fx.Node, inputs: list[fx.Node], root: nn.Module) -> bool:
+    """Whether a step makes numbers of one cell of numbers of one cell, without a window that is only cut short here."""
+    module = module_of(node, root)
+    if module is not None:
+        windows = pair(getattr(module, "kernel_size", 1)) != (1, 1)
+    else:
+        windows = spelled(node, root) in WINDOWS
+    return not windows and all(_is_row(each) for each in (node, *inputs))
+
+
+def _is_row(node: fx.Node) -> bool:
+    """Whether an image has one cell at this step, wherever its channels lie."""
+    shape = (shape_of(node) or ())[1:]
+    return bool(shape) and math.prod(shape) == max(shape)
+
+
+def _opens(node: fx.Node, root: nn.Module) -> bool:
+    return node.op == "call_module" and kind_of(node, root) == "open"
 
 
 def _turning(last: fx.Node, root: nn.Module) -> set[fx.Node]:
@@ -142,16 +209,27 @@ def _could_pool(node: fx.Node, root: nn.Module, image: set[fx.Node]) -> bool:
 
 
 def opened_graph(
-    shadow: nn.Module, input_shape: tuple[int, int, int], opened: set[str], *, only: frozenset[str] | None = None
+    shadow: nn.Module,
+    input_shape: tuple[int, int, int],
+    opened: set[str],
+    *,
+    like: Evaluated | None = None,
+    output: int | str | None = None,
+    whole: bool = True,
 ) -> tuple[fx.Graph, Head]:
-    """The graph of a network in which no more is looked into than its head needs, and that head.
+    """The graph of a network in which no more is looked into than its head needs, and that head (see `find_head`).
 
     The rest stays as it is, module by module, with its own modes and forwards. `opened` is filled with the names.
     Raises SurgeryError where a part of the head cannot be written down.
     """
     while True:
         graph = record(shadow, input_shape, _inside(opened))
-        head = find_head(graph, shadow, only)
+        inner = {name for each in packed(graph, shadow) for name in _path(each)}
+        if inner - opened:
+            opened |= inner
+            continue
+        unpack(graph)
+        head = find_head(graph, shadow, like, output=output, whole=whole)
         shut = set(_shut(head, shadow))
         if not shut:
             return graph, head
@@ -173,7 +251,7 @@ def on_tokens(head: Head, root: nn.Module) -> str:
         read = [shape_of(each) or () for each in node.all_input_nodes if each.op != "get_attr"]
         shape = shape_of(node) or ()
         idle = kind_of(node, root) in ("shape", "pool", "elementwise", "dropout", "feature")
-        if not idle and len(shape) == TOKENS and any(len(each) == TOKENS for each in read):
+        if not idle and len(shape) == TOKENS and 1 not in shape[1:] and any(len(each) == TOKENS for each in read):
             return (
                 f"{describe(node, root)} works on tokens (N, {shape[1]}, {shape[2]}); networks that have maps "
                 "(N, C, H, W) until their last pool or flattening are accepted. For this one there are fold, deepen "
@@ -189,7 +267,7 @@ def _inside(names: set[str]) -> Opens:
 
 def _shut(head: Head, root: nn.Module) -> Iterator[str]:
     for node in head.steps:
-        if node.op == "call_module" and kind_of(node, root) == "open":
+        if _opens(node, root):
             yield str(node.target)
 
 

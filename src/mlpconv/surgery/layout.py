@@ -43,6 +43,11 @@ class Layout:
         return torch.equal(self.index.flatten(), torch.arange(torch.Size(self.size).numel()))
 
     @property
+    def has_each_once(self) -> bool:
+        """Whether no element of the maps stands in two places of the tensor."""
+        return len(set(self.index.flatten().tolist())) == self.index.numel()
+
+    @property
     def one_cell(self) -> bool:
         """Whether there is one cell, so that channels are all there is."""
         return self.size[1:] == (1, 1)
@@ -51,19 +56,26 @@ class Layout:
         """The same elements after a step on each cell of the base by itself."""
         return replace(self, base=base)
 
+    def renumbered(self, base: fx.Node, count: int, shape: tuple[int, ...]) -> Layout:
+        """A tensor of this shape, for one image, that is all channels of maps of one cell."""
+        return replace(self, base=base, size=(count, 1, 1), index=torch.arange(count).reshape(shape))
+
 
 def of_maps(base: fx.Node, size: tuple[int, int, int], **more: Any) -> Layout:
     """The maps themselves."""
     return Layout(base, size, torch.arange(torch.Size(size).numel()).reshape(size), **more)
 
 
-def moved(layout: Layout, node: fx.Node, root: nn.Module) -> Layout:
-    """The layout after a step that only moves elements; SurgeryError where it mixes images or does more than that."""
+def moved(layout: Layout, node: fx.Node, root: nn.Module) -> tuple[Layout, ...]:
+    """The layouts of what a step makes that only moves elements; one, or several for a step such as `chunk`.
+
+    Raises SurgeryError for a step that mixes images or does more than that.
+    """
     count = torch.Size(layout.size).numel()
     numbered = torch.stack([layout.index + image * count for image in range(BATCH)])
-    module = module_of(node, root)
-    args, kwargs = _known(node.args, numbered), _known(node.kwargs, numbered)
+    module, data = module_of(node, root), node.all_input_nodes[0]
     try:
+        args, kwargs = _known(node.args, data, numbered), _known(node.kwargs, data, numbered)
         if module is not None:
             result = module(numbered)
         elif node.op == "call_method":
@@ -72,18 +84,27 @@ def moved(layout: Layout, node: fx.Node, root: nn.Module) -> Layout:
             result = node.target(*args, **kwargs)  # type: ignore[operator]
     except (RuntimeError, TypeError, IndexError, ValueError) as error:
         raise SurgeryError(f"{describe(node, root)} cannot be followed: {error}.") from error
-    own = result.shape[:1] == (BATCH,) and all(bool((result[image] // count == image).all()) for image in range(BATCH))
-    if not own:
+    results = [result] if isinstance(result, Tensor) else list(result)
+    if not all(each.shape[:1] == (BATCH,) and _own(each, count) for each in results):
         raise SurgeryError(f"{describe(node, root)} mixes the images of a batch, or moves more than one tensor.")
-    return replace(layout, index=result[0])
+    return tuple(replace(layout, index=each[0]) for each in results)
 
 
-def _known(value: Any, numbered: Tensor) -> Any:
-    """The arguments of a step: sizes as numbers, and the tensor that is moved."""
+def _own(numbers: Tensor, count: int) -> bool:
+    """Whether each image has elements of its own only, and the same ones as the others."""
+    images = torch.arange(BATCH).reshape(-1, *[1] * (numbers.dim() - 1))
+    return bool((numbers // count == images).all()) and bool((numbers % count == numbers[:1] % count).all())
+
+
+def _known(value: Any, data: fx.Node, numbered: Tensor) -> Any:
+    """The arguments of a step: sizes and tables of indices as numbers, and the tensor that is moved."""
 
     def known(node: fx.Node) -> Any:
-        held = node.meta["val"]
-        return numbered if isinstance(held, Tensor) else held
+        if node is data:
+            return numbered
+        if isinstance(node.meta["val"], Tensor) and node.meta["val"].is_meta:
+            raise ValueError(f"{node.name} is no table of indices that is known beforehand")
+        return node.meta["val"]
 
     return fx.map_arg(value, known)
 

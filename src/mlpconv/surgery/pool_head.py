@@ -6,30 +6,34 @@ arXiv 1512.04150, section 2), so the maps are exact: no gradients, no choice of 
 
 from __future__ import annotations
 
+import operator
 from dataclasses import replace
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from mlpconv.errors import SurgeryError
-from mlpconv.surgery.dense import Rewriter
-from mlpconv.surgery.edits import Edits
+from mlpconv.surgery.after_pool import AfterPool
 from mlpconv.surgery.graph import module_of, shape_of
-from mlpconv.surgery.head import Head
 from mlpconv.surgery.layout import Layout
 from mlpconv.surgery.operate import operate
-from mlpconv.surgery.pools import pool_of
+from mlpconv.surgery.pools import REDUCTIONS, Pool, pool_of, times_cells, windows_of
 from mlpconv.surgery.proof import prove
 from mlpconv.surgery.result import Surgery, report_on
 from mlpconv.surgery.spelling import ARITHMETIC, argument, describe, kind_of, spelled
 
 __all__ = ["pool_head"]
 
-LINEAR = ("shape", "linear", "conv1x1", "pool", "dropout", "feature", "join")
-AFFINE = ARITHMETIC - {"maximum", "minimum"} | {"identity", "to", "clone", "contiguous"}
-"""Steps that an average does not notice: moving elements, weighted sums, sums and products with a number."""
+LINEAR = ("shape", "linear", "conv1x1", "pool", "dropout", "feature")
+UNBENT = frozenset({
+    "identity", "to", "type", "type_as", "float", "double", "half", "clone", "contiguous", "detach", "neg",
+})  # fmt: skip
+"""Steps on each number by itself that an average does not notice."""
+SUMS = frozenset({"add", "sub", "cat", "concat"})
+"""Steps on several tensors that an average does not notice."""
+BENT = ("batch_norm", "layer_norm", "softmax")
+"""Steps that are not linear, whatever their parameters."""
 
 
 def pool_head(
@@ -38,94 +42,124 @@ def pool_head(
     *,
     images: Tensor | None = None,
     latency: bool = True,
+    output: int | str | None = None,
 ) -> Surgery:
     """Turn a global average pool and a linear layer into a 1x1 convolution and the pool.
 
     The new network returns the same logits (N, K) for images (N, C, H, W) of any size that the original takes. Its
-    `category_maps(x)` are (N, K, h, w): how much each place adds to each class; their spatial mean is the logits.
-    Dropout between pool and linear layer becomes dropout of whole channels before the 1x1, which is the same.
+    `category_maps(x)` are (N, K, h, w): how much each place adds to each class; their spatial mean is the logits (their
+    maximum, where the network takes maxima of maps, as the report then says). Dropout between pool and linear layer
+    becomes dropout of whole channels before the 1x1, which is the same.
 
     `images` (N, C, H, W), where given, are compared beside random ones; `latency=False` leaves out the stopwatch.
+    Of a network that returns several tensors, `output` names the logits: a key, a name or a place.
     The original is untouched. Raises SurgeryError for a head that is not linear from the pool on, with the step that is
-    not, or that has no global average pool.
+    not, or that has no global average pool; UsageError for an unknown output.
     """
-    original, changed, edits = operate(model, input_shape, _MapsFirst)
+    original, changed, edits = operate(model, input_shape, _MapsFirst, output)
     proof = prove(original, changed, input_shape, images)
     notes = list(edits.notes)
     if not edits.names:
         notes.append("No linear layer follows the pool: its logits are averages of maps already, which are given.")
     report = report_on(
         "pool_head", original, changed, input_shape, proof,
-        names=edits.names, latency=latency, notes=notes,
+        names=edits.names, latency=latency, notes=notes, details={"output": edits.output},
     )  # fmt: skip
     return Surgery(changed, report)
 
 
-class _MapsFirst(Rewriter):
+class _MapsFirst(AfterPool):
     """All linear steps of the head before its pool; from the first other step on, the original's steps."""
 
-    def __init__(self, graph: fx.Graph, head: Head, shadow: nn.Module, edits: Edits) -> None:
-        super().__init__(graph, head, shadow, edits)
-        self.settled: dict[fx.Node, str] = {}
-        """Steps that stay after the pool, each with the first of them on its path."""
-        self.before: dict[fx.Node, fx.Node] = {}
-        """The maps that are averaged for such a step."""
+    def check_outside(self) -> None:
+        """The pooled numbers may go elsewhere: they are what they were."""
 
     def step(self, node: fx.Node) -> Layout:
         """A linear step goes before the pool; another puts the pool in its place."""
-        kind, inputs = kind_of(node, self.shadow), [each for each in node.all_input_nodes if each in self.layouts]
+        inputs = self.inputs_of(node)
         if not inputs:
             return self.refuse(node)
-        settled = [each for each in inputs if each in self.settled]
-        linear = kind in LINEAR or spelled(node, self.shadow) in AFFINE
-        if not settled and (linear or not all(self.layouts[each].pending for each in inputs)):
-            return super().step(node)
-        first = self.settled[settled[0]] if settled else describe(node, self.shadow)
-        if settled and kind in ("linear", "conv1x1"):
-            raise SurgeryError(
-                f"{first} stands between the pool and {describe(node, self.shadow)} and is not linear, so no average "
-                "of maps gives the logits. For such heads there is convolutionalize."
-            )
-        if kind == "batch_norm":
-            raise SurgeryError(
-                f"{first} normalises the pooled numbers, in training over their batch, which no step before the pool "
-                "does: fold the network first, which takes the norm into a linear layer beside it, or take "
-                "convolutionalize."
-            )
-        for each in inputs:
-            if each not in self.settled:
-                node.replace_input_with(each, self._settle(each))
-        self.settled[node] = first
-        self.before[node] = next(self.before[each] for each in inputs)
-        return replace(self.layouts[inputs[0]], base=node, pending=None)
+        if any(each in self.settled for each in inputs) or not self._goes_before(node, inputs):
+            return self.stay(node, inputs)
+        layout = super().step(node)
+        if layout.pending is not None:
+            for user in self.outside.get(node, ()):
+                self._feed(user, node, layout)
+        return layout
 
-    def _settle(self, node: fx.Node) -> fx.Node:
-        """What the original has at this node, from the maps by way of the pool."""
-        layout = self.layouts[node]
-        if layout.pending is None or not (layout.one_cell and layout.plain):
-            raise SurgeryError(f"{describe(node, self.shadow)} is not made by a global average pool and linear steps.")
-        self.before[node] = layout.base
-        if spelled(layout.pending, self.shadow) == "mean":
-            pooled = self.call(torch.mean, layout.base, (2, 3))
-        else:
-            maps = layout.pending.all_input_nodes[0]
-            pooled = self.graph.node_copy(layout.pending, lambda each: layout.base if each is maps else each)
-        return self.call(torch.reshape, pooled, (-1, *layout.index.shape))
+    def _feed(self, user: fx.Node, node: fx.Node, layout: Layout) -> None:
+        """Let a step outside the head read what the original has at this node."""
+        if node not in self.parts:
+            user.replace_input_with(node, self.settle(node, layout))
+            return
+        user.replace_all_uses_with(self.settle(user, self.part(user)))
+        self.graph.erase_node(user)
+
+    def _goes_before(self, node: fx.Node, inputs: list[fx.Node]) -> bool:
+        """Whether a step may be done on maps: where no pool waits yet, or where an average does not notice."""
+        pools = [self.layouts[each].pending for each in inputs]
+        kind, name = kind_of(node, self.shadow), spelled(node, self.shadow)
+        if not all(pools):
+            return True
+        if any(pool in self.maxima for pool in pools):
+            return kind in ("shape", "pool") or name == "identity"
+        if kind in LINEAR or name in UNBENT or (kind == "join" and name in SUMS):
+            return True
+        may = name in ARITHMETIC if kind == "elementwise" else kind not in BENT
+        return may and self.trial(node).affine()
 
     def pool(self, node: fx.Node) -> Layout:
         """The pool waits until the last linear step is done."""
         layout = self.maps_of(node)
-        pool, partial = pool_of(node, layout, self.shadow), spelled(node, self.shadow) == "mean"
-        if not pool.mean or not (pool.is_global or partial):
-            what = "averages" if pool.mean else "takes the maximum of"
-            before, after = ("x".join(map(str, sides)) for sides in (pool.size, pool.out))
-            raise SurgeryError(
-                f"{describe(node, self.shadow)} {what} {before} cells to {after}; a global average is accepted. "
-                "For other heads there is convolutionalize."
-            )
-        if layout.pending is not None and not (partial and spelled(layout.pending, self.shadow) == "mean"):
+        pool, partial = pool_of(node, layout, self.shadow), spelled(node, self.shadow) in REDUCTIONS
+        self._check_pool(node, pool, partial)
+        waiting = layout.pending
+        if waiting is not None and not (
+            partial and spelled(waiting, self.shadow) in REDUCTIONS and pool.mean is (waiting not in self.maxima)
+        ):
             raise SurgeryError(f"{describe(node, self.shadow)} pools for the second time.")
-        return replace(layout, size=(layout.size[0], *pool.out), index=pool.index, pending=node)
+        if not pool.mean:
+            self.maxima.add(node)
+        if windows_of(node, self.shadow) is not None:
+            self.edits.note(
+                f"{describe(node, self.shadow)} pools windows of {pool.size[0]}x{pool.size[1]} cells: on images of "
+                "another size the category maps are pooled in part, or not to one cell."
+            )
+        base = layout.base if pool.divisor is None else self._summed(node, layout.base, pool, again=waiting is not None)
+        result = replace(layout, base=base, size=(layout.size[0], *pool.out), index=pool.index, pending=node)
+        if not isinstance(node.meta["val"], Tensor):
+            self.parts[node] = (result, None)
+        return result
+
+    def _check_pool(self, node: fx.Node, pool: Pool, partial: bool) -> None:
+        """Refuse a pool that is not global."""
+        if pool.is_global or partial:
+            return
+        what = "averages" if pool.mean else "takes the maximum of"
+        before, after = ("x".join(map(str, sides)) for sides in (pool.size, pool.out))
+        windows = " by windows of a fixed size" if pool.out == (1, 1) else ""
+        raise SurgeryError(
+            f"{describe(node, self.shadow)} {what} {before} cells to {after}{windows}; a global average is accepted. "
+            "For other heads there is convolutionalize."
+        )
+
+    def _summed(self, node: fx.Node, base: fx.Node, pool: Pool, *, again: bool) -> fx.Node:
+        """Maps whose average is the sum of these, or the sum divided by a number of the pool's own."""
+        here = describe(node, self.shadow)
+        if spelled(node, self.shadow) in REDUCTIONS:
+            if 1 in pool.size and not again:
+                raise SurgeryError(f"{here} sums maps of {pool.size[0]}x{pool.size[1]} cells: give larger images.")
+            return self.call(times_cells, base, *(out < size for out, size in zip(pool.out, pool.size, strict=True)))
+        module: Any = module_of(node, self.shadow)
+        if module is not None and not self.retire(node, lambda: nn.AvgPool2d(module.kernel_size, module.stride)):
+            raise SurgeryError(f"{here} divides by {pool.divisor} and is used elsewhere as well.")
+        return self.call(operator.mul, base, pool.size[0] * pool.size[1] / (pool.divisor or 1))
+
+    def on_rows(self, node: fx.Node) -> Layout:
+        """A weighted sum of averages, spelled in whatever way, at each cell of maps."""
+        if not self._of_one_size(node):
+            return self.refuse(node)
+        return super().on_rows(node)
 
     def linear(self, node: fx.Node) -> Layout:
         """A linear layer on averages, as a 1x1 convolution on maps."""
@@ -147,7 +181,7 @@ class _MapsFirst(Rewriter):
 
     def dropout(self, node: fx.Node) -> Layout:
         """Dropout of averages is dropout of whole channels before averaging, with the same random numbers."""
-        layout = self.input_of(node)
+        layout = self.compact(self.input_of(node))
         module: Any = module_of(node, self.shadow)
         if layout.pending is None or spelled(node, self.shadow) != "dropout":
             return self.refuse(node)
@@ -161,17 +195,22 @@ class _MapsFirst(Rewriter):
 
     def join(self, node: fx.Node) -> Layout:
         """A sum or concatenation of averages, of maps of one size."""
-        pools = [self.layouts[each].pending for each in node.all_input_nodes if each in self.layouts]
+        return super().join(node) if self._of_one_size(node) else self.refuse(node)
+
+    def _of_one_size(self, node: fx.Node) -> bool:
+        """Whether the tensors that a step joins are waiting for pools of maps of one size."""
+        pools = [self.layouts[each].pending for each in self.inputs_of(node)]
         sizes = {(shape_of(pool.all_input_nodes[0]) or ())[2:] for pool in pools if pool is not None}
-        if len(sizes) != 1 or None in pools:
-            return self.refuse(node)
-        return super().join(node)
+        return len(sizes) == 1 and None not in pools
 
     def end(self, node: fx.Node) -> None:
         """The logits, by way of the pool where it still waits."""
-        if node in self.settled:
-            self.edits.note(f"The mean of the category maps is what enters {self.settled[node]}.")
-        else:
-            with self.graph.inserting_before(node):
-                self.give(node, self._settle(node))
-        self.maps.append(self.before[node])
+        layout = self.layouts[node]
+        with self.graph.inserting_before(node):
+            if node in self.settled:
+                self.maps[node] = self.entered(node, layout)
+            elif layout.pending is not None or node is self.head.scores.node:
+                self.give(node, self.settle(node, layout))
+                self.maps[node] = self.compact(layout).base
+            if layout.pending in self.maxima:
+                self.edits.note("The maximum of each category map is its logit; its mean is not.")

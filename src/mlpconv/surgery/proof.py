@@ -27,7 +27,7 @@ from mlpconv.surgery.comparison import (
     quiet,
 )
 
-__all__ = ["EXACT", "TOLERANCES", "prove"]
+__all__ = ["EXACT", "TOLERANCES", "prove", "rounding_of"]
 
 EXACT = 1e-9
 """Largest relative difference in float64 that is called rounding."""
@@ -89,6 +89,12 @@ def _excuse(found: Difference, model: nn.Module, batch: Batch) -> str | None:
             "returned. A network whose layers make every number larger does that: give trained weights."
         )
     return f"{alone}."
+
+
+def rounding_of(model: nn.Module, images: Tensor) -> float:
+    """The largest relative difference in float64 that may be rounding, for these images (N, C, H, W)."""
+    own = torch.float32 if _loses(model, images[:1]) else torch.float64
+    return max(EXACT, ROUNDINGS * _rounding(model, ("given", images), own))
 
 
 def _rounding(model: nn.Module, batch: Batch, own: torch.dtype) -> float:

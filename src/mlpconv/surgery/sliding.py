@@ -11,18 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from mlpconv.analysis import Profile
-from mlpconv.errors import MlpconvError
+from mlpconv.errors import SurgeryError
 from mlpconv.surgery.checks import copied
 from mlpconv.surgery.comparison import quiet, random_images, tensors_of
-from mlpconv.surgery.proof import EXACT, TOLERANCES
+from mlpconv.surgery.growth import step_by_sizes
+from mlpconv.surgery.proof import EXACT, TOLERANCES, rounding_of
 from mlpconv.surgery.rewritten import Rewritten
 from mlpconv.surgery.tracer import first_line
 
 __all__ = ["Crops", "Maps", "slide"]
 
-MORE = (1, 1)
-"""Steps by which the larger image has more rows and columns."""
 NAMED = 3
+SEEN = 1e-5
+"""Largest relative rounding beside which other pixels would still be seen."""
 TELLING = 1e-3
 """Largest difference, as a part of that between crops, that is rounding."""
 
@@ -64,60 +65,122 @@ class Crops:
 
 
 def slide(
-    original: nn.Module, changed: Rewritten, input_shape: tuple[int, int, int], seen: Profile, *, latency: bool
+    original: nn.Module,
+    changed: Rewritten,
+    input_shape: tuple[int, int, int],
+    seen: Profile,
+    *,
+    latency: bool,
+    output: str = "",
+    precise: Rewritten | None = None,
 ) -> Crops:
     """Compare the map of a larger image with the original on all its crops of the proven size.
 
-    `seen` is the profile of the changed network's `Maps` at that size.
+    `seen` is the profile of the changed network's `Maps` at that size, `output` the name of the original's logits.
+    Where the operation rounds new weights, `precise` is the changed network with exact ones, in float64. Raises
+    SurgeryError where no larger image gives a larger map.
     """
     _, height, width = input_shape
-    try:
-        step = _step(seen)
-        image = random_images(1, (input_shape[0], height + MORE[0] * step[0], width + MORE[1] * step[1]))
-        dense, dense_ms = _run(Maps(changed), [image], latency=latency)
-    except Exception as error:  # noqa: BLE001  (the forward pass is not ours: on another size it may raise anything)
-        return Crops((f"Larger images do not pass the network itself: {first_line(error)}.",))
-    corners = list(product(*(range(0, more * by + 1, by) for more, by in zip(MORE, step, strict=True))))
-    crops = [image[:, :, y : y + height, x : x + width] for y, x in corners]
-    cells = (MORE[0] + 1, MORE[1] + 1)
-    if tuple(dense[0].shape[2:]) != cells:
-        return Crops(
-            (f"An image of {cells[0]}x{cells[1]} crops gives a map of {tuple(dense[0].shape[2:])} cells.",), step
-        )
-    single, crops_ms = _run(original, crops, latency=latency)
-    absolute, relative = _gap(dense[0], single)
-    equal = relative <= TOLERANCES.get(single[0].dtype, EXACT)
-    if equal:
-        exact = _run(original, crops, torch.float64)[0]
-        absolute, relative = _gap(_run(Maps(changed), [image], torch.float64)[0][0], exact)
-        # Logits that are nearly the same for all crops would be equal to any map of them.
-        equal = relative <= EXACT and absolute <= TELLING * float(torch.cat(exact).std(0).max())
+    larger = _larger(original, changed, input_shape, seen, latency=latency)
+    image, dense = larger.image, larger.dense
+    ends = [(0, image.shape[2 + axis] - side) for axis, side in enumerate((height, width))]
+    crops = [image[:, :, y : y + height, x : x + width] for y, x in product(*ends)]
+    dense = dense[:, :, [0, -1]][..., [0, -1]]
+    single, crops_ms = _run(original, crops, latency=latency, output=output)
+    absolute, relative = _gap(dense, single)
+    verdict = "differs"
+    if relative <= TOLERANCES.get(single[0].dtype, EXACT):
+        exact = _run(original, crops, torch.float64, output=output)[0]
+        maps = _run(Maps(precise or changed), [image], torch.float64)[0][0]
+        absolute, relative = _gap(maps[:, :, [0, -1]][..., [0, -1]], exact)
+        verdict = _verdict(absolute, relative, original, torch.cat(crops), torch.cat(exact))
     shown = f"{absolute:.2g}, or {relative:.2g} of the largest logit"
+    words = {
+        "equal": f"each equals the original on its crop ({len(crops)} crops, largest difference {shown}).",
+        "alike": f"the original on the crops gives the same (to {shown}), but nearly the same for every crop, so that "
+        "this says little: give trained weights.",
+        "hidden": f"the original on the crops differs from it, by up to {shown}, which may be its own rounding.",
+        "differs": f"the original on the crops differs from it, by up to {shown} here. {_reason(original)}",
+    }
+    equal = verdict == "equal"
     notes = [
-        f"A larger image gives a map with one cell for each {step[0]}x{step[1]} pixels; "
-        + (
-            f"each equals the original on its crop ({len(crops)} crops, largest difference {shown})."
-            if equal
-            else f"the original on the crops differs from it, by up to {shown} here. {_reason(original)}"
-        )
+        f"A larger image gives a map with one cell for each {larger.step[0]}x{larger.step[1]} pixels; {words[verdict]}"
     ]
-    return Crops(
-        tuple(notes), step, (image.shape[2], image.shape[3]), cells, equal, absolute, relative, dense_ms, crops_ms
+    sizes = (image.shape[2], image.shape[3]), (larger.dense.shape[2], larger.dense.shape[3])
+    return Crops(tuple(notes), larger.step, *sizes, equal, absolute, relative, larger.milliseconds, crops_ms)
+
+
+def _verdict(absolute: float, relative: float, original: nn.Module, crops: Tensor, exact: Tensor) -> str:
+    """What a difference in float64 means for the logits (N, K) of these crops."""
+    # Logits that are nearly the same for all crops would be equal to any map of them.
+    telling = absolute <= TELLING * float(exact.std(0).max())
+    if relative <= EXACT:
+        return "equal" if telling else "alike"
+    rounding = rounding_of(original, crops)
+    if relative > rounding:
+        return "differs"
+    return "equal" if telling and rounding <= SEEN else "hidden"
+
+
+@dataclass(frozen=True)
+class _Larger:
+    """A larger image, and what the new network makes of it."""
+
+    image: Tensor
+    dense: Tensor
+    step: tuple[int, int]
+    milliseconds: float | None
+
+
+def _larger(
+    original: nn.Module, changed: Rewritten, input_shape: tuple[int, int, int], seen: Profile, *, latency: bool
+) -> _Larger:
+    """An image with one cell more along rows and columns, or else one of twice the size.
+
+    Raises SurgeryError where neither gives a larger map.
+    """
+    why = "the map has one cell for an image of any size"
+    channels, *sides = input_shape
+    for guess in (lambda: _steps(seen), lambda: step_by_sizes(Maps(changed), input_shape), lambda: (*sides,)):
+        try:
+            more = guess()
+            if more is None:
+                continue
+            image = random_images(1, (channels, sides[0] + more[0], sides[1] + more[1]))
+            (dense,), taken = _run(Maps(changed), [image], latency=latency)
+        except Exception as error:  # noqa: BLE001  (the forward pass is not ours: it may raise anything)
+            why = f"a larger image is an error: {first_line(error)}"
+            continue
+        gaps = [cells - 1 for cells in dense.shape[2:]]
+        if all(gaps) and not any(pixels % gap for pixels, gap in zip(more, gaps, strict=True)):
+            return _Larger(image, dense, (more[0] // gaps[0], more[1] // gaps[1]), taken)
+        why = f"an image of {image.shape[2]}x{image.shape[3]} gives a map of {gaps[0] + 1}x{gaps[1] + 1} cells"
+    raise SurgeryError(
+        f"{type(original).__name__} cannot slide over larger images: {why}. Networks whose maps grow with the image, "
+        "up to the pool or flattening of the head, are accepted."
     )
 
 
-def _step(seen: Profile) -> tuple[int, int]:
-    """Pixels from one cell of the map to the next, along rows and columns."""
-    jumps = [axis.jump for axis in seen.field or ()]
-    if len(jumps) != len(MORE) or any(jump is None or jump < 1 or jump % 1 for jump in jumps):
-        raise MlpconvError(f"its map of logits has no steps of whole pixels ({jumps})")
-    return int(jumps[0] or 0), int(jumps[1] or 0)
+def _steps(seen: Profile) -> tuple[int, int] | None:
+    """Pixels from one cell of the map to the next, along rows and columns; None where the fields do not say.
+
+    A norm after the pool hides the step along one of them.
+    """
+    jumps = [axis.jump for axis in seen.field or () if axis.jump is not None]
+    if not jumps or any(jump < 1 or jump % 1 for jump in jumps):
+        return None
+    return int(jumps[0]), int(jumps[-1])
 
 
 def _run(
-    model: nn.Module, images: list[Tensor], dtype: torch.dtype | None = None, *, latency: bool = False
+    model: nn.Module,
+    images: list[Tensor],
+    dtype: torch.dtype | None = None,
+    *,
+    latency: bool = False,
+    output: str = "",
 ) -> tuple[list[Tensor], float | None]:
-    """What a copy in eval mode says of each image, by itself; the milliseconds that all took, if asked."""
+    """The output of this name for each image, from a copy in eval mode; with `latency`, also the milliseconds."""
     copy = copied(model).eval()
     weight = next((p for p in copy.parameters() if p.is_floating_point()), torch.empty(0))
     if dtype is not None:
@@ -127,7 +190,7 @@ def _run(
         if latency and len(batches) == 1:
             copy(batches[0])  # a size that no pass has prepared for; the crops have the size of the proof
         start = time.perf_counter()
-        found = [next(tensors_of(copy(batch)))[1] for batch in batches]
+        found = [dict(tensors_of(copy(batch)))[output] for batch in batches]
     return found, (time.perf_counter() - start) * 1e3 if latency else None
 
 
@@ -143,7 +206,7 @@ def _reason(original: nn.Module) -> str:
     """Why a crop is another thing than a window of a larger image."""
     padded = [name for name, module in original.named_modules() if _pads(module)]
     if not padded:
-        return "Some layers look at more of the image than the crop."
+        return "Some step sees more of the image than the crop (a norm, gate or attention), or pads as a function."
     listed = ", ".join(padded[:NAMED]) + (f" and {len(padded) - NAMED} more" if len(padded) > NAMED else "")
     return f"{listed} pad: at the border of a crop they see zeros where the larger image has pixels."
 

@@ -22,8 +22,9 @@ Kind = Literal[
 ]  # fmt: skip
 
 SHAPES = frozenset({
-    "contiguous", "flatten", "getitem", "movedim", "permute", "ravel", "reshape", "squeeze", "swapaxes", "transpose",
-    "unflatten", "unsqueeze", "view",
+    "chunk", "contiguous", "expand", "flatten", "flip", "getitem", "index_select", "movedim", "narrow", "permute",
+    "ravel", "reshape", "select", "split", "squeeze", "swapaxes", "transpose", "unbind", "unflatten", "unsqueeze",
+    "view",
 })  # fmt: skip
 """Steps that only move elements about."""
 ACTIVATIONS = frozenset({
@@ -38,8 +39,9 @@ DROPOUTS = frozenset({"dropout", "alpha_dropout"})
 FEATURE_DROPOUTS = frozenset({"dropout2d", "feature_dropout", "feature_alpha_dropout", "featurealphadropout"})
 ADAPTIVE = frozenset({
     "adaptive_avg_pool2d", "adaptive_max_pool2d", "adaptiveavgpool2d", "adaptivemaxpool2d", "avg_pool2d", "avgpool2d",
-    "mean",
+    "amax", "mean", "sum",
 })  # fmt: skip
+MAXIMA = ("max_pool2d", "maxpool2d")
 PLAIN = ("torch.nn.", "torch.ao.nn.")
 BINARY = 2
 MAP = 4
@@ -77,7 +79,7 @@ def kind_of(node: fx.Node, root: nn.Module) -> Kind:  # noqa: C901  (one line a 
         return "shape"
     if name == "getattr" and _reads_part(node):
         return "shape"
-    if name in ADAPTIVE:
+    if name in ADAPTIVE or _is_maximum(node, name):
         return "pool"
     if name in DROPOUTS or name == "alphadropout":
         return "dropout"
@@ -104,6 +106,13 @@ def _reads_part(node: fx.Node) -> bool:
     owner = node.args[0]
     held = owner.meta.get("val") if isinstance(owner, fx.Node) else None
     return not isinstance(held, Tensor) and shape_of(node) is not None
+
+
+def _is_maximum(node: fx.Node, name: str) -> bool:
+    """Whether a step takes the maxima of whole maps, or of a dimension."""
+    before = (shape_of(node.all_input_nodes[0]) or ())[2:] if node.all_input_nodes else ()
+    whole = name in MAXIMA and (shape_of(node) or ())[2:] == (1, 1) != before
+    return whole or (name == "max" and isinstance(node.meta.get("val"), tuple))
 
 
 def _one_slope(node: fx.Node, module: nn.Module | None) -> bool:
