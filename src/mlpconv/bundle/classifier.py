@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mlpconv.bundle.fast import Fast, modules_of, state_of
 from mlpconv.bundle.pixels import Size, as_pixels, batches, items
 from mlpconv.bundle.predictions import Predictions
+from mlpconv.bundle.threads import one_thread, survive_fork
 from mlpconv.errors import ModelFileError, UsageError, did_you_mean
 from mlpconv.models.base import Network
 from mlpconv.preprocessing import Preprocessing
@@ -34,7 +35,8 @@ class Classifier:
 
     It puts the network into eval mode and channels-last layout, and always computes in eval mode, without gradients.
     On a CPU a Network In Network of ReLUs is rearranged for speed at the first call, and again after its weights were
-    changed; a change through `tensor.data` is not seen.
+    changed; a change through `tensor.data` is not seen. It can be pickled and copied; what was rearranged stays behind.
+    After its first call a child of `os.fork` computes with one thread.
     """
 
     def __init__(
@@ -52,7 +54,8 @@ class Classifier:
         self.classes = tuple(classes)
         self.input_size: Size = (input_size[0], input_size[1], input_size[2])
         self.model = check_parts(model, preprocessing, self.classes, self.input_size).eval()
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        with one_thread():
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.preprocessing = preprocessing.eval()
         self.info: dict[str, Any] = dict(info or {})
         self._fast: Fast | None = None
@@ -136,7 +139,8 @@ class Classifier:
         state = state_of(modules) if usual else None
         if state is None:
             return self._plain(x)
-        if self._fast is None or self._fast.state != state:
+        if self._fast is None or not self._fast.fits(state):
+            self._fast = None  # the old engines go before there are new ones
             self._fast = Fast.prepare(self.model, state, x)
         engine = self._fast.choose(precision, x)
         return self._plain(x) if engine is None else engine(x)
@@ -144,6 +148,7 @@ class Classifier:
     @contextmanager
     def _computing(self) -> Iterator[list[nn.Module]]:
         """Eval mode and no gradients for all modules; those that were training do so again afterwards."""
+        survive_fork()
         modules = modules_of(self.model)
         training = [module for module in modules if module.training]
         for module in training:
@@ -162,6 +167,9 @@ class Classifier:
         if pixels.shape[1] != self.input_size[0]:
             given = f"{pixels.shape[1]} channels were given, {self.input_size[0]} are accepted"
             raise UsageError(f"Images of {given}: use .pixels(images).")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_fast": None}
 
     def __repr__(self) -> str:
         shown = ", ".join(printable(name) for name in self.classes[:3]) + (", ..." if len(self.classes) > 3 else "")
