@@ -14,7 +14,7 @@ from mlpconv.bundle.fast import Fast, modules_of, state_of
 from mlpconv.bundle.pixels import Size, as_pixels, batches, items
 from mlpconv.bundle.predictions import Predictions
 from mlpconv.bundle.threads import one_thread, survive_fork
-from mlpconv.errors import ModelFileError, UsageError, did_you_mean
+from mlpconv.errors import ImageError, ModelFileError, UsageError, did_you_mean
 from mlpconv.models.base import Network
 from mlpconv.preprocessing import Preprocessing
 from mlpconv.text import printable
@@ -25,9 +25,12 @@ MAX_SIDE = 4096
 MAX_CLASSES = 16384
 LONGEST_NAME = 1000
 PRECISIONS = ("auto", "fp32")
+ON_ERROR = ("raise", "skip")
 
 Precision = Literal["auto", "fp32"]
 """bfloat16 where that is clearly the faster here, or always float32."""
+OnError = Literal["raise", "skip"]
+"""Whether an image that cannot be read ends a prediction, or is left out of it."""
 
 
 class Classifier:
@@ -73,22 +76,32 @@ class Classifier:
         return self
 
     def predict(
-        self, images: object, batch_size: int = 128, *, tta_flip: bool = False, precision: Precision = "auto"
+        self,
+        images: object,
+        batch_size: int = 128,
+        *,
+        tta_flip: bool = False,
+        precision: Precision = "auto",
+        on_error: OnError = "raise",
     ) -> Predictions:
         """What is in each image: paths, Pillow images, uint8 arrays (H, W) or (H, W, C), or a batch (N, C, H, W).
 
         One image or any sequence of them, read `batch_size` at a time; each is resized to `input_size`. `tta_flip`
         averages the logits of the image and its mirror image. With `precision` "auto" it computes in bfloat16 where
         that is clearly faster here (the best class of nearly every image stays the same), with "fp32" never.
+        With `on_error` "skip" an image that cannot be read has no row, and `.skipped` of the result has its error.
         Raises UsageError for what is no image and for none, ImageError for a file that cannot be read.
         """
+        if on_error not in ON_ERROR:
+            raise UsageError(f"on_error is {on_error!r:.40}; {did_you_mean(str(on_error)[:40], ON_ERROR)}")
         if type(batch_size) is not int or batch_size < 1:
             raise UsageError(f"batch_size is {batch_size!r}; a whole number from 1 is accepted.")
-        rows, sources = [], []
-        for pixels, files in batches(images, self.input_size, batch_size):
+        skipped: list[ImageError | OSError] = []
+        rows, sources = [torch.empty(0, len(self.classes))], []
+        for pixels, files in batches(images, self.input_size, batch_size, skipped if on_error == "skip" else None):
             rows.append(self.probabilities(pixels, tta_flip=tta_flip, precision=precision))
             sources += files
-        return Predictions(torch.cat(rows).numpy(), self.classes, sources)
+        return Predictions(torch.cat(rows).numpy(), self.classes, sources, skipped)
 
     def probabilities(self, pixels: Tensor, *, tta_flip: bool = False, precision: Precision = "fp32") -> Tensor:
         """uint8 (N, C, H, W) -> probabilities (N, K), on the CPU; raises ModelFileError where they are not numbers."""

@@ -69,7 +69,7 @@ def save(
     network = check_parts(model, preprocessing, classes, input_size)
     dtypes = check_described(network)
     if Path(path).is_dir():
-        raise UsageError(f"{os.fspath(path)!r} is a folder: give a file, such as {os.fspath(Path(path, MODEL_FILE))!r}.")
+        raise UsageError(f"{str(path)!r} is a folder: give a file, such as {str(Path(path, MODEL_FILE))!r}.")
     if not preprocessing.ready:
         raise UsageError("The preprocessing is not fitted yet: call fit(training images) before saving.")
     described = network.config.to_dict()
@@ -103,7 +103,7 @@ def _version_for(described: Mapping[str, Any]) -> int:
 def _stored(
     module: nn.Module, prefix: str, dtypes: Mapping[str, torch.dtype], half: bool = False
 ) -> dict[str, Tensor]:
-    """A module's tensors as they are written: on the CPU, contiguous, sharing nothing, finite, of a dtype that loads."""
+    """A module's tensors as they are written: on the CPU, contiguous, sharing nothing, finite, of a loadable dtype."""
     stored: dict[str, Tensor] = {}
     for name, tensor in module.state_dict().items():
         value = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)

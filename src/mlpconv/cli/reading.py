@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -13,7 +14,11 @@ from mlpconv.text import printable
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["finer", "readable"]
+    from mlpconv.cli.paths import Found
+
+__all__ = ["finer", "readable", "say_left_out", "say_skipped"]
+
+KINDS = 5  # endings that are named
 
 T = TypeVar("T")
 
@@ -23,12 +28,27 @@ def readable(files: Iterable[Path], read: Callable[[Path], T]) -> Iterator[tuple
     for file in files:
         try:
             made = read(file)
-        except ImageError as error:
-            print(f"mlpconv: skipped: {printable(str(error))}", file=sys.stderr)
-        except OSError as error:
-            print(f"mlpconv: skipped: {printable(str(file))}: {error.strerror}.", file=sys.stderr)
+        except (ImageError, OSError) as error:
+            say_skipped(error)
         else:
             yield file, made
+
+
+def say_skipped(error: ImageError | OSError) -> None:
+    """Name on stderr a file that could not be read, and why."""
+    known = isinstance(error, OSError) and error.filename is not None
+    sentence = f"{os.fsdecode(error.filename)}: {error.strerror}." if known else str(error)
+    print(f"mlpconv: skipped: {printable(sentence)}", file=sys.stderr)
+
+
+def say_left_out(found: Found) -> None:
+    """Name on stderr what the folders hold beside image files that can be read."""
+    for sentence in found.unreadable:
+        print(f"mlpconv: skipped: {printable(sentence)}", file=sys.stderr)
+    if found.foreign:
+        kinds = ", ".join(f"{count:,} {printable(ending)}" for ending, count in found.foreign.most_common(KINDS))
+        more = ", ..." if len(found.foreign) > KINDS else ""
+        print(f"mlpconv: left out files that are not images of a kind read here: {kinds}{more}.", file=sys.stderr)
 
 
 def finer(whole: np.ndarray, size: tuple[int, int], most: int) -> np.ndarray:
