@@ -194,8 +194,8 @@ GUARDS = (
     ),
     Mutant(
         "cli/reading.py",
-        "        except OSError as error:",
-        "        except FileNotFoundError as error:",
+        "        except (ImageError, OSError) as error:",
+        "        except ImageError as error:",
         "cli/test_show.py::test_what_cannot_be_read_is_named_and_passed_over",
     ),
     Mutant(
@@ -246,6 +246,18 @@ GUARDS = (
         "            torch.jit.enable_onednn_fusion(before)\n",
         "            pass\n",
         "test_engine.py::test_a_graph_is_oneDNN_s_and_stays_so_where_the_setting_is_as_before",
+    ),
+    Mutant(
+        "bundle/classifier.py",
+        'return self.__dict__ | {"_fast": None}',
+        "return self.__dict__",
+        "test_threads.py::test_a_classifier_can_be_sent_after_it_has_predicted",
+    ),
+    Mutant(
+        "cli/paths.py",
+        "        if real in above:\n",
+        "        if False:\n",
+        "cli/test_paths.py::test_loops_of_links_end",
     ),
     Mutant(
         "bundle/classifier.py",

@@ -333,7 +333,7 @@ def test_images_that_cannot_be_read_are_skipped_where_that_is_wanted(
     bad.write_bytes(b"no image")
     found = classifier.predict([bad, good, missing, good], batch_size, on_error="skip")
     assert found.sources == (str(good), str(good))
-    assert [name in str(error) for name, error in zip(("bad.png", "missing.png"), found.skipped, strict=True)] == [True] * 2
+    assert [str(error).split("'")[1] for error in found.skipped] == [str(bad), str(missing)]
     np.testing.assert_allclose(found.probabilities, classifier.predict([good, good]).probabilities, rtol=1e-5)
     nothing = classifier.predict([bad], on_error="skip")
     assert (len(nothing), nothing.probabilities.shape, len(nothing.skipped)) == (0, (0, 5), 1)

@@ -33,7 +33,7 @@ def test_a_loop_that_goes_on_after_an_error_ends_at_ctrl_c() -> None:
     with pytest.raises(KeyboardInterrupt):
         try:
             raise errors.Interrupted("stopped", 2)
-        except (errors.MlpconvError, Exception):
+        except (errors.MlpconvError, Exception):  # noqa: BLE001  (what a careless loop writes)
             pass
 
 

@@ -132,7 +132,7 @@ def graph_of(network: nn.Module, x: Tensor) -> Run:
         before = torch.jit.onednn_fusion_enabled()  # type: ignore[no-untyped-call]
         torch.jit.enable_onednn_fusion(True)
         try:
-            traced, _ = torch._C._create_graph_by_tracing(network, (x,), lambda tensor: "", True, False)
+            traced, _ = torch._C._create_graph_by_tracing(network, (x,), lambda _: "", True, False)
             graph: Run = torch._C._create_function_from_graph("forward", traced)
             graph(x)  # notes the shapes; the next run makes the kernels
             return graph if close(graph(x), network(x), x.dtype) else network

@@ -100,9 +100,7 @@ def _version_for(described: Mapping[str, Any]) -> int:
     return 2 if any("ranks" in block for block in described.get("blocks", ())) else 1
 
 
-def _stored(
-    module: nn.Module, prefix: str, dtypes: Mapping[str, torch.dtype], half: bool = False
-) -> dict[str, Tensor]:
+def _stored(module: nn.Module, prefix: str, dtypes: Mapping[str, torch.dtype], half: bool = False) -> dict[str, Tensor]:
     """A module's tensors as they are written: on the CPU, contiguous, sharing nothing, finite, of a loadable dtype."""
     stored: dict[str, Tensor] = {}
     for name, tensor in module.state_dict().items():

@@ -74,6 +74,7 @@ def evaluate(
 def open_as_trained(data: str, data_dir: Path | None, classifier: Classifier) -> Dataset:
     """The data as training opened them: the same size, channels and part held out."""
     from mlpconv.data import open_data
+    from mlpconv.data.catalog import CATALOG
     from mlpconv.data.validation import with_validation
 
     recipe = classifier.info.get("recipe")
@@ -89,6 +90,7 @@ def open_as_trained(data: str, data_dir: Path | None, classifier: Classifier) ->
         channels=channels,
         seed=seed,
         val_fraction=fraction,
+        classes=None if data in CATALOG else classifier.classes,  # a folder may lack some of them, all but one even
     )
     return with_validation(dataset, fraction, seed) if "train" in dataset.splits else dataset
 

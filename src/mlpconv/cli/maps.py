@@ -155,6 +155,7 @@ def _read(classifier: Classifier, files: Sequence[Path], targets: Sequence[str])
     from mlpconv.data.decode import decode
 
     channels, height, width = classifier.input_size
+
     def read(file: Path) -> tuple[Tensor, np.ndarray]:
         return classifier.pixels(file), decode(file, channels=channels)
 

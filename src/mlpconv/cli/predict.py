@@ -56,17 +56,12 @@ def predict(
     """
     from mlpconv import bundle
     from mlpconv.cli.bar import Bar
-    from mlpconv.cli.paths import check_target, find
+    from mlpconv.cli.paths import find
     from mlpconv.cli.reading import say_left_out
-    from mlpconv.errors import UsageError
 
     check_from_one(top=top, batch_size=batch_size)
-    if csv is not None and csv.startswith("--"):
-        raise UsageError(f"--csv is followed by {csv}: give it a file, or - for the standard output.")
-    if json and csv == "-":
-        raise UsageError("--json and --csv - would both print to the standard output: give --csv a file.")
-    if csv is not None and csv != "-":
-        check_target(Path(csv), "--csv")
+    if csv is not None:
+        _check_csv(csv, json)
     classifier = bundle.load(model)
     found = find(images, recursive)
     files = found.files
@@ -83,6 +78,19 @@ def predict(
     elif csv is None:
         _print_table(rows)
     return FAILED if len(rows) < len(files) or found.unreadable else 0
+
+
+def _check_csv(where: str, json: bool) -> None:
+    """Refuse what --csv cannot write to, before anything is computed."""
+    from mlpconv.cli.paths import check_target
+    from mlpconv.errors import UsageError
+
+    if where.startswith("--"):
+        raise UsageError(f"--csv is followed by {where}: give it a file, or - for the standard output.")
+    if json and where == "-":
+        raise UsageError("--json and --csv - would both print to the standard output: give --csv a file.")
+    if where != "-":
+        check_target(Path(where), "--csv")
 
 
 def _batches(files: Sequence[Path], size: int) -> Iterator[tuple[list[Path], int]]:

@@ -36,8 +36,9 @@ def readable(files: Iterable[Path], read: Callable[[Path], T]) -> Iterator[tuple
 
 def say_skipped(error: ImageError | OSError) -> None:
     """Name on stderr a file that could not be read, and why."""
-    known = isinstance(error, OSError) and error.filename is not None
-    sentence = f"{os.fsdecode(error.filename)}: {error.strerror}." if known else str(error)
+    sentence = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        sentence = f"{os.fsdecode(error.filename)}: {error.strerror}."
     print(f"mlpconv: skipped: {printable(sentence)}", file=sys.stderr)
 
 
