@@ -194,8 +194,8 @@ GUARDS = (
     ),
     Mutant(
         "cli/reading.py",
-        "        except (ImageError, OSError) as error:",
-        "        except ImageError as error:",
+        "        except OSError as error:",
+        "        except FileNotFoundError as error:",
         "cli/test_show.py::test_what_cannot_be_read_is_named_and_passed_over",
     ),
     Mutant(

@@ -96,7 +96,7 @@ class Classifier:
             raise UsageError(f"on_error is {on_error!r:.40}; {did_you_mean(str(on_error)[:40], ON_ERROR)}")
         if type(batch_size) is not int or batch_size < 1:
             raise UsageError(f"batch_size is {batch_size!r}; a whole number from 1 is accepted.")
-        skipped: list[ImageError | OSError] = []
+        skipped: list[ImageError] = []
         rows, sources = [torch.empty(0, len(self.classes))], []
         for pixels, files in batches(images, self.input_size, batch_size, skipped if on_error == "skip" else None):
             rows.append(self.probabilities(pixels, tta_flip=tta_flip, precision=precision))

@@ -72,7 +72,7 @@ def as_pixels(found: Iterable[Item | Row], size: Size) -> Tensor:
 
 
 def batches(
-    images: object, size: Size, count: int, failed: list[ImageError | OSError] | None = None
+    images: object, size: Size, count: int, failed: list[ImageError] | None = None
 ) -> Iterator[tuple[Tensor, list[str | None]]]:
     """The same, `count` images at a time, and the file of each where known; a batch that fits is not copied.
 
@@ -90,12 +90,12 @@ def batches(
 
 
 def _readable(
-    batch: Iterable[Item | Row], size: Size, failed: list[ImageError | OSError] | None
+    batch: Iterable[Item | Row], size: Size, failed: list[ImageError] | None
 ) -> Iterator[tuple[NDArray[np.uint8], str | None]]:
     for item in batch:
         try:
             pixels = _pixels(item, size)
-        except (ImageError, OSError) as error:
+        except ImageError as error:
             if failed is None:
                 raise
             failed.append(error)

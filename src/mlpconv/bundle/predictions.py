@@ -45,7 +45,7 @@ class Predictions(Sequence[Prediction]):
         probabilities: NDArray[np.float32],
         classes: Sequence[str],
         sources: Sequence[str | None] | None = None,
-        skipped: Sequence[ImageError | OSError] = (),
+        skipped: Sequence[ImageError] = (),
     ) -> None:
         """Probabilities (N, K) for K classes; `sources` are the N files, `skipped` says why others have no row.
 

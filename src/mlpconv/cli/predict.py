@@ -107,7 +107,7 @@ def _look(classifier: Classifier, files: Sequence[Path], top: int, tta_flip: boo
 
     predictions = classifier.predict(files, len(files), tta_flip=tta_flip, on_error="skip")
     for error in predictions.skipped:
-        say_skipped(error)
+        say_skipped(str(error))
     return [
         {
             "file": prediction.source,

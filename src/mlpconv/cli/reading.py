@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -28,24 +27,23 @@ def readable(files: Iterable[Path], read: Callable[[Path], T]) -> Iterator[tuple
     for file in files:
         try:
             made = read(file)
-        except (ImageError, OSError) as error:
-            say_skipped(error)
+        except ImageError as error:
+            say_skipped(str(error))
+        except OSError as error:
+            say_skipped(f"{file}: {error.strerror}.")
         else:
             yield file, made
 
 
-def say_skipped(error: ImageError | OSError) -> None:
-    """Name on stderr a file that could not be read, and why."""
-    sentence = str(error)
-    if isinstance(error, OSError) and error.filename is not None:
-        sentence = f"{os.fsdecode(error.filename)}: {error.strerror}."
+def say_skipped(sentence: str) -> None:
+    """Name on stderr what could not be read, and why."""
     print(f"mlpconv: skipped: {printable(sentence)}", file=sys.stderr)
 
 
 def say_left_out(found: Found) -> None:
     """Name on stderr what the folders hold beside image files that can be read."""
     for sentence in found.unreadable:
-        print(f"mlpconv: skipped: {printable(sentence)}", file=sys.stderr)
+        say_skipped(sentence)
     if found.foreign:
         kinds = ", ".join(f"{count:,} {printable(ending)}" for ending, count in found.foreign.most_common(KINDS))
         more = ", ..." if len(found.foreign) > KINDS else ""
