@@ -21,7 +21,7 @@ from common import write_result
 import mlpconv
 from mlpconv.bundle import Classifier
 
-IMAGES = 41  # parts of 32, 8 and 1
+IMAGES = 2
 MARKS = 6  # how often memory is noted
 
 
@@ -37,7 +37,8 @@ def main() -> int:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 marks = pool.apply(_resident, (way, width, options.cycles))
             rows.append({"way": way, "width": width, "megabytes": marks})
-            print(f"{way}, width {width:g}: " + ", ".join(f"{count} {size:.0f} MB" for count, size in marks.items()))
+            shown = ", ".join(f"{count} {size:.0f} MB" for count, size in marks.items())
+            print(f"{way}, width {width:g}: {shown}", flush=True)
     path = write_result("cycles", {"images": IMAGES, "rows": rows})
     print(f"written to {path}")
     return 0
