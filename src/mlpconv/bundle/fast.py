@@ -111,7 +111,7 @@ def trusted(engine: Engine, x: Tensor, expected: Tensor) -> Engine | None:
 
 
 def give_back_freed_memory() -> None:
-    """Let glibc return what earlier engines held: kernels that oneDNN goes on caching lie between it and the top."""
+    """Let glibc return what earlier engines held: compiled graphs that oneDNN still caches lie in between."""
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError, AttributeError):  # another C library
             ctypes.CDLL(None).malloc_trim(0)
