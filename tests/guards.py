@@ -279,6 +279,18 @@ GUARDS = (
     ),
     Mutant(
         "bundle/classifier.py",
+        'return self.__dict__ | {"_fast": None}',
+        "return self.__dict__",
+        "test_threads.py::test_a_classifier_can_be_sent_after_it_has_predicted",
+    ),
+    Mutant(
+        "cli/paths.py",
+        "        if real in above:\n",
+        "        if False:\n",
+        "cli/test_paths.py::test_loops_of_links_end",
+    ),
+    Mutant(
+        "bundle/classifier.py",
         "and len(x) and tuple(x.shape[1:]) == self.input_size",
         "and len(x)",
         "test_engine.py::test_images_of_another_size_go_to_the_plain_network",

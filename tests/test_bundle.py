@@ -306,3 +306,32 @@ def test_a_fully_connected_head_keeps_its_size(tmp_path: Path) -> None:
     fitted = Preprocessing.create(["scale"], channels, (height, width))
     path = save(tmp_path / "m", model=model, preprocessing=fitted, input_size=model.input_size)
     assert isinstance(bundle.load(path), Classifier)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_network_of_any_floating_type_loads_as_float32(tmp_path: Path, dtype: torch.dtype) -> None:
+    model, preprocessing = make_parts(norm="batch")
+    expected = {name: value.to(dtype) for name, value in model.state_dict().items() if value.is_floating_point()}
+    if dtype == torch.float64:
+        preprocessing.double()
+    loaded = bundle.load(save(tmp_path / "m", model=model.to(dtype), preprocessing=preprocessing))
+    for name, value in expected.items():
+        assert loaded.model.state_dict()[name].dtype == torch.float32
+        assert torch.equal(loaded.model.state_dict()[name], value.float()), name
+    assert {value.dtype for value in model.parameters()} == {dtype}
+    assert loaded.probabilities(noise()).shape == (5, 5)
+
+
+def test_weights_too_large_for_float32_are_not_saved(tmp_path: Path) -> None:
+    model, preprocessing = make_parts()
+    model.double()
+    with torch.no_grad():
+        model.first_conv.weight[3, 1, 2, 0] = 1e200
+    with pytest.raises(NonFiniteError, match=r"is NaN or infinite as torch\.float32"):
+        save(tmp_path / "m", model=model, preprocessing=preprocessing)
+
+
+def test_a_folder_is_no_model_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"is a folder: give a file, such as '.*model\.safetensors'"):
+        save(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -322,3 +322,22 @@ def test_predictions_refuse_counts_that_differ() -> None:
         Predictions(np.zeros((3, 5), np.float32), CLASSES, ["a", "b"])
     with pytest.raises(UsageError, match="3 images and 5 classes"):
         Predictions(np.zeros((3, 4), np.float32), CLASSES)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 128])
+def test_images_that_cannot_be_read_are_skipped_where_that_is_wanted(
+    classifier: Classifier, tmp_path: Path, batch_size: int
+) -> None:
+    good, bad, missing = tmp_path / "good.png", tmp_path / "bad.png", tmp_path / "missing.png"
+    Image.fromarray(pixels(11, 13, 3)).save(good)
+    bad.write_bytes(b"no image")
+    found = classifier.predict([bad, good, missing, good], batch_size, on_error="skip")
+    assert found.sources == (str(good), str(good))
+    assert [str(error).split("'")[1] for error in found.skipped] == [str(bad), str(missing)]
+    np.testing.assert_allclose(found.probabilities, classifier.predict([good, good]).probabilities, rtol=1e-5)
+    nothing = classifier.predict([bad], on_error="skip")
+    assert (len(nothing), nothing.probabilities.shape, len(nothing.skipped)) == (0, (0, 5), 1)
+    with pytest.raises(ImageError):
+        classifier.predict([good, bad])
+    with pytest.raises(UsageError, match=r"on_error is 'ignore'; .*Accepted: raise, skip\."):
+        classifier.predict([good], on_error="ignore")  # type: ignore[arg-type]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -144,19 +146,70 @@ def test_graphs_are_kept_for_some_shapes_only() -> None:
             assert 0 < len(made.graphs) <= engine.MOST_GRAPHS
 
 
-@pytest.mark.parametrize("fault", ["fails", "is wrong"])
+@pytest.mark.parametrize("fault", ["fails", "is wrong", "has another signature"])
 def test_a_graph_that_cannot_be_trusted_is_not_used(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
-    def freeze(module: Any) -> Any:
+    def compiled(name: str, graph: Any) -> Any:
         if fault == "fails":
             raise RuntimeError("could not create a primitive")
-        return lambda x: module(x) * 1.01
+        if fault == "has another signature":
+            raise TypeError("incompatible function arguments")
+        return lambda x: plain(x) * 1.01
 
     plain = nn.Conv2d(3, 5, 3).requires_grad_(False).eval()
     x = draw(1, 3, 7, 11)
     assert graph_of(plain, x) is not plain
-    monkeypatch.setattr(torch.jit, "freeze", freeze)
+    monkeypatch.setattr(torch._C, "_create_function_from_graph", compiled)
     assert graph_of(plain, x) is plain
     assert not torch.jit.onednn_fusion_enabled()
+
+
+@pytest.mark.parametrize("dtype", BOTH, ids=str)
+def test_weights_are_freed_with_their_engine(dtype: torch.dtype) -> None:
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("no bfloat16 on this CPU")
+    model = network("nin_mnist", width=0.5)
+    made = Engine(layers_of(model) or [], model.head, dtype)
+    with torch.inference_mode():
+        made(draw(9, 1, 28, 28))
+    graphs = [graph for graph in made.graphs.values() if graph is not made.network]
+    assert len(graphs) == 2
+    weights = [weight.untyped_storage()._weak_ref() for weight in made.network.parameters()]
+    assert not any(torch.UntypedStorage._expired(weight) for weight in weights)
+    del made, graphs
+    gc.collect()
+    try:
+        assert all(torch.UntypedStorage._expired(weight) for weight in weights)
+    finally:
+        for weight in weights:
+            torch.UntypedStorage._free_weak_ref(weight)
+
+
+def test_old_engines_go_before_there_are_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = classifier()
+    made.predict(raw(2))
+    assert made._fast is not None
+    before, alive = weakref.ref(made._fast), []
+    prepare = Fast.prepare.__func__
+
+    def watched(cls: type, *given: Any) -> Fast:
+        gc.collect()
+        alive.append(before() is not None)
+        return prepare(cls, *given)
+
+    monkeypatch.setattr(Fast, "prepare", classmethod(watched))
+    with torch.no_grad():
+        made.model.blocks[2].convs[2].bias += 1
+    made.predict(raw(2))
+    assert alive == [False]
+
+
+@pytest.mark.parametrize("options", [{"groups": 2}, {"dilation": 2}, {"padding_mode": "reflect"}, {"padding": "same"}])
+def test_other_convolutions_have_no_engine(options: dict[str, Any]) -> None:
+    model = network()
+    model.blocks[1].convs[0] = nn.Conv2d(96, 192, 5, **({"padding": 2} | options))
+    assert layers_of(model) is None
+    made, pixels = classifier(model), raw(2)
+    np.testing.assert_allclose(made.predict(pixels).probabilities, plain(made, pixels), rtol=1e-4, atol=1e-7)
 
 
 class Other(nn.Conv2d):

@@ -8,24 +8,33 @@ import pytest
 
 from mlpconv import errors
 
-FAMILY = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
+FAMILY = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, BaseException)]
 
 
 def test_the_tree_in_the_docstring_is_the_tree_of_classes() -> None:
     above: list[str] = []
     drawn: dict[str, str] = {}
+    roots = {"MlpconvError": "Exception", "Interrupted": "KeyboardInterrupt"}
     for line in (errors.__doc__ or "").splitlines():
         found = re.match(r"([│├└─ ]*)([A-Z]\w+)  ", line)
         if found:
             depth = len(found[1]) // 4
             above[depth:] = [found[2]]
-            drawn[found[2]] = above[depth - 1] if depth else "Exception"
+            drawn[found[2]] = above[depth - 1] if depth else roots[found[2]]
     assert drawn == {error.__name__: error.__base__.__name__ for error in FAMILY if error.__base__}
 
 
 def test_every_name_is_public_and_in_order() -> None:
     names = sorted([error.__name__ for error in FAMILY])
     assert errors.__all__ == [*names, "did_you_mean"]
+
+
+def test_a_loop_that_goes_on_after_an_error_ends_at_ctrl_c() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        try:
+            raise errors.Interrupted("stopped", 2)
+        except (errors.MlpconvError, Exception):  # noqa: BLE001  (what a careless loop writes)
+            pass
 
 
 @pytest.mark.parametrize("error", FAMILY, ids=lambda error: error.__name__)

@@ -272,3 +272,12 @@ def test_a_real_classifier_on_read_only_images() -> None:
         warnings.simplefilter("error")
         found = evaluate(classifier, Split(images, np.arange(17) % 3), batch_size=5)
     np.testing.assert_allclose(found.probabilities, classifier.predict(images).probabilities, atol=1e-6)
+
+
+def test_an_evaluation_introduces_itself_in_a_line() -> None:
+    labels = np.arange(307) % 7
+    result = judge(np.eye(7, dtype=np.float32)[labels], labels)
+    low, high = result.error_interval
+    assert repr(result) == (
+        f"<Evaluation of 307 images, 7 classes: error 0.00% (95 % interval {low:.2%} to {high:.2%})>"
+    )

@@ -67,3 +67,12 @@ def test_the_sum_of_a_file_is_read_in_pieces(length: int, tmp_path: Path) -> Non
     content = os.urandom(length)
     (tmp_path / "a").write_bytes(content)
     assert files.sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+def test_an_error_names_the_file_and_not_the_one_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "missing" / "p.csv", tmp_path / "folder"):
+        with pytest.raises(OSError) as caught:
+            files.write_atomic(path, b"content")
+        assert caught.value.filename == str(path)
+    assert os.listdir(tmp_path) == ["folder"]

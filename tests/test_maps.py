@@ -157,3 +157,8 @@ def test_a_box_is_given_in_pixels_of_the_file() -> None:
     tiny = in_file(Box(36, 30, 37, 31), (31, 37), (3, 4))
     assert tiny.left < tiny.right <= 4
     assert tiny.top < tiny.bottom <= 3
+
+
+def test_maps_introduce_themselves_in_a_line(result: MapResult) -> None:
+    shape = "x".join(map(str, result.maps.shape[1:]))
+    assert repr(result) == f"<MapResult of {len(result)} images: maps {shape} of {len(result.classes)} classes>"

@@ -21,7 +21,7 @@ from mlpconv.errors import UsageError
 from mlpconv.grid import Axis, Grid
 from mlpconv.maps import MapResult
 from mlpconv.plots.maps import spread
-from mlpconv.plots.style import LARGE, picture, share, short
+from mlpconv.plots.style import LARGE, new_figure, picture, share, short
 
 RNG = np.random.default_rng(11)
 
@@ -337,3 +337,15 @@ def test_what_is_no_picture_is_refused(shape: tuple[int, ...]) -> None:
         picture(np.zeros(shape, np.uint8))
     with pytest.raises(UsageError, match="no picture"):
         picture(np.zeros((3, 5, 7)))
+
+
+def test_a_notebook_shows_a_figure_by_itself() -> None:
+    figure = new_figure(3, 2)
+    figure.subplots().plot([1, 2, 3])
+    content, shown = figure._repr_png_()
+    assert shown == {"width": 300, "height": 200}
+    with Image.open(io.BytesIO(content)) as image:
+        assert image.format == "PNG"
+        assert image.width / image.height == pytest.approx(1.5, rel=0.01)
+        assert image.width > shown["width"]
+    assert isinstance(figure, Figure)

@@ -10,10 +10,13 @@ MlpconvError                the base: catch this to catch them all
 ├── SurgeryError            a network that an operation cannot change, or not exactly
 ├── RunFolderError          a run folder in use, not empty, or not writable
 ├── CheckpointError         no whole checkpoint to go on from
-├── Interrupted             a run that was asked to stop, and saved              (exit code 130, or 143 for SIGTERM)
 └── TrainingError           training that cannot go on
     ├── CollapseError       the loss sits at ln(classes) with dead category maps
     └── NonFiniteError      a loss or weight became NaN or infinite
+
+Interrupted                 a run that was asked to stop, and saved              (exit code 130, or 143 for SIGTERM)
+
+Interrupted is a KeyboardInterrupt and no MlpconvError: a loop that goes on after an error must end at Ctrl-C.
 
 Each message says what was given, what is accepted and what to do.
 """
@@ -93,8 +96,11 @@ class CheckpointError(MlpconvError):
     """No whole checkpoint to go on from."""
 
 
-class Interrupted(MlpconvError):
-    """A run that was asked to stop by a signal; everything up to there is saved."""
+class Interrupted(KeyboardInterrupt):
+    """A run that was asked to stop by a signal; everything up to there is saved.
+
+    As for Ctrl-C elsewhere in Python, `except Exception` does not catch it, nor does `except MlpconvError`.
+    """
 
     def __init__(self, message: str, signal_number: int, folder: Path | None = None) -> None:
         super().__init__(message)

@@ -90,6 +90,11 @@ class Evaluation:
         """1 - error."""
         return 1 - self.error
 
+    def __repr__(self) -> str:
+        low, high = self.error_interval
+        interval = f"(95 % interval {low:.2%} to {high:.2%})"
+        return f"<Evaluation of {self.n:,} images, {len(self.classes)} classes: error {self.error:.2%} {interval}>"
+
     def confused(self, count: int = 10) -> list[Confusion]:
         """The pairs of classes most often confused, the most frequent first."""
         wrong, support = self.confusion.copy(), self.per_class.support

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,11 @@ def write_atomic(path: Path, content: bytes) -> None:
     try:
         write_synced(staged, content)
         os.replace(staged, path)
-    except BaseException:
-        staged.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            staged.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is not None:
+            error.filename = str(path)  # nobody knows the staged one
         raise
     fsync_folder(path.parent)
 

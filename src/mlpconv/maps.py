@@ -66,6 +66,10 @@ class MapResult:
     def __len__(self) -> int:
         return len(self.maps)
 
+    def __repr__(self) -> str:
+        shape = "x".join(str(side) for side in self.maps.shape[1:])
+        return f"<MapResult of {len(self):,} images: maps {shape} of {len(self.classes)} classes>"
+
     @property
     def logits(self) -> FloatArray:
         """(N, K): the mean of each map."""

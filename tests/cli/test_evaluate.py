@@ -147,6 +147,16 @@ def test_classes_are_matched_by_name_and_may_be_absent(tmp_path: Path, capsys: p
     assert found["accuracy"] == pytest.approx(right / 33)
 
 
+@pytest.mark.parametrize("split", ["all", "test"])
+def test_data_of_a_single_class_are_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str], split: str) -> None:
+    classifier = save_model(tmp_path / "m", ("eel", "cat", "dog"), (3, 13, 13))
+    make_folder(tmp_path / "pets" / "test" if split == "test" else tmp_path / "pets", ("cat",))
+    found = run_json(capsys, tmp_path / "m", tmp_path / "pets", "--split", split)
+    assert [row["support"] for row in found["per_class"]] == [0, 11, 0]
+    right = sum(classifier.predict(path)[0].label == "cat" for path in (tmp_path / "pets").rglob("*.png"))
+    assert found["accuracy"] == pytest.approx(right / 11)
+
+
 def test_an_unknown_class_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_model(tmp_path / "m", ("ant", "bee"), (3, 13, 13))
     folder = make_folder(tmp_path / "pets", ("ant", "bee", "yak"))

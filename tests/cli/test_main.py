@@ -15,7 +15,7 @@ from cyclopts import App
 
 import mlpconv
 from mlpconv import cli
-from mlpconv.errors import DataError, UsageError
+from mlpconv.errors import DataError, Interrupted, UsageError
 
 HEAVY = {"torch", "numpy", "PIL", "matplotlib", "safetensors"}
 MLPCONV = [sys.executable, "-m", "mlpconv"]
@@ -52,6 +52,8 @@ FAILURES = {
     "memory": (MemoryError(), 1, "out of memory"),
     "torch memory": (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9"), 1, "out of memory"),
     "a package": (ModuleNotFoundError("No module named 'scipy'", name="scipy"), 1, "pip install scipy"),
+    "Python's own module": (ModuleNotFoundError("No module", name="fcntl"), 1, "'fcntl', which Linux and macOS have"),
+    "a run that was stopped": (Interrupted("stopped after step 3; it is saved.", 15), 143, "stopped after step 3"),
     "a bug": (KeyError("weights\nand more"), 1, "this is a bug in mlpconv (KeyError: 'weights"),
     "a bug without words": (RuntimeError(), 1, "(RuntimeError: no message); MLPCONV_DEBUG=1"),
     "interrupt": (KeyboardInterrupt(), 130, "interrupted"),
@@ -140,7 +142,7 @@ def test_a_name_that_the_terminal_cannot_show_is_escaped() -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([*MLPCONV, "predict", "modèle.safetensors", "é.png"], capture_output=True, env=environment)
     assert done.returncode in (1, 2)
-    assert b"\\xe9" in done.stderr
+    assert b"\\xe8" in done.stderr
     assert b"bug" not in done.stderr
 
 

@@ -127,6 +127,20 @@ def test_nothing_is_overwritten_without_force(model: Path, album: Path, capsys: 
     assert (album / "out" / taken).read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_taken_folder_is_said_before_the_model_is_loaded(model: Path, album: Path, capsys: Any) -> None:
+    (album / "out").mkdir()
+    (album / "out" / "sheet.png").write_text("mine")
+    assert main(["maps", "no-model", "album", "--out", "out"]) == 1
+    assert "out/sheet.png exists already" in capsys.readouterr().err
+
+
+def test_a_file_named_twice_has_two_pictures(model: Path, album: Path, capsys: Any) -> None:
+    assert main(["maps", str(model), "album/b.png", "album/a.png", "album/b.png", "--out", "out", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["images"]
+    assert [Path(row["file"]).name for row in rows] == ["b.png", "a.png", "b.png"]
+    assert [Path(row["picture"]).name for row in rows] == ["b-maps.png", "a-maps.png", "b-2-maps.png"]
+
+
 def test_files_of_one_name_get_pictures_of_their_own(model: Path, album: Path) -> None:
     (album / "other").mkdir()
     for name in ("A.png", "a.bmp", "a-2.png", "é" * 120 + ".png"):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mlpconv.cli.paths import expand
-from mlpconv.errors import UsageError
+from mlpconv.cli import paths
+from mlpconv.cli.paths import expand, find
+from mlpconv.errors import DataError, UsageError
 
 
 @pytest.fixture
@@ -20,8 +22,8 @@ def album(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def names(paths: list[Path], root: Path) -> list[str]:
-    return [str(path.relative_to(root)) for path in paths]
+def names(files: list[Path], root: Path) -> list[str]:
+    return [str(path.relative_to(root)) for path in files]
 
 
 def test_a_folder_gives_its_visible_images_sorted(album: Path) -> None:
@@ -42,9 +44,55 @@ def test_a_pattern(album: Path, pattern: str, expected: list[str]) -> None:
     assert names(expand([f"{album}/{pattern}"]), album) == expected
 
 
-def test_a_file_named_twice_counts_once(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_path_has_its_place_in_the_order_given(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(album)
-    assert expand(["b.png", str(album / "b.png"), "./deep/../b.png", "*.png"]) == [Path("b.png")]
+    Path("deep/link.png").symlink_to("../b.png")
+    given = ["deep/c.webp", "b.png", "a.JPG", "b.png", "deep/link.png", "*.png"]
+    assert expand(given) == [Path(name) for name in [*given[:-1], "b.png"]]
+
+
+def test_a_pattern_gives_a_file_once(album: Path) -> None:
+    assert names(expand([f"{album}/**"]), album) == ["a.JPG", "b.png", "deep/c.webp", "deep/deeper/d.bmp"]
+
+
+def test_linked_folders_are_read_as_training_reads_them(album: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "f.png").write_bytes(b"x")
+    (album / "deep" / "away").symlink_to(elsewhere, target_is_directory=True)
+    (album / "same").symlink_to("deep/deeper", target_is_directory=True)
+    expected = ["a.JPG", "b.png", "deep/away/f.png", "deep/c.webp", "deep/deeper/d.bmp", "same/d.bmp"]
+    assert names(expand([album]), album) == expected
+
+
+def test_what_is_left_out_is_known(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def closed(folder: Path) -> Any:
+        if Path(folder).name == "deeper":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    (album / "gone.png").symlink_to(album / "nowhere")
+    for argument in (album, f"{album}/*", f"{album}/**"):
+        found = find([argument])
+        assert names(found.files, album) == ["a.JPG", "b.png", "deep/c.webp"]
+        assert any("deeper' cannot be read: permission denied." in sentence for sentence in found.unreadable)
+        assert any("gone.png' is not a regular file." in sentence for sentence in found.unreadable)
+    assert find([album]).foreign == {".txt": 1}
+    with pytest.raises(DataError, match="cannot be read|not a regular"):
+        expand([album])
+    assert find([album / "deep" / "deeper"]).files == []
+
+
+def test_links_that_multiply_come_to_an_end(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "MOST_FOLDERS", 50)
+    for here in "uvwxyz":
+        (album / here).mkdir()
+        for there in "uvwxyz":
+            (album / here / there).symlink_to(album / there, target_is_directory=True)
+    with pytest.raises(UsageError, match="Links lead to more than 50 folders"):
+        expand([album])
 
 
 def test_a_file_named_outright_needs_no_image_ending(album: Path) -> None:
@@ -56,12 +104,26 @@ def test_a_name_with_brackets_is_a_file_not_a_pattern(album: Path) -> None:
     assert names(expand([album / "holiday[1].png"]), album) == ["holiday[1].png"]
 
 
-def test_loops_of_links_pipes_and_broken_links_are_passed_by(album: Path) -> None:
-    os.mkfifo(album / "pipe.png")
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("photos [2023]/*/*.png", ["photos [2023]/cat/a.png", "photos [2023]/dog [1]/b.png"]),
+        ("photos [2023]/*.png", ["photos [2023]/c.png"]),
+        ("*/dog [1]/*.png", ["photos [2023]/dog [1]/b.png"]),
+        ("**/dog [1]/b.png", ["photos [2023]/dog [1]/b.png"]),
+        ("photos [[]2023]/c*", ["photos [2023]/c.png", "photos [2023]/cat/a.png"]),
+    ],
+)
+def test_a_name_with_brackets_may_begin_a_pattern(tmp_path: Path, pattern: str, expected: list[str]) -> None:
+    for name in ("photos [2023]/cat/a.png", "photos [2023]/dog [1]/b.png", "photos [2023]/c.png", "photos 2/cat/d.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert names(expand([f"{tmp_path}/{pattern}"]), tmp_path) == expected
+
+
+def test_loops_of_links_end(album: Path) -> None:
     (album / "loop").symlink_to(album, target_is_directory=True)
     (album / "deep" / "up").symlink_to(album, target_is_directory=True)
-    (album / "gone.png").symlink_to(album / "nowhere")
-    (album / "self.png").symlink_to("self.png")
     four = ["a.JPG", "b.png", "deep/c.webp", "deep/deeper/d.bmp"]
     assert names(expand([album]), album) == four
     assert names(expand([f"{album}/**/*.png"]), album) == ["b.png"]

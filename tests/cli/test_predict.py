@@ -66,9 +66,9 @@ def test_one_image(album: bundle.Classifier, capsys: pytest.CaptureFixture[str])
         (["photos"], ["photos/b.png", "photos/c.jpg", "photos/deep/d.png", "photos/deep/é [x].bmp"]),
         (["photos", "--no-recursive"], ["photos/b.png", "photos/c.jpg"]),
         (["photos", "--recursive"], ["photos/b.png", "photos/c.jpg", "photos/deep/d.png", "photos/deep/é [x].bmp"]),
-        (["photos/*.jpg", "a.png"], ["a.png", "photos/c.jpg"]),
+        (["photos/*.jpg", "a.png"], ["photos/c.jpg", "a.png"]),
         (["photos/deep/é [x].bmp"], ["photos/deep/é [x].bmp"]),
-        (["photos/**/*.png", "a.png", "a.png"], ["a.png", "photos/b.png", "photos/deep/d.png"]),
+        (["photos/**/*.png", "a.png", "a.png"], ["photos/b.png", "photos/deep/d.png", "a.png", "a.png"]),
     ],
 )
 @pytest.mark.parametrize("batch_size", ["1", "2", "128"])
@@ -166,6 +166,9 @@ WRONG = [
     (["m", "missing.png"], "'missing.png' does not exist"),
     (["m", "*.tiff"], "matches no image"),
     (["m", "a.png", "--csv", "--json"], "--csv is followed by --json: give it a file"),
+    (["m", "missing.png", "--csv", "missing/p.csv"], "There is no folder 'missing': make it, or give --csv another"),
+    (["no-model", "a.png", "--csv", "missing/p.csv"], "There is no folder 'missing'"),
+    (["m", "a.png", "--csv", "photos"], "'photos' is a folder: give --csv a file."),
     (["m", "a.png", "--top", "0"], "--top is 0; a whole number from 1"),
     (["m", "a.png", "--batch-size", "0"], "--batch-size is 0"),
 ]
@@ -184,6 +187,34 @@ def test_what_is_asked_wrongly(
 def test_a_model_that_cannot_be_read(album: bundle.Classifier, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "a.png", "a.png"]) == 1
     assert "pickle is never read" in capsys.readouterr().err
+
+
+def test_a_wrong_model_is_said_before_any_image_is_read(
+    album: bundle.Classifier, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", "no-model", "missing.png"]) == 1
+    assert "There is no file or folder 'no-model'" in capsys.readouterr().err
+
+
+def test_what_a_folder_holds_beside_images_is_said(
+    album: bundle.Classifier, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("photos/notes.txt", "photos/b.heic", "photos/deep/e.heic"):
+        Path(name).touch()
+    assert main(["predict", "m", "photos", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "mlpconv: left out files that are not images of a kind read here: 2 .heic, 1 .txt.\n"
+    assert len(json.loads(out)) == 4
+    scandir = os.scandir
+
+    def closed(folder: Path) -> Any:
+        if Path(folder).name == "deep":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    found = run_json(capsys, "m", "photos", code=1)
+    assert [row["file"] for row in found] == ["photos/b.png", "photos/c.jpg"]
 
 
 def test_pixels_are_not_kept(album: bundle.Classifier, monkeypatch: pytest.MonkeyPatch) -> None:

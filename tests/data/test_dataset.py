@@ -153,3 +153,11 @@ def test_a_data_set_cannot_be_changed_by_accident() -> None:
     data = make_dataset("mine", ["a", "b"], {"train": split([0, 1])})
     with pytest.raises(dataclasses.FrozenInstanceError):
         data.name = "other"  # type: ignore[misc]
+
+
+def test_data_introduce_themselves_in_a_line() -> None:
+    names = tuple(f"photos/{number}.png" for number in range(997))
+    split = Split(np.zeros((997, 3, 5, 7), np.uint8), np.zeros(997, np.int64), names)
+    data = make_dataset("photos", ("ant", "b\x1bee", "cat", "dog"), {"train": split})
+    assert repr(split) == "<Split: 997 images 3x5x7>"
+    assert repr(data) == "<Dataset 'photos': images 3x5x7, train 997, 4 classes (ant, b\\x1bee, cat, ...)>"

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mlpconv.cli import main
 from mlpconv.data import Split, holdout, storage
 from mlpconv.errors import DataError
 
@@ -90,3 +91,23 @@ def test_the_cache_is_where_the_variable_says(tmp_path: Path, monkeypatch: pytes
     monkeypatch.delenv("MLPCONV_DATA")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert storage.cache_folder() == tmp_path / "home" / ".cache" / "mlpconv"
+
+
+def test_without_a_home_the_cache_is_in_the_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nobody(uid: int) -> None:
+        raise KeyError(f"uid not found: {uid}")
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("MLPCONV_DATA", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(RuntimeError):
+        Path.home()
+    expected = tmp_path / f"mlpconv-{os.getuid()}"
+    assert storage.cache_folder() == expected
+    assert main(["data", "list"]) == 0
+    assert f"looked for in {expected}" in " ".join(capsys.readouterr().out.split()).replace("- ", "-")
+    assert main(["train", "mnist", "--out", str(tmp_path / "run")]) == 1
+    assert "this is a bug" not in capsys.readouterr().err

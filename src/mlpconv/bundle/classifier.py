@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from mlpconv.bundle.fast import Fast, modules_of, state_of
 from mlpconv.bundle.pixels import Size, as_pixels, batches, items
 from mlpconv.bundle.predictions import Predictions
-from mlpconv.errors import ModelFileError, UsageError, did_you_mean
+from mlpconv.bundle.threads import one_thread, survive_fork
+from mlpconv.errors import ImageError, ModelFileError, UsageError, did_you_mean
 from mlpconv.models.base import Network
 from mlpconv.preprocessing import Preprocessing
 from mlpconv.text import printable
@@ -24,9 +25,12 @@ MAX_SIDE = 4096
 MAX_CLASSES = 16384
 LONGEST_NAME = 1000
 PRECISIONS = ("auto", "fp32")
+ON_ERROR = ("raise", "skip")
 
 Precision = Literal["auto", "fp32"]
 """bfloat16 where that is clearly the faster here, or always float32."""
+OnError = Literal["raise", "skip"]
+"""Whether an image that cannot be read ends a prediction, or is left out of it."""
 
 
 class Classifier:
@@ -34,7 +38,8 @@ class Classifier:
 
     It puts the network into eval mode and channels-last layout, and always computes in eval mode, without gradients.
     On a CPU a Network In Network of ReLUs is rearranged for speed at the first call, and again after its weights were
-    changed; a change through `tensor.data` is not seen.
+    changed; a change through `tensor.data` is not seen. It can be pickled and copied; what was rearranged stays behind.
+    After its first call a child of `os.fork` computes with one thread.
     """
 
     def __init__(
@@ -52,7 +57,8 @@ class Classifier:
         self.classes = tuple(classes)
         self.input_size: Size = (input_size[0], input_size[1], input_size[2])
         self.model = check_parts(model, preprocessing, self.classes, self.input_size).eval()
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        with one_thread():
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.preprocessing = preprocessing.eval()
         self.info: dict[str, Any] = dict(info or {})
         self._fast: Fast | None = None
@@ -70,22 +76,33 @@ class Classifier:
         return self
 
     def predict(
-        self, images: object, batch_size: int = 128, *, tta_flip: bool = False, precision: Precision = "auto"
+        self,
+        images: object,
+        batch_size: int = 128,
+        *,
+        tta_flip: bool = False,
+        precision: Precision = "auto",
+        on_error: OnError = "raise",
     ) -> Predictions:
         """What is in each image: paths, Pillow images, uint8 arrays (H, W) or (H, W, C), or a batch (N, C, H, W).
 
         One image or any sequence of them, read `batch_size` at a time; each is resized to `input_size`. `tta_flip`
         averages the logits of the image and its mirror image. With `precision` "auto" it computes in bfloat16 where
         that is clearly faster here (the best class of nearly every image stays the same), with "fp32" never.
+        With `on_error` "skip" an image that cannot be read has no row, and `.skipped` of the result has its error.
         Raises UsageError for what is no image and for none, ImageError for a file that cannot be read.
         """
+        if on_error not in ON_ERROR:
+            raise UsageError(f"on_error is {on_error!r:.40}; {did_you_mean(str(on_error)[:40], ON_ERROR)}")
         if type(batch_size) is not int or batch_size < 1:
             raise UsageError(f"batch_size is {batch_size!r}; a whole number from 1 is accepted.")
-        rows, sources = [], []
-        for pixels, files in batches(images, self.input_size, batch_size, self.preprocessing.reading):
+        skipped: list[ImageError] = []
+        rows, sources = [torch.empty(0, len(self.classes))], []
+        failed = skipped if on_error == "skip" else None
+        for pixels, files in batches(images, self.input_size, batch_size, self.preprocessing.reading, failed):
             rows.append(self.probabilities(pixels, tta_flip=tta_flip, precision=precision))
             sources += files
-        return Predictions(torch.cat(rows).numpy(), self.classes, sources)
+        return Predictions(torch.cat(rows).numpy(), self.classes, sources, skipped)
 
     def probabilities(self, pixels: Tensor, *, tta_flip: bool = False, precision: Precision = "fp32") -> Tensor:
         """uint8 (N, C, H, W) -> probabilities (N, K), on the CPU; raises ModelFileError where they are not numbers."""
@@ -136,7 +153,8 @@ class Classifier:
         state = state_of(modules) if usual else None
         if state is None:
             return self._plain(x)
-        if self._fast is None or self._fast.state != state:
+        if self._fast is None or not self._fast.fits(state):
+            self._fast = None  # the old engines go before there are new ones
             self._fast = Fast.prepare(self.model, state, x)
         engine = self._fast.choose(precision, x)
         return self._plain(x) if engine is None else engine(x)
@@ -144,6 +162,7 @@ class Classifier:
     @contextmanager
     def _computing(self) -> Iterator[list[nn.Module]]:
         """Eval mode and no gradients for all modules; those that were training do so again afterwards."""
+        survive_fork()
         modules = modules_of(self.model)
         training = [module for module in modules if module.training]
         for module in training:
@@ -162,6 +181,9 @@ class Classifier:
         if pixels.shape[1] != self.input_size[0]:
             given = f"{pixels.shape[1]} channels were given, {self.input_size[0]} are accepted"
             raise UsageError(f"Images of {given}: use .pixels(images).")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_fast": None}
 
     def __repr__(self) -> str:
         shown = ", ".join(printable(name) for name in self.classes[:3]) + (", ..." if len(self.classes) > 3 else "")

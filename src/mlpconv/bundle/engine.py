@@ -4,13 +4,15 @@ PyTorch asks oneDNN for one operator at a time: each call lays the weights out a
 and writes every activation once more for ReLU. As a graph of fixed shapes all that is done once. The way there is
 TorchScript, which PyTorch has deprecated without offering another; where it fails, the rearranged layers compute
 without it. The result is that of the plain network up to rounding.
+
+`torch.jit.trace` and `freeze` store what they make in a registry of the process, weights included, and nothing removes
+it. Here a graph is a function in a compilation unit of its own, which is freed with the engine that holds it.
 """
 
 from __future__ import annotations
 
 import copy
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import NoneType
@@ -126,16 +128,15 @@ class Engine:
 
 def graph_of(network: nn.Module, x: Tensor) -> Run:
     """A network as one graph of oneDNN for images like these; the network itself where that does not work."""
-    with MAKING, warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with MAKING, torch.no_grad():
         before = torch.jit.onednn_fusion_enabled()  # type: ignore[no-untyped-call]
         torch.jit.enable_onednn_fusion(True)
         try:
-            traced = torch.jit.trace(network, x, check_trace=False)  # type: ignore[no-untyped-call]
-            graph = torch.jit.freeze(traced)
+            traced, _ = torch._C._create_graph_by_tracing(network, (x,), lambda _: "", True, False)
+            graph: Run = torch._C._create_function_from_graph("forward", traced)
             graph(x)  # notes the shapes; the next run makes the kernels
             return graph if close(graph(x), network(x), x.dtype) else network
-        except RuntimeError:
+        except (RuntimeError, AttributeError, TypeError):  # the last two: a build whose tracer has another signature
             return network
         finally:
             torch.jit.enable_onednn_fusion(before)
@@ -196,10 +197,18 @@ def _layers_of_block(block: MLPConv) -> list[Layer] | None:
         if not parts or any(type(part) not in accepted for part, accepted in kinds):
             return None
         convs = cast("list[nn.Conv2d]", parts)
+        if not all(_usual(conv) for conv in convs):
+            return None
         layers += [folded(part, nn.Identity(), relu=False) for part in convs[:-1]]
         pool_first = pool is not None and block.pool_at == "conv"
         layers.append(folded(convs[-1], norm, type(activation) is nn.ReLU, pool, pool_first))
     return layers
+
+
+def _usual(conv: nn.Conv2d) -> bool:
+    """Whether it is padded with zeros of a fixed width and neither grouped nor dilated, as those that we make."""
+    zeros = conv.padding_mode == "zeros" and isinstance(conv.padding, tuple)
+    return zeros and conv.groups == 1 and conv.dilation == (1, 1)
 
 
 def folded(

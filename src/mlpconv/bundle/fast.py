@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
+import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -36,10 +40,12 @@ class Fast:
     fp32: Engine | None
     bf16: Engine | None
     auto: Engine | None = None
+    process: int = field(default_factory=os.getpid)
 
     @classmethod
     def prepare(cls, model: Network, state: State, x: Tensor) -> Fast:
         """Build and try the engines on preprocessed images (N, C, H, W)."""
+        give_back_freed_memory()
         fast = cls(state, [*model.parameters(), *model.buffers()], None, None)
         layers = layers_of(model) if supported() else None
         if layers is not None and work_of(layers, model.input_size[1:])[1] >= LEAST_WORK:
@@ -48,6 +54,13 @@ class Fast:
             if torch.ops.mkldnn._is_mkldnn_bf16_supported():
                 fast.bf16 = trusted(Engine(layers, head, torch.bfloat16), x[:TRIED], expected)
         return fast
+
+    def fits(self, state: State) -> bool:
+        """Whether these are engines of that state of the network, made by this process.
+
+        After a fork they would wait for the threads that their kernels were made for.
+        """
+        return self.state == state and self.process == os.getpid()
 
     def choose(self, precision: str, x: Tensor) -> Engine | None:
         """The engine for "fp32", or for "auto" the faster; None where `x` is too large for engines, or has NaN."""
@@ -95,6 +108,13 @@ def trusted(engine: Engine, x: Tensor, expected: Tensor) -> Engine | None:
     except RuntimeError:  # an operator that this build of torch has, but not for this CPU
         return None
     return engine if close(found, expected, engine.dtype) else None
+
+
+def give_back_freed_memory() -> None:
+    """Let glibc return what earlier engines held: compiled graphs that oneDNN still caches lie in between."""
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def timed(engines: list[Engine], x: Tensor) -> list[float]:

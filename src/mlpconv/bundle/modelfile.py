@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from mlpconv import __version__
 from mlpconv.bundle.classifier import Classifier, check_parts
 from mlpconv.bundle.pixels import Size
-from mlpconv.bundle.template import check_described, compare, filled, make_template
+from mlpconv.bundle.template import check_described, compare, filled, make_template, stored_dtype
 from mlpconv.bundle.tensorfile import DAMAGED, MAX_HEADER, Header, open_regular, parse_json, read_header, read_tensors
+from mlpconv.bundle.threads import one_thread
 from mlpconv.errors import ModelFileError, NonFiniteError, UsageError
 from mlpconv.files import write_atomic
 from mlpconv.preprocessing import Preprocessing
@@ -60,16 +61,21 @@ def save(
 ) -> None:
     """Write a model file, all or nothing; the network stays as it is.
 
-    `half` stores weights of two or more axes as float16 (they load as float32). Raises UsageError for parts that do
-    not fit, a network that its configuration does not describe or `info` that is not JSON, NonFiniteError for NaN or
-    infinite weights, OSError where it cannot be written.
+    `half` stores weights of two or more axes as float16 (they load as float32); a network in float64 is rounded to
+    float32. Raises UsageError for parts that do not fit, a network that its configuration does not describe, `info`
+    that is not JSON or a path that is a folder, NonFiniteError for NaN or infinite weights, OSError where it cannot be
+    written.
     """
     network = check_parts(model, preprocessing, classes, input_size)
-    check_described(network)
+    dtypes = check_described(network)
+    if Path(path).is_dir():
+        raise UsageError(f"{str(path)!r} is a folder: give a file, such as {str(Path(path, MODEL_FILE))!r}.")
     if not preprocessing.ready:
         raise UsageError("The preprocessing is not fitted yet: call fit(training images) before saving.")
     described = network.config.to_dict()
-    tensors = _stored(model, "model", half) | _stored(preprocessing, "preprocessing", half=False)
+    fitted = Preprocessing.from_config(preprocessing.config()).state_dict()
+    tensors = _stored(model, "model", dtypes, half)
+    tensors |= _stored(preprocessing, "preprocessing", {name: value.dtype for name, value in fitted.items()})
     versions = {"mlpconv": __version__, "torch": version("torch"), "python": platform.python_version()}
     document = {
         "format": FORMAT,
@@ -96,15 +102,18 @@ def _version_for(described: Mapping[str, Any], preprocessing: Preprocessing) -> 
     return 2 if any("ranks" in block for block in described.get("blocks", ())) else 1
 
 
-def _stored(module: nn.Module, prefix: str, half: bool) -> dict[str, Tensor]:
-    """A module's tensors as they are written: on the CPU, contiguous, sharing nothing, finite."""
+def _stored(module: nn.Module, prefix: str, dtypes: Mapping[str, torch.dtype], half: bool = False) -> dict[str, Tensor]:
+    """A module's tensors as they are written: on the CPU, contiguous, sharing nothing, finite, of a loadable dtype."""
     stored: dict[str, Tensor] = {}
     for name, tensor in module.state_dict().items():
         value = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        value = value.to(stored_dtype(value, dtypes[name]))
         if half and value.dtype == torch.float32 and value.dim() > 1:
             value = value.half()
         if not _all_finite(value):
-            kind = "as float16 (use half=False)" if half and _all_finite(tensor) else "in the network"
+            kind = "in the network"
+            if _all_finite(tensor):
+                kind = "as float16 (use half=False)" if value.dtype == torch.float16 else f"as {value.dtype}"
             raise NonFiniteError(f"{prefix}.{name} is NaN or infinite {kind}: it is not saved.")
         stored[f"{prefix}.{name}"] = value
     return stored
@@ -127,6 +136,7 @@ def _sealed(content: bytes) -> bytes:
     return content[:place] + hashlib.sha256(content).hexdigest().encode() + content[place + len(NO_DIGEST) :]
 
 
+@one_thread()
 def load(path_or_name: str | os.PathLike[str]) -> Classifier:
     """The classifier in a model file, in a run folder, or among the weights that ship with the package.
 

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from mlpconv.data.decode import decode, from_pil
-from mlpconv.errors import UsageError
+from mlpconv.errors import ImageError, UsageError
 from mlpconv.reading import Reading
 
 __all__ = ["Item", "Size", "as_pixels", "batches", "items", "source_of"]
@@ -72,15 +72,36 @@ def as_pixels(found: Iterable[Item | Row], size: Size, reading: Reading) -> Tens
     return torch.from_numpy(np.stack([_pixels(item, size, reading) for item in found]))
 
 
-def batches(images: object, size: Size, count: int, reading: Reading) -> Iterator[tuple[Tensor, list[str | None]]]:
-    """The same, `count` images at a time, and the file of each where known; a batch that fits is not copied."""
+def batches(
+    images: object, size: Size, count: int, reading: Reading, failed: list[ImageError] | None = None
+) -> Iterator[tuple[Tensor, list[str | None]]]:
+    """The same, `count` images at a time, and the file of each where known; a batch that fits is not copied.
+
+    Images that cannot be read are left out, and why is added to `failed`, where that is given.
+    """
     found, whole = items(images), _as_it_is(images, size)
     if whole is not None:
         for part in torch.split(whole, count):
             yield part, [None] * len(part)
         return
     while batch := list(islice(found, count)):
-        yield as_pixels(batch, size, reading), [source_of(item) for item in batch]
+        read = list(_readable(batch, size, reading, failed))
+        if read:
+            yield torch.from_numpy(np.stack([pixels for pixels, _ in read])), [source for _, source in read]
+
+
+def _readable(
+    batch: Iterable[Item | Row], size: Size, reading: Reading, failed: list[ImageError] | None
+) -> Iterator[tuple[NDArray[np.uint8], str | None]]:
+    for item in batch:
+        try:
+            pixels = _pixels(item, size, reading)
+        except ImageError as error:
+            if failed is None:
+                raise
+            failed.append(error)
+        else:
+            yield pixels, source_of(item)
 
 
 def _as_it_is(images: object, size: Size) -> Tensor | None:

@@ -9,7 +9,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from mlpconv.errors import UsageError
+from mlpconv.errors import ImageError, UsageError
 from mlpconv.text import printable
 
 __all__ = ["Prediction", "Predictions"]
@@ -41,12 +41,20 @@ class Predictions(Sequence[Prediction]):
     """One Prediction an image, in the order the images were given; also an array (N, K) of probabilities."""
 
     def __init__(
-        self, probabilities: NDArray[np.float32], classes: Sequence[str], sources: Sequence[str | None] | None = None
+        self,
+        probabilities: NDArray[np.float32],
+        classes: Sequence[str],
+        sources: Sequence[str | None] | None = None,
+        skipped: Sequence[ImageError] = (),
     ) -> None:
-        """Probabilities (N, K) for K classes; `sources` are the N files. Raises UsageError where the counts differ."""
+        """Probabilities (N, K) for K classes; `sources` are the N files, `skipped` says why others have no row.
+
+        Raises UsageError where the counts differ.
+        """
         self.probabilities = probabilities
         self.classes = tuple(classes)
         self.sources = tuple(sources) if sources is not None else (None,) * len(probabilities)
+        self.skipped = tuple(skipped)
         if probabilities.shape != (len(self.sources), len(self.classes)):
             raise UsageError(
                 f"Probabilities of shape {probabilities.shape} were given for {len(self.sources)} images and "

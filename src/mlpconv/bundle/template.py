@@ -17,7 +17,7 @@ from mlpconv.models import registry
 from mlpconv.models.base import Network
 from mlpconv.preprocessing import Preprocessing
 
-__all__ = ["Parts", "check_described", "compare", "filled", "make_template"]
+__all__ = ["Parts", "check_described", "compare", "filled", "make_template", "stored_dtype"]
 
 Parts = tuple[Network, Preprocessing]
 Part = TypeVar("Part", bound=nn.Module)
@@ -74,8 +74,11 @@ def _settings(value: Any) -> int:
     return 1 if inner is None else sum(_settings(each) for each in inner)
 
 
-def check_described(network: Network) -> None:
-    """Refuse a network that its own configuration does not describe, as surgery may leave one: UsageError."""
+def check_described(network: Network) -> dict[str, torch.dtype]:
+    """Return the dtype of each tensor that the network's configuration describes.
+
+    Raises UsageError for a network that it does not describe, as surgery may leave one.
+    """
     with _without_memory():
         described = registry.build(network.config.to_dict()).state_dict()
     own = network.state_dict()
@@ -86,6 +89,16 @@ def check_described(network: Network) -> None:
             f"This network is no longer what its configuration describes ({odd[0]!r} and {len(odd) - 1} others), so a "
             "model file cannot hold it. Change it in a way that its configuration knows, or keep its state_dict."
         )
+    return {name: value.dtype for name, value in described.items()}
+
+
+def stored_dtype(tensor: Tensor, described: torch.dtype) -> torch.dtype:
+    """The dtype in which a model file keeps a tensor of a network whose configuration describes another.
+
+    Half precision stays as it is, since it loads as float32; other floating types become the one that is described.
+    """
+    kept = described == torch.float32 and tensor.dtype in HALVES
+    return described if tensor.is_floating_point() and described.is_floating_point and not kept else tensor.dtype
 
 
 def compare(parts: Parts, entries: Mapping[str, Entry]) -> None:

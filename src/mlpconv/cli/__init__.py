@@ -11,13 +11,14 @@ from contextlib import suppress
 from cyclopts import App, CycloptsError, CycloptsPanel, Parameter, UnknownOptionError
 
 from mlpconv import __version__
-from mlpconv.errors import MlpconvError
+from mlpconv.errors import Interrupted, MlpconvError
 
 __all__ = ["VERBS", "explain", "main", "make_app"]
 
 FAILED, ASKED_WRONGLY = 1, 2
 INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
 DEBUG = "MLPCONV_DEBUG"
+SYSTEMS = "Linux and macOS"
 FIRST_STEPS = "Begin with `mlpconv train digits`; then `mlpconv train FOLDER`, one folder of images a class."
 
 # Verb -> where it lives, and the line about it in `mlpconv --help`.
@@ -95,6 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
     except SystemExit as leaving:  # rich leaves this way when its reader has gone
         return leaving.code if isinstance(leaving.code, int) else FAILED
+    except Interrupted as stop:
+        _say(str(stop))
+        return stop.exit_code
     except KeyboardInterrupt:
         _say("interrupted.")
         return INTERRUPTED
@@ -117,9 +121,16 @@ def explain(error: Exception) -> tuple[str, int]:
         return "out of memory: try smaller batches, fewer or smaller images, or a smaller network.", FAILED
     cause = error.__cause__ or error  # cyclopts wraps what a verb's module could not import
     if isinstance(cause, ModuleNotFoundError) and cause.name and not cause.name.startswith("mlpconv"):
-        return f"the Python package {cause.name!r} is missing: install it with pip install {cause.name}", FAILED
+        return _explain_missing(cause.name), FAILED
     first_line = (str(error).strip().splitlines() or ["no message"])[0]
     return f"this is a bug in mlpconv ({type(error).__name__}: {first_line}); {DEBUG}=1 shows where.", FAILED
+
+
+def _explain_missing(module: str) -> str:
+    """What to do about a module that cannot be imported: Python's own cannot be installed."""
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        return f"this Python has no module {module!r}, which {SYSTEMS} have: run mlpconv there (on Windows, in WSL)."
+    return f"the Python package {module!r} is missing: install it with pip install {module}"
 
 
 def _explain_os_error(error: OSError) -> str:

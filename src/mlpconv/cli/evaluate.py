@@ -105,6 +105,7 @@ def open_as_trained(data: str, data_dir: Path | None, classifier: Classifier) ->
         membership=membership,
         fit=classifier.preprocessing.reading.fit,
         bits=classifier.preprocessing.reading.bits,
+        classes=None if data in CATALOG else classifier.classes,  # a folder may lack some of them, all but one even
     )
     return with_validation(dataset, fraction, seed) if data in CATALOG and "train" in dataset.splits else dataset
 

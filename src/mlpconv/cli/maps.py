@@ -59,21 +59,26 @@ def maps(
         Print one JSON object, for machines; places are in pixels of the file.
     """
     from mlpconv import bundle
-    from mlpconv.cli.paths import expand
+    from mlpconv.cli.paths import find
+    from mlpconv.cli.reading import say_left_out
 
     check_from_one(top=top)
-    files = expand(images, recursive)
+    found = find(images, recursive)
+    files = found.files
+    if out is not None:
+        _refuse_overwriting(out, [name for names in _targets(files) for name in names], force)
     classifier = bundle.load(model)
-    rows, sheets = _look_at_all(classifier, files, out, top, force)
+    say_left_out(found)
+    rows, sheets = _look_at_all(classifier, files, out, top)
     if json:
         _print_json(rows, sheets)
     else:
         _print_table(rows, sheets)
-    return FAILED if len(rows) < len(files) else 0
+    return FAILED if len(rows) < len(files) or found.unreadable else 0
 
 
 def _look_at_all(
-    classifier: Classifier, files: Sequence[Path], out: Path | None, top: int, force: bool
+    classifier: Classifier, files: Sequence[Path], out: Path | None, top: int
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Draw every image that can be read, a sheet at a time: what was seen in each, and the paths of the sheets.
 
@@ -82,8 +87,6 @@ def _look_at_all(
     from mlpconv.cli.bar import Bar
 
     targets, sheets = _targets(files)
-    if out is not None:
-        _refuse_overwriting(out, [*targets, *sheets], force)
     folder: Path | None = None
     rows: list[dict[str, Any]] = []
     written: list[str] = []
@@ -153,16 +156,16 @@ def _read(classifier: Classifier, files: Sequence[Path], targets: Sequence[str])
 
     channels, height, width = classifier.input_size
     reading = classifier.preprocessing.reading
-    target_of = dict(zip(files, targets, strict=True))
 
     def look(file: Path) -> tuple[Tensor, np.ndarray, tuple[int, int]]:
         whole = decode(file, channels=channels, reading=reading)
         return classifier.pixels(file), whole, _size(whole.shape[1:], header(file)[:2])
 
-    for file, (pixels, whole, size) in readable(files, look):
-        drawn = finer(whole, (height, width), FINEST, reading)
-        about = {"size": size, "fit": reading.fit}
-        yield {"file": file, "target": target_of[file], "pixels": pixels, "drawn": drawn, **about}
+    for file, target in zip(files, targets, strict=True):
+        for _, (pixels, whole, size) in readable([file], look):
+            drawn = finer(whole, (height, width), FINEST, reading)
+            about = {"size": size, "fit": reading.fit}
+            yield {"file": file, "target": target, "pixels": pixels, "drawn": drawn, **about}
 
 
 def _size(decoded: Sequence[int], sides: tuple[int, int]) -> tuple[int, int]:

@@ -32,7 +32,8 @@ def predict(
 ) -> int:
     """Say what is in image files: the most probable classes of each, with their probabilities.
 
-    A file that cannot be read is named on stderr and skipped; the exit code is then 1.
+    Each path has its row, in the order given. A file or folder that cannot be read is named on stderr and skipped;
+    the exit code is then 1.
 
     Parameters
     ----------
@@ -55,16 +56,16 @@ def predict(
     """
     from mlpconv import bundle
     from mlpconv.cli.bar import Bar
-    from mlpconv.cli.paths import expand
-    from mlpconv.errors import UsageError
+    from mlpconv.cli.paths import find
+    from mlpconv.cli.reading import say_left_out
 
     check_from_one(top=top, batch_size=batch_size)
-    if csv is not None and csv.startswith("--"):
-        raise UsageError(f"--csv is followed by {csv}: give it a file, or - for the standard output.")
-    if json and csv == "-":
-        raise UsageError("--json and --csv - would both print to the standard output: give --csv a file.")
-    files = expand(images, recursive)
+    if csv is not None:
+        _check_csv(csv, json)
     classifier = bundle.load(model)
+    found = find(images, recursive)
+    files = found.files
+    say_left_out(found)
     rows: list[dict[str, Any]] = []
     with Bar("looking", len(files)) as bar:
         for batch, done in _batches(files, batch_size):
@@ -76,7 +77,20 @@ def predict(
         _print_json(rows)
     elif csv is None:
         _print_table(rows)
-    return FAILED if len(rows) < len(files) else 0
+    return FAILED if len(rows) < len(files) or found.unreadable else 0
+
+
+def _check_csv(where: str, json: bool) -> None:
+    """Refuse what --csv cannot write to, before anything is computed."""
+    from mlpconv.cli.paths import check_target
+    from mlpconv.errors import UsageError
+
+    if where.startswith("--"):
+        raise UsageError(f"--csv is followed by {where}: give it a file, or - for the standard output.")
+    if json and where == "-":
+        raise UsageError("--json and --csv - would both print to the standard output: give --csv a file.")
+    if where != "-":
+        check_target(Path(where), "--csv")
 
 
 def _batches(files: Sequence[Path], size: int) -> Iterator[tuple[list[Path], int]]:
@@ -89,17 +103,11 @@ def _batches(files: Sequence[Path], size: int) -> Iterator[tuple[list[Path], int
 
 def _look(classifier: Classifier, files: Sequence[Path], top: int, tta_flip: bool) -> list[dict[str, Any]]:
     """One row a file that can be read; the others are named on stderr."""
-    import torch
+    from mlpconv.cli.reading import say_skipped
 
-    from mlpconv.bundle import Predictions
-    from mlpconv.cli.reading import readable
-
-    read = list(readable(files, classifier.pixels))
-    if not read:
-        return []
-    pixels = torch.cat([pixels for _, pixels in read])
-    probabilities = classifier.probabilities(pixels, tta_flip=tta_flip, precision="auto")
-    predictions = Predictions(probabilities.numpy(), classifier.classes, [str(file) for file, _ in read])
+    predictions = classifier.predict(files, len(files), tta_flip=tta_flip, on_error="skip")
+    for error in predictions.skipped:
+        say_skipped(str(error))
     return [
         {
             "file": prediction.source,

@@ -13,9 +13,12 @@ from mlpconv.text import printable
 if TYPE_CHECKING:
     import numpy as np
 
+    from mlpconv.cli.paths import Found
     from mlpconv.reading import Reading
 
-__all__ = ["finer", "readable"]
+__all__ = ["finer", "readable", "say_left_out", "say_skipped"]
+
+KINDS = 5  # endings that are named
 
 T = TypeVar("T")
 
@@ -26,11 +29,26 @@ def readable(files: Iterable[Path], read: Callable[[Path], T]) -> Iterator[tuple
         try:
             made = read(file)
         except ImageError as error:
-            print(f"mlpconv: skipped: {printable(str(error))}", file=sys.stderr)
+            say_skipped(str(error))
         except OSError as error:
-            print(f"mlpconv: skipped: {printable(str(file))}: {error.strerror}.", file=sys.stderr)
+            say_skipped(f"{file}: {error.strerror}.")
         else:
             yield file, made
+
+
+def say_skipped(sentence: str) -> None:
+    """Name on stderr what could not be read, and why."""
+    print(f"mlpconv: skipped: {printable(sentence)}", file=sys.stderr)
+
+
+def say_left_out(found: Found) -> None:
+    """Name on stderr what the folders hold beside image files that can be read."""
+    for sentence in found.unreadable:
+        say_skipped(sentence)
+    if found.foreign:
+        kinds = ", ".join(f"{count:,} {printable(ending)}" for ending, count in found.foreign.most_common(KINDS))
+        more = ", ..." if len(found.foreign) > KINDS else ""
+        print(f"mlpconv: left out files that are not images of a kind read here: {kinds}{more}.", file=sys.stderr)
 
 
 def finer(whole: np.ndarray, size: tuple[int, int], most: int, reading: Reading | None = None) -> np.ndarray:

@@ -13,6 +13,7 @@ from mlpconv.data.membership import Membership
 from mlpconv.data.storage import allocate
 from mlpconv.errors import DataError, MissingSplit, UsageError
 from mlpconv.reading import USUAL, Reading
+from mlpconv.text import printable
 
 __all__ = ["SPLITS", "Dataset", "Split", "holdout", "make_dataset", "select", "shuffled", "stratified"]
 
@@ -47,6 +48,9 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        return f"<Split: {len(self):,} images {'x'.join(map(str, self.images.shape[1:]))}>"
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -72,6 +76,12 @@ class Dataset:
             raise UsageError(f"there is no split {name!r}; accepted: {', '.join(SPLITS)}.")
         there = ", ".join(f"{key} ({len(split):,} images)" for key, split in self.splits.items())
         raise MissingSplit(f"{self.name} has no {name} split here; there is: {there}. Choose one of those, or add it.")
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{key} {len(split):,}" for key, split in self.splits.items())
+        shape = "x".join(map(str, self._any.images.shape[1:]))
+        named = ", ".join(printable(name) for name in self.classes[:3]) + (", ..." if len(self.classes) > 3 else "")
+        return f"<Dataset {self.name!r}: images {shape}, {counts}, {len(self.classes)} classes ({named})>"
 
     @property
     def channels(self) -> int:

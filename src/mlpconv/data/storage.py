@@ -21,9 +21,14 @@ ZEROS = 1 << 24
 
 
 def cache_folder() -> Path:
-    """Where named data sets are kept: $MLPCONV_DATA, or ~/.cache/mlpconv."""
+    """Where named data sets are kept: $MLPCONV_DATA, or ~/.cache/mlpconv; without a home in the temporary folder."""
     chosen = os.environ.get(FOLDER_VARIABLE)
-    return Path(chosen) if chosen else Path.home() / ".cache" / "mlpconv"
+    if chosen:
+        return Path(chosen)
+    try:
+        return Path.home() / ".cache" / "mlpconv"
+    except RuntimeError:  # a user that the system does not know, as in a container
+        return Path(tempfile.gettempdir(), f"mlpconv-{os.getuid()}")
 
 
 def open_regular(path: Path) -> io.BufferedReader:

@@ -78,6 +78,7 @@ STYLE: dict[Any, Any] = {
 }
 # DejaVu comes with matplotlib; the others draw what it lacks, where they are installed.
 FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Hiragino Sans", "PingFang SC", "Microsoft YaHei")
+SHOWN = 100  # pixels an inch in a notebook
 DPI = 160
 LARGE = 200_000  # bytes of a PNG
 COARSER = 0.7
@@ -103,9 +104,18 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     return drawn
 
 
+class _Shown(Figure):
+    """A figure that a notebook shows by itself."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        """A PNG, and the size in pixels at which it is shown: finer than those, sharp on any screen."""
+        width, height = (round(side * SHOWN) for side in self.get_size_inches())
+        return _drawn(self, DPI), {"width": width, "height": height}
+
+
 def new_figure(width: float, height: float, layout: Literal["constrained", "compressed"] = "constrained") -> Figure:
     """An empty figure of so many inches that belongs to no window; "compressed" suits pictures of a fixed shape."""
-    figure = Figure(figsize=(width, height), layout=layout)
+    figure = _Shown(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
     return figure
 

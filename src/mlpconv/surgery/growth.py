@@ -11,7 +11,8 @@ from torch import nn
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mlpconv.analysis.meta import on_meta, without_storage
+from mlpconv.analysis.meta import on_meta
+from mlpconv.analysis.trace import without_storage
 
 __all__ = ["step_by_sizes"]
 
