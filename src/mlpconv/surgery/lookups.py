@@ -19,10 +19,15 @@ ROUNDING = 1e-3
 def looked_into(model: nn.Module, names: list[str], image: Tensor) -> list[str]:
     """Those of the modules in whose place no other can stand, as the forward pass asks them for more than an output.
 
+    None where the network itself fails on the image.
+
     The model is run on the image (N, C, H, W), so it must be a copy in the mode that is meant.
     """
-    with quiet(model):
-        wanted = list(tensors_of(model(image)))
+    try:
+        with quiet(model):
+            wanted = list(tensors_of(model(image)))
+    except Exception:  # noqa: BLE001  (a network that fails on the image fails with any modules)
+        return []
     if _computes_with_chains(model, names, image, wanted):
         return []
     return [name for name in names if not _computes_with_chains(model, [name], image, wanted)]
