@@ -21,7 +21,7 @@ from common import spread, write_result
 
 import mlpconv
 from mlpconv.cli.evaluate import open_as_trained
-from mlpconv.cli.progress import Lines
+from mlpconv.cli.training_output import Lines
 from mlpconv.errors import Interrupted
 from mlpconv.training.recipe import parse_setting
 

@@ -19,7 +19,7 @@ import torch
 from common import write_result
 
 import mlpconv
-from mlpconv.bundle import Classifier
+from mlpconv.inference import Classifier
 
 IMAGES = 2
 MARKS = 6  # how often memory is noted

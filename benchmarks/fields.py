@@ -25,7 +25,7 @@ from others import LIBRARIES, versions
 from torch import Tensor, nn
 
 from mlpconv.analysis import AxisField, Profile, profile
-from mlpconv.cli.foreign import open_model
+from mlpconv.cli.networks import open_model
 
 PAGE = RESULTS.parents[1] / "docs" / "profile.md"
 MARK = "<!-- fields: {} -->\n"

@@ -19,7 +19,7 @@ from common import spread, write_result
 from PIL import Image, ImageDraw
 
 import mlpconv
-from mlpconv.reading import FITS
+from mlpconv.decode_options import FITS
 
 HEIGHT, EACH = 40, 150
 SHAPES = ("disc", "square", "triangle", "cross")

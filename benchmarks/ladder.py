@@ -19,8 +19,8 @@ import numpy as np
 from common import RESULTS, spread, write_result
 
 import mlpconv
-import mlpconv.run
-from mlpconv.cli.progress import Lines
+import mlpconv.fitting
+from mlpconv.cli.training_output import Lines
 from mlpconv.data import Dataset, open_data
 from mlpconv.data.dataset import holdout, make_dataset, select
 from mlpconv.training.recipe import find_recipe
@@ -123,7 +123,7 @@ def main() -> None:
     protocol = {"size": asked.size, "epochs": asked.epochs, "images": asked.images, "judged": JUDGED}
     found = earlier(protocol)
     data = images(asked.size, asked.images, asked.root)
-    mlpconv.run.summarise = lambda *_: None  # type: ignore[assignment]  # a report takes half as long as a run
+    mlpconv.fitting.summarise = lambda *_: None  # type: ignore[assignment]  # a report takes half as long as a run
     for seed in range(asked.seeds):
         for name, settings in plans().items():
             rows = found.setdefault(name, [])

@@ -19,7 +19,7 @@ from typing import Any
 from common import write_result
 
 import mlpconv
-from mlpconv.cli.progress import Lines
+from mlpconv.cli.training_output import Lines
 from mlpconv.errors import Interrupted
 from mlpconv.training import find_recipe
 from mlpconv.training.progress import Row

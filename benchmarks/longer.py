@@ -20,8 +20,8 @@ from common import RESULTS, spread, write_result
 from ladder import images
 
 import mlpconv
-import mlpconv.run
-from mlpconv.cli.progress import Lines
+import mlpconv.fitting
+from mlpconv.cli.training_output import Lines
 from mlpconv.data import Dataset
 from mlpconv.training.recipe import find_recipe
 
@@ -67,7 +67,7 @@ def main() -> None:
     asked = parser.parse_args()
     found = earlier()
     data = images(SIDE, COUNT, asked.root)
-    mlpconv.run.summarise = lambda *_: None  # type: ignore[assignment]  # a report is not wanted
+    mlpconv.fitting.summarise = lambda *_: None  # type: ignore[assignment]  # a report is not wanted
     for seed in range(asked.seeds):
         for name, rows in found.items():
             if any(row["seed"] == seed for row in rows):

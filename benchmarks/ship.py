@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import mlpconv
-from mlpconv.bundle import Classifier
 from mlpconv.cli.evaluate import open_as_trained
+from mlpconv.inference import Classifier
 from mlpconv.models.folding import fold_norm
 
 MOST_LOST = 0.0005

@@ -38,7 +38,7 @@ def main() -> int:
 def operation(name: str, asked: argparse.Namespace) -> dict[str, Any]:
     """Seconds of one operation with its proof and its report, after one run that brings what PyTorch loads late."""
     from mlpconv import surgery
-    from mlpconv.cli.foreign import open_model
+    from mlpconv.cli.networks import open_model
 
     model, _ = open_model(f"torchvision:{asked.operated}")
     times = []
@@ -57,7 +57,7 @@ def sliding(name: str, asked: argparse.Namespace) -> dict[str, Any]:
     """Seconds of one dense pass, and of the original on the crop of each cell."""
     import torch
 
-    from mlpconv.cli.foreign import open_model
+    from mlpconv.cli.networks import open_model
     from mlpconv.surgery import convolutionalize
 
     size = asked.size

@@ -100,7 +100,7 @@ MUTANTS = (
         "training/test_resume.py::test_stopped_after_any_step_also_before_validation_it_ends_with_the_same_bits",
     ),
     Mutant(
-        "training/folder.py",
+        "training/run_folder.py",
         "fieldnames=COLUMNS,",
         "fieldnames=list(rows[0]),",
         "training/test_resume.py::test_stopped_after_every_step_it_ends_with_the_same_bits",
@@ -112,10 +112,10 @@ MUTANTS = (
         "data/test_augment.py::test_alternate_flips_turn_every_image_every_other_epoch",
     ),
     Mutant(
-        "data/batches.py",
+        "data/sampler.py",
         ", torch.set_flush_denormal, (True,))",
         ")",
-        "data/test_batches.py::test_a_worker_flushes_denormals_as_the_trainer_does",
+        "data/test_sampler.py::test_a_worker_flushes_denormals_as_the_trainer_does",
     ),
     Mutant(
         "training/precision.py",
@@ -127,14 +127,14 @@ MUTANTS = (
         "training/session.py",
         '    return precision if precision in ("fp32", "bf16") else None',
         "    return None",
-        "test_run.py::test_the_format_that_a_run_recorded_holds_before_its_first_checkpoint",
+        "test_fitting.py::test_the_format_that_a_run_recorded_holds_before_its_first_checkpoint",
     ),
     # A run leaves no trace in the caller's program
     Mutant(
         "training/seeding.py",
         "        torch.set_rng_state(cpu_state)\n",
         "        pass\n",
-        "test_run.py::test_the_random_numbers_of_the_caller_go_on_as_if_nothing_had_been",
+        "test_fitting.py::test_the_random_numbers_of_the_caller_go_on_as_if_nothing_had_been",
     ),
     # A run stops with a sentence, and keeps what is good
     Mutant(
@@ -144,7 +144,7 @@ MUTANTS = (
         "training/test_faults.py::test_a_weight_that_breaks_stops_the_run_before_it_is_saved",
     ),
     Mutant(
-        "training/folder.py",
+        "training/run_folder.py",
         "fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "pass",
         "training/test_faults.py::test_a_second_trainer_is_refused_with_the_process_that_is_in",
@@ -159,7 +159,7 @@ MUTANTS = (
         "training/session.py",
         "    if stored != dataset.fingerprint:",
         "    if False:",
-        "test_run.py::test_other_images_are_refused",
+        "test_fitting.py::test_other_images_are_refused",
     ),
     # The networks are the paper's
     Mutant(
@@ -182,13 +182,13 @@ MUTANTS = (
     ),
     # Files of others are hostile
     Mutant(
-        "bundle/modelfile.py",
+        "modelfile/store.py",
         "    if digest != written:",
         "    if False:",
         "attacks/test_model_file.py::test_every_flipped_bit_is_found",
     ),
     Mutant(
-        "bundle/tensorfile.py",
+        "modelfile/tensorfile.py",
         "        if entry.start != position:",
         "        if False:",
         "attacks/test_model_file.py::test_hostile_files_are_refused_at_once",
@@ -206,10 +206,10 @@ MUTANTS = (
         "data/test_decode.py::test_a_jpeg_of_one_component_after_the_other_is_kept_whole_too",
     ),
     Mutant(
-        "data/membership.py",
+        "data/held_out.py",
         "        return (below & ~_among(keys, self.kept)) | _among(keys, self.held)\n",
         "        return below | _among(keys, self.held)\n",
-        "data/test_membership.py::test_every_class_gives_its_share",
+        "data/test_held_out.py::test_every_class_gives_its_share",
     ),
     Mutant(
         "data/formats.py",
@@ -233,7 +233,7 @@ MUTANTS = (
         "report/page.py",
         '    return html.escape("\\n".join(printable(line) for line in text.split("\\n")), quote=True)',
         "    return text",
-        "test_report.py::test_names_from_outside_are_text",
+        "report/test_report.py::test_names_from_outside_are_text",
     ),
     # Numbers are judged right
     Mutant(
@@ -243,10 +243,10 @@ MUTANTS = (
         "test_evaluation.py::test_ties_earn_nothing",
     ),
     Mutant(
-        "bundle/classifier.py",
+        "inference/classifier.py",
         "            module.training = False\n",
         "            pass\n",
-        "test_classifier.py::test_it_computes_in_eval_mode_whatever_the_mode",
+        "inference/test_classifier.py::test_it_computes_in_eval_mode_whatever_the_mode",
     ),
     *GUARDS,
 )

@@ -242,7 +242,7 @@ def test_every_room_has_its_place_and_its_tests() -> None:
 BAD = {
     "an arrow backwards": (arrows, "layers", "from mlpconv.models import registry"),
     "an arrow backwards, inside a function": (arrows, "data", "def f():\n    import mlpconv.training.loop"),
-    "an arrow backwards, by name": (arrows, "data", "import importlib\nimportlib.import_module('mlpconv.run')"),
+    "an arrow backwards, by name": (arrows, "data", "import importlib\nimportlib.import_module('mlpconv.fitting')"),
     "the front door from inside": (arrows, "bundle", "from mlpconv import fit"),
     "a relative import": (arrows, "models", "from . import nin"),
     "analysis knows only layers": (arrows, "analysis", "from mlpconv.models.registry import create_model"),
@@ -273,7 +273,7 @@ BAD = {
 }
 GOOD = {
     "an arrow forwards": (arrows, "bundle", "from mlpconv.errors import ModelFileError\nfrom mlpconv import layers"),
-    "cli sees all": (arrows, "cli", "from mlpconv.analysis import profile\nfrom mlpconv.run import fit"),
+    "cli sees all": (arrows, "cli", "from mlpconv.analysis import profile\nfrom mlpconv.fitting import fit"),
     "safetensors": (bans, "bundle", "from safetensors.torch import load as tensors_in\ntensors_in(b'')"),
     "model.eval()": (bans, "layers", "model.eval()\nre.compile('x')"),
     "print in cli": (bans, "cli", "print(1)"),

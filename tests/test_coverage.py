@@ -22,7 +22,7 @@ from wrapped import chaotic
 
 from mlpconv import surgery
 from mlpconv.errors import SurgeryError
-from mlpconv.surgery.rewritten import Rewritten
+from mlpconv.surgery.tracing.rewritten import Rewritten
 
 SHAPE = (3, 13, 11)
 CLASSES = 5

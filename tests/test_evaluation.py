@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from mlpconv.bundle import Classifier
 from mlpconv.data import Split
 from mlpconv.errors import DataError, ModelFileError, UsageError
 from mlpconv.evaluation import Evaluation, align, evaluate, wilson, worst
+from mlpconv.inference import Classifier
 from mlpconv.models import create_model
 from mlpconv.preprocessing import Preprocessing
 

@@ -11,13 +11,13 @@ from PIL import Image
 from scipy.special import softmax
 from torch import nn
 
-from mlpconv.bundle import Classifier
 from mlpconv.data.decode import from_pil
 from mlpconv.errors import ModelFileError, UsageError
-from mlpconv.grid import Axis, Box, Grid
+from mlpconv.inference import Classifier
 from mlpconv.maps import MapResult, Peak, category_maps, find_peak, in_file
 from mlpconv.models.registry import create_model
 from mlpconv.preprocessing import Preprocessing
+from mlpconv.receptive_field.map_grid import Axis, Box, Grid
 
 
 def classifier(model: nn.Module, height: int, width: int, classes: str = "abcdefghij") -> Classifier:

@@ -50,7 +50,7 @@ def test_type_checkers_see_the_same_names() -> None:
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert typed == {*mlpconv._ROOM_OF.items(), ("analysis", ""), ("surgery", "")}
+    assert typed == {*mlpconv._MODULE_OF.items(), ("analysis", ""), ("surgery", "")}
 
 
 def test_importing_brings_nothing_heavy() -> None:

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import mlpconv
-from mlpconv.bundle.modelfile import WEIGHTS
 from mlpconv.cli.evaluate import open_as_trained
 from mlpconv.data import Split
 from mlpconv.errors import DataError
+from mlpconv.modelfile.store import WEIGHTS
 
 SHIPPED = {"digits": 53_530, "nin_cifar10": 966_986, "nin_mnist": 349_674}
 LARGEST = 4_000_000

@@ -14,7 +14,7 @@ from contenders import Settings
 from contenders.images import CLASSES, images
 from contenders.port import network
 from contenders.rounds import Rounds
-from mlpconv.bundle.engine import Engine, layers_of
+from mlpconv.inference.engine import Engine, layers_of
 from mlpconv.preprocessing import Preprocessing
 
 __all__ = ["compiled", "eager", "engine", "model", "onnx", "openvino", "predict"]

@@ -12,10 +12,10 @@ import mlpconv
 from contenders import Settings
 from contenders.images import CLASSES, images
 from contenders.rounds import Rounds
-from mlpconv.data.batches import Batch
 from mlpconv.data.dataset import Split, make_dataset
+from mlpconv.data.sampler import Batch
 from mlpconv.training import Progress, Recipe, find_recipe
-from mlpconv.training.step import Pipeline
+from mlpconv.training.step import BatchLoader
 
 __all__ = ["recipe_of", "train"]
 
@@ -74,10 +74,10 @@ def train(rounds: Rounds, settings: Settings, *, kind: str, precision: str) -> N
 
 def _watch_input(rounds: Rounds) -> None:
     """Time the making of each batch where the trainer makes it."""
-    make = Pipeline.__call__
+    make = BatchLoader.__call__
 
-    def timed(pipeline: Pipeline, step: int) -> Batch:
+    def timed(pipeline: BatchLoader, step: int) -> Batch:
         with rounds.input():
             return make(pipeline, step)
 
-    Pipeline.__call__ = timed
+    BatchLoader.__call__ = timed

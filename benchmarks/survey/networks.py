@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mlpconv.cli.foreign import import_vision, open_model
+from mlpconv.cli.networks import import_vision, open_model
 
 __all__ = ["TIMM", "build", "calibrated", "family", "networks", "randomised", "sizes"]
 

@@ -39,7 +39,7 @@ How it is measured, by `python benchmarks/coverage.py`:
   the same for all images, or are rounding alone (a tenth of the largest output in float32), is no evidence:
   **undecided**, and not counted as exact.
 - **What an operation must do** to count: `fold` folds at least one batch norm where one stands behind a layer; `deepen`
-  adds parameters. `bottleneck` is not exact by nature: it is given a network whose layers have an eighth of their rank,
+  adds parameters. `factorize` is not exact by nature: it is given a network whose layers have an eighth of their rank,
   and half of the multiply-adds to keep. There is an answer that loses nothing, and it must be found.
 - **Where an operation makes sense** is looked up in the functions that the forward pass calls, by one rule for all:
 
@@ -97,20 +97,20 @@ def totals(networks: Networks) -> str:
         elsewhere = ", ".join(f"{other[word]} {word}" for word in sorted(other)) or "-"
         bad = words["wrong"] + words["crashed"]
         text += row(name, len(sense), exact, words["refused"], words["undecided"], bad, f"{worst(good)}", elsewhere)
-    skipped = sum(sensible and judged["word"] == "not run" for *_, sensible, judged in pairs(networks, "bottleneck"))
+    skipped = sum(sensible and judged["word"] == "not run" for *_, sensible, judged in pairs(networks, "factorize"))
     counts = [re.match(r"(\d+) of \d+ batch norms", judged["why"]) for *_, judged in pairs(networks, "fold")]
     folded = sum(int(found[1]) for found in counts if found)
     beside = sum(found["norms"][1] for found in networks.values())
-    lossy = [name for name, _, _, judged in pairs(networks, "bottleneck") if judged["word"] == "wrong"]
+    lossy = [name for name, _, _, judged in pairs(networks, "factorize") if judged["word"] == "wrong"]
     if lossy:
         text += (
-            "\n`bottleneck` promises a budget and not equality: wrong means there that it did not find the answer "
+            "\n`factorize` promises a budget and not equality: wrong means there that it did not find the answer "
             f"without loss, or that half of the work is too little for one ({', '.join(lossy)}).\n"
         )
     return text + (
         "\nDifferences are the largest of all exact results, in float32 / float64. "
         f"{folded:,} batch norms were folded; {beside:,} stand directly behind a layer. "
-        f"`bottleneck` was left out for {skipped} networks, whose layers take long to decompose.\n"
+        f"`factorize` was left out for {skipped} networks, whose layers take long to decompose.\n"
     )
 
 

@@ -143,7 +143,7 @@ def _size(model: nn.Module) -> int:
     return sum(each.numel() for each in model.parameters())
 
 
-def bottleneck(case: Case) -> Judgement:
+def factorize(case: Case) -> Judgement:
     """Layers that have an eighth of their rank come back the same, with half of the multiply-adds."""
     if dense_share(case.model, case.flow.image) < DENSE:
         return Judgement("not run", why="its layers do a small part of the work: half of it may be out of reach")
@@ -153,7 +153,7 @@ def bottleneck(case: Case) -> Judgement:
     model = thinned(copy.deepcopy(case.model).double())
     images = images_of(case.shape, torch.float64)
     data = torch.cat([images] * math.ceil(IMAGES / len(images)))
-    changed = surgery.bottleneck(model, data, BUDGET, by="weights", curve=False).model
+    changed = surgery.factorize(model, data, BUDGET, by="weights", curve=False).model
     share = multiply_adds(changed, images[:1]) / max(1, multiply_adds(model, images[:1]))
     if share > BUDGET * MARGIN:
         return Judgement("wrong", why=f"{share:.0%} of the multiply-adds are left, not {BUDGET:.0%}")
@@ -190,7 +190,7 @@ def thinned(model: nn.Module, seed: int = 1) -> nn.Module:
 
 
 OPERATIONS: dict[str, Callable[[Case], Judgement]] = {
-    each.__name__: each for each in (fold, convolutionalize, pool_head, deepen, bottleneck)
+    each.__name__: each for each in (fold, convolutionalize, pool_head, deepen, factorize)
 }
 
 
@@ -238,7 +238,7 @@ def survey(name: str, operations: Iterable[str] = tuple(OPERATIONS), largest: fl
         "convolutionalize": case.head.on_maps,
         "pool_head": case.head.averaged,
         "deepen": bool(places_to_deepen(model, case.flow.image)),
-        "bottleneck": dense_share(model, case.flow.image) >= DENSE,
+        "factorize": dense_share(model, case.flow.image) >= DENSE,
     }
     return {
         "family": family(model),

@@ -24,7 +24,7 @@ RULES = {
     "norms, dropout and weighted sums (an activation or layer norm after the pool leaves no exact map to find)",
     "deepen": "a convolution that is called once (the one in the middle is taken), or a ReLU that is called once, "
     "behind a convolution or batch norm (the last one is taken)",
-    "bottleneck": "convolutions without groups and linear layers, called as modules, that do three quarters of the "
+    "factorize": "convolutions without groups and linear layers, called as modules, that do three quarters of the "
     "multiply-adds",
 }
 MAPS, TOKENS, ROWS = 4, 3, 2

@@ -14,17 +14,19 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from mlpconv import analysis as analysis
     from mlpconv import surgery as surgery
-    from mlpconv.bundle import Classifier as Classifier
-    from mlpconv.bundle import Prediction as Prediction
-    from mlpconv.bundle import Predictions as Predictions
-    from mlpconv.bundle import load as load
-    from mlpconv.bundle import save as save
     from mlpconv.data import Dataset as Dataset
     from mlpconv.data import Split as Split
     from mlpconv.data import open_data as open_data
     from mlpconv.errors import MlpconvError as MlpconvError
     from mlpconv.evaluation import Evaluation as Evaluation
     from mlpconv.evaluation import evaluate as evaluate
+    from mlpconv.fitting import Run as Run
+    from mlpconv.fitting import fit as fit
+    from mlpconv.inference import Classifier as Classifier
+    from mlpconv.inference import Prediction as Prediction
+    from mlpconv.inference import Predictions as Predictions
+    from mlpconv.inference import load as load
+    from mlpconv.inference import save as save
     from mlpconv.layers import GlobalAveragePool as GlobalAveragePool
     from mlpconv.layers import Maxout as Maxout
     from mlpconv.layers import MLPConv as MLPConv
@@ -33,12 +35,10 @@ if TYPE_CHECKING:
     from mlpconv.models.registry import list_models as list_models
     from mlpconv.preprocessing import Preprocessing as Preprocessing
     from mlpconv.report import write_report as write_report
-    from mlpconv.run import Run as Run
-    from mlpconv.run import fit as fit
     from mlpconv.training.recipe import Recipe as Recipe
 
 # Public name -> the room it lives in.
-_ROOM_OF = {
+_MODULE_OF = {
     "Classifier": "bundle",
     "Dataset": "data",
     "Evaluation": "evaluation",
@@ -62,7 +62,7 @@ _ROOM_OF = {
     "save": "bundle",
     "write_report": "report",
 }
-_ROOMS = (
+_SUBMODULES = (
     "analysis", "bundle", "data", "errors", "evaluation", "layers", "maps", "models", "plots", "preprocessing",
     "surgery",
 )  # fmt: skip
@@ -71,7 +71,7 @@ __all__ = [  # noqa: PLE0604  (the names are strings, read from the table above)
     "__version__",
     "analysis",
     "surgery",
-    *sorted(_ROOM_OF),
+    *sorted(_MODULE_OF),
 ]
 
 
@@ -79,15 +79,15 @@ def __getattr__(name: str) -> object:
     """Bring a public name or a room on first use; raises AttributeError for any other name."""
     from importlib import import_module
 
-    if name in _ROOMS:
+    if name in _SUBMODULES:
         return import_module(f"{__name__}.{name}")
-    if name not in _ROOM_OF:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
+    value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
     """The public names, also those that have not been used yet."""
-    return sorted({*globals(), *__all__, *_ROOMS})
+    return sorted({*globals(), *__all__, *_SUBMODULES})

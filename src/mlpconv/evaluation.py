@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mlpconv.bundle import Classifier
 from mlpconv.data import Split
 from mlpconv.errors import DataError, ModelFileError, UsageError
+from mlpconv.inference import Classifier
 from mlpconv.text import composed
 
 __all__ = ["Confusion", "Evaluation", "Mistake", "PerClass", "align", "evaluate", "wilson", "worst"]

@@ -3,7 +3,7 @@
 A network with global average pooling makes one map per class, and a class's logit is the mean of its map: each cell
 adds its value / (h*w) to the logit, no more and no less.
 
-A cell belongs to a place in the image, the centre of its receptive field (`mlpconv.grid`).
+A cell belongs to a place in the image, the centre of its receptive field (`mlpconv.receptive_field.map_grid`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mlpconv.bundle import Classifier
-from mlpconv.bundle.pixels import as_pixels, items, source_of
-from mlpconv.data.geometry import window
+from mlpconv.data.resize import window
 from mlpconv.errors import ModelFileError, UsageError, did_you_mean
-from mlpconv.grid import Box, Grid, trace_grid
+from mlpconv.inference import Classifier
+from mlpconv.inference.pixels import as_pixels, items, source_of
+from mlpconv.receptive_field.map_grid import Box, Grid, trace_grid
 
 __all__ = ["MapResult", "Peak", "Sighting", "category_maps", "find_peak", "in_file"]
 

@@ -17,7 +17,7 @@ from zoo import GRAPHS, Oracle, Squeeze, conv, resnet
 import mlpconv
 from mlpconv.analysis import AxisField, Profile, profile
 from mlpconv.analysis.result import axis_field
-from mlpconv.fields import seen_of
+from mlpconv.receptive_field import seen_of
 
 
 @pytest.fixture(autouse=True)

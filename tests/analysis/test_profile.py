@@ -17,7 +17,7 @@ from zoo import Shuffle, Squeeze, WindowAttention, resnet
 
 import mlpconv
 from mlpconv.analysis import Profile, profile
-from mlpconv.analysis.page import as_page
+from mlpconv.analysis.html import as_page
 
 # Name -> parameters, multiply-adds forward of one image.
 PUBLISHED = {

@@ -24,7 +24,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlpconv import bundle
+from mlpconv import inference, modelfile
 from mlpconv.errors import ModelFileError
 from mlpconv.models import create_model
 from mlpconv.preprocessing import Preprocessing
@@ -42,7 +42,7 @@ def good_file() -> bytes:
     preprocessing = Preprocessing.create(["standardize"], 1, (7, 11))
     preprocessing.fit(torch.randint(0, 256, (5, 1, 7, 11), dtype=torch.uint8))
     try:
-        bundle.save(path, model, preprocessing, classes=["a", "b", "c"], input_size=(1, 7, 11), info={"seed": 3})
+        modelfile.save(path, model, preprocessing, classes=["a", "b", "c"], input_size=(1, 7, 11), info={"seed": 3})
         return path.read_bytes()
     finally:
         path.unlink(missing_ok=True)
@@ -281,7 +281,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
 def refused(path: Path) -> str:
     """The sentence with which a file is refused; it names the file and nothing can hide in it."""
     with pytest.raises(ModelFileError) as caught:
-        bundle.load(path)
+        inference.load(path)
     sentence = str(caught.value)
     assert str(path) in sentence
     assert sentence.isprintable()
@@ -293,7 +293,7 @@ def refused(path: Path) -> str:
 def test_the_good_file_is_good(tmp_path: Path) -> None:
     (tmp_path / "m").write_bytes(GOOD)
     (tmp_path / "n").write_bytes(with_document(info={"changed": True}))
-    assert bundle.load(tmp_path / "m").classes == bundle.load(tmp_path / "n").classes == ("a", "b", "c")
+    assert inference.load(tmp_path / "m").classes == inference.load(tmp_path / "n").classes == ("a", "b", "c")
 
 
 @pytest.mark.parametrize(("make", "message"), HOSTILE.values(), ids=HOSTILE.keys())
@@ -318,14 +318,14 @@ def test_hostile_files_take_no_memory(tmp_path: Path) -> None:
     code = f"""
 import resource, sys
 from pathlib import Path
-from mlpconv import bundle
+from mlpconv import inference, modelfile
 from mlpconv.errors import ModelFileError
-bundle.load({str(tmp_path / "good")!r})
+inference.load({str(tmp_path / "good")!r})
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 refused = 0
 for path in sorted(Path({str(tmp_path)!r}).glob("*.safetensors")):
     try:
-        bundle.load(path)
+        inference.load(path)
     except ModelFileError:
         refused += 1
 print(refused, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
@@ -483,7 +483,7 @@ def test_no_file_stays_open(tmp_path: Path, kind: str) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
         if kind == "good":
-            bundle.load(path)
+            inference.load(path)
         else:
             refused(path)
     assert len(os.listdir("/proc/self/fd")) == before

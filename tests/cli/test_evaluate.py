@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mlpconv import bundle
+from mlpconv import inference, modelfile
 from mlpconv.cli import main
 from mlpconv.cli.evaluate import open_as_trained
 from mlpconv.data import open_data
@@ -23,7 +23,7 @@ from mlpconv.preprocessing import Preprocessing
 DIGITS = tuple("0123456789")
 
 
-def save_model(path: Path, classes: tuple[str, ...], size: tuple[int, int, int], **info: Any) -> bundle.Classifier:
+def save_model(path: Path, classes: tuple[str, ...], size: tuple[int, int, int], **info: Any) -> inference.Classifier:
     """A small network that answers from the brightness of an image."""
     torch.manual_seed(5)
     model = create_model("nin_tiny", width=0.25, num_classes=len(classes), in_channels=size[0])
@@ -31,8 +31,8 @@ def save_model(path: Path, classes: tuple[str, ...], size: tuple[int, int, int],
         if tensor.dim() == 4:
             tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5)
     preprocessing = Preprocessing.create(["scale"], size[0], size[1:])
-    bundle.save(path, model, preprocessing, classes=classes, input_size=size, info=info)
-    return bundle.load(path)
+    modelfile.save(path, model, preprocessing, classes=classes, input_size=size, info=info)
+    return inference.load(path)
 
 
 def make_folder(folder: Path, classes: tuple[str, ...], count: int = 11, size: tuple[int, int] = (13, 13)) -> Path:

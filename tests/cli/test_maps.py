@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from mlpconv import bundle
+from mlpconv import modelfile
 from mlpconv.cli import main
 from mlpconv.data import decode as room
 from mlpconv.models.registry import create_model
@@ -34,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     net.last_conv.weight.data *= torch.tensor([0.0, 100.0, 50.0])[:, None, None, None]
     path = tmp_path_factory.mktemp("model") / "dots.safetensors"
     chain = Preprocessing.create(("scale",), 1, (32, 32))
-    bundle.save(path, net, chain, classes=CLASSES, input_size=(1, 32, 32), info={})
+    modelfile.save(path, net, chain, classes=CLASSES, input_size=(1, 32, 32), info={})
     return path
 
 
@@ -210,7 +210,7 @@ def test_what_makes_no_sense_is_one_sentence(
 def test_a_network_without_maps_is_refused(tmp_path: Path, album: Path, capsys: Any) -> None:
     net = create_model("nin_cifar10", width=0.05, head="fc", num_classes=3)
     chain = Preprocessing.create(("scale",), 3, (32, 32))
-    bundle.save(tmp_path / "fc.safetensors", net, chain, classes=CLASSES, input_size=(3, 32, 32), info={})
+    modelfile.save(tmp_path / "fc.safetensors", net, chain, classes=CLASSES, input_size=(3, 32, 32), info={})
     assert main(["maps", str(tmp_path / "fc.safetensors"), "album"]) == 2
     assert "has category maps" in capsys.readouterr().err
     assert not (album / "maps-001").exists()

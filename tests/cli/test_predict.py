@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mlpconv import bundle
+from mlpconv import inference, modelfile
 from mlpconv.cli import main
 from mlpconv.models import create_model
 from mlpconv.preprocessing import Preprocessing
@@ -25,7 +25,7 @@ SIZE = (3, 7, 11)
 
 
 @pytest.fixture
-def album(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bundle.Classifier:
+def album(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> inference.Classifier:
     """A model file `m` and some images in the working folder; gives the classifier."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(6)
@@ -34,12 +34,12 @@ def album(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bundle.Classifier:
         if tensor.dim() == 4:
             tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5)
     preprocessing = Preprocessing.create(["scale"], 3, SIZE[1:])
-    bundle.save("m", model, preprocessing, classes=CLASSES, input_size=SIZE, info={})
+    modelfile.save("m", model, preprocessing, classes=CLASSES, input_size=SIZE, info={})
     dice = np.random.default_rng(6)
     Path("photos/deep").mkdir(parents=True)
     for name in ("a.png", "photos/b.png", "photos/c.jpg", "photos/deep/d.png", "photos/deep/é [x].bmp"):
         Image.fromarray(dice.integers(0, 256, (13, 17, 3), dtype=np.uint8)).save(name)
-    return bundle.load("m")
+    return inference.load("m")
 
 
 def run_json(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> list[dict[str, Any]]:
@@ -48,7 +48,7 @@ def run_json(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> 
     return found
 
 
-def test_one_image(album: bundle.Classifier, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_image(album: inference.Classifier, capsys: pytest.CaptureFixture[str]) -> None:
     expected = album.predict("a.png")[0]
     assert run_json(capsys, "m", "a.png") == [
         {
@@ -73,7 +73,7 @@ def test_one_image(album: bundle.Classifier, capsys: pytest.CaptureFixture[str])
 )
 @pytest.mark.parametrize("batch_size", ["1", "2", "128"])
 def test_files_folders_and_patterns(
-    album: bundle.Classifier,
+    album: inference.Classifier,
     capsys: pytest.CaptureFixture[str],
     words: list[str],
     files: list[str],
@@ -88,7 +88,7 @@ def test_files_folders_and_patterns(
 
 @pytest.mark.parametrize("form", [["--json"], ["--csv", "-"], []])
 def test_what_cannot_be_read_is_named_and_the_rest_is_predicted(
-    album: bundle.Classifier, capsys: pytest.CaptureFixture[str], form: list[str]
+    album: inference.Classifier, capsys: pytest.CaptureFixture[str], form: list[str]
 ) -> None:
     Path("photos/broken\x1b[31m.png").write_bytes(b"no image")
     Path("photos/empty.png").touch()
@@ -103,13 +103,13 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_predicted(
     assert "broken" not in out
 
 
-def test_nothing_can_be_read(album: bundle.Classifier, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_can_be_read(album: inference.Classifier, capsys: pytest.CaptureFixture[str]) -> None:
     Path("broken.png").write_bytes(b"no image")
     assert run_json(capsys, "m", "broken.png", code=1) == []
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names that are no text exist on Linux only")
-def test_a_name_that_is_no_text(album: bundle.Classifier, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_that_is_no_text(album: inference.Classifier, capsys: pytest.CaptureFixture[str]) -> None:
     name = os.fsdecode(b"photos/caf\xe9.png")
     os.rename("a.png", name)
     assert run_json(capsys, "m", name)[0]["file"] == name
@@ -120,7 +120,7 @@ def test_a_name_that_is_no_text(album: bundle.Classifier, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize("top", [1, 2, 5, 9])
-def test_csv(album: bundle.Classifier, capsys: pytest.CaptureFixture[str], top: int) -> None:
+def test_csv(album: inference.Classifier, capsys: pytest.CaptureFixture[str], top: int) -> None:
     assert main(["predict", "m", "photos", "--top", str(top), "--csv", "out.csv"]) == 0
     assert capsys.readouterr() == ("", "")
     text = Path("out.csv").read_text(encoding="utf-8")
@@ -140,14 +140,14 @@ def test_csv(album: bundle.Classifier, capsys: pytest.CaptureFixture[str], top: 
             )
 
 
-def test_csv_and_json_together(album: bundle.Classifier, capsys: pytest.CaptureFixture[str]) -> None:
+def test_csv_and_json_together(album: inference.Classifier, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(run_json(capsys, "m", "photos", "--csv", "out.csv")) == 4
     assert len(Path("out.csv").read_text().splitlines()) == 5
     assert main(["predict", "m", "photos", "--csv", "-", "--json"]) == 2
     assert "--csv a file" in capsys.readouterr().err
 
 
-def test_people_get_a_table(album: bundle.Classifier, capsys: pytest.CaptureFixture[str]) -> None:
+def test_people_get_a_table(album: inference.Classifier, capsys: pytest.CaptureFixture[str]) -> None:
     """Not cut to a width where there is no terminal; names are not read as markup and cannot write to a terminal."""
     long = Path("photos") / ("x" * 150 + ".png")
     os.rename("a.png", long)
@@ -176,7 +176,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("words", "message"), WRONG)
 def test_what_is_asked_wrongly(
-    album: bundle.Classifier, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+    album: inference.Classifier, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     assert main(["predict", *words]) == 2
     out, err = capsys.readouterr()
@@ -184,20 +184,20 @@ def test_what_is_asked_wrongly(
     assert message in err
 
 
-def test_a_model_that_cannot_be_read(album: bundle.Classifier, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_cannot_be_read(album: inference.Classifier, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "a.png", "a.png"]) == 1
     assert "pickle is never read" in capsys.readouterr().err
 
 
 def test_a_wrong_model_is_said_before_any_image_is_read(
-    album: bundle.Classifier, capsys: pytest.CaptureFixture[str]
+    album: inference.Classifier, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["predict", "no-model", "missing.png"]) == 1
     assert "There is no file or folder 'no-model'" in capsys.readouterr().err
 
 
 def test_what_a_folder_holds_beside_images_is_said(
-    album: bundle.Classifier, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    album: inference.Classifier, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("photos/notes.txt", "photos/b.heic", "photos/deep/e.heic"):
         Path(name).touch()
@@ -217,12 +217,12 @@ def test_what_a_folder_holds_beside_images_is_said(
     assert [row["file"] for row in found] == ["photos/b.png", "photos/c.jpg"]
 
 
-def test_pixels_are_not_kept(album: bundle.Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixels_are_not_kept(album: inference.Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images are computed a batch at a time, as soon as it is read."""
     counts: list[int] = []
-    compute = bundle.Classifier.probabilities
+    compute = inference.Classifier.probabilities
     monkeypatch.setattr(
-        bundle.Classifier, "probabilities", lambda self, x, **k: (counts.append(len(x)), compute(self, x, **k))[1]
+        inference.Classifier, "probabilities", lambda self, x, **k: (counts.append(len(x)), compute(self, x, **k))[1]
     )
     assert main(["predict", "m", "photos", "--batch-size", "3", "--json"]) == 0
     assert counts == [3, 1]

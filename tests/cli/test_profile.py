@@ -16,7 +16,7 @@ import mlpconv
 from mlpconv.analysis import profile
 from mlpconv.analysis.table import COLUMNS
 from mlpconv.cli import main
-from mlpconv.cli.foreign import import_vision, open_model
+from mlpconv.cli.networks import import_vision, open_model
 from mlpconv.cli.profile import SPARE
 from mlpconv.errors import UsageError
 
@@ -112,7 +112,7 @@ def test_in_a_pipe_no_column_is_left_out_however_long_the_names(
     name = "layer" * 60
     model = nn.Sequential()
     model.add_module(name, nn.Conv2d(3, 5, 3))
-    monkeypatch.setattr("mlpconv.cli.foreign.open_model", lambda *_, **__: (model, (3, 7, 11)))
+    monkeypatch.setattr("mlpconv.cli.networks.open_model", lambda *_, **__: (model, (3, 7, 11)))
     assert main(["profile", "any"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert all(column in lines[2] for column in COLUMNS)

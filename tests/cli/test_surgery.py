@@ -78,11 +78,11 @@ def test_a_deeper_network_is_written_too(file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["fuse", "nin_tiny"], "bottleneck, convolutionalize, deepen, fold, pool_head"),
+        (["fuse", "nin_tiny"], "factorize, convolutionalize, deepen, fold, pool_head"),
         (["fold", "nin_tinny"], "nin_tiny"),
         (["fold", "nin_tiny", "--input", "8x8"], "3x32x32"),
         (["deepen", "nin_tiny"], "--where"),
-        (["fold", "nin_tiny", "--where", "blocks.0"], "--where belongs to deepen and bottleneck"),
+        (["fold", "nin_tiny", "--where", "blocks.0"], "--where belongs to deepen and factorize"),
         (["fold", "nin_tiny", "--init", "he"], "--init belongs to deepen"),
         (["fold", "nin_tiny", "--out", "a.safetensors"], "random weights"),
         (["fold", "nin_tiny", "--out", "absent/a.safetensors"], "folder that exists"),
@@ -116,7 +116,7 @@ def test_of_several_outputs_the_one_of_this_name_is_taken(
     network = Lambda(
         lambda m, x: {name: getattr(m, name)(m.conv(x).mean((2, 3))) for name in ("animal", "weather")}, **layers
     )
-    monkeypatch.setattr("mlpconv.cli.foreign.open_parts", lambda _: (network.eval(), (3, 9, 7), None))
+    monkeypatch.setattr("mlpconv.cli.networks.open_parts", lambda _: (network.eval(), (3, 9, 7), None))
     for words, name in (([], "animal"), (["--output", "weather"], "weather"), (["--output", "1"], "weather")):
         assert main(["surgery", operation, "two_heads", *words, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["details"]["output"] == name

@@ -16,7 +16,7 @@ from rich.console import Console
 
 import mlpconv
 from mlpconv.cli import main
-from mlpconv.cli.progress import JsonLines, Lines, TerminalBar, line, watch
+from mlpconv.cli.training_output import JsonLines, Lines, TerminalBar, line, watch
 from mlpconv.errors import Interrupted, RunFolderError
 from mlpconv.text import option, resume_hint
 from mlpconv.training import Recipe
@@ -126,7 +126,7 @@ def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, caps
     def interrupted(*_: object, **__: object) -> None:
         raise Interrupted(f"stopped after step 3 of 9. {resume_hint(Path('my run'))}", 2, Path("my run"))
 
-    monkeypatch.setattr("mlpconv.run.fit", interrupted)
+    monkeypatch.setattr("mlpconv.fitting.fit", interrupted)
     assert main(["train", "digits", "--data", "my data"]) == 130
     said = capsys.readouterr().err
     assert "To go on: mlpconv train digits --data 'my data' --out 'my run' --resume\n" in said
@@ -140,7 +140,7 @@ def test_messages_name_the_options_of_the_command(
     def refused(*_: object, **__: object) -> None:
         raise RunFolderError("; ".join(option(name, value) for name, value in names.items()))
 
-    monkeypatch.setattr("mlpconv.run.fit", refused)
+    monkeypatch.setattr("mlpconv.fitting.fit", refused)
     assert main(["train", "digits"]) == 1
     wanted = "--out FOLDER; --resume; --on-collapse repair; --set norm=batch; --set last_relu=false; --set clip=1.5"
     assert capsys.readouterr().err == f"mlpconv: {wanted}\n"
@@ -180,7 +180,7 @@ def test_an_option_that_nearly_is_one(capsys: pytest.CaptureFixture[str], words:
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the pictures and the report, which take most of the time of a short run."""
-    monkeypatch.setattr("mlpconv.run.summarise", lambda *_: None)
+    monkeypatch.setattr("mlpconv.fitting.summarise", lambda *_: None)
 
 
 @pytest.mark.usefixtures("plain")

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from PIL.JpegImagePlugin import JpegImageFile
 
 from mlpconv.data import decode as room
-from mlpconv.data.channels import to_channels
+from mlpconv.data.color import to_channels
 from mlpconv.data.decode import decode, from_pil, header
 from mlpconv.errors import ImageError, UsageError
 

@@ -17,12 +17,12 @@ from mlpconv.cli import main
 from mlpconv.cli.evaluate import open_as_trained
 from mlpconv.data import open_data
 from mlpconv.data.decode import decode
+from mlpconv.decode_options import FITS, Reading
 from mlpconv.errors import UsageError
+from mlpconv.fitting import load, make_model, make_preprocessing
 from mlpconv.maps import Box, Peak, in_file
 from mlpconv.models import create_model
 from mlpconv.preprocessing import Preprocessing
-from mlpconv.reading import FITS, Reading
-from mlpconv.run import load, make_model, make_preprocessing
 from mlpconv.training import Recipe
 
 WIDE = np.repeat(np.arange(0, 240, 2, dtype=np.uint8)[None], 30, axis=0)  # (30, 120), darker on the left

@@ -13,10 +13,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mlpconv import bundle
+from mlpconv import inference, modelfile
 from mlpconv.analysis import profile
-from mlpconv.bundle.engine import Engine, layers_of, supported, work_of
 from mlpconv.errors import UsageError
+from mlpconv.inference.engine import Engine, layers_of, supported, work_of
 from mlpconv.models import build, create_model
 from mlpconv.models.base import Network
 from mlpconv.models.folding import fold_norm
@@ -133,7 +133,7 @@ def test_the_engine_computes_the_same(options: dict[str, Any]) -> None:
 def saved(path: Path, model: Network) -> dict[str, Any]:
     """The file's description of itself."""
     chain = Preprocessing.create(["scale"], 3, (13, 13))
-    bundle.save(path, model, chain, classes=[f"{k}" for k in range(7)], input_size=(3, 13, 13), info={})
+    modelfile.save(path, model, chain, classes=[f"{k}" for k in range(7)], input_size=(3, 13, 13), info={})
     with safe_open(path, "numpy") as file:
         return json.loads(file.metadata()["mlpconv"])
 
@@ -143,7 +143,7 @@ def test_a_model_file_holds_it_and_older_programs_are_told(tmp_path: Path) -> No
     document = saved(tmp_path / "m", model)
     assert document["version"] == 2
     assert [block["ranks"] for block in document["model"]["blocks"]] == RANKS
-    loaded = bundle.load(tmp_path / "m")
+    loaded = inference.load(tmp_path / "m")
     assert loaded.model.config == model.config
     assert all(torch.equal(tensor, loaded.model.state_dict()[name]) for name, tensor in model.state_dict().items())
     x = torch.randint(0, 256, (3, 3, 13, 13), dtype=torch.uint8)

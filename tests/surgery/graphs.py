@@ -17,7 +17,7 @@ from hypothesis import reject
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mlpconv.cli.foreign import import_vision
+from mlpconv.cli.networks import import_vision
 from mlpconv.errors import UsageError
 
 CLASSES = 7

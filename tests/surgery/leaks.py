@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 from wrapped import Lambda
 
 from mlpconv.errors import SurgeryError
-from mlpconv.surgery.graph import trace
+from mlpconv.surgery.tracing.graph import trace
 
 Part = Callable[[Any, Tensor], Tensor]
 

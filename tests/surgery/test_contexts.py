@@ -18,7 +18,7 @@ from wrapped import Lambda
 from mlpconv.analysis import profile
 from mlpconv.errors import SurgeryError
 from mlpconv.surgery import fold, pool_head
-from mlpconv.surgery.graph import trace
+from mlpconv.surgery.tracing.graph import trace
 
 SHAPE = (3, 7, 5)
 pytestmark = pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN:UserWarning")

@@ -184,7 +184,7 @@ def test_dense_windows_pool_as_the_crop_does() -> None:
 def test_where_padding_makes_crops_differ_the_report_says_by_how_much() -> None:
     model = vgg((7, 7)).eval()
     report = convolutionalize(model, (3, 14, 14), latency=False).report
-    x = mlpconv.surgery.comparison.random_images(1, (3, 16, 16))
+    x = mlpconv.surgery.proof.compare.random_images(1, (3, 16, 16))
     with torch.no_grad():
         changed = convolutionalize(model, (3, 14, 14), latency=False).model
         dense = changed(x)

@@ -19,8 +19,8 @@ from mlpconv.errors import SurgeryError, UsageError
 from mlpconv.layers import Maxout
 from mlpconv.models import build, create_model
 from mlpconv.surgery import deepen
-from mlpconv.surgery.graph import trace
-from mlpconv.surgery.ranges import range_of
+from mlpconv.surgery.tracing.graph import trace
+from mlpconv.surgery.tracing.ranges import range_of
 
 IMAGE = (3, 13, 11)
 

@@ -17,9 +17,9 @@ from wrapped import Lambda, share
 
 import mlpconv
 from mlpconv.errors import SurgeryError, UsageError
-from mlpconv.surgery.checks import is_parametrized, sharers
-from mlpconv.surgery.graph import calls_of, dtype_of, open_all, replace_module, shadow_of, shape_of, trace
-from mlpconv.surgery.tracer import record
+from mlpconv.surgery.proof.accept import is_parametrized, sharers
+from mlpconv.surgery.tracing.graph import calls_of, dtype_of, open_all, replace_module, shadow_of, shape_of, trace
+from mlpconv.surgery.tracing.tracer import record
 
 
 def images(*shape: int) -> Tensor:

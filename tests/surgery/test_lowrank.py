@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import unfold
 
-from mlpconv.surgery.lowrank import basis_by_activations, basis_by_weights, factorised, reconstructed
-from mlpconv.surgery.moments import Moments, as_rows
-from mlpconv.surgery.ranks import Choice, Option, choose, hull, path
+from mlpconv.surgery.lowrank.allocate import Choice, Option, choose, hull, path
+from mlpconv.surgery.lowrank.factors import basis_by_activations, basis_by_weights, factorised, reconstructed
+from mlpconv.surgery.lowrank.moments import Moments, as_rows
 
 
 def moments(rows: torch.Tensor, others: torch.Tensor | None = None) -> Moments:

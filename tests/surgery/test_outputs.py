@@ -16,7 +16,7 @@ from wrapped import Lambda
 
 from mlpconv.errors import SurgeryError, UsageError
 from mlpconv.surgery import convolutionalize, pool_head
-from mlpconv.surgery.comparison import tensors_of
+from mlpconv.surgery.proof.compare import tensors_of
 
 SHAPE = (3, 9, 7)
 FEATURES, CLASSES = 5, 7

@@ -15,8 +15,8 @@ from wrapped import Lambda, chaotic
 
 from mlpconv.errors import SurgeryError, UsageError
 from mlpconv.surgery import comparison
-from mlpconv.surgery.comparison import compare, tensors_of
-from mlpconv.surgery.proof import prove
+from mlpconv.surgery.proof.compare import compare, tensors_of
+from mlpconv.surgery.proof.prove import prove
 
 
 def network() -> nn.Sequential:

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mlpconv.analysis import profile
 from mlpconv.errors import SurgeryError
-from mlpconv.surgery import Surgery, bottleneck, convolutionalize, deepen, fold, pool_head
+from mlpconv.surgery import Surgery, convolutionalize, deepen, factorize, fold, pool_head
 
 Shape = tuple[int, int, int]
 HEADS = ("pool", "flatten", "adaptive", "uneven")
@@ -255,11 +255,11 @@ def test_deepen(count: int) -> None:
 def test_bottleneck(count: int) -> None:
     def look(model: nn.Module, shape: Shape, chance: random.Random) -> str:
         data, macs = images(24, *shape), profile(model, shape).totals.macs
-        whole = operated(lambda: bottleneck(model, data, macs, curve=False), model)
+        whole = operated(lambda: factorize(model, data, macs, curve=False), model)
         assert whole is not None
         same_outputs(model, whole.model, shape)
         share, way = chance.uniform(0.5, 0.95), chance.choice(["activations", "weights"])
-        result = operated(lambda: bottleneck(model, data, share, by=way, curve=False), model)
+        result = operated(lambda: factorize(model, data, share, by=way, curve=False), model)
         if result is None:
             return "refused"
         assert profile(result.model, shape).totals.macs <= share * macs

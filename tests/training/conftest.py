@@ -105,15 +105,15 @@ def fit_tiny(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
     """Train on `tiny` in this process, without the pictures: four steps in two epochs, a checkpoint at each."""
     import torch
 
-    import mlpconv.run
+    import mlpconv.fitting
 
-    monkeypatch.setattr(mlpconv.run, "summarise", lambda *_: None)
+    monkeypatch.setattr(mlpconv.fitting, "summarise", lambda *_: None)
 
     def fit(out: Path, kind: str = "sgd", **options: Any) -> Any:
         settings = EVERYTHING | KINDS[kind] | {"width": 0.1, "epochs": 2, "batch_size": 19, "workers": 0}
         if options.get("resume") and "recipe" not in options:
-            return mlpconv.run.fit(tiny, out=out, **options)
-        return mlpconv.run.fit(tiny, out=out, **({"recipe": mlpconv.run.Recipe()} | settings | options))
+            return mlpconv.fitting.fit(tiny, out=out, **options)
+        return mlpconv.fitting.fit(tiny, out=out, **({"recipe": mlpconv.fitting.Recipe()} | settings | options))
 
     yield fit
     torch.set_flush_denormal(False)

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 import mlpconv.cli
-import mlpconv.cli.progress
 import mlpconv.cli.train
-import mlpconv.run
+import mlpconv.cli.training_output
+import mlpconv.fitting
 
 LONGEST = 300.0  # seconds a trainer may take
 
@@ -37,7 +37,7 @@ def trainer(order: dict[str, Any], log: int) -> None:
         if order.get("file_limit"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_limit"],) * 2)
         if order.get("plain"):
-            mlpconv.run.summarise = lambda *_: None
+            mlpconv.fitting.summarise = lambda *_: None
         code = mlpconv.cli.main(order["argv"])
         sys.stdout.flush()
         sys.stderr.flush()

@@ -15,13 +15,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlpconv.data import Split
-from mlpconv.data.batches import Order
+from mlpconv.data.sampler import Sampler
 from mlpconv.models import create_model
 from mlpconv.preprocessing import Preprocessing
 from mlpconv.training import Progress, Recipe
 from mlpconv.training.loop import Trainer
 from mlpconv.training.session import begin
-from mlpconv.training.step import Pipeline
+from mlpconv.training.step import BatchLoader
 
 META = torch.device("meta")
 K, N, SIDE = 7, 53, 13
@@ -50,8 +50,8 @@ def trainer(tmp_path: Path, **settings: Any) -> Trainer:
     draw = np.random.default_rng(0)
     split = Split(draw.integers(0, 256, (N, 3, SIDE, SIDE), dtype=np.uint8), np.arange(N) % K)
     preprocessing = Preprocessing.create(recipe.preprocessing, 3, (SIDE, SIDE)).fit(split.images).to(META)
-    order = Order(N, recipe.batch_size, recipe.seed)
-    pipeline = Pipeline(split, preprocessing, recipe, order, order.steps_per_epoch, META)
+    order = Sampler(N, recipe.batch_size, recipe.seed)
+    pipeline = BatchLoader(split, preprocessing, recipe, order, order.steps_per_epoch, META)
     norm = "batch" if recipe.norm == "batch" else None
     model = create_model("nin_tiny", num_classes=K, in_channels=3, width=0.25, norm=norm, dropout=recipe.dropout)
     state = begin(model.to(META), pipeline, recipe, None, Progress())

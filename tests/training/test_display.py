@@ -19,9 +19,9 @@ import mlpconv
 from mlpconv.data import Dataset
 from mlpconv.errors import Interrupted, UsageError
 from mlpconv.training import Progress
-from mlpconv.training.bars import NotebookBar, TerminalBar
 from mlpconv.training.display import Logged, usual_progress
 from mlpconv.training.loop import Trainer
+from mlpconv.training.progress_bars import NotebookBar, TerminalBar
 
 Fit = Callable[..., Any]
 PACKAGE = Path(mlpconv.__file__).parent
@@ -81,7 +81,7 @@ def test_a_script_prints_nothing_and_the_log_has_notes_and_epochs(
 def test_notes_of_the_data_are_warnings_that_a_program_without_a_log_shows_too(
     tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("mlpconv.run.summarise", lambda *_: None)
+    monkeypatch.setattr("mlpconv.fitting.summarise", lambda *_: None)
     monkeypatch.setattr(logging.getLogger("mlpconv"), "propagate", False)  # as where nothing has set up logging
     mlpconv.fit(noted(tiny, "two files were skipped"), out=tmp_path / "run", width=0.1, epochs=1)
     shown = capsys.readouterr()
@@ -103,7 +103,7 @@ def test_a_notebook_shows_one_bar_that_moves_to_its_end(fit_tiny: Fit, tmp_path:
 
 def test_a_resumed_run_begins_where_it_ended(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([100.0, 100.0, 160.0, 160.0, 160.0, 160.0])
-    monkeypatch.setattr("mlpconv.training.bars.time", SimpleNamespace(monotonic=lambda: next(times)))
+    monkeypatch.setattr("mlpconv.training.progress_bars.time", SimpleNamespace(monotonic=lambda: next(times)))
     bar = NotebookBar()
     bar.begin(steps=20, done=10, epochs=4)
     bar.step(step=12, loss=0.5, accuracy=0.75, images=9)  # two steps a minute
@@ -112,7 +112,7 @@ def test_a_resumed_run_begins_where_it_ended(cell: Cell, monkeypatch: pytest.Mon
 
 
 def test_a_bar_is_redrawn_a_few_times_a_second_at_most(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlpconv.training.bars.time", SimpleNamespace(monotonic=lambda: 7.0))
+    monkeypatch.setattr("mlpconv.training.progress_bars.time", SimpleNamespace(monotonic=lambda: 7.0))
     bar = NotebookBar()
     bar.begin(steps=1000, done=0, epochs=1)
     for step in range(1, 1000):

@@ -18,8 +18,8 @@ import torch
 
 from mlpconv.errors import CheckpointError, Interrupted, MlpconvError, NonFiniteError, RunFolderError
 from mlpconv.training import checkpoint, loop
-from mlpconv.training.folder import RunFolder
 from mlpconv.training.progress import Progress, Row
+from mlpconv.training.run_folder import RunFolder
 
 Fit = Callable[..., Any]
 Read = Callable[[Path], dict[str, Any]]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mlpconv.data.batches import Batch
+from mlpconv.data.sampler import Batch
 from mlpconv.errors import CollapseError, TrainingError
 from mlpconv.models import create_model
 from mlpconv.models.base import Network

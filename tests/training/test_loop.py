@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from mlpconv.data import Split
-from mlpconv.data.batches import Order
+from mlpconv.data.sampler import Sampler
 from mlpconv.errors import CollapseError, Interrupted, NonFiniteError
 from mlpconv.models import create_model
 from mlpconv.models.base import Network
@@ -28,7 +28,7 @@ from mlpconv.training.optim import make_optimizers
 from mlpconv.training.progress import COLUMNS, Row
 from mlpconv.training.schedule import lr_factor
 from mlpconv.training.state import State, averaged_model
-from mlpconv.training.step import Pipeline, train_step
+from mlpconv.training.step import BatchLoader, train_step
 from mlpconv.training.stop import StopRequest
 
 K, N = 3, 37
@@ -89,8 +89,8 @@ class Case:
     ) -> None:
         split = pictures()
         chain = Preprocessing.create(["standardize"], 3, (7, 7)).fit(split.images)
-        order = Order(N, recipe.batch_size, recipe.seed)
-        self.pipeline = Pipeline(split, chain, recipe, order, recipe.epochs * order.steps_per_epoch)
+        order = Sampler(N, recipe.batch_size, recipe.seed)
+        self.pipeline = BatchLoader(split, chain, recipe, order, recipe.epochs * order.steps_per_epoch)
         model = network(recipe, **options)
         totals = torch.zeros(3, dtype=torch.float64)
         self.state = State(model, averaged_model(model, recipe), make_optimizers(model, recipe), "fp32", totals)

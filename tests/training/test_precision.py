@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from mlpconv.data.batches import Batch
+from mlpconv.data.sampler import Batch
 from mlpconv.models import create_model
 from mlpconv.training import Recipe, precision
 from mlpconv.training.precision import choose_precision, work_of

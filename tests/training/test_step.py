@@ -12,13 +12,13 @@ from torch.nn import functional as F
 
 from mlpconv.data import Split
 from mlpconv.data.augment import mixup
-from mlpconv.data.batches import Batch, Order, ahead
+from mlpconv.data.sampler import Batch, Sampler, prefetch
 from mlpconv.models import create_model
 from mlpconv.models.base import Network
 from mlpconv.preprocessing import Preprocessing
 from mlpconv.training import Recipe
 from mlpconv.training.optim import make_optimizers
-from mlpconv.training.step import Outcome, Pipeline, autocast, train_step
+from mlpconv.training.step import BatchLoader, Outcome, autocast, train_step
 
 K = 7
 
@@ -173,10 +173,10 @@ def images_of(n: int = 23, size: tuple[int, int] = (8, 8)) -> Split:
 
 def pipeline(
     recipe: Recipe, names: Sequence[str] = ("standardize",), split: Split | None = None, steps: int = 12
-) -> Pipeline:
+) -> BatchLoader:
     split = split or images_of()
     chain = Preprocessing.create(names, 3, split.images.shape[2:]).fit(split.images)
-    return Pipeline(split, chain, recipe, Order(len(split), recipe.batch_size, recipe.seed), steps)
+    return BatchLoader(split, chain, recipe, Sampler(len(split), recipe.batch_size, recipe.seed), steps)
 
 
 def test_images_and_labels_stay_together():
@@ -200,9 +200,9 @@ EVERYTHING = {"batch_size": 5, "crop": 2, "flip": "alternate", "cutout": 3, "siz
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_give_the_same_bits(names: tuple[str, ...], left_out: tuple[str, ...], workers: int):
     recipe = Recipe(**{key: value for key, value in EVERYTHING.items() if key not in left_out})
-    alone = list(ahead(pipeline(recipe, names), 0, 12, 0))
-    helped = list(ahead(pipeline(recipe, names), 0, 12, workers))
-    late = list(ahead(pipeline(recipe, names), 7, 12, workers))
+    alone = list(prefetch(pipeline(recipe, names), 0, 12, 0))
+    helped = list(prefetch(pipeline(recipe, names), 0, 12, workers))
+    late = list(prefetch(pipeline(recipe, names), 7, 12, workers))
     for first, second in zip([*alone, *alone[7:]], [*helped, *late], strict=True):
         assert torch.equal(first.images, second.images)
         assert torch.equal(first.labels, second.labels)

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
-from mlpconv.fields.call import Call
-from mlpconv.fields.rules import makes_anew, rule_of
+from mlpconv.receptive_field.call import Call
+from mlpconv.receptive_field.rules import makes_anew, rule_of
 
 __all__ = ["KINDS", "Cost", "cost_of", "size_in_bytes"]
 

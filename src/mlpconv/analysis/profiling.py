@@ -12,7 +12,7 @@ from mlpconv.analysis.cost import KINDS
 from mlpconv.analysis.result import AxisField, Profile, Row, Totals, axis_field
 from mlpconv.analysis.trace import Step, Trace, trace
 from mlpconv.errors import UsageError
-from mlpconv.fields.field import Field
+from mlpconv.receptive_field.field import Field
 
 __all__ = ["profile"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mlpconv.errors import UsageError, did_you_mean
-from mlpconv.fields.field import FIRST, LAST, Axis
+from mlpconv.receptive_field.field import FIRST, LAST, Axis
 
 __all__ = ["AxisField", "Profile", "Row", "Totals", "axis_field"]
 

@@ -22,9 +22,9 @@ from torch.utils._pytree import tree_leaves
 from mlpconv.analysis.cost import Cost, cost_of, size_in_bytes
 from mlpconv.analysis.meta import batches_taken, isolated, on_meta, shape_only, uncompiled
 from mlpconv.errors import MlpconvError, UsageError
-from mlpconv.fields.call import Call, bind
-from mlpconv.fields.field import Field
-from mlpconv.fields.following import Follower
+from mlpconv.receptive_field.call import Call, bind
+from mlpconv.receptive_field.field import Field
+from mlpconv.receptive_field.following import Follower
 
 __all__ = ["Step", "Trace", "trace", "without_storage"]
 

@@ -104,7 +104,7 @@ def _row(entry: Published, root: Path) -> dict[str, Any]:
 
 def _here(entry: Published, root: Path) -> list[str]:
     """Which splits can be read now."""
-    from mlpconv.data.named import whereabouts
+    from mlpconv.data.published import whereabouts
     from mlpconv.errors import DataError
 
     if not entry.files:

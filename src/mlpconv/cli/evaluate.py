@@ -12,9 +12,9 @@ from mlpconv.cli.options import Switch
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from mlpconv.bundle import Classifier
     from mlpconv.data import Dataset, Split
     from mlpconv.evaluation import Evaluation
+    from mlpconv.inference import Classifier
 
 __all__ = ["evaluate", "open_as_trained"]
 
@@ -63,10 +63,10 @@ def evaluate(
     json
         Print one JSON object, for machines.
     """
-    from mlpconv import bundle, evaluation
+    from mlpconv import evaluation, inference
     from mlpconv.cli.bar import Bar
 
-    classifier = bundle.load(model)
+    classifier = inference.load(model)
     dataset = open_as_trained(data, data_dir, classifier)
     name, part = _choose(dataset, split)
     part = evaluation.align(part, dataset.classes, classifier)
@@ -86,7 +86,7 @@ def open_as_trained(data: str, data_dir: Path | None, classifier: Classifier) ->
     """
     from mlpconv.data import open_data
     from mlpconv.data.catalog import CATALOG
-    from mlpconv.data.membership import Membership
+    from mlpconv.data.held_out import Membership
     from mlpconv.data.validation import with_validation
 
     recipe = classifier.info.get("recipe")

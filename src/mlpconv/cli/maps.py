@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from mlpconv.bundle import Classifier
+    from mlpconv.inference import Classifier
     from mlpconv.maps import MapResult
 
 __all__ = ["maps"]
@@ -58,7 +58,7 @@ def maps(
     json
         Print one JSON object, for machines; places are in pixels of the file.
     """
-    from mlpconv import bundle
+    from mlpconv import inference
     from mlpconv.cli.paths import find
     from mlpconv.cli.reading import say_left_out
 
@@ -67,7 +67,7 @@ def maps(
     files = found.files
     if out is not None:
         _refuse_overwriting(out, [name for names in _targets(files) for name in names], force)
-    classifier = bundle.load(model)
+    classifier = inference.load(model)
     say_left_out(found)
     rows, sheets = _look_at_all(classifier, files, out, top)
     if json:

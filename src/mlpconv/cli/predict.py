@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from mlpconv.cli.options import Switch, check_from_one
 
 if TYPE_CHECKING:
-    from mlpconv.bundle import Classifier
+    from mlpconv.inference import Classifier
 
 __all__ = ["predict"]
 
@@ -54,7 +54,7 @@ def predict(
     json
         Print a JSON list with one object an image, for machines.
     """
-    from mlpconv import bundle
+    from mlpconv import inference
     from mlpconv.cli.bar import Bar
     from mlpconv.cli.paths import find
     from mlpconv.cli.reading import say_left_out
@@ -62,7 +62,7 @@ def predict(
     check_from_one(top=top, batch_size=batch_size)
     if csv is not None:
         _check_csv(csv, json)
-    classifier = bundle.load(model)
+    classifier = inference.load(model)
     found = find(images, recursive)
     files = found.files
     say_left_out(found)

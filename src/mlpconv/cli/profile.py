@@ -68,7 +68,7 @@ def profile(
     check_can_be_written(html=html, out=out)
     result = _profile_of(model, given, batch)
     if html is not None:
-        from mlpconv.analysis.page import as_page
+        from mlpconv.analysis.html import as_page
 
         write_atomic(html, as_page(result).encode())
     if drawing is not None:
@@ -86,7 +86,7 @@ def _profile_of(model: str, size: tuple[int, int, int] | None, batch: int) -> Pr
     from dataclasses import replace
 
     from mlpconv.analysis import profile as analyse
-    from mlpconv.cli.foreign import is_foreign, open_model
+    from mlpconv.cli.networks import is_foreign, open_model
 
     network, usual = open_model(model, weights=False)
     result = analyse(network, size or usual, batch=batch)

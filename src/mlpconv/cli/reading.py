@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mlpconv.cli.paths import Found
-    from mlpconv.reading import Reading
+    from mlpconv.decode_options import Reading
 
 __all__ = ["finer", "readable", "say_left_out", "say_skipped"]
 
@@ -59,7 +59,7 @@ def finer(whole: np.ndarray, size: tuple[int, int], most: int, reading: Reading 
     from PIL import Image
 
     from mlpconv.data.decode import from_pil
-    from mlpconv.reading import Reading
+    from mlpconv.decode_options import Reading
 
     channels, rows, columns = whole.shape
     height, width = size

@@ -8,27 +8,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from mlpconv.cli.bottleneck import Bottleneck
+from mlpconv.cli.factorize import FactorizeOptions
 from mlpconv.cli.options import Switch, check_can_be_written, image_size
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from mlpconv.bundle import Classifier
+    from mlpconv.inference import Classifier
     from mlpconv.surgery import Surgery
 
 __all__ = ["surgery"]
 
-OPERATIONS = ("bottleneck", "convolutionalize", "deepen", "fold", "pool_head")
-OURS = ("bottleneck", "deepen", "fold")
+OPERATIONS = ("factorize", "convolutionalize", "deepen", "fold", "pool_head")
+OURS = ("factorize", "deepen", "fold")
 """Those that make one of our networks of one of our networks, so that a model file can hold it."""
 OWNERS = {
-    "--where": ("deepen", "bottleneck"),
+    "--where": ("deepen", "factorize"),
     "--init": ("deepen",),
     "--input": ("convolutionalize", "deepen", "fold", "pool_head"),
     "--output": ("convolutionalize", "pool_head"),
 }
-"""The operations that an option is for, where it is not for bottleneck alone."""
+"""The operations that an option is for, where it is not for factorize alone."""
 MOST_IMAGES = 64
 
 
@@ -43,7 +43,7 @@ def surgery(
     where: tuple[str, ...] = (),
     init: str | None = None,
     output: str | None = None,
-    slim: Bottleneck | None = None,
+    slim: FactorizeOptions | None = None,
     out: Path | None = None,
     json: Switch = False,
 ) -> None:
@@ -51,25 +51,25 @@ def surgery(
 
     convolutionalize: fully connected heads become convolutions, and larger images give maps of logits. pool_head: pool
     and linear layer become 1x1 and pool, which gives exact category maps. fold: batch norms become a part of
-    convolutions. deepen: one more 1x1 at --where, ready for training. bottleneck: another, cheaper network of lower
+    convolutions. deepen: one more 1x1 at --where, ready for training. factorize: another, cheaper network of lower
     ranks, and how much worse it is.
 
     Parameters
     ----------
     operation
-        bottleneck, convolutionalize, deepen, fold or pool_head.
+        factorize, convolutionalize, deepen, fold or pool_head.
     model
         A model file, a run folder, an architecture such as nin_cifar10, or another library's: torchvision:resnet50,
-        timm:convnext_tiny (with random weights). For bottleneck a model file, a run folder or shipped weights.
+        timm:convnext_tiny (with random weights). For factorize a model file, a run folder or shipped weights.
     data
-        For bottleneck: digits, mnist, cifar10 or another named data set, or a folder, as for `mlpconv evaluate`.
+        For factorize: digits, mnist, cifar10 or another named data set, or a folder, as for `mlpconv evaluate`.
     input
         Channels, rows and columns of an image, as in 3x32x32; the model's own size if not given.
     images
-        Image files or folders to compare on, beside random images; the first 64. For model files. For bottleneck:
+        Image files or folders to compare on, beside random images; the first 64. For model files. For factorize:
         in the place of DATA, without labels.
     where
-        Modules behind which `deepen` adds a 1x1, such as blocks.0; layers that `bottleneck` may change (all, if not
+        Modules behind which `deepen` adds a 1x1, such as blocks.0; layers that `factorize` may change (all, if not
         given), such as blocks.1.convs.0. May be given several times.
     init
         How `deepen` starts its 1x1: identity (the default) or he.
@@ -77,16 +77,16 @@ def surgery(
         The logits of a network that returns several tensors, for `convolutionalize` and `pool_head`: a key, a name or
         a place, such as logits or 1. Without it they are inferred, and the report names them.
     out
-        Write the new network to this model file; for `bottleneck`, `fold` and `deepen` of model files.
+        Write the new network to this model file; for `factorize`, `fold` and `deepen` of model files.
     json
         Print the report as one JSON object, for machines.
     """
     size = image_size(input) if input is not None else None
-    asked = slim or Bottleneck()
+    asked = slim or FactorizeOptions()
     own = {"--input": input, "DATA": data, "--where": where, "--init": init, "--output": output}
     given = own | dict.fromkeys(asked.given(), True)
     _check(operation, [name for name, value in given.items() if value])
-    if operation == "bottleneck":
+    if operation == "factorize":
         _slim(model, asked, data, images, where, out, json=json)
     else:
         options = _options(where, init, output)
@@ -95,7 +95,7 @@ def surgery(
 
 def _slim(
     model: str,
-    asked: Bottleneck,
+    asked: FactorizeOptions,
     data: str | None,
     images: tuple[str, ...],
     where: tuple[str, ...],
@@ -103,12 +103,12 @@ def _slim(
     *,
     json: bool,
 ) -> None:
-    """`bottleneck`, which needs trained weights and images."""
-    from mlpconv.cli.bottleneck import bottlenecked, describe, slimmable
+    """`factorize`, which needs trained weights and images."""
+    from mlpconv.cli.factorize import describe, factorized, slimmable
     from mlpconv.files import json_bytes
 
     classifier = slimmable(model, asked, data, images, out)
-    result, about = bottlenecked(classifier, asked, data, images, where)
+    result, about = factorized(classifier, asked, data, images, where)
     if out is not None:
         _save(result, classifier, out)
     if json:
@@ -128,7 +128,7 @@ def _rewrite(
     json: bool,
 ) -> None:
     """An operation after which the network computes the same."""
-    from mlpconv.cli.foreign import open_parts
+    from mlpconv.cli.networks import open_parts
     from mlpconv.files import json_bytes
 
     if out is not None:
@@ -157,7 +157,7 @@ def _check(operation: str, given: list[str]) -> None:
     if operation == "deepen" and "--where" not in given:
         raise UsageError("deepen needs --where: the module behind which the 1x1 stands, such as blocks.0.")
     for name in given:
-        owners = OWNERS.get(name, ("bottleneck",))
+        owners = OWNERS.get(name, ("factorize",))
         if operation not in owners:
             raise UsageError(f"{name} belongs to {' and '.join(owners)}; {operation} has no such option.")
 
@@ -216,7 +216,7 @@ def _operate(
 
 def _save(result: Surgery, classifier: Classifier, out: Path) -> None:
     """A model file with the classes and the preprocessing of the old one, and what was done in its info."""
-    from mlpconv import bundle
+    from mlpconv import modelfile
     from mlpconv.models.base import Network
 
     if not isinstance(result.model, Network):
@@ -227,7 +227,7 @@ def _save(result: Surgery, classifier: Classifier, out: Path) -> None:
         done["details"] = {key: value for key, value in report["details"].items() if key != "curve"}
     info = classifier.info | {"surgery": [*classifier.info.get("surgery", ()), done]}
     info.pop("versions", None)  # those of this writing are put there
-    bundle.save(
+    modelfile.save(
         out,
         result.model,
         classifier.preprocessing,

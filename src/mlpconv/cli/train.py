@@ -15,7 +15,7 @@ from mlpconv.errors import UsageError
 from mlpconv.text import Wording, worded
 
 if TYPE_CHECKING:
-    from mlpconv.run import Run
+    from mlpconv.fitting import Run
 
 __all__ = ["train"]
 
@@ -70,8 +70,8 @@ def train(
     json
         Print one JSON object an epoch, and one at the end, for machines.
     """
-    from mlpconv.cli.progress import watch
-    from mlpconv.run import fit
+    from mlpconv.cli.training_output import watch
+    from mlpconv.fitting import fit
 
     settings = gathered(set_, epochs=epochs, precision=precision, device=device, on_collapse=on_collapse)
     with worded(CommandLine(data, data_dir)):

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from mlpconv.data.dataset import Dataset, Split, holdout, make_dataset
-from mlpconv.data.opening import open_data
+from mlpconv.data.openers import open_data
 
 __all__ = ["Dataset", "Split", "holdout", "make_dataset", "open_data"]

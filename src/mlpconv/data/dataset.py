@@ -9,10 +9,10 @@ from typing import Literal
 
 import numpy as np
 
-from mlpconv.data.membership import Membership
+from mlpconv.data.held_out import Membership
 from mlpconv.data.storage import allocate
+from mlpconv.decode_options import USUAL, Reading
 from mlpconv.errors import DataError, MissingSplit, UsageError
-from mlpconv.reading import USUAL, Reading
 from mlpconv.text import printable
 
 __all__ = ["SPLITS", "Dataset", "Split", "holdout", "make_dataset", "select", "shuffled", "stratified"]

@@ -23,14 +23,14 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.PpmImagePlugin import PpmImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from mlpconv.data.channels import channels_of
-from mlpconv.data.depth import eight_bits, has_sixteen_bits, largest, lifted
-from mlpconv.data.geometry import fitted
+from mlpconv.data.bit_depth import eight_bits, has_sixteen_bits, largest, lifted
+from mlpconv.data.color import channels_of
 from mlpconv.data.jpeg import MAX_JPEG_PIXELS, reduce, reopened
 from mlpconv.data.orientation import upright
+from mlpconv.data.resize import fitted
 from mlpconv.data.storage import open_regular
+from mlpconv.decode_options import USUAL, Reading
 from mlpconv.errors import DataError, ImageError, MlpconvError, UsageError
-from mlpconv.reading import USUAL, Reading
 
 __all__ = [
     "FORMATS",

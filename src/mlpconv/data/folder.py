@@ -11,15 +11,15 @@ import numpy as np
 
 from mlpconv.data.dataset import Dataset, Split, make_dataset, select
 from mlpconv.data.decode import decode_hashed
-from mlpconv.data.layout import NAMED, few
-from mlpconv.data.marks import copies, mark
-from mlpconv.data.membership import Membership
+from mlpconv.data.duplicates import copies, mark
+from mlpconv.data.held_out import Membership
 from mlpconv.data.scan import Found, scan
+from mlpconv.data.split_folders import NAMED, few
 from mlpconv.data.storage import allocate
 from mlpconv.data.survey import Files, choose_bits, choose_fit, choose_size, in_pieces, note_size, survey
 from mlpconv.data.tree import folders, has_images
+from mlpconv.decode_options import Reading
 from mlpconv.errors import DataError, ImageError
-from mlpconv.reading import Reading
 from mlpconv.text import composed, natural, printable
 
 __all__ = ["open_folder"]

@@ -8,7 +8,7 @@ import struct
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from mlpconv.data.place import file_of, is_open
+from mlpconv.data.reopen import file_of, is_open
 from mlpconv.errors import ImageError
 
 __all__ = ["MAX_JPEG_PIXELS", "reduce", "reopened"]

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mlpconv.data.layout import NAMED, class_folders, find_splits
+from mlpconv.data.split_folders import NAMED, class_folders, find_splits
 from mlpconv.data.tree import EXTENSIONS, entries, is_image, is_ours, kind
 from mlpconv.text import composed, printable
 

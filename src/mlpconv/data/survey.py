@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from mlpconv.data.bit_depth import depth_for
 from mlpconv.data.decode import Header, header, largest_value
-from mlpconv.data.depth import depth_for
-from mlpconv.data.marks import Mark
+from mlpconv.data.duplicates import Mark
+from mlpconv.decode_options import DEPTHS
 from mlpconv.errors import ImageError
-from mlpconv.reading import DEPTHS
 
 __all__ = ["Files", "choose_bits", "choose_fit", "choose_size", "in_pieces", "note_size", "survey"]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mlpconv.errors import UsageError
 from mlpconv.layers import MLPConv
-from mlpconv.models.lowrank import parts_of
+from mlpconv.models.ranks import parts_of
 
 __all__ = ["Config", "Network"]
 

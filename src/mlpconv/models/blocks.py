@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from mlpconv.errors import UsageError
 from mlpconv.layers import ACTIVATIONS, activation_pieces, convolved_size, pooled_size
-from mlpconv.models.checks import LIMITS, choice, flag, known_keys, large_enough, rate, sequence, too_big, whole
 from mlpconv.models.initialise import INITS
-from mlpconv.models.lowrank import Ranks, parameters_of
+from mlpconv.models.ranks import Ranks, parameters_of
+from mlpconv.models.validate import LIMITS, choice, flag, known_keys, large_enough, rate, sequence, too_big, whole
 
 __all__ = ["HEADS", "STD", "Block", "NINConfig", "widened"]
 

@@ -19,7 +19,7 @@ from mlpconv.models.base import Network
 from mlpconv.models.blocks import NINConfig
 from mlpconv.models.googlenet import GoogLeNet
 from mlpconv.models.googlenet_config import GoogLeNetConfig
-from mlpconv.models.lowrank import parts_of
+from mlpconv.models.ranks import parts_of
 
 __all__ = ["fold_norm", "norm_scale_and_shift"]
 

@@ -9,7 +9,8 @@ from typing import Any
 from mlpconv.errors import UsageError
 from mlpconv.layers import ACTIVATIONS, Norm, activation_pieces, convolved_size, pooled_size
 from mlpconv.models.blocks import HEADS, widened
-from mlpconv.models.checks import (
+from mlpconv.models.initialise import INITS
+from mlpconv.models.validate import (
     LIMITS,
     choice,
     flag,
@@ -21,7 +22,6 @@ from mlpconv.models.checks import (
     too_big,
     whole,
 )
-from mlpconv.models.initialise import INITS
 
 __all__ = ["AUX_AFTER", "INCEPTION", "MIN_SIZE", "POOL_BEFORE", "STEM", "GoogLeNetConfig", "aux_size", "map_size"]
 

@@ -17,7 +17,7 @@ from mlpconv.models.base import Network
 from mlpconv.models.blocks import STD, Block, NINConfig
 from mlpconv.models.dropout import Dropout
 from mlpconv.models.initialise import start_convs, start_linear
-from mlpconv.models.lowrank import low_rank, parts_of
+from mlpconv.models.ranks import low_rank, parts_of
 
 __all__ = ["NETWORKS", "NIN"]
 

@@ -10,9 +10,9 @@ from mlpconv.errors import UsageError, did_you_mean
 from mlpconv.models import googlenet, linear, nin
 from mlpconv.models.base import Network
 from mlpconv.models.blocks import NINConfig, widened
-from mlpconv.models.checks import LIMITS, choice, multiplier, sides, whole
 from mlpconv.models.googlenet import GoogLeNet, GoogLeNetConfig
 from mlpconv.models.nin import NIN
+from mlpconv.models.validate import LIMITS, choice, multiplier, sides, whole
 
 __all__ = ["FAMILY_OPTIONS", "build", "create_model", "list_models"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from mlpconv.plots.confusion import confusion as confusion
 from mlpconv.plots.confusion import mistakes as mistakes
 from mlpconv.plots.curves import curves as curves
-from mlpconv.plots.fields import receptive_field as receptive_field
 from mlpconv.plots.filters import filters as filters
 from mlpconv.plots.maps import map_sheet as map_sheet
 from mlpconv.plots.maps import overlay as overlay
+from mlpconv.plots.receptive_field import receptive_field as receptive_field
 from mlpconv.plots.style import save_figure as save_figure
 from mlpconv.plots.tradeoff import tradeoff as tradeoff
 

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from mlpconv.grid import Axis, Grid
 from mlpconv.maps import MapResult, Sighting
 from mlpconv.plots.style import INK, QUIET, bare, faded, new_figure, picture, share, short, styled
+from mlpconv.receptive_field.map_grid import Axis, Grid
 
 __all__ = ["map_sheet", "overlay", "spread"]
 

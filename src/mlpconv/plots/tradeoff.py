@@ -22,7 +22,7 @@ CLEAR = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8}
 
 @styled
 def tradeoff(report: Mapping[str, Any]) -> Figure:
-    """The curve of a `bottleneck` report's to_dict(): error (%) against the share of the multiply-adds that is left.
+    """The curve of a `factorize` report's to_dict(): error (%) against the share of the multiply-adds that is left.
 
     The classification error where it was measured, else the share of the outputs' variance that is lost. The dot is the
     network that was made. Raises UsageError for a report without a curve.
@@ -30,7 +30,7 @@ def tradeoff(report: Mapping[str, Any]) -> Figure:
     details = report.get("details", {})
     points = details.get("curve") or []
     if not points:
-        raise UsageError("The report has no curve: call bottleneck with curve=True, and leave it room to cut.")
+        raise UsageError("The report has no curve: call factorize with curve=True, and leave it room to cut.")
     kind = "classes" if "classes" in details["error"]["after"] else "output"
     figure = new_figure(6.4, 4.2)
     axes = figure.add_subplot()

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mlpconv.decode_options import USUAL, Reading
 from mlpconv.errors import UsageError, did_you_mean
 from mlpconv.preprocessing.steps import STEPS, Step
-from mlpconv.reading import USUAL, Reading
 
 __all__ = ["Preprocessing"]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from mlpconv.errors import RunFolderError
 from mlpconv.files import write_atomic
-from mlpconv.report.folder import read_run
 from mlpconv.report.page import document
+from mlpconv.report.run_contents import read_run
 from mlpconv.report.sections import headline, sections
 
 __all__ = ["write_report"]

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlpconv.data.catalog import CATALOG
-from mlpconv.report.folder import RunParts, number
 from mlpconv.report.page import Html, element, figure, section, table
+from mlpconv.report.run_contents import RunParts, number
 from mlpconv.training.recipe import Recipe
 
 __all__ = ["headline", "sections"]

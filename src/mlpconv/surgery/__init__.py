@@ -6,11 +6,11 @@ and a `report`. What cannot be done is refused with a SurgeryError that says why
 
 from __future__ import annotations
 
-from mlpconv.surgery.bottleneck import bottleneck
 from mlpconv.surgery.convolutionalize import convolutionalize
 from mlpconv.surgery.deepen import deepen
+from mlpconv.surgery.factorize import factorize
 from mlpconv.surgery.fold import fold
 from mlpconv.surgery.pool_head import pool_head
-from mlpconv.surgery.result import Report, Surgery
+from mlpconv.surgery.report import Report, Surgery
 
-__all__ = ["Report", "Surgery", "bottleneck", "convolutionalize", "deepen", "fold", "pool_head"]
+__all__ = ["Report", "Surgery", "factorize", "convolutionalize", "deepen", "fold", "pool_head"]

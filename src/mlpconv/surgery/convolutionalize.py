@@ -13,15 +13,15 @@ from torch import Tensor, fx, nn
 
 from mlpconv.analysis import profile
 from mlpconv.errors import SurgeryError
-from mlpconv.surgery.checks import copied
-from mlpconv.surgery.dense import Rewriter
-from mlpconv.surgery.layout import Layout, of_maps
-from mlpconv.surgery.operate import operate
-from mlpconv.surgery.pools import Pool, averages, pool_of
-from mlpconv.surgery.proof import prove
-from mlpconv.surgery.result import Surgery, report_on
-from mlpconv.surgery.sliding import Maps, slide
-from mlpconv.surgery.spelling import describe
+from mlpconv.surgery.heads.crops import Maps, slide
+from mlpconv.surgery.heads.layout import Layout, of_maps
+from mlpconv.surgery.heads.pools import Pool, averages, pool_of
+from mlpconv.surgery.heads.rewrite import operate
+from mlpconv.surgery.heads.rewriter import Rewriter
+from mlpconv.surgery.proof.accept import copied
+from mlpconv.surgery.proof.prove import prove
+from mlpconv.surgery.report import Surgery, report_on
+from mlpconv.surgery.tracing.ops import describe
 
 __all__ = ["convolutionalize"]
 

@@ -17,16 +17,16 @@ from torch import Tensor, fx, nn
 from mlpconv.errors import SurgeryError, UsageError, did_you_mean
 from mlpconv.layers import Maxout
 from mlpconv.models import NIN
-from mlpconv.surgery.channels import channel_dim
-from mlpconv.surgery.checks import accepted, check_shape, copied
-from mlpconv.surgery.comparison import compare, in_float64, quiet
-from mlpconv.surgery.graph import dtype_of, module_of, open_all, replace_module, shape_of, trace
 from mlpconv.surgery.insertion import ACTIVATIONS, Insert, appended, leaves_alone
 from mlpconv.surgery.own import check_deeper, deeper_nin, nin_block, own_shape
-from mlpconv.surgery.proof import prove
-from mlpconv.surgery.ranges import ANY, Range, range_of
-from mlpconv.surgery.result import Surgery, report_on
-from mlpconv.surgery.symbols import IN_PLACE
+from mlpconv.surgery.proof.accept import accepted, check_shape, copied
+from mlpconv.surgery.proof.compare import compare, in_float64, quiet
+from mlpconv.surgery.proof.prove import prove
+from mlpconv.surgery.report import Surgery, report_on
+from mlpconv.surgery.tracing.channel_dim import channel_dim
+from mlpconv.surgery.tracing.graph import dtype_of, module_of, open_all, replace_module, shape_of, trace
+from mlpconv.surgery.tracing.proxy import IN_PLACE
+from mlpconv.surgery.tracing.ranges import ANY, Range, range_of
 
 __all__ = ["deepen"]
 

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from mlpconv.models import Network
-from mlpconv.surgery.checks import accepted, check_shape, copied
-from mlpconv.surgery.comparison import Proof, in_float64, random_images
-from mlpconv.surgery.fold_rules import Folding
-from mlpconv.surgery.graph import replace_module
-from mlpconv.surgery.lookups import looked_into
+from mlpconv.surgery.folding.rules import Folding
 from mlpconv.surgery.own import folded_own, own_shape
-from mlpconv.surgery.proof import prove
-from mlpconv.surgery.result import Surgery, report_on
+from mlpconv.surgery.proof.accept import accepted, check_shape, copied
+from mlpconv.surgery.proof.compare import Proof, in_float64, random_images
+from mlpconv.surgery.proof.prove import prove
+from mlpconv.surgery.proof.replaceable import looked_into
+from mlpconv.surgery.report import Surgery, report_on
+from mlpconv.surgery.tracing.graph import replace_module
 
 __all__ = ["fold"]
 

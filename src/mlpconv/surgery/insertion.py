@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from mlpconv.errors import SurgeryError
 from mlpconv.layers import Maxout
-from mlpconv.surgery.linear_maps import unfilled
-from mlpconv.surgery.ranges import Range
+from mlpconv.surgery.folding.linear_maps import unfilled
+from mlpconv.surgery.tracing.ranges import Range
 
 __all__ = ["ACTIVATIONS", "Insert", "appended", "leaves_alone"]
 

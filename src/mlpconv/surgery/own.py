@@ -15,10 +15,10 @@ from mlpconv.layers import MLPConv
 from mlpconv.models import NIN, Network
 from mlpconv.models.blocks import STD, NINConfig
 from mlpconv.models.folding import fold_norm
-from mlpconv.models.lowrank import Ranks, parts_of
-from mlpconv.surgery.checks import check_shape
-from mlpconv.surgery.graph import replace_module
+from mlpconv.models.ranks import Ranks, parts_of
 from mlpconv.surgery.insertion import Insert
+from mlpconv.surgery.proof.accept import check_shape
+from mlpconv.surgery.tracing.graph import replace_module
 
 __all__ = ["check_deeper", "deeper_nin", "folded_own", "kept_own", "nin_block", "own_shape", "slimmed_own"]
 

@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from mlpconv.errors import SurgeryError
-from mlpconv.surgery.after_pool import AfterPool
-from mlpconv.surgery.graph import module_of, shape_of
-from mlpconv.surgery.layout import Layout
-from mlpconv.surgery.operate import operate
-from mlpconv.surgery.pools import REDUCTIONS, Pool, pool_of, times_cells, windows_of
-from mlpconv.surgery.proof import prove
-from mlpconv.surgery.result import Surgery, report_on
-from mlpconv.surgery.spelling import ARITHMETIC, argument, describe, kind_of, spelled
+from mlpconv.surgery.heads.after_pool import AfterPool
+from mlpconv.surgery.heads.layout import Layout
+from mlpconv.surgery.heads.pools import REDUCTIONS, Pool, pool_of, times_cells, windows_of
+from mlpconv.surgery.heads.rewrite import operate
+from mlpconv.surgery.proof.prove import prove
+from mlpconv.surgery.report import Surgery, report_on
+from mlpconv.surgery.tracing.graph import module_of, shape_of
+from mlpconv.surgery.tracing.ops import ARITHMETIC, argument, describe, kind_of, spelled
 
 __all__ = ["pool_head"]
 

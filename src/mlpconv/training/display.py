@@ -49,11 +49,11 @@ class Logged(Progress):
 def usual_progress(bar: bool) -> Progress:
     """Return what suits the place: a bar in a notebook or on a terminal, unless unwanted; notes are logged anyway."""
     if bar and in_notebook():
-        from mlpconv.training.bars import NotebookBar
+        from mlpconv.training.progress_bars import NotebookBar
 
         return Logged(NotebookBar())
     if bar and sys.stderr is not None and sys.stderr.isatty():
-        from mlpconv.training.bars import TerminalBar
+        from mlpconv.training.progress_bars import TerminalBar
 
         return Logged(TerminalBar(stderr=True))
     return Logged()

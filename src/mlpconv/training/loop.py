@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mlpconv.data import Split
-from mlpconv.data.batches import Batch, ahead
+from mlpconv.data.sampler import Batch, prefetch
 from mlpconv.errors import Interrupted, NonFiniteError
 from mlpconv.models.base import Network
 from mlpconv.text import option, resume_hint
@@ -23,7 +23,7 @@ from mlpconv.training.progress import Progress, Row
 from mlpconv.training.recipe import Recipe
 from mlpconv.training.schedule import lr_factor
 from mlpconv.training.state import State
-from mlpconv.training.step import Outcome, Pipeline, autocast, train_step
+from mlpconv.training.step import BatchLoader, Outcome, autocast, train_step
 from mlpconv.training.stop import StopRequest
 
 __all__ = ["Trainer"]
@@ -41,7 +41,7 @@ class Trainer:
     def __init__(
         self,
         state: State,
-        pipeline: Pipeline,
+        pipeline: BatchLoader,
         validation: Split | None,
         recipe: Recipe,
         folder: Path,
@@ -69,7 +69,7 @@ class Trainer:
         try:
             with self.stop:
                 self.catch_up()
-                for batch in ahead(self.pipeline, state.step, self.steps, self.recipe.workers):
+                for batch in prefetch(self.pipeline, state.step, self.steps, self.recipe.workers):
                     self.advance(batch)
                     self.save_where_due()
                     self.stop_where_asked()

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mlpconv.data.batches import Order
+from mlpconv.data.sampler import Sampler
 from mlpconv.errors import UsageError
 from mlpconv.text import option
 from mlpconv.training.recipe import MOST_EPOCHS, Recipe
@@ -31,7 +31,7 @@ def planned(recipe: Recipe, images: int, channels: int) -> Recipe:
 
     Raises UsageError where so few images would need more epochs than a run may have.
     """
-    per_epoch = Order(images, recipe.batch_size, recipe.seed).steps_per_epoch
+    per_epoch = Sampler(images, recipe.batch_size, recipe.seed).steps_per_epoch
     flip = recipe.flip
     if flip == "auto":
         flip = "random" if channels == 3 else "none"  # grey images are as often signs, digits and letters
@@ -46,7 +46,7 @@ def planned(recipe: Recipe, images: int, channels: int) -> Recipe:
 
 def remarks(asked: Recipe, plan: Recipe, images: int, least: int = 0) -> Iterator[str]:
     """What may surprise in the plan that a recipe came to; `least` is the min_steps that a person's epochs replaced."""
-    per_epoch = Order(images, plan.batch_size, plan.seed).steps_per_epoch
+    per_epoch = Sampler(images, plan.batch_size, plan.seed).steps_per_epoch
     steps = plan.epochs * per_epoch
     if plan.epochs > MANY * asked.epochs:
         yield (

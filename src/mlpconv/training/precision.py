@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mlpconv.data.batches import Batch
+from mlpconv.data.sampler import Batch
 from mlpconv.data.storage import cache_folder, open_regular
 from mlpconv.errors import DataError
 from mlpconv.files import fsync_folder, json_bytes, write_synced

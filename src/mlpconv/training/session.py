@@ -7,26 +7,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from mlpconv import bundle
+from mlpconv import modelfile
 from mlpconv.data import Dataset
 from mlpconv.data.augment import generator
-from mlpconv.data.batches import Order
+from mlpconv.data.sampler import Sampler
 from mlpconv.errors import CheckpointError, RunFolderError
 from mlpconv.models.base import Network
 from mlpconv.preprocessing import Preprocessing
 from mlpconv.text import resume_hint
 from mlpconv.training import checkpoint
 from mlpconv.training.environment import describe, differences
-from mlpconv.training.folder import RunFolder, refuse_content
-from mlpconv.training.initialise import whiten
 from mlpconv.training.loop import Trainer
 from mlpconv.training.memory import keep_freed_memory
 from mlpconv.training.optim import make_optimizers
 from mlpconv.training.precision import choose_precision
 from mlpconv.training.progress import Progress, Row
 from mlpconv.training.recipe import Recipe
+from mlpconv.training.run_folder import RunFolder, refuse_content
 from mlpconv.training.state import State, averaged_model
-from mlpconv.training.step import Pipeline
+from mlpconv.training.step import BatchLoader
+from mlpconv.training.whitening import whiten
 
 __all__ = ["begin", "train"]
 
@@ -53,8 +53,8 @@ def train(
         folder.write_json("data.json", facts(dataset))
         folder.write_json("recipe.json", recipe.to_dict())  # last: with it there is a run to go on with
     split = dataset.split("train")
-    order = Order(len(split), recipe.batch_size, recipe.seed)
-    pipeline = Pipeline(split, preprocessing, recipe, order, recipe.epochs * order.steps_per_epoch, device)
+    order = Sampler(len(split), recipe.batch_size, recipe.seed)
+    pipeline = BatchLoader(split, preprocessing, recipe, order, recipe.epochs * order.steps_per_epoch, device)
     precision = recorded(folder, progress) if resume else None
     state = begin(model, pipeline, recipe, found, progress, precision)
     if found is None and precision is None:
@@ -65,7 +65,9 @@ def train(
         size = (dataset.channels, *dataset.size)
         facts_of_it = info | {"metrics": row}
         try:
-            bundle.save(folder.model, best, preprocessing, classes=dataset.classes, input_size=size, info=facts_of_it)
+            modelfile.save(
+                folder.model, best, preprocessing, classes=dataset.classes, input_size=size, info=facts_of_it
+            )
         except OSError as error:
             raise RunFolderError(
                 f"{folder.model} cannot be written ({error.strerror}): make room. {resume_hint(folder.path)}"
@@ -105,7 +107,7 @@ def recorded(folder: RunFolder, progress: Progress) -> str | None:
 
 def begin(
     model: Network,
-    pipeline: Pipeline,
+    pipeline: BatchLoader,
     recipe: Recipe,
     found: checkpoint.Checkpoint | None,
     progress: Progress,

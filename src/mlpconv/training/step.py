@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from mlpconv.data import Split
 from mlpconv.data.augment import Augmentation, augment, generator, mixup, resize
-from mlpconv.data.batches import Batch, Order
+from mlpconv.data.sampler import Batch, Sampler
 from mlpconv.models.base import Network
 from mlpconv.models.googlenet import GoogLeNet
 from mlpconv.preprocessing import Preprocessing
@@ -20,7 +20,7 @@ from mlpconv.training.optim import Optimizers
 from mlpconv.training.recipe import Recipe
 from mlpconv.training.seeding import seed_torch
 
-__all__ = ["Outcome", "Pipeline", "autocast", "train_step"]
+__all__ = ["Outcome", "BatchLoader", "autocast", "train_step"]
 
 CPU = torch.device("cpu")
 
@@ -34,7 +34,7 @@ class Outcome:
     logits: Tensor
 
 
-class Pipeline:
+class BatchLoader:
     """Makes the batch of any step: pixels, preprocessing, augmentation, size."""
 
     def __init__(
@@ -42,7 +42,7 @@ class Pipeline:
         split: Split,
         preprocessing: Preprocessing,
         recipe: Recipe,
-        order: Order,
+        order: Sampler,
         steps: int,
         device: torch.device = CPU,
     ) -> None:

@@ -1,0 +1,113 @@
+"""What lies in a run folder, read for the report: each part may be missing, and none is trusted."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlpconv import inference
+from mlpconv.errors import MlpconvError
+from mlpconv.inference import Classifier
+
+__all__ = ["FIGURES", "RunParts", "number", "read_run"]
+
+FIGURES = ("curves", "confusion", "mistakes", "maps", "filters")
+MOST_BYTES = 32 << 20
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """The parts of a run; empty where there is none."""
+
+    path: Path
+    recipe: Mapping[str, Any]
+    data: Mapping[str, Any]
+    evaluation: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    history: tuple[Mapping[str, str], ...]
+    figures: Mapping[str, bytes]
+    classifier: Classifier | None
+
+    @property
+    def model_name(self) -> str | None:
+        """The network's name, from the model file, else from the recipe."""
+        if self.classifier is not None:
+            return self.classifier.model.config.name
+        name = self.recipe.get("model")
+        return name if isinstance(name, str) and name != "auto" else None
+
+    @property
+    def title(self) -> str:
+        """What the run is about, in a few words."""
+        data = self.data.get("name")
+        if self.model_name and data:
+            return f"{self.model_name} on {data}"
+        return str(self.model_name or data or self.path.resolve().name)
+
+
+def read_run(folder: Path) -> RunParts:
+    """The parts of a run folder that are there and whole."""
+    figures = {name: _bytes(folder / "figures" / f"{name}.png") for name in FIGURES}
+    return RunParts(
+        folder,
+        _mapping(folder / "recipe.json"),
+        _mapping(folder / "data.json"),
+        _mapping(folder / "evaluation.json"),
+        _mapping(folder / "environment.json"),
+        _history(folder / "metrics.csv"),
+        {name: content for name, content in figures.items() if content.startswith(PNG)},
+        _classifier(folder / "model.safetensors"),
+    )
+
+
+def number(mapping: Mapping[str, Any], key: str) -> float | None:
+    """A finite number of a mapping, also one that a CSV file gives as text; None where there is none."""
+    value = mapping.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        parsed = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return parsed if math.isfinite(parsed) else None
+
+
+def _bytes(path: Path) -> bytes:
+    """A regular file of bounded length; empty where it cannot be had."""
+    try:
+        if path.is_file() and path.stat().st_size <= MOST_BYTES:
+            return path.read_bytes()
+    except OSError:
+        return b""
+    return b""
+
+
+def _mapping(path: Path) -> Mapping[str, Any]:
+    try:
+        value = json.loads(_bytes(path))
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _history(path: Path) -> tuple[Mapping[str, str], ...]:
+    try:
+        return tuple(csv.DictReader(io.StringIO(_bytes(path).decode("utf-8", "replace"))))
+    except csv.Error:
+        return ()
+
+
+def _classifier(path: Path) -> Classifier | None:
+    if not path.is_file():
+        return None
+    try:
+        return inference.load(path)
+    except (MlpconvError, OSError):
+        return None

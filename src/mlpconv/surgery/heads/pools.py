@@ -1,0 +1,151 @@
+"""What a pool of the head does: which windows of its maps, and how it makes one number of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from mlpconv.errors import SurgeryError
+from mlpconv.surgery.heads.layout import Layout
+from mlpconv.surgery.tracing.graph import module_of, shape_of
+from mlpconv.surgery.tracing.ops import MAP, argument, describe, pair, spelled
+
+__all__ = ["REDUCTIONS", "Pool", "averages", "pool_of", "pools_cells", "times_cells", "window_averages", "windows_of"]
+
+REDUCTIONS = {"mean": True, "sum": True, "amax": False, "max": False}
+"""Functions over dimensions, and whether they are averages (or sums), or else maxima."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A pool over maps of h x w cells that leaves `out` cells."""
+
+    mean: bool
+    """Averages or sums, or else maxima."""
+    fixed: bool
+    """Its windows have a size of their own, whatever the size of the maps."""
+    size: tuple[int, int]
+    out: tuple[int, int]
+    index: Tensor
+    """Layout of the result among the C * out elements."""
+    divisor: int | None = None
+    """What the sum of a window is divided by, if it is not the number of its cells."""
+
+    @property
+    def is_global(self) -> bool:
+        """One number of each whole map, however large."""
+        return self.out == (1, 1) and not self.fixed
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether every window is one cell."""
+        return self.out == self.size and not self.fixed and self.divisor in (None, 1)
+
+    @property
+    def even(self) -> tuple[int, int] | None:
+        """The one size of its windows, which lie side by side; None where they are of several sizes or overlap."""
+        if any(size % out for size, out in zip(self.size, self.out, strict=True)):
+            return None
+        return self.size[0] // self.out[0], self.size[1] // self.out[1]
+
+
+def pool_of(node: fx.Node, layout: Layout, root: nn.Module) -> Pool:
+    """What the pool at this node does to maps; SurgeryError for one that works along other dimensions."""
+    name, channels, size = spelled(node, root), layout.size[0], layout.size[1:]
+    shape = (shape_of(node) or ())[1:]
+    if name in REDUCTIONS:
+        return _reduction(node, layout, root)
+    if not layout.plain or layout.index.dim() != MAP - 1:
+        raise SurgeryError(f"{describe(node, root)} does not pool maps (C, H, W).")
+    out = (shape[1], shape[2])
+    index = torch.arange(channels * out[0] * out[1]).reshape(shape)
+    if "adaptive" in name:
+        return Pool("max" not in name, False, size, out, index)
+    module: Any = module_of(node, root)
+    divisor = argument(node, 6, "divisor_override") if module is None else getattr(module, "divisor_override", None)
+    return Pool("max" not in name, not _as_large_as_maps(node, root, size), size, out, index, divisor)
+
+
+def pools_cells(node: fx.Node, layout: Layout, root: nn.Module) -> bool:
+    """Whether a pool works over the cells of maps, and not over their channels."""
+    try:
+        pool_of(node, layout, root)
+    except SurgeryError:
+        return False
+    return True
+
+
+def _reduction(node: fx.Node, layout: Layout, root: nn.Module) -> Pool:
+    """A mean, sum or maximum over rows, columns or both, in whatever dimensions they lie."""
+    _, height, width = layout.size
+    value, name = node.meta["val"], spelled(node, root)
+    dims = argument(node, 1, "dim")
+    dims = argument(node, 1, "axis") if dims is None else dims
+    listed = list(dims) if isinstance(dims, tuple | list) else [dims]
+    refusal = SurgeryError(f"{describe(node, root)} does not pool over the cells of maps (C, H, W).")
+    if not all(isinstance(dim, int) for dim in listed) or 0 in listed or argument(node, 3, "dtype") is not None:
+        raise refusal
+    places = [dim - 1 if dim > 0 else dim + layout.index.dim() for dim in listed]
+    if min(places) < 0:
+        raise refusal
+    groups = layout.index.movedim(places, list(range(-len(places), 0))).flatten(-len(places))
+    channel, row, column = groups // (height * width), groups // width % height, groups % width
+    over = tuple(bool((each.amax(-1) > each.amin(-1)).any()) for each in (channel, row, column))
+    out = (1 if over[1] or height == 1 else height, 1 if over[2] or width == 1 else width)
+    cells = (height // out[0]) * (width // out[1])
+    if over[0] or groups.shape[-1] != cells or len(set(groups.flatten().tolist())) != layout.index.numel():
+        raise refusal
+    first = channel[..., 0] * (out[0] * out[1]) + (row[..., 0] % out[0]) * out[1] + column[..., 0] % out[1]
+    shape = (value if isinstance(value, Tensor) else value[0]).shape[1:]
+    return Pool(REDUCTIONS[name], False, (height, width), out, first.reshape(shape), 1 if name == "sum" else None)
+
+
+def _as_large_as_maps(node: fx.Node, root: nn.Module, size: tuple[int, int]) -> bool:
+    """Whether a window is all of the maps, whatever they are padded with."""
+    module: Any = module_of(node, root)
+    if module is not None:
+        kernel, padding = pair(module.kernel_size), pair(module.padding)
+    else:
+        kernel, padding = pair(argument(node, 1, "kernel_size")), pair(argument(node, 3, "padding") or 0)
+    return kernel == size and padding == (0, 0)
+
+
+def windows_of(node: fx.Node, root: nn.Module) -> tuple[int, int] | None:
+    """The size of a pool's windows, where it is the same for maps of all sizes; None for a pool of whole maps."""
+    if spelled(node, root) in REDUCTIONS or "adaptive" in spelled(node, root):
+        return None
+    module: Any = module_of(node, root)
+    kernel = argument(node, 1, "kernel_size") if module is None else module.kernel_size
+    sides = kernel if isinstance(kernel, tuple | list) else [kernel]
+    return None if any(isinstance(side, fx.Node) for side in sides) else pair(kernel)
+
+
+def times_cells(maps: Tensor, rows: bool, columns: bool) -> Tensor:
+    """Maps times the number of their rows, columns or both, so that their mean is the sum of what they were."""
+    return maps * ((maps.shape[2] if rows else 1) * (maps.shape[3] if columns else 1))
+
+
+def averages(size: tuple[int, int], out: tuple[int, int]) -> Tensor:
+    """(out cells, cells): the weights of adaptive average pooling from h x w cells, in float64."""
+    rows, columns = (_windows(size[axis], out[axis]) for axis in (0, 1))
+    return torch.kron(rows, columns)
+
+
+def window_averages(maps: Tensor, size: tuple[int, int], out: tuple[int, int]) -> Tensor:
+    """Adaptive averages of every window of h x w cells: (N, C, H, W) -> (N, C * out cells, H - h + 1, W - w + 1)."""
+    channels = maps.shape[1]
+    weights = averages(size, out).to(maps).reshape(-1, 1, *size)
+    return F.conv2d(maps, weights.repeat(channels, 1, 1, 1), groups=channels)
+
+
+def _windows(size: int, out: int) -> Tensor:
+    """(out, size): window i reaches from floor(i*size/out) to ceil((i+1)*size/out), as in torch.nn.AdaptiveAvgPool."""
+    weights = torch.zeros((out, size), dtype=torch.float64)
+    for cell in range(out):
+        first, last = cell * size // out, -((-(cell + 1) * size) // out)
+        weights[cell, first:last] = 1 / (last - first)
+    return weights

@@ -1,0 +1,1 @@
+"""Low-rank factorization: candidates, activation statistics, sensitivity, the allocation of ranks, and distillation."""

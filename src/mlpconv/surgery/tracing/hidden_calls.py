@@ -1,0 +1,84 @@
+"""Calls that PyTorch hides from whoever traces a forward pass: functions with a gradient of their own, checkpoints."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch.autograd import Function
+from torch.utils import checkpoint
+from torch.utils._pytree import tree_leaves
+
+from mlpconv.analysis.meta import replaced
+from mlpconv.surgery.tracing.proxy import Symbol
+
+__all__ = ["hidden_calls_recorded"]
+
+GENERATOR = "_checkpoint_without_reentrant_generator"
+
+
+@dataclass(frozen=True)
+class FunctionCall:
+    """The call of an autograd.Function as one step of a graph, with the function's own gradient."""
+
+    function: type[Function]
+
+    @property
+    def __name__(self) -> str:
+        return self.function.__name__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the function returns."""
+        return self.function.apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def hidden_calls_recorded() -> Iterator[None]:
+    """Record an autograd.Function as one step, and what is checkpointed or compiled as the steps that it takes.
+
+    Calls without symbols, those of other threads say, stay as they are.
+    """
+    with ExitStack() as stack:
+        apply = vars(Function)["apply"].__func__
+        stack.enter_context(replaced(Function, "apply", classmethod(_applied(apply))))
+        if hasattr(checkpoint, GENERATOR):
+            plain = _without_checkpoint(getattr(checkpoint, GENERATOR))
+            stack.enter_context(replaced(checkpoint, GENERATOR, plain))
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(sys.modules["torch._dynamo"].config.patch(error_on_nested_fx_trace=False))
+        yield
+
+
+def _symbol(*values: Any) -> Symbol | None:
+    """The first symbol among these values."""
+    return next((leaf for leaf in tree_leaves(values) if issubclass(type(leaf), Symbol)), None)
+
+
+def _applied(apply: Callable[..., Any]) -> Callable[..., Any]:
+    """`Function.apply` that records a call with symbols."""
+
+    def applied(function: type[Function], *args: Any, **kwargs: Any) -> Any:
+        symbol = _symbol(args, kwargs)
+        if symbol is None:
+            return apply(function, *args, **kwargs)
+        if function is checkpoint.CheckpointFunction:
+            inside, _, *inputs = args
+            return inside(*inputs)
+        return symbol.tracer.create_proxy("call_function", FunctionCall(function), args, kwargs)
+
+    return applied
+
+
+def _without_checkpoint(generator: Callable[..., Iterator[None]]) -> Callable[..., Iterator[None]]:
+    """What surrounds a checkpointed call: nothing for symbols."""
+
+    def surrounding(*args: Any, **kwargs: Any) -> Iterator[None]:
+        if _symbol(args, kwargs) is None:
+            yield from generator(*args, **kwargs)
+        else:
+            yield
+
+    return surrounding

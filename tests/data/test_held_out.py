@@ -1,0 +1,88 @@
+"""Which images are held out: by their content alone, every class its share, copies together."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlpconv.data.held_out import Membership
+
+IMAGES = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 3)), min_size=1, max_size=80)  # (content, class)
+
+
+def draw(images: list[tuple[int, int]], fraction: float, seed: int) -> tuple[Membership, list[bytes]]:
+    contents = [f"{content}".encode() for content, _ in images]
+    labels = np.array([label for _, label in images])
+    return Membership.draw(contents, contents, labels, fraction, seed), contents
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=80), st.floats(0.01, 0.99), st.integers(0, 9))
+def test_every_class_gives_its_share(labels: list[int], fraction: float, seed: int) -> None:
+    membership, contents = draw(list(enumerate(labels)), fraction, seed)
+    held = membership.held_out(contents)
+    for label, total in Counter(labels).items():
+        count = int(held[np.array(labels) == label].sum())
+        assert count == min(max(round(total * fraction), 1), total - 1)
+
+
+@given(IMAGES, IMAGES, st.floats(0.01, 0.99), st.integers(0, 9))
+def test_what_was_trained_on_is_never_held_out_later(
+    before: list[tuple[int, int]], after: list[tuple[int, int]], fraction: float, seed: int
+) -> None:
+    """The second list shares contents with the first, in other classes and places."""
+    membership, contents = draw(before, fraction, seed)
+    first = dict(zip(contents, membership.held_out(contents).tolist(), strict=True))
+    stored = Membership.from_dict(json.loads(json.dumps(membership.to_dict())))
+    assert stored == membership
+    later = [f"{content}".encode() for content, _ in after]
+    for content, held in zip(later, membership.held_out(later).tolist(), strict=True):
+        assert held == first.get(content, held)
+
+
+@given(IMAGES, st.floats(0.01, 0.99))
+def test_copies_lie_on_one_side_and_every_class_keeps_an_image(images: list[tuple[int, int]], fraction: float) -> None:
+    membership, contents = draw(images, fraction, 3)
+    held = membership.held_out(contents)
+    assert all(len({bool(h) for h, c in zip(held, contents, strict=True) if c == one}) == 1 for one in contents)
+    for label in {label for _, label in images}:
+        assert not held[np.array([other == label for _, other in images])].all()
+
+
+def test_the_same_pixels_in_other_files_lie_on_one_side() -> None:
+    """Ten pictures, each stored in five ways."""
+    contents = [f"file {i}".encode() for i in range(50)]
+    pixels = [f"picture {i % 10}".encode() for i in range(50)]
+    held = Membership.draw(contents, pixels, np.zeros(50, int), 0.2, 0).held_out(contents)
+    assert held.sum() == 10
+    assert {pixels[i] for i in np.flatnonzero(held)} == {pixels[i] for i in np.flatnonzero(held)[:2]}
+
+
+def test_the_exceptions_that_a_file_carries_are_few() -> None:
+    membership, _ = draw([(i, i % 10) for i in range(50_000)], 0.2, 1)
+    assert len(membership.held) + len(membership.kept) < 1000
+    assert len(json.dumps(membership.to_dict())) < 15_000
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        [],
+        {},
+        {"fraction": 0.2, "seed": 0, "held": "", "kept": "", "more": 1},
+        {"fraction": 2.0, "seed": 0, "held": "", "kept": ""},
+        {"fraction": float("nan"), "seed": 0, "held": "", "kept": ""},
+        {"fraction": 0.2, "seed": True, "held": "", "kept": ""},
+        {"fraction": 0.2, "seed": 0, "held": "12345678901", "kept": ""},
+        {"fraction": 0.2, "seed": 0, "held": "", "kept": "x" * 12},
+        {"fraction": 0.2, "seed": 0, "held": [], "kept": ""},
+    ],
+)
+def test_what_is_no_membership_is_none(value: Any) -> None:
+    assert Membership.from_dict(value) is None

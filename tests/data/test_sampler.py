@@ -1,0 +1,151 @@
+"""From a step's number to its batch: every image once an epoch, and the same sequence with any number of workers."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlpconv.data.sampler import Batch, Sampler, prefetch
+
+
+def numbered(step: int) -> Batch:
+    return Batch(torch.full((1, 1, 1, 1), float(step)), torch.tensor([step]))
+
+
+# --- order
+
+
+@given(
+    length=st.integers(1, 499), batch_size=st.integers(1, 600), seed=st.integers(0, 2**31 - 1), epoch=st.integers(0, 99)
+)
+def test_every_image_comes_once_an_epoch_in_batches_of_almost_one_length(
+    length: int, batch_size: int, seed: int, epoch: int
+):
+    order = Sampler(length, batch_size, seed)
+    steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
+    batches = [order.indices(step) for step in steps]
+    assert sorted(torch.cat(batches).tolist()) == list(range(length))
+    lengths = {len(batch) for batch in batches}
+    assert max(lengths) <= batch_size
+    assert max(lengths) - min(lengths) <= 1
+    assert min(lengths) >= 1
+    assert order.steps_per_epoch == -(-length // batch_size)
+    assert {order.epoch(step) for step in steps} == {epoch}
+
+
+def test_a_step_asked_for_cold_is_the_one_of_the_sequence():
+    length, batch_size, seed = 101, 13, 5
+    sequence = [Sampler(length, batch_size, seed).indices(step) for step in range(41)]
+    for step in (17, 3, 40, 17, 0):
+        torch.rand(3)
+        assert torch.equal(Sampler(length, batch_size, seed).indices(step), sequence[step])
+
+
+def test_each_epoch_and_each_seed_has_an_order_of_its_own():
+    orders = {tuple(Sampler(47, 47, seed).indices(epoch).tolist()) for seed in range(5) for epoch in range(5)}
+    assert len(orders) == 25
+    assert tuple(range(47)) not in orders
+
+
+def test_every_image_comes_to_every_place():
+    places = torch.stack([Sampler(7, 7, 3).indices(epoch) for epoch in range(499)])
+    for image in range(7):
+        counts = (places == image).sum(0)
+        assert counts.min() > 40  # of 71 expected
+        assert counts.max() < 105
+
+
+def test_nobody_can_write_into_the_next_epochs_order():
+    order = Sampler(11, 5, 0)
+    first = [order.indices(step).tolist() for step in range(3)]
+    torch.manual_seed(0)
+    assert [order.indices(step).tolist() for step in range(3)] == first
+
+
+# --- workers
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 4])
+def test_any_number_of_workers_gives_the_same_sequence(workers: int):
+    def slow_at_random(step: int) -> Batch:
+        time.sleep(0.002 * (step * 7919 % 5))
+        return numbered(step)
+
+    assert [int(batch.labels) for batch in prefetch(slow_at_random, 5, 36, workers)] == list(range(5, 36))
+    assert list(prefetch(slow_at_random, 7, 7, workers)) == []
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_batches_are_made_by_other_threads_and_few_ahead(workers: int):
+    made: list[tuple[int, str]] = []
+
+    def noting(step: int) -> Batch:
+        made.append((step, threading.current_thread().name))
+        return numbered(step)
+
+    for batch in prefetch(noting, 0, 29, workers):
+        time.sleep(0.001)
+        assert max(step for step, _ in made) <= int(batch.labels) + workers + 1
+    names = {name for _, name in made}
+    assert threading.current_thread().name not in names
+    assert all(name.startswith("batch") for name in names)
+    assert len(names) <= workers
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 4])
+def test_what_goes_wrong_in_a_worker_arrives_after_the_batches_before_it(workers: int):
+    def failing(step: int) -> Batch:
+        if step == 6:
+            raise OSError("a disk is gone")
+        return numbered(step)
+
+    seen: list[int] = []
+    start = time.perf_counter()
+    with pytest.raises(OSError, match="a disk is gone"):
+        for batch in prefetch(failing, 0, 10**6, workers):
+            seen.append(int(batch.labels))  # noqa: PERF401  (what came before the error is to be kept)
+    assert seen == list(range(6))
+    assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize("workers", [0, 1, 4])
+def test_leaving_early_ends_the_threads(workers: int):
+    before = threading.active_count()
+    batches = prefetch(numbered, 0, 10**6, workers)
+    assert int(next(batches).labels) == 0
+    assert before + min(workers, 1) <= threading.active_count() <= before + workers
+    batches.close()
+    assert threading.active_count() == before
+
+
+def test_leaving_early_does_not_wait_for_what_is_not_begun():
+    asked: list[int] = []
+
+    def slow(step: int) -> Batch:
+        asked.append(step)
+        if step:
+            time.sleep(0.05)
+            raise OSError("nobody wants this batch")
+        return numbered(step)
+
+    batches = prefetch(slow, 0, 10**6, 1)
+    next(batches)
+    batches.close()
+    assert len(asked) <= 2
+
+
+def test_a_worker_flushes_denormals_as_the_trainer_does():
+    """Also where the thread that starts it does not: on Linux a new thread does as that one, elsewhere it does not."""
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor does not flush denormals")
+    torch.set_flush_denormal(False)
+    tiny = torch.tensor([1e-30])
+    made = prefetch(lambda _: Batch((tiny * 1e-10).view(torch.int32), tiny), 0, 3, workers=2)
+    products = [int(batch.images) for batch in made]  # as bits: to read such a number flushes it too
+    assert products == [0] * 3
+    assert int((tiny * 1e-10).view(torch.int32)) != 0

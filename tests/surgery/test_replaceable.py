@@ -1,0 +1,124 @@
+"""What a forward pass reads of a module, beside what the module makes, keeps that module; the rest is folded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from small import assert_same, shaken
+from torch import nn
+from torch.nn import functional as F
+
+from mlpconv.surgery import fold
+from mlpconv.surgery.proof.replaceable import looked_into
+
+IMAGE = (3, 11, 7)
+
+
+class Net(nn.Module):
+    """`steps` is the forward pass; the second convolution and norm are like the first, and always folded."""
+
+    def __init__(self, steps: Callable[[Net, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.steps = steps
+        self.conv, self.norm = nn.Conv2d(3, 5, 3, bias=False), nn.BatchNorm2d(5)
+        self.other, self.other_norm, self.drop = nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Dropout(0.3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.steps(self, x) + self.other_norm(self.other(x))).mean((2, 3))
+
+
+def channelwise(numbers: torch.Tensor) -> torch.Tensor:
+    return numbers.view(1, -1, 1, 1)
+
+
+READ: dict[str, tuple[Callable[[Net, torch.Tensor], torch.Tensor], str]] = {
+    "a weight": (lambda n, x: n.norm(n.conv(x)) + F.conv2d(x, n.conv.weight), "also uses conv.weight by itself"),
+    "a norm's weight": (
+        lambda n, x: n.norm(n.conv(x)) * channelwise(n.norm.weight),
+        "^the forward pass also uses norm.weight by itself$",
+    ),
+    "its statistics": (
+        lambda n, x: n.norm(n.conv(x)) * channelwise(n.norm.running_var), "also uses norm.running_var by itself"
+    ),
+    "a number": (lambda n, x: n.norm(n.conv(x)) * n.norm.eps, "uses norm for more than its output"),
+    "a class": (lambda n, x: n.norm(n.conv(x)) * isinstance(n.norm, nn.BatchNorm2d), "uses norm for more"),
+    "no bias": (lambda n, x: n.norm(n.conv(x)) * (1 + (n.conv.bias is None)), "uses conv for more than its output"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("steps", "reason"), READ.values(), ids=READ.keys())
+def test_a_module_that_is_read_keeps_its_norm_and_the_others_are_folded(
+    steps: Callable[[Net, torch.Tensor], torch.Tensor], reason: str
+) -> None:
+    net = shaken(Net(steps)).double()
+    result = fold(net, IMAGE)
+    assert_same(net, result.model, IMAGE)
+    assert list(result.report.details["kept"]) == ["norm"]
+    assert re.search(reason, result.report.details["kept"]["norm"])
+    assert not isinstance(result.model.other_norm, nn.BatchNorm2d)
+
+
+def test_a_dropout_of_which_the_rate_is_read_stays() -> None:
+    net = shaken(Net(lambda n, x: n.norm(n.conv(x)) * n.drop(x).mean((1, 2, 3), True) * n.drop.p)).double()
+    result = fold(net, IMAGE)
+    assert_same(net, result.model, IMAGE)
+    assert isinstance(result.model.drop, nn.Dropout)
+    assert not result.report.details["kept"]
+
+
+def test_layers_in_a_row_of_which_one_is_read_stay_two() -> None:
+    net = Net(lambda n, x: n.drop(n.conv(x)) + F.conv2d(x, n.conv.weight)).double().eval()
+    net.drop = nn.Conv2d(5, 5, 1).double()
+    result = fold(net, IMAGE)
+    assert_same(net, result.model, IMAGE)
+    assert isinstance(result.model.drop, nn.Conv2d)
+
+
+def test_a_reason_stands_once() -> None:
+    result = fold(shaken(Net(lambda n, x: n.norm(n.norm(n.conv(x))))), IMAGE)
+    assert result.report.details["kept"] == {"norm": "norm is used more than once, or shares its weights"}
+    branch = fold(shaken(Net(lambda n, x: n.norm(y := n.conv(x)) * y)), IMAGE)
+    assert branch.report.details["kept"]["norm"].count("what conv makes goes elsewhere, too") == 1
+    assert "what it normalises" not in branch.report.details["kept"]["norm"]
+
+
+class Bent(nn.Module):
+    """Norms between functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.two(F.relu(self.one(F.relu(x)))))
+
+
+def test_norms_that_stay_for_one_reason_are_named_together() -> None:
+    (note,) = (note for note in fold(shaken(Bent()), IMAGE).report.notes if "stay" in note)
+    assert note == (
+        "2 batch norms stay: one, two (no convolution or linear layer comes before it (relu does); no plain "
+        "convolution or linear layer comes after it (relu does))."
+    )
+
+
+def test_what_is_looked_into_is_told_and_the_model_is_as_before() -> None:
+    net = Net(lambda n, x: n.norm(n.conv(x)) * n.norm.eps).eval()
+    modules = dict(net.named_modules())
+    assert looked_into(net, ["conv", "norm", "other"], torch.randn(2, *IMAGE)) == ["norm"]
+    assert dict(net.named_modules()) == modules
+
+
+def test_a_network_that_gives_nan_looks_into_nothing_by_that() -> None:
+    net = Net(lambda n, x: n.norm(n.conv(x)) * torch.full((5, 1, 1), torch.nan)).eval()
+    assert looked_into(net, ["conv", "norm"], torch.randn(2, *IMAGE)) == []
+
+
+def test_outputs_of_every_number_format_are_compared() -> None:
+    net = Net(lambda n, x: n.norm(n.conv(x))).eval()
+    whole = nn.ModuleDict({"net": net})
+    whole.forward = lambda x: {"logits": net(x), "sure": net(x) > 0, "best": net(x).argmax(1)}  # type: ignore[assignment]
+    assert looked_into(whole, ["net.conv", "net.norm"], torch.randn(2, *IMAGE)) == []

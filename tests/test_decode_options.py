@@ -1,0 +1,30 @@
+"""How image files become pixels: checked, and described without what is usual."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from mlpconv.decode_options import DEPTHS, FITS, USUAL, Reading
+from mlpconv.errors import UsageError
+
+
+def test_every_reading_can_be_described() -> None:
+    for fit, bits in itertools.product(FITS, DEPTHS):
+        assert Reading.from_dict(Reading(fit, bits).to_dict()) == Reading(fit, bits)
+    assert USUAL.to_dict() == {}
+    assert Reading("pad", 12).to_dict() == {"fit": "pad", "bits": 12}
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"fit": "croop"}, "did you mean 'crop'"),
+        ({"fit": 3}, "Accepted: crop, pad, stretch"),
+        ({"bits": 11}, "8, 10, 12"),
+    ],
+)
+def test_anything_else_is_refused(values: dict[str, object], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        Reading.from_dict(values)
