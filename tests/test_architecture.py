@@ -17,12 +17,12 @@ PACKAGE = TOP / "src" / "mlpconv"
 
 # Data flows one way: a room imports itself and the rooms above it.
 ORDER = """
-text errors files reading layers fields models preprocessing data bundle training evaluation grid maps plots report
-summary run cli
+text errors files threads decode_options layers receptive_field models preprocessing data modelfile inference training
+evaluation maps plots report fitting cli
 """.split()
 MAY_IMPORT = {room: set(ORDER[: position + 1]) for position, room in enumerate(ORDER)}
-MAY_IMPORT["analysis"] = {"errors", "layers", "fields", "analysis"}
-MAY_IMPORT["surgery"] = {"errors", "layers", "models", "fields", "analysis", "surgery"}
+MAY_IMPORT["analysis"] = {"errors", "layers", "receptive_field", "analysis"}
+MAY_IMPORT["surgery"] = {"errors", "layers", "models", "receptive_field", "analysis", "surgery"}
 MAY_IMPORT["plots"] |= {"analysis"}
 MAY_IMPORT["cli"] |= {"analysis", "surgery"}
 FRONT_DOOR = {"__init__", "__main__"}  # the package's own face may name every room
@@ -243,7 +243,7 @@ BAD = {
     "an arrow backwards": (arrows, "layers", "from mlpconv.models import registry"),
     "an arrow backwards, inside a function": (arrows, "data", "def f():\n    import mlpconv.training.loop"),
     "an arrow backwards, by name": (arrows, "data", "import importlib\nimportlib.import_module('mlpconv.fitting')"),
-    "the front door from inside": (arrows, "bundle", "from mlpconv import fit"),
+    "the front door from inside": (arrows, "modelfile", "from mlpconv import fit"),
     "a relative import": (arrows, "models", "from . import nin"),
     "analysis knows only layers": (arrows, "analysis", "from mlpconv.models.registry import create_model"),
     "a long file": (sizes, "layers", "x = 1\n" * 301),
@@ -252,11 +252,11 @@ BAD = {
     "print": (bans, "layers", "def f():\n    print(1)"),
     "eval": (bans, "layers", "eval('1')"),
     "exec": (bans, "cli", "exec('1')"),
-    "pickle": (bans, "bundle", "import pickle"),
-    "pickle, from": (bans, "bundle", "def f():\n    from pickle import loads"),
-    "torch.load": (bans, "bundle", "import torch\ntorch.load('x')"),
-    "torch.load, renamed": (bans, "bundle", "from torch import load as read"),
-    "torch.load, by its look": (bans, "bundle", "import safetensors.torch\nsafetensors.torch.load(b'')"),
+    "pickle": (bans, "modelfile", "import pickle"),
+    "pickle, from": (bans, "modelfile", "def f():\n    from pickle import loads"),
+    "torch.load": (bans, "modelfile", "import torch\ntorch.load('x')"),
+    "torch.load, renamed": (bans, "modelfile", "from torch import load as read"),
+    "torch.load, by its look": (bans, "modelfile", "import safetensors.torch\nsafetensors.torch.load(b'')"),
     "numpy with pickle": (bans, "data", "np.load('x', allow_pickle=True)"),
     "a shell": (bans, "data", "run('ls', shell=True)"),
     "a shell, by a variable": (bans, "data", "run('ls', shell=yes)"),
@@ -272,9 +272,9 @@ BAD = {
     "a test without an assertion": (vacuous_tests, "tests", "def test_it():\n    f()"),
 }
 GOOD = {
-    "an arrow forwards": (arrows, "bundle", "from mlpconv.errors import ModelFileError\nfrom mlpconv import layers"),
+    "an arrow forwards": (arrows, "modelfile", "from mlpconv.errors import ModelFileError\nfrom mlpconv import layers"),
     "cli sees all": (arrows, "cli", "from mlpconv.analysis import profile\nfrom mlpconv.fitting import fit"),
-    "safetensors": (bans, "bundle", "from safetensors.torch import load as tensors_in\ntensors_in(b'')"),
+    "safetensors": (bans, "modelfile", "from safetensors.torch import load as tensors_in\ntensors_in(b'')"),
     "model.eval()": (bans, "layers", "model.eval()\nre.compile('x')"),
     "print in cli": (bans, "cli", "print(1)"),
     "no shell": (bans, "data", "run(['ls'], shell=False)"),

@@ -17,7 +17,7 @@ from mlpconv.inference import Classifier
 from mlpconv.maps import MapResult, Peak, category_maps, find_peak, in_file
 from mlpconv.models.registry import create_model
 from mlpconv.preprocessing import Preprocessing
-from mlpconv.receptive_field.map_grid import Axis, Box, Grid
+from mlpconv.receptive_field.map_grid import Box, MapAxis, MapGrid
 
 
 def classifier(model: nn.Module, height: int, width: int, classes: str = "abcdefghij") -> Classifier:
@@ -89,7 +89,7 @@ def test_an_unknown_class_is_refused_with_the_nearest(result: MapResult) -> None
         result.evidence("aa")
 
 
-GRID = Grid(Axis(3, 4, 27), Axis(3, 4, 27))
+GRID = MapGrid(MapAxis(3, 4, 27), MapAxis(3, 4, 27))
 
 
 def test_the_box_holds_the_cells_that_hang_together_with_the_peak() -> None:

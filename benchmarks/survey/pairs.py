@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mlpconv import surgery
 from mlpconv.analysis import profile
 from mlpconv.errors import MlpconvError
-from mlpconv.surgery import result
+from mlpconv.surgery import report as result
 from survey.flow import Flow, record
 from survey.judge import Judgement, gap, images_of, judge
 from survey.networks import build, calibrated, family, sizes

@@ -1,6 +1,6 @@
 """Network In Network on your own images: train it, judge it, look inside it.
 
-Importing the package costs next to nothing: each public name is brought from its room on first use.
+Importing the package costs next to nothing: each public name is imported from its module on first use.
 """
 
 from __future__ import annotations
@@ -26,45 +26,45 @@ if TYPE_CHECKING:
     from mlpconv.inference import Prediction as Prediction
     from mlpconv.inference import Predictions as Predictions
     from mlpconv.inference import load as load
-    from mlpconv.inference import save as save
     from mlpconv.layers import GlobalAveragePool as GlobalAveragePool
     from mlpconv.layers import Maxout as Maxout
     from mlpconv.layers import MLPConv as MLPConv
     from mlpconv.maps import category_maps as category_maps
+    from mlpconv.modelfile import save as save
     from mlpconv.models.registry import create_model as create_model
     from mlpconv.models.registry import list_models as list_models
     from mlpconv.preprocessing import Preprocessing as Preprocessing
     from mlpconv.report import write_report as write_report
     from mlpconv.training.recipe import Recipe as Recipe
 
-# Public name -> the room it lives in.
+# Public name -> the module that defines it.
 _MODULE_OF = {
-    "Classifier": "bundle",
+    "Classifier": "inference",
     "Dataset": "data",
     "Evaluation": "evaluation",
     "GlobalAveragePool": "layers",
     "MLPConv": "layers",
     "Maxout": "layers",
     "MlpconvError": "errors",
-    "Prediction": "bundle",
-    "Predictions": "bundle",
+    "Prediction": "inference",
+    "Predictions": "inference",
     "Preprocessing": "preprocessing",
     "Recipe": "training.recipe",
-    "Run": "run",
+    "Run": "fitting",
     "Split": "data",
     "category_maps": "maps",
     "create_model": "models.registry",
     "evaluate": "evaluation",
-    "fit": "run",
+    "fit": "fitting",
     "list_models": "models.registry",
-    "load": "bundle",
+    "load": "inference",
     "open_data": "data",
-    "save": "bundle",
+    "save": "modelfile",
     "write_report": "report",
 }
 _SUBMODULES = (
-    "analysis", "bundle", "data", "errors", "evaluation", "layers", "maps", "models", "plots", "preprocessing",
-    "surgery",
+    "analysis", "data", "errors", "evaluation", "inference", "layers", "maps", "modelfile", "models", "plots",
+    "preprocessing", "surgery",
 )  # fmt: skip
 
 __all__ = [  # noqa: PLE0604  (the names are strings, read from the table above)
@@ -76,7 +76,7 @@ __all__ = [  # noqa: PLE0604  (the names are strings, read from the table above)
 
 
 def __getattr__(name: str) -> object:
-    """Bring a public name or a room on first use; raises AttributeError for any other name."""
+    """Import a public name or a submodule on first use; raises AttributeError for any other name."""
     from importlib import import_module
 
     if name in _SUBMODULES:

@@ -20,7 +20,7 @@ from mlpconv.data.resize import window
 from mlpconv.errors import ModelFileError, UsageError, did_you_mean
 from mlpconv.inference import Classifier
 from mlpconv.inference.pixels import as_pixels, items, source_of
-from mlpconv.receptive_field.map_grid import Box, Grid, trace_grid
+from mlpconv.receptive_field.map_grid import Box, MapGrid, trace_grid
 
 __all__ = ["MapResult", "Peak", "Sighting", "category_maps", "find_peak", "in_file"]
 
@@ -61,7 +61,7 @@ class MapResult:
     """(N, C, H, W), the images as the network was given them."""
     sources: tuple[str | None, ...]
     """The file of each image, where it came from one."""
-    grid: Grid
+    grid: MapGrid
 
     def __len__(self) -> int:
         return len(self.maps)
@@ -124,7 +124,7 @@ def in_file(place: Peak | Box, size: tuple[int, int], original: tuple[int, int],
     return Box(*low, *high)
 
 
-def find_peak(values: FloatArray, grid: Grid, size: tuple[int, int]) -> tuple[Peak | None, Box | None]:
+def find_peak(values: FloatArray, grid: MapGrid, size: tuple[int, int]) -> tuple[Peak | None, Box | None]:
     """Where an (h, w) map is highest in an (H, W) image, and the box around that; None, None for a flat map."""
     if not values.max() > values.min():
         return None, None

@@ -78,7 +78,7 @@ def test_a_deeper_network_is_written_too(file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["fuse", "nin_tiny"], "factorize, convolutionalize, deepen, fold, pool_head"),
+        (["fuse", "nin_tiny"], "convolutionalize, deepen, factorize, fold, pool_head"),
         (["fold", "nin_tinny"], "nin_tiny"),
         (["fold", "nin_tiny", "--input", "8x8"], "3x32x32"),
         (["deepen", "nin_tiny"], "--where"),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import mlpconv
 from mlpconv.errors import ModelFileError, UsageError
-from mlpconv.inference import Classifier, engine, fast
+from mlpconv.inference import Classifier, dispatch, engine
 from mlpconv.inference.dispatch import Fast, modules_of, state_of
 from mlpconv.inference.engine import Engine, graph_of, layers_of, supported, work_of
 from mlpconv.models import create_model
@@ -268,7 +268,7 @@ def plain(made: Classifier, pixels: np.ndarray) -> np.ndarray:
 
 def pretend(monkeypatch: pytest.MonkeyPatch, fp32: float, bf16: float) -> None:
     """Let the formats take so many seconds."""
-    monkeypatch.setattr(fast, "timed", lambda engines, x: [fp32, bf16])
+    monkeypatch.setattr(dispatch, "timed", lambda engines, x: [fp32, bf16])
 
 
 @BF16

@@ -21,7 +21,7 @@ from mlpconv.errors import UsageError
 from mlpconv.maps import MapResult
 from mlpconv.plots.maps import spread
 from mlpconv.plots.style import LARGE, new_figure, picture, share, short
-from mlpconv.receptive_field.map_grid import Axis, Grid
+from mlpconv.receptive_field.map_grid import MapAxis, MapGrid
 
 RNG = np.random.default_rng(11)
 
@@ -59,7 +59,7 @@ def result(maps: np.ndarray, channels: int = 3, size: tuple[int, int] = (29, 31)
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     pixels = RNG.integers(0, 256, (N, channels, *size), dtype=np.uint8)
     names = tuple(f"class {k}" for k in range(K))
-    grid = Grid(Axis(3, 4, 27), Axis(3, 4, 27))
+    grid = MapGrid(MapAxis(3, 4, 27), MapAxis(3, 4, 27))
     return MapResult(names, probabilities.astype(np.float32), maps.astype(np.float32), pixels, (None,) * N, grid)
 
 
@@ -233,7 +233,7 @@ def test_many_filters_are_cut_and_it_is_said() -> None:
 
 def test_a_map_is_spread_over_the_image_cell_by_cell() -> None:
     values = RNG.normal(size=(7, 5)).astype(np.float32)
-    grid = Grid(Axis(3, 4, 27), Axis(1.5, 6, 9))
+    grid = MapGrid(MapAxis(3, 4, 27), MapAxis(1.5, 6, 9))
     drawn = spread(values, grid, (29, 31), (29 * 3, 31 * 3))
     rows, columns = np.meshgrid((np.arange(87) + 0.5) / 3 - 0.5, (np.arange(93) + 0.5) / 3 - 0.5, indexing="ij")
     centres = (3 + 4.0 * np.arange(7), 1.5 + 6.0 * np.arange(5))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mlpconv.models.registry import create_model
-from mlpconv.receptive_field.map_grid import Axis, Box, Grid, trace_grid
+from mlpconv.receptive_field.map_grid import Box, MapAxis, MapGrid, trace_grid
 
 
 class Chain(nn.Module):
@@ -83,7 +83,7 @@ def test_the_grid_is_where_the_gradient_is(layers: list[tuple[Any, ...]], height
 
 def test_the_grid_covers_every_branch() -> None:
     grid = trace_grid(Branches(), (1, 19, 23))
-    assert grid == Grid(Axis(0, 2, 5), Axis(0, 2, 5))
+    assert grid == MapGrid(MapAxis(0, 2, 5), MapAxis(0, 2, 5))
     assert grid.field_box(3, 4, (19, 23)) == influence(Branches(), (1, 19, 23), 3, 4) == Box(6, 4, 11, 9)
 
 
@@ -98,10 +98,10 @@ def test_the_grid_covers_every_branch() -> None:
 )
 def test_fields_and_strides_are_the_papers(name: str, size: int, first: float, stride: float, field: float) -> None:
     model = create_model(name, width=0.05).eval()
-    expected = Axis(first, stride, field)
-    assert trace_grid(model, (model.in_channels, size, size)) == Grid(expected, expected)
+    expected = MapAxis(first, stride, field)
+    assert trace_grid(model, (model.in_channels, size, size)) == MapGrid(expected, expected)
     with torch.inference_mode():
-        assert trace_grid(model, (model.in_channels, size, size)) == Grid(expected, expected)
+        assert trace_grid(model, (model.in_channels, size, size)) == MapGrid(expected, expected)
 
 
 def test_googlenet_is_followed_through_its_branches() -> None:
@@ -112,9 +112,9 @@ def test_googlenet_is_followed_through_its_branches() -> None:
 
 def test_a_resize_inside_keeps_the_places_and_may_see_everything() -> None:
     even = trace_grid(Chain(nn.AdaptiveAvgPool2d((2, 5))), (1, 8, 20))
-    assert even == Grid(Axis(1.5, 4, 4), Axis(1.5, 4, 4))
+    assert even == MapGrid(MapAxis(1.5, 4, 4), MapAxis(1.5, 4, 4))
     uneven = trace_grid(Chain(nn.AdaptiveAvgPool2d((3, 5))), (1, 8, 20))
-    assert uneven == Grid(Axis(5 / 6, 8 / 3, 8), Axis(1.5, 4, 4))
+    assert uneven == MapGrid(MapAxis(5 / 6, 8 / 3, 8), MapAxis(1.5, 4, 4))
 
 
 def test_cells_in_no_order_are_taken_to_divide_the_image() -> None:
@@ -122,7 +122,7 @@ def test_cells_in_no_order_are_taken_to_divide_the_image() -> None:
         def category_maps(self, x: Tensor) -> Tensor:
             return x.flatten(2)[..., torch.arange(7 * 11).flip(0)].reshape(1, 1, 11, 7)
 
-    assert trace_grid(Mixed(), (1, 7, 11)) == Grid(Axis(-2 / 11, 7 / 11, 7), Axis(2 / 7, 11 / 7, 11))
+    assert trace_grid(Mixed(), (1, 7, 11)) == MapGrid(MapAxis(-2 / 11, 7 / 11, 7), MapAxis(2 / 7, 11 / 7, 11))
 
 
 def test_maps_made_by_a_linear_layer_at_each_place_are_followed() -> None:
@@ -134,4 +134,4 @@ def test_maps_made_by_a_linear_layer_at_each_place_are_followed() -> None:
         def category_maps(self, x: Tensor) -> Tensor:
             return self.linear(self.conv(x).movedim(1, -1)).movedim(-1, 1)
 
-    assert trace_grid(Places(), (1, 13, 17)) == Grid(Axis(1, 2, 3), Axis(1, 2, 3))
+    assert trace_grid(Places(), (1, 13, 17)) == MapGrid(MapAxis(1, 2, 3), MapAxis(1, 2, 3))

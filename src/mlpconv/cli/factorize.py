@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Pairs = list[tuple[Tensor, Tensor]]
 
-__all__ = ["FactorizeOptions", "factorized", "describe", "prepared", "slimmable"]
+__all__ = ["FactorizeOptions", "describe", "factorized", "prepared", "slimmable"]
 
 CALIBRATE, HELD_OUT = 1024, 1000
 STEP = 128

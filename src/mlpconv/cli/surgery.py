@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["surgery"]
 
-OPERATIONS = ("factorize", "convolutionalize", "deepen", "fold", "pool_head")
-OURS = ("factorize", "deepen", "fold")
+OPERATIONS = ("convolutionalize", "deepen", "factorize", "fold", "pool_head")
+OURS = ("deepen", "factorize", "fold")
 """Those that make one of our networks of one of our networks, so that a model file can hold it."""
 OWNERS = {
     "--where": ("deepen", "factorize"),
@@ -57,7 +57,7 @@ def surgery(
     Parameters
     ----------
     operation
-        factorize, convolutionalize, deepen, fold or pool_head.
+        convolutionalize, deepen, factorize, fold or pool_head.
     model
         A model file, a run folder, an architecture such as nin_cifar10, or another library's: torchvision:resnet50,
         timm:convnext_tiny (with random weights). For factorize a model file, a run folder or shipped weights.

@@ -1,13 +1,12 @@
-"""The model file: raw pixels in, probabilities out, and nobody has to know how the network was made.
+"""Inference: images in, class names and probabilities out.
 
-`tensorfile` reads a safetensors file that may be hostile, `modelfile` gives it our meaning, `pixels` takes whatever
-people call an image, `classifier` puts them together and answers with `predictions`.
+`pixels` accepts whatever people call an image, `classifier` puts network and preprocessing together and answers with
+`predictions`; `engine` computes a network faster on a CPU, `dispatch` decides when.
 """
 
 from __future__ import annotations
 
-from mlpconv.inference.classifier import Classifier
+from mlpconv.inference.classifier import Classifier, load
 from mlpconv.inference.predictions import Prediction, Predictions
-from mlpconv.modelfile.store import load, save
 
-__all__ = ["Classifier", "Prediction", "Predictions", "load", "save"]
+__all__ = ["Classifier", "Prediction", "Predictions", "load"]

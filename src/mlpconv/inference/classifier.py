@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, cast
@@ -12,18 +13,16 @@ from torch import Tensor, nn
 
 from mlpconv.errors import ImageError, ModelFileError, UsageError, did_you_mean
 from mlpconv.inference.dispatch import Fast, modules_of, state_of
-from mlpconv.inference.pixels import Size, as_pixels, batches, items
+from mlpconv.inference.pixels import as_pixels, batches, items
 from mlpconv.inference.predictions import Predictions
-from mlpconv.inference.threads import one_thread, survive_fork
-from mlpconv.models.base import Network
+from mlpconv.modelfile import read
+from mlpconv.modelfile.parts import Size, check_parts
 from mlpconv.preprocessing import Preprocessing
 from mlpconv.text import printable
+from mlpconv.threads import one_thread, survive_fork
 
-__all__ = ["MAX_SIDE", "Classifier", "check_parts"]
+__all__ = ["Classifier", "load"]
 
-MAX_SIDE = 4096
-MAX_CLASSES = 16384
-LONGEST_NAME = 1000
 PRECISIONS = ("auto", "fp32")
 ON_ERROR = ("raise", "skip")
 
@@ -192,29 +191,10 @@ class Classifier:
         return f"<Classifier {name!r}: images {size}, {len(self.classes)} classes ({shown}), {parameters:,} parameters>"
 
 
-def check_parts(
-    model: nn.Module, preprocessing: Preprocessing, classes: Sequence[str], input_size: Sequence[int]
-) -> Network:
-    """The network, where it, its preprocessing, class names and (C, H, W) fit together; raises UsageError where not."""
-    if not all(hasattr(model, name) for name in ("config", "num_classes", "in_channels", "min_size", "input_size")):
-        raise UsageError(f"A {type(model).__name__} is no network of mlpconv: give one that create_model made.")
-    network = cast("Network", model)
-    if len(input_size) != 3 or not all(type(side) is int and 1 <= side <= MAX_SIDE for side in input_size):
-        raise UsageError(f"input_size is {input_size!r:.80}; (C, H, W), each from 1 to {MAX_SIDE}, is accepted.")
-    if not all(isinstance(name, str) and 0 < len(name) <= LONGEST_NAME for name in classes):
-        raise UsageError(f"A class name is empty, no text, or longer than {LONGEST_NAME} characters: rename it.")
-    if len(set(classes)) < len(classes) or not 0 < len(classes) <= MAX_CLASSES:
-        raise UsageError(f"There are {len(classes)} class names; 1 to {MAX_CLASSES}, no two the same, are accepted.")
-    if len(classes) != network.num_classes:
-        raise UsageError(f"There are {len(classes)} class names for {network.num_classes} classes: give one each.")
-    channels, height, width = input_size
-    if channels != network.in_channels:
-        raise UsageError(f"Images of {channels} channels do not fit a network of {network.in_channels} channels.")
-    if min(height, width) < network.min_size:
-        raise UsageError(f"Images of {height}x{width} are too small: at least {network.min_size} a side is accepted.")
-    if getattr(network, "fixed_size", False) and (height, width) != tuple(network.input_size[1:]):
-        raise UsageError(f"Images of {height}x{width} do not fit a network that takes {network.input_size[1:]} only.")
-    if preprocessing.channels != channels or ("zca" in preprocessing.names and preprocessing.size != (height, width)):
-        fitted = (preprocessing.channels, *preprocessing.size)
-        raise UsageError(f"The preprocessing was made for images {fitted}, the network for {tuple(input_size)}.")
-    return network
+def load(path_or_name: str | os.PathLike[str]) -> Classifier:
+    """Load the classifier in a model file or a run folder, or one that ships with the package, by its name.
+
+    Everything is checked before memory is taken or a network is built, and nothing in the file can run. Raises
+    ModelFileError for a file that is missing, damaged, hostile or not ours.
+    """
+    return Classifier(*read(path_or_name))

@@ -21,11 +21,10 @@ from torch import Tensor
 from mlpconv.data.decode import decode, from_pil
 from mlpconv.decode_options import Reading
 from mlpconv.errors import ImageError, UsageError
+from mlpconv.modelfile.parts import Size
 
-__all__ = ["Item", "Size", "as_pixels", "batches", "items", "source_of"]
+__all__ = ["Item", "as_pixels", "batches", "items", "source_of"]
 
-Size: TypeAlias = tuple[int, int, int]
-"""(C, H, W)."""
 Item: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 """One image: a path, an encoded file's bytes, a Pillow image, or an array."""
 

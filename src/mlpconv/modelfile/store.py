@@ -23,9 +23,7 @@ from torch import Tensor, nn
 from mlpconv import __version__
 from mlpconv.errors import ModelFileError, NonFiniteError, UsageError
 from mlpconv.files import write_atomic
-from mlpconv.inference.classifier import Classifier, check_parts
-from mlpconv.inference.pixels import Size
-from mlpconv.inference.threads import one_thread
+from mlpconv.modelfile.parts import ModelFile, Size, check_parts
 from mlpconv.modelfile.template import check_described, compare, filled, make_template, stored_dtype
 from mlpconv.modelfile.tensorfile import (
     DAMAGED,
@@ -37,8 +35,9 @@ from mlpconv.modelfile.tensorfile import (
     read_tensors,
 )
 from mlpconv.preprocessing import Preprocessing
+from mlpconv.threads import one_thread
 
-__all__ = ["MODEL_FILE", "load", "save"]
+__all__ = ["MODEL_FILE", "read", "save"]
 
 FORMAT, VERSION = "mlpconv model", 3
 KEY = "mlpconv"
@@ -145,8 +144,8 @@ def _sealed(content: bytes) -> bytes:
 
 
 @one_thread()
-def load(path_or_name: str | os.PathLike[str]) -> Classifier:
-    """The classifier in a model file, in a run folder, or among the weights that ship with the package.
+def read(path_or_name: str | os.PathLike[str]) -> ModelFile:
+    """Read a model file, that of a run folder, or the weights of that name that ship with the package.
 
     Everything is checked before memory is taken or a network is built, and nothing in the file can run. Raises
     ModelFileError for a file that is missing, damaged, hostile or not ours.
@@ -163,7 +162,8 @@ def load(path_or_name: str | os.PathLike[str]) -> Classifier:
         model, preprocessing = filled(document, parts, tensors)
     except ModelFileError as error:
         raise ModelFileError(f"The model file {str(path)!r} {error}") from None
-    return Classifier(model, preprocessing, document["classes"], document["input_size"], document["info"])
+    channels, height, width = document["input_size"]
+    return ModelFile(model, preprocessing, tuple(document["classes"]), (channels, height, width), document["info"])
 
 
 def _find(given: str) -> Path:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mlpconv.errors import MlpconvError, ModelFileError, UsageError
-from mlpconv.inference.classifier import check_parts
+from mlpconv.modelfile.parts import check_parts
 from mlpconv.modelfile.tensorfile import DAMAGED, DTYPES, Entry
 from mlpconv.models import registry
 from mlpconv.models.base import Network

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from mlpconv.maps import MapResult, Sighting
 from mlpconv.plots.style import INK, QUIET, bare, faded, new_figure, picture, share, short, styled
-from mlpconv.receptive_field.map_grid import Axis, Grid
+from mlpconv.receptive_field.map_grid import MapAxis, MapGrid
 
 __all__ = ["map_sheet", "overlay", "spread"]
 
@@ -29,7 +29,7 @@ HEAT = LinearSegmentedColormap.from_list(
 
 
 def spread(
-    values: npt.NDArray[np.float32], grid: Grid, size: tuple[int, int], onto: tuple[int, int]
+    values: npt.NDArray[np.float32], grid: MapGrid, size: tuple[int, int], onto: tuple[int, int]
 ) -> npt.NDArray[np.float64]:
     """An (h, w) map drawn over an (H, W) image with `onto` dots: each cell at its place, linear between them."""
     rows = _weights(grid.rows, values.shape[0], size[0], onto[0])  # (H', h)
@@ -37,7 +37,7 @@ def spread(
     return np.asarray(rows @ values.astype(np.float64) @ columns.T)
 
 
-def _weights(axis: Axis, cells: int, pixels: int, dots: int) -> npt.NDArray[np.float64]:
+def _weights(axis: MapAxis, cells: int, pixels: int, dots: int) -> npt.NDArray[np.float64]:
     """(dots, cells): how much of each cell is in each dot along one side."""
     places = (np.arange(dots) + 0.5) * pixels / dots - 0.5
     unit = np.eye(cells)

@@ -16,10 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mlpconv import fields
-from mlpconv.receptive_field import seen_of
+from mlpconv.receptive_field import Grid, seen_of
 
-__all__ = ["Axis", "Box", "Grid", "trace_grid"]
+__all__ = ["Box", "MapAxis", "MapGrid", "trace_grid"]
 
 
 class Box(NamedTuple):
@@ -32,7 +31,7 @@ class Box(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Axis:
+class MapAxis:
     """How cells lie along one side of the image, in pixels."""
 
     first: float = 0.0
@@ -54,11 +53,11 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Grid:
+class MapGrid:
     """How the cells of a category map lie over the image."""
 
-    rows: Axis
-    columns: Axis
+    rows: MapAxis
+    columns: MapAxis
 
     def field_box(self, row: int, column: int, size: tuple[int, int]) -> Box:
         """The pixels of an (H, W) image that can influence one cell."""
@@ -67,7 +66,7 @@ class Grid:
         return Box(left, top, right, bottom)
 
 
-def trace_grid(model: Any, size: tuple[int, int, int]) -> Grid:
+def trace_grid(model: Any, size: tuple[int, int, int]) -> MapGrid:
     """How the cells of `model.category_maps` lie over a (C, H, W) image.
 
     Where cells see different numbers of pixels, as after a resize, each is taken to see all of the image; where they
@@ -86,11 +85,11 @@ def trace_grid(model: Any, size: tuple[int, int, int]) -> Grid:
     rows, columns = (
         _axis(field[k].grid if field is not None else None, size[k + 1], made[0].shape[k + 2]) for k in (0, 1)
     )
-    return Grid(rows, columns)
+    return MapGrid(rows, columns)
 
 
-def _axis(grid: fields.Grid | None, side: int, cells: int) -> Axis:
+def _axis(grid: Grid | None, side: int, cells: int) -> MapAxis:
     """The cells as they were found to lie, else as ones that divide the image evenly and may see all of it."""
     if grid is None:
-        return Axis((side / cells - 1) / 2, side / cells, side)
-    return Axis(float(grid.start), float(grid.jump), side if grid.size is None else float(grid.size))
+        return MapAxis((side / cells - 1) / 2, side / cells, side)
+    return MapAxis(float(grid.start), float(grid.jump), side if grid.size is None else float(grid.size))

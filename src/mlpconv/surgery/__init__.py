@@ -13,4 +13,4 @@ from mlpconv.surgery.fold import fold
 from mlpconv.surgery.pool_head import pool_head
 from mlpconv.surgery.report import Report, Surgery
 
-__all__ = ["Report", "Surgery", "factorize", "convolutionalize", "deepen", "fold", "pool_head"]
+__all__ = ["Report", "Surgery", "convolutionalize", "deepen", "factorize", "fold", "pool_head"]

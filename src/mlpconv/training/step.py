@@ -20,7 +20,7 @@ from mlpconv.training.optim import Optimizers
 from mlpconv.training.recipe import Recipe
 from mlpconv.training.seeding import seed_torch
 
-__all__ = ["Outcome", "BatchLoader", "autocast", "train_step"]
+__all__ = ["BatchLoader", "Outcome", "autocast", "train_step"]
 
 CPU = torch.device("cpu")
 

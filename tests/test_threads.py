@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import mlpconv
-from mlpconv.inference.threads import one_thread
+from mlpconv.threads import one_thread
 
 FORKED = """
 import os, signal, sys, time
