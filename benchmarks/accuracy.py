@@ -20,8 +20,8 @@ from typing import Any
 from common import spread, write_result
 
 import mlpconv
-from mlpconv.cli.evaluate import open_as_trained
 from mlpconv.cli.training_output import Lines
+from mlpconv.data.as_trained import open_as_trained
 from mlpconv.errors import Interrupted
 from mlpconv.training.recipe import parse_setting
 

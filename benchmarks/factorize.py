@@ -91,9 +91,9 @@ def opened(name: str, asked: argparse.Namespace) -> Case:
     import numpy as np
 
     import mlpconv
-    from mlpconv.cli.evaluate import open_as_trained
     from mlpconv.cli.factorize import prepared
     from mlpconv.data import Split
+    from mlpconv.data.as_trained import open_as_trained
     from mlpconv.models.folding import fold_norm
 
     if name == "wide":

@@ -25,7 +25,7 @@ from others import LIBRARIES, versions
 from torch import Tensor, nn
 
 from mlpconv.analysis import AxisField, Profile, profile
-from mlpconv.cli.networks import open_model
+from mlpconv.inference.open_network import open_network
 
 PAGE = RESULTS.parents[1] / "docs" / "profile.md"
 MARK = "<!-- fields: {} -->\n"
@@ -87,10 +87,10 @@ class Maps(nn.Module):
 def body(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
     """The network of this name up to its last maps, and (C, H, W) of its usual images."""
     if name == "dilated resnet50":
-        model, shape = open_model("torchvision:resnet50")
+        model, shape = open_network("torchvision:resnet50")
         model = type(model)(type(model.layer1[0]), [3, 4, 6, 3], replace_stride_with_dilation=[False, True, True])
     else:
-        model, shape = open_model(name)
+        model, shape = open_network(name)
     if not name.startswith("torchvision") and name != "dilated resnet50":
         return Maps(model).eval(), shape
     parts = [(key, part) for key, part in model.named_children() if key not in CLASSIFIER]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import mlpconv
-from mlpconv.cli.evaluate import open_as_trained
+from mlpconv.data.as_trained import open_as_trained
 from mlpconv.inference import Classifier
 from mlpconv.models.folding import fold_norm
 

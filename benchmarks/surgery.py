@@ -38,9 +38,9 @@ def main() -> int:
 def operation(name: str, asked: argparse.Namespace) -> dict[str, Any]:
     """Seconds of one operation with its proof and its report, after one run that brings what PyTorch loads late."""
     from mlpconv import surgery
-    from mlpconv.cli.networks import open_model
+    from mlpconv.inference.open_network import open_network
 
-    model, _ = open_model(f"torchvision:{asked.operated}")
+    model, _ = open_network(f"torchvision:{asked.operated}")
     times = []
     for run in range(asked.runs + 1):
         began = time.perf_counter()
@@ -57,11 +57,11 @@ def sliding(name: str, asked: argparse.Namespace) -> dict[str, Any]:
     """Seconds of one dense pass, and of the original on the crop of each cell."""
     import torch
 
-    from mlpconv.cli.networks import open_model
+    from mlpconv.inference.open_network import open_network
     from mlpconv.surgery import convolutionalize
 
     size = asked.size
-    model = open_model(f"torchvision:{name}")[0].eval()
+    model = open_network(f"torchvision:{name}")[0].eval()
     result = convolutionalize(model, (3, size, size), latency=False)
     rows, columns = result.report.details["step"]
     image = torch.randn(1, 3, size + (CELLS - 1) * rows, size + (CELLS - 1) * columns)

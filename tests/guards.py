@@ -154,7 +154,7 @@ GUARDS = (
         "surgery/test_deepen.py::test_what_is_written_into_can_be_trained_all_the_same",
     ),
     Mutant(
-        "cli/networks.py",
+        "models/external.py",
         "        handle.remove()",
         "        pass",
         "cli/test_profile.py::test_a_network_that_is_only_looked_at_takes_no_memory_for_its_weights",

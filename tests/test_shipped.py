@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import mlpconv
-from mlpconv.cli.evaluate import open_as_trained
 from mlpconv.data import Split
+from mlpconv.data.as_trained import open_as_trained
 from mlpconv.errors import DataError
 from mlpconv.modelfile.store import WEIGHTS
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mlpconv.cli.networks import import_vision, open_model
+from mlpconv.inference.open_network import open_network
+from mlpconv.models.external import import_vision
 
 __all__ = ["TIMM", "build", "calibrated", "family", "networks", "randomised", "sizes"]
 
@@ -47,7 +48,7 @@ def build(name: str, largest: float = math.inf) -> tuple[nn.Module, tuple[int, i
     """
     with warnings.catch_warnings(), _Unfilled():
         warnings.simplefilter("ignore")
-        model, shape = open_model(name)
+        model, shape = open_network(name)
     if sum(each.numel() for each in model.parameters()) <= largest:
         randomised(model)
     return model.eval(), shape

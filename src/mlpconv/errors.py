@@ -46,6 +46,7 @@ __all__ = [
     "TrainingError",
     "UsageError",
     "did_you_mean",
+    "first_line",
 ]
 
 MOST_NAMED = 60
@@ -123,6 +124,11 @@ class NonFiniteError(TrainingError):
 def _plain(name: str) -> str:
     """A name without what people spell in different ways: capitals, dashes and spaces."""
     return name.casefold().replace("-", "_").replace(" ", "_")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message without its full stop; the class's name where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def did_you_mean(given: str, accepted: Iterable[str]) -> str:

@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import json
 import os
 import secrets
+import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["fsync_folder", "json_bytes", "sha256", "write_atomic", "write_synced"]
+__all__ = ["NotRegularError", "fsync_folder", "json_bytes", "open_regular", "sha256", "write_atomic", "write_synced"]
 
 CHUNK = 1 << 20
+
+
+class NotRegularError(OSError):
+    """What a path leads to is no regular file."""
+
+
+def open_regular(path: Path) -> io.BufferedReader:
+    """Open a regular file for reading; refuse a pipe, socket, device or folder at once, without waiting for it.
+
+    Raises NotRegularError for these and for a name that no file can have, OSError where the system refuses.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        regular = stat.S_ISREG(Path(path).stat().st_mode)  # before it is opened: to open a device may do something
+        descriptor = os.open(path, flags) if regular else -1
+    except ValueError as error:  # a NUL in the name
+        raise NotRegularError(errno.EINVAL, "not a file name") from error
+    if descriptor >= 0 and not stat.S_ISREG(os.fstat(descriptor).st_mode):  # exchanged meanwhile
+        os.close(descriptor)
+        descriptor = -1
+    if descriptor < 0:
+        raise NotRegularError(errno.EINVAL, "not a regular file (a folder, pipe, socket or device)")
+    return open(descriptor, "rb")
 
 
 def write_synced(path: Path, content: bytes) -> None:

@@ -13,8 +13,8 @@ from PIL import Image
 
 from mlpconv import inference, modelfile
 from mlpconv.cli import main
-from mlpconv.cli.evaluate import open_as_trained
 from mlpconv.data import open_data
+from mlpconv.data.as_trained import open_as_trained
 from mlpconv.data.validation import with_validation
 from mlpconv.evaluation import evaluate
 from mlpconv.models import create_model

@@ -16,9 +16,10 @@ import mlpconv
 from mlpconv.analysis import profile
 from mlpconv.analysis.table import COLUMNS
 from mlpconv.cli import main
-from mlpconv.cli.networks import import_vision, open_model
 from mlpconv.cli.profile import SPARE
 from mlpconv.errors import UsageError
+from mlpconv.inference.open_network import open_network
+from mlpconv.models.external import import_vision
 
 
 def test_an_architecture_gives_a_table_with_totals_and_the_convention(capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,7 +113,7 @@ def test_in_a_pipe_no_column_is_left_out_however_long_the_names(
     name = "layer" * 60
     model = nn.Sequential()
     model.add_module(name, nn.Conv2d(3, 5, 3))
-    monkeypatch.setattr("mlpconv.cli.networks.open_model", lambda *_, **__: (model, (3, 7, 11)))
+    monkeypatch.setattr("mlpconv.inference.open_network.open_network", lambda *_, **__: (model, (3, 7, 11)))
     assert main(["profile", "any"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert all(column in lines[2] for column in COLUMNS)
@@ -203,20 +204,20 @@ def test_other_libraries_are_asked_for_their_models(capsys: pytest.CaptureFixtur
 
 @pytest.mark.usefixtures("stand_ins")
 def test_names_are_accepted_with_tags_and_in_other_capitals() -> None:
-    sizes = {name: open_model(name)[1] for name in ("torchvision:ResNet50", "timm:Tiny", "timm:tinyvit.A1_in1k")}
+    sizes = {name: open_network(name)[1] for name in ("torchvision:ResNet50", "timm:Tiny", "timm:tinyvit.A1_in1k")}
     assert list(sizes.values()) == [(3, 224, 224), (1, 17, 19), (1, 17, 19)]
-    assert [open_model(f"timm:tiny{tag}")[1][2] for tag in ("", ".a1_in1k", ".wide")] == [19, 19, 23]
+    assert [open_network(f"timm:tiny{tag}")[1][2] for tag in ("", ".a1_in1k", ".wide")] == [19, 19, 23]
     for given, accepted in (("tiny.a2_in1k", "tiny.a1_in1k, tiny.wide"), ("tin.wide", "tiny, tinyViT")):
         with pytest.raises(UsageError, match=rf"timm has no .*Accepted: {accepted}\."):
-            open_model(f"timm:{given}")
+            open_network(f"timm:{given}")
 
 
 @pytest.mark.usefixtures("stand_ins")
 def test_a_network_that_is_only_looked_at_takes_no_memory_for_its_weights() -> None:
     for given in ("torchvision:alexnet", "timm:tiny", "nin_mnist"):
-        network, size = open_model(given, weights=False)
+        network, size = open_network(given, weights=False)
         assert all(parameter.is_meta for parameter in network.parameters())
-        real, same = open_model(given)
+        real, same = open_network(given)
         assert not any(parameter.is_meta for parameter in real.parameters())
         assert same == size
         assert profile(network, size).to_dict() == profile(real, size).to_dict()
@@ -234,7 +235,7 @@ def test_tables_keep_their_numbers_and_frozen_weights_stay_frozen(monkeypatch: p
             self.register_parameter("none", None)
 
     monkeypatch.setattr(import_vision("timm"), "create_model", lambda _, pretrained: Tabled())
-    network, _ = open_model("timm:tiny", weights=False)
+    network, _ = open_network("timm:tiny", weights=False)
     assert network.get_buffer("table").tolist() == [0, 1, 2, 3, 4]
     assert [network.scale.requires_grad, network.weight.requires_grad] == [False, True]
     assert network.twin is network.weight
@@ -248,13 +249,13 @@ def test_a_network_that_reads_its_weights_while_it_is_made_has_them(monkeypatch:
             self.largest = self.weight.abs().max().item()
 
     monkeypatch.setattr(import_vision("timm"), "create_model", lambda _, pretrained: Reading())
-    network, _ = open_model("timm:tiny", weights=False)
+    network, _ = open_network("timm:tiny", weights=False)
     assert network.largest > 0
     assert not network.weight.is_meta
 
 
 def test_a_trained_network_keeps_its_weights() -> None:
-    network, _ = open_model("digits", weights=False)
+    network, _ = open_network("digits", weights=False)
     assert not any(parameter.is_meta for parameter in network.parameters())
 
 

@@ -116,7 +116,9 @@ def test_of_several_outputs_the_one_of_this_name_is_taken(
     network = Lambda(
         lambda m, x: {name: getattr(m, name)(m.conv(x).mean((2, 3))) for name in ("animal", "weather")}, **layers
     )
-    monkeypatch.setattr("mlpconv.cli.networks.open_parts", lambda _: (network.eval(), (3, 9, 7), None))
+    monkeypatch.setattr(
+        "mlpconv.inference.open_network.open_with_classifier", lambda _: (network.eval(), (3, 9, 7), None)
+    )
     for words, name in (([], "animal"), (["--output", "weather"], "weather"), (["--output", "1"], "weather")):
         assert main(["surgery", operation, "two_heads", *words, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["details"]["output"] == name

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 import mlpconv
-from mlpconv.cli.evaluate import open_as_trained
 from mlpconv.data import open_data
+from mlpconv.data.as_trained import open_as_trained
 from mlpconv.data.decode import decode, from_pil, header, largest_value
 from mlpconv.decode_options import Reading
 from mlpconv.fitting import make_model, make_preprocessing

@@ -14,8 +14,8 @@ from safetensors import safe_open
 
 import mlpconv
 from mlpconv.cli import main
-from mlpconv.cli.evaluate import open_as_trained
 from mlpconv.data import open_data
+from mlpconv.data.as_trained import open_as_trained
 from mlpconv.data.decode import decode
 from mlpconv.decode_options import FITS, Reading
 from mlpconv.errors import UsageError

@@ -17,8 +17,8 @@ from hypothesis import reject
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mlpconv.cli.networks import import_vision
 from mlpconv.errors import UsageError
+from mlpconv.models.external import import_vision
 
 CLASSES = 7
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {

@@ -9,6 +9,7 @@ from itertools import groupby
 from torch import nn
 
 from mlpconv.analysis.cost import KINDS
+from mlpconv.analysis.input_shape import check_input_shape
 from mlpconv.analysis.result import AxisField, Profile, Row, Totals, axis_field
 from mlpconv.analysis.trace import Step, Trace, trace
 from mlpconv.errors import UsageError
@@ -27,7 +28,7 @@ def profile(model: nn.Module, input_shape: tuple[int, int, int], *, batch: int =
     """
     if not isinstance(model, nn.Module):
         raise UsageError(f"profile got a {type(model).__name__}; a torch.nn.Module is accepted.")
-    shape = tuple(input_shape) if isinstance(input_shape, Sequence) else (input_shape,)
+    shape = check_input_shape(input_shape)
     if len(shape) != 3 or not all(type(size) is int and size > 0 for size in shape):
         raise UsageError(f"input_shape is {input_shape!r}; (channels, rows, columns) is accepted, such as (3, 32, 32).")
     if type(batch) is not int or batch < 1:

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from mlpconv.analysis.cost import Cost, cost_of, size_in_bytes
 from mlpconv.analysis.meta import batches_taken, isolated, on_meta, shape_only, uncompiled
-from mlpconv.errors import MlpconvError, UsageError
+from mlpconv.errors import MlpconvError, UsageError, first_line
 from mlpconv.receptive_field.call import Call, bind
 from mlpconv.receptive_field.field import Field
 from mlpconv.receptive_field.following import Follower
@@ -214,4 +214,4 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
 
 def _line(error: Exception) -> str:
     """The first line of an error's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first_line(error)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from cyclopts import App, CycloptsError, CycloptsPanel, Parameter, UnknownOptionError
 
 from mlpconv import __version__
-from mlpconv.errors import Interrupted, MlpconvError
+from mlpconv.errors import Interrupted, MlpconvError, first_line
 
 __all__ = ["VERBS", "explain", "main", "make_app"]
 
@@ -122,8 +122,7 @@ def explain(error: Exception) -> tuple[str, int]:
     cause = error.__cause__ or error  # cyclopts wraps what a verb's module could not import
     if isinstance(cause, ModuleNotFoundError) and cause.name and not cause.name.startswith("mlpconv"):
         return _explain_missing(cause.name), FAILED
-    first_line = (str(error).strip().splitlines() or ["no message"])[0]
-    return f"this is a bug in mlpconv ({type(error).__name__}: {first_line}); {DEBUG}=1 shows where.", FAILED
+    return f"this is a bug in mlpconv ({type(error).__name__}: {first_line(error)}); {DEBUG}=1 shows where.", FAILED
 
 
 def _explain_missing(module: str) -> str:

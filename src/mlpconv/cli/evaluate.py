@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mlpconv.evaluation import Evaluation
     from mlpconv.inference import Classifier
 
-__all__ = ["evaluate", "open_as_trained"]
+__all__ = ["evaluate"]
 
 MOST_CLASSES = 20  # rows of the table of classes
 MOST_PAIRS = 5
@@ -77,37 +77,6 @@ def evaluate(
         _say_json(result, {"model": model, "data": data, "split": name, "tta_flip": tta_flip, "notes": notes})
     else:
         _say(result, f"{model} on {data}, {name}", notes)
-
-
-def open_as_trained(data: str, data_dir: Path | None, classifier: Classifier) -> Dataset:
-    """The data as training opened them: the same size, channels and images held out.
-
-    Of a folder, only what the model file says is held out: without its word, no image counts as validation.
-    """
-    from mlpconv.data import open_data
-    from mlpconv.data.catalog import CATALOG
-    from mlpconv.data.held_out import Membership
-    from mlpconv.data.validation import with_validation
-
-    recipe = classifier.info.get("recipe")
-    recipe = recipe if isinstance(recipe, dict) else {}
-    fraction, seed = recipe.get("val_fraction", 0.2), recipe.get("seed", 0)
-    fraction = float(fraction) if isinstance(fraction, int | float) and 0 <= fraction < 1 else 0.2
-    seed = seed if isinstance(seed, int) else 0
-    channels, height, width = classifier.input_size
-    membership = Membership.from_dict(classifier.info.get("validation"))
-    dataset = open_data(
-        data,
-        root=data_dir,
-        size=height if height == width else None,
-        channels=channels,
-        val_fraction=0 if membership is None else membership.fraction,
-        membership=membership,
-        fit=classifier.preprocessing.reading.fit,
-        bits=classifier.preprocessing.reading.bits,
-        classes=None if data in CATALOG else classifier.classes,  # a folder may lack some of them, all but one even
-    )
-    return with_validation(dataset, fraction, seed) if data in CATALOG and "train" in dataset.splits else dataset
 
 
 def _choose(dataset: Dataset, wanted: str | None) -> tuple[str, Split]:

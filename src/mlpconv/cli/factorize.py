@@ -129,7 +129,7 @@ def factorized(
 
 def _from_data(classifier: Classifier, data: str, asked: FactorizeOptions) -> tuple[Pairs, Pairs | None, str]:
     """Training images to fit on, and images that training held out to measure on."""
-    from mlpconv.cli.evaluate import open_as_trained
+    from mlpconv.data.as_trained import open_as_trained
     from mlpconv.evaluation import align
 
     dataset = open_as_trained(data, asked.data_dir, classifier)

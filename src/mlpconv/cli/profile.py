@@ -86,12 +86,13 @@ def _profile_of(model: str, size: tuple[int, int, int] | None, batch: int) -> Pr
     from dataclasses import replace
 
     from mlpconv.analysis import profile as analyse
-    from mlpconv.cli.networks import is_foreign, open_model
+    from mlpconv.inference.open_network import open_network
+    from mlpconv.models.external import is_external
 
-    network, usual = open_model(model, weights=False)
+    network, usual = open_network(model, weights=False)
     result = analyse(network, size or usual, batch=batch)
     # The class of another library's network alone would not tell ResNet-50 from ResNet-18.
-    return replace(result, model=model) if is_foreign(model) else result
+    return replace(result, model=model) if is_external(model) else result
 
 
 class _Drawing(NamedTuple):

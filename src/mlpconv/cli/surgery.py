@@ -128,12 +128,12 @@ def _rewrite(
     json: bool,
 ) -> None:
     """An operation after which the network computes the same."""
-    from mlpconv.cli.networks import open_parts
     from mlpconv.files import json_bytes
+    from mlpconv.inference.open_network import open_with_classifier
 
     if out is not None:
         _check_out(operation, model, out)
-    network, usual, classifier = open_parts(model)
+    network, usual, classifier = open_with_classifier(model)
     if out is not None and classifier is None:
         raise _no_file(f"{model} has random weights and no classes")
     shape = size or usual

@@ -28,7 +28,7 @@ from mlpconv.data.color import channels_of
 from mlpconv.data.jpeg import MAX_JPEG_PIXELS, reduce, reopened
 from mlpconv.data.orientation import upright
 from mlpconv.data.resize import fitted
-from mlpconv.data.storage import open_regular
+from mlpconv.data.storage import open_data_file
 from mlpconv.decode_options import USUAL, Reading
 from mlpconv.errors import DataError, ImageError, MlpconvError, UsageError
 
@@ -139,7 +139,7 @@ def _opened(source: Path | bytes) -> Iterator[tuple[BinaryIO, str]]:
         return
     name = repr(str(source))
     try:
-        file = open_regular(source)
+        file = open_data_file(source)
     except DataError as error:
         raise ImageError(str(error)) from error
     except OSError as error:

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from mlpconv.data.dataset import Split
-from mlpconv.data.storage import allocate, open_regular
+from mlpconv.data.storage import allocate, open_data_file
 from mlpconv.errors import DataError
 
 __all__ = ["CIFAR10_RECORD", "CIFAR100_RECORD", "CifarRecord", "read_cifar", "read_cifar_archive", "read_idx_pair"]
@@ -50,7 +50,7 @@ def _read_idx(path: Path, item: tuple[int, ...], limit: int) -> np.ndarray:
     """The array (N, *item) uint8 of one IDX file."""
     most = limit * math.prod(item) + SLACK
     try:
-        with open_regular(path) as file:
+        with open_data_file(path) as file:
             length = os.fstat(file.fileno()).st_size
             if length > most:
                 raise DataError(f"{str(path)!r} has {length:,} bytes, more than the {most:,} of a whole data set.")
@@ -106,7 +106,7 @@ def read_cifar(paths: Sequence[Path], record: CifarRecord) -> Split:
 
 
 def _read_records(path: Path, record: CifarRecord) -> np.ndarray:
-    with open_regular(path) as file:
+    with open_data_file(path) as file:
         length = os.fstat(file.fileno()).st_size
         _check_length(path, length, record)
         return _records(file.read(length), path, length, record)
@@ -123,7 +123,7 @@ def read_cifar_archive(
     wanted = {f"{folder}/{name}": name for names in splits.values() for name in names}
     most = (len(wanted) * record.images + 1) * record.bytes + 16 * SLACK
     try:
-        with open_regular(path) as file, gzip.GzipFile(fileobj=file) as unpacked:
+        with open_data_file(path) as file, gzip.GzipFile(fileobj=file) as unpacked:
             found = dict(_members(_Bounded(unpacked, most), wanted, path, record))
     except (gzip.BadGzipFile, zlib.error, EOFError, _DamageError) as error:
         raise DataError(f"the archive {str(path)!r} cannot be read ({error}): fetch it again.") from error

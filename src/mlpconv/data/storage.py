@@ -5,15 +5,15 @@ from __future__ import annotations
 import io
 import math
 import os
-import stat
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from mlpconv.errors import DataError
+from mlpconv.files import NotRegularError, open_regular
 
-__all__ = ["IN_MEMORY", "allocate", "cache_folder", "open_regular"]
+__all__ = ["IN_MEMORY", "allocate", "cache_folder", "open_data_file"]
 
 IN_MEMORY = 10**9  # bytes; more than this lies in a file that the system pages in and out
 FOLDER_VARIABLE = "MLPCONV_DATA"
@@ -31,23 +31,15 @@ def cache_folder() -> Path:
         return Path(tempfile.gettempdir(), f"mlpconv-{os.getuid()}")
 
 
-def open_regular(path: Path) -> io.BufferedReader:
-    """Open a regular file for reading; a pipe, socket, device or folder is refused at once, never waited for.
+def open_data_file(path: Path) -> io.BufferedReader:
+    """Open a regular file for reading (see `files.open_regular`).
 
     Raises DataError for what is not a regular file, OSError where the system refuses.
     """
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     try:
-        regular = stat.S_ISREG(Path(path).stat().st_mode)  # before it is opened: to open a device may do something
-        descriptor = os.open(path, flags) if regular else -1
-    except ValueError as error:  # a NUL in the name
-        raise DataError(f"{str(path)!r} is not a file name.") from error
-    if descriptor >= 0 and not stat.S_ISREG(os.fstat(descriptor).st_mode):  # exchanged meanwhile
-        os.close(descriptor)
-        descriptor = -1
-    if descriptor < 0:
-        raise DataError(f"{str(path)!r} is not a regular file (a folder, pipe, socket or device); give a file.")
-    return open(descriptor, "rb")
+        return open_regular(path)
+    except NotRegularError as error:
+        raise DataError(f"{str(path)!r} is {error.strerror}; give a file.") from error
 
 
 def allocate(shape: tuple[int, ...]) -> np.ndarray:

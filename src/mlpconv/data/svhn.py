@@ -18,7 +18,7 @@ from typing import BinaryIO
 import numpy as np
 
 from mlpconv.data.dataset import CHUNK, Split
-from mlpconv.data.storage import allocate, open_regular
+from mlpconv.data.storage import allocate, open_data_file
 from mlpconv.errors import DataError
 
 __all__ = ["read_svhn"]
@@ -70,7 +70,7 @@ def read_svhn(paths: list[Path], limits: list[int]) -> Split:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, str]]:
     """A file behind its header, and its byte order; whatever is wrong inside becomes a DataError with its name."""
-    with open_regular(path) as file:
+    with open_data_file(path) as file:
         header = file.read(HEADER)
         if len(header) < HEADER or not header.startswith(MAGIC):
             raise DataError(f"{str(path)!r} is not a MATLAB 5 file: fetch it again.")

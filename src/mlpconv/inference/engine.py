@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from mlpconv.layers import MLPConv, convolved_size, pooled_size
 from mlpconv.models.dropout import Dropout
+from mlpconv.models.folding import norm_scale_and_shift
 from mlpconv.models.nin import NIN
 
 __all__ = ["Engine", "Layer", "close", "layers_of", "supported", "work_of"]
@@ -220,9 +221,7 @@ def folded(
     stride, padding = conv.stride, cast("tuple[int, ...]", conv.padding)
     if not isinstance(norm, nn.BatchNorm2d):
         return Layer(weight, bias, stride, padding, relu, pool)
-    mean, variance = cast("Tensor", norm.running_mean).double(), cast("Tensor", norm.running_var).double()
-    scale = norm.weight.double() / (variance + norm.eps).sqrt()
-    shift = norm.bias.double() - mean * scale
+    scale, shift = norm_scale_and_shift(norm, "norm")
     if pool_first and bool((scale < 0).any()):
         affine = (scale.float()[:, None, None], shift.float()[:, None, None])
         return Layer(weight, bias, stride, padding, relu, pool, affine)

@@ -29,7 +29,7 @@ from mlpconv.modelfile.tensorfile import (
     DAMAGED,
     MAX_HEADER,
     Header,
-    open_regular,
+    open_model_file,
     parse_json,
     read_header,
     read_tensors,
@@ -152,7 +152,7 @@ def read(path_or_name: str | os.PathLike[str]) -> ModelFile:
     """
     path = _find(os.fspath(path_or_name))
     try:
-        with open_regular(path) as file:
+        with open_model_file(path) as file:
             header = read_header(file, path)
             document = _document(header)
             parts = make_template(document, header.entries)

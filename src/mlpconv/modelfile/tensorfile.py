@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,8 +22,9 @@ import torch
 from torch import Tensor
 
 from mlpconv.errors import ModelFileError
+from mlpconv.files import NotRegularError, open_regular
 
-__all__ = ["DTYPES", "Entry", "Header", "open_regular", "parse_json", "read_header", "read_tensors"]
+__all__ = ["DTYPES", "Entry", "Header", "open_model_file", "parse_json", "read_header", "read_tensors"]
 
 MAX_FILE = 2 << 30
 MAX_HEADER = 2 << 20
@@ -72,16 +72,15 @@ class Header:
 
 
 @contextmanager
-def open_regular(path: Path) -> Iterator[BufferedReader]:
-    """Open a regular file for reading; a pipe, device or folder is refused without waiting for it (ModelFileError)."""
+def open_model_file(path: Path) -> Iterator[BufferedReader]:
+    """Open a regular file for reading; raise ModelFileError where there is none."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        file = open_regular(path)
+    except NotRegularError:
+        raise ModelFileError("is not a regular file: give a file, not a folder, pipe or device.") from None
     except OSError as error:
         raise ModelFileError(f"cannot be read ({error.strerror}).") from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise ModelFileError("is not a regular file: give a file, not a folder, pipe or device.")
-    with open(descriptor, "rb") as file:
+    with file:
         yield file
 
 

@@ -52,8 +52,8 @@ class RunParts:
         return str(self.model_name or data or self.path.resolve().name)
 
 
-def read_run(folder: Path) -> RunParts:
-    """The parts of a run folder that are there and whole."""
+def read_run(folder: Path, classifier: Classifier | None = None) -> RunParts:
+    """Read the parts of a run folder that are there and whole; `classifier` is that of its model file, where known."""
     figures = {name: _bytes(folder / "figures" / f"{name}.png") for name in FIGURES}
     return RunParts(
         folder,
@@ -63,7 +63,7 @@ def read_run(folder: Path) -> RunParts:
         _mapping(folder / "environment.json"),
         _history(folder / "metrics.csv"),
         {name: content for name, content in figures.items() if content.startswith(PNG)},
-        _classifier(folder / "model.safetensors"),
+        classifier or _classifier(folder / "model.safetensors"),
     )
 
 

@@ -37,7 +37,7 @@ def summarise(folder: Path, classifier: Classifier, dataset: Dataset, history: S
         figures.mkdir(exist_ok=True)
         write_atomic(folder / "evaluation.json", json_bytes({"split": name} | evaluation.to_dict()))
         draw(figures, classifier, split, evaluation, history)
-        write_report(folder)
+        write_report(folder, classifier)
     except OSError as error:
         raise RunFolderError(
             f"the report in {folder} cannot be written ({error.strerror}); the model file is whole."

@@ -14,12 +14,13 @@ from typing import cast
 import torch
 from torch import Tensor, fx, nn
 
+from mlpconv.analysis.input_shape import check_input_shape, input_shape_of
 from mlpconv.errors import SurgeryError, UsageError, did_you_mean
 from mlpconv.layers import Maxout
 from mlpconv.models import NIN
+from mlpconv.models.reconfigure import add_pointwise, block_of, check_deeper, last_conv_of
 from mlpconv.surgery.insertion import ACTIVATIONS, Insert, appended, leaves_alone
-from mlpconv.surgery.own import check_deeper, deeper_nin, nin_block, own_shape
-from mlpconv.surgery.proof.accept import accepted, check_shape, copied
+from mlpconv.surgery.proof.accept import accepted, copied
 from mlpconv.surgery.proof.compare import compare, in_float64, quiet
 from mlpconv.surgery.proof.prove import prove
 from mlpconv.surgery.report import Surgery, report_on
@@ -65,7 +66,7 @@ def deepen(
     Raises UsageError for unknown names and settings, SurgeryError where it cannot be done, or not exactly.
     """
     model = accepted(model)
-    shape = check_shape(input_shape or own_shape(model))
+    shape = check_input_shape(input_shape or input_shape_of(model))
     names = (where,) if isinstance(where, str) else tuple(where)
     asked = Insert(0, True, init, noise, activation, norm, seed)
     _check(model, names, asked)
@@ -104,7 +105,7 @@ def _check(model: nn.Module, names: Sequence[str], asked: Insert) -> None:
 
 def _planned(model: nn.Module, where: str, asked: Insert, shape: tuple[int, int, int], images: Tensor | None) -> Insert:
     """What to insert behind a module; SurgeryError where that is nothing."""
-    block = nin_block(model, where)
+    block = block_of(model, where)
     node = _call(model, where, shape)
     size = shape_of(node) or ()
     dim = _channel_dim(model, where, size, shape)
@@ -232,9 +233,12 @@ def _applied(model: nn.Module, inserts: Mapping[str, Insert]) -> nn.Module:
     """A copy of the network with the inserts."""
     made = copied(model)
     for name, insert in inserts.items():
-        block = nin_block(made, name)
+        block = block_of(made, name)
         if block is not None:
-            deeper_nin(cast("NIN", made), block, insert)
+            own = cast("NIN", made)
+            parts = insert.build(last_conv_of(own, block).weight)
+            norm = cast("nn.Module", parts.norm) if insert.norm else None
+            add_pointwise(own, block, cast("nn.Module", parts.conv), norm)
             continue
         old = made.get_submodule(name)
         like = next((p for p in (*old.parameters(), *made.parameters()) if p.is_floating_point()), torch.empty(0))

@@ -14,11 +14,11 @@ from typing import Any
 from torch import nn
 
 from mlpconv.errors import UsageError, did_you_mean
+from mlpconv.models.reconfigure import set_ranks
 from mlpconv.surgery.lowrank.allocate import Choice
 from mlpconv.surgery.lowrank.batches import as_batches
 from mlpconv.surgery.lowrank.distill import tuned
 from mlpconv.surgery.lowrank.rank_search import Slimming, replaced
-from mlpconv.surgery.own import slimmed_own
 from mlpconv.surgery.proof.accept import accepted, copied
 from mlpconv.surgery.proof.compare import compare
 from mlpconv.surgery.report import Surgery, report_on
@@ -69,7 +69,7 @@ def factorize(
     choice = work.within(budget) if of == "macs" else work.losing(budget, LOSSES[of])
     modules = work.factors(choice)
     changed = replaced(copied(model), modules)
-    slimmed_own(changed, {name: (o.rank_in or 0, o.rank_out or 0) for name, o in work.picked(choice).items()})
+    set_ranks(changed, {name: (o.rank_in or 0, o.rank_out or 0) for name, o in work.picked(choice).items()})
     errors = {"before": work.errors(work.original), "after": work.errors(changed)}
     if fine_tune is not None:
         _tune(changed, work, fine_tune)

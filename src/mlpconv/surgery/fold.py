@@ -13,10 +13,11 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
+from mlpconv.analysis.input_shape import check_input_shape, input_shape_of
 from mlpconv.models import Network
+from mlpconv.models.reconfigure import fold_network
 from mlpconv.surgery.folding.rules import Folding
-from mlpconv.surgery.own import folded_own, own_shape
-from mlpconv.surgery.proof.accept import accepted, check_shape, copied
+from mlpconv.surgery.proof.accept import accepted, copied
 from mlpconv.surgery.proof.compare import Proof, in_float64, random_images
 from mlpconv.surgery.proof.prove import prove
 from mlpconv.surgery.proof.replaceable import looked_into
@@ -43,11 +44,11 @@ def fold(model: nn.Module, input_shape: tuple[int, int, int] | None = None, imag
     Raises UsageError where no size is known, SurgeryError for a network that surgery refuses.
     """
     model = accepted(model)
-    shape = check_shape(input_shape or own_shape(model))
+    shape = check_input_shape(input_shape or input_shape_of(model))
     changed: nn.Module
     if isinstance(model, Network):
-        changed, names, kept = folded_own(model)
-        proof = prove(model, changed, shape, images, precise=folded_own(in_float64(model))[0])
+        changed, names, kept = fold_network(model)
+        proof = prove(model, changed, shape, images, precise=fold_network(in_float64(model))[0])
     else:
         folding, changed, proof = _folded(model, shape, images)
         names, kept = tuple(folding.changes), folding.kept

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mlpconv.data.sampler import Batch
-from mlpconv.data.storage import cache_folder, open_regular
+from mlpconv.data.storage import cache_folder, open_data_file
 from mlpconv.errors import DataError
 from mlpconv.files import fsync_folder, json_bytes, write_synced
 from mlpconv.training.environment import cpu_name
@@ -146,7 +146,7 @@ class Memory:
     def recall(self) -> Timing | None:
         """Return what was measured before; None where nothing was, or the file is damaged."""
         try:
-            with open_regular(self.path()) as file:
+            with open_data_file(self.path()) as file:
                 content = json.loads(file.read(LONGEST_FILE))
             times = [content[f"{name}_ms"] for name in ("fp32", "bf16")]
             whole = content["key"] == self.key and all(type(ms) is float and 0 < ms < math.inf for ms in times)

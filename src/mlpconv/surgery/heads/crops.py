@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from mlpconv.analysis import Profile
-from mlpconv.errors import SurgeryError
+from mlpconv.errors import SurgeryError, first_line
 from mlpconv.surgery.heads.growth import step_by_sizes
 from mlpconv.surgery.proof.accept import copied
 from mlpconv.surgery.proof.compare import quiet, random_images, tensors_of
 from mlpconv.surgery.proof.prove import EXACT, TOLERANCES, rounding_of
 from mlpconv.surgery.tracing.rewritten import Rewritten
-from mlpconv.surgery.tracing.tracer import first_line
 
 __all__ = ["Crops", "Maps", "slide"]
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
+from mlpconv.analysis.input_shape import check_input_shape
 from mlpconv.errors import MlpconvError, SurgeryError
 from mlpconv.surgery.heads.find import Evaluated, Head, opened_graph
 from mlpconv.surgery.heads.modules import Edits
 from mlpconv.surgery.heads.rewriter import Rewriter
-from mlpconv.surgery.proof.accept import accepted, check_shape, copied
+from mlpconv.surgery.proof.accept import accepted, copied
 from mlpconv.surgery.tracing.graph import replace_module, shadow_of
 from mlpconv.surgery.tracing.rewritten import Rewritten
 
@@ -24,7 +25,7 @@ def operate(
     `output` names the logits among what the network returns. Raises SurgeryError for a head that the rewriter has no
     answer to, UsageError for an unknown output.
     """
-    original, shape = accepted(model), check_shape(input_shape)
+    original, shape = accepted(model), check_input_shape(input_shape)
     shadow = shadow_of(original).eval()
     edits = Edits(copied(original))
     opened: set[str] = set()

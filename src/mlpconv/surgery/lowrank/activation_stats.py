@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mlpconv.errors import MlpconvError, SurgeryError
+from mlpconv.errors import MlpconvError, SurgeryError, first_line
 from mlpconv.surgery.lowrank.batches import Batch
 from mlpconv.surgery.lowrank.candidates import Candidate
 from mlpconv.surgery.lowrank.factors import Basis, Layer, basis_by_activations, is_1x1
@@ -47,7 +47,7 @@ def outputs_of(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
         raise
     except Exception as error:  # the forward pass is not ours: it may raise anything
         size = "x".join(map(str, batches[0].images.shape[1:]))
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        text = first_line(error)
         raise SurgeryError(f"{type(model).__name__} fails on images of {size}: {text}") from error
     return torch.cat(found)
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mlpconv.models.reconfigure import rank_reason
 from mlpconv.surgery.lowrank.allocate import Option
 from mlpconv.surgery.lowrank.factors import Basis, Layer
-from mlpconv.surgery.own import kept_own
 from mlpconv.surgery.proof.accept import is_parametrized, sharers
 from mlpconv.surgery.proof.compare import quiet
 from mlpconv.surgery.proof.replaceable import looked_into
@@ -101,7 +101,7 @@ def _layers(model: nn.Module, left: dict[str, str]) -> Iterator[tuple[str, Layer
     for name, module in model.named_modules():
         if not isinstance(module, nn.Conv2d | nn.Linear):
             continue
-        reason = _reason(model, module) or kept_own(model, name)
+        reason = _reason(model, module) or rank_reason(model, name)
         if reason:
             left[name] = reason
         else:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mlpconv.analysis import profile
+from mlpconv.analysis.input_shape import check_input_shape
 from mlpconv.errors import SurgeryError, UsageError, did_you_mean
 from mlpconv.surgery.lowrank.activation_stats import PLACES, bases_of, outputs_of, paired
 from mlpconv.surgery.lowrank.allocate import Choice, Option, choose, path
@@ -16,7 +17,7 @@ from mlpconv.surgery.lowrank.batches import Batch, labels_of, split
 from mlpconv.surgery.lowrank.candidates import find_candidates
 from mlpconv.surgery.lowrank.factors import Basis, basis_by_weights, factorised, reconstructed
 from mlpconv.surgery.lowrank.sensitivity import laws_of
-from mlpconv.surgery.proof.accept import check_shape, copied
+from mlpconv.surgery.proof.accept import copied
 from mlpconv.surgery.report import figures
 from mlpconv.surgery.tracing.graph import replace_module
 
@@ -40,7 +41,7 @@ class Slimming:
         layers: Sequence[str] | None,
     ) -> None:
         self.by = by
-        self.shape = check_shape(tuple(batches[0].images.shape[1:]))
+        self.shape = check_input_shape(tuple(batches[0].images.shape[1:]))
         self.original = copied(model).eval()
         self.fit, self.held = split(batches) if held is None else (batches, held)
         self.labels = labels_of(self.held)

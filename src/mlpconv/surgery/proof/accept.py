@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,9 +12,9 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 
 from mlpconv.analysis.meta import is_compiled
-from mlpconv.errors import SurgeryError, UsageError
+from mlpconv.errors import SurgeryError, UsageError, first_line
 
-__all__ = ["accepted", "advice", "check_shape", "copied", "is_parametrized", "sharers"]
+__all__ = ["accepted", "advice", "copied", "is_parametrized", "sharers"]
 
 # Hooks of PyTorch's own that only work out a weight before a module uses it, and what removes them.
 REPARAMETRISATIONS = {
@@ -23,14 +23,6 @@ REPARAMETRISATIONS = {
 }
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 WRAPPERS = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}
-
-
-def check_shape(input_shape: object) -> tuple[int, int, int]:
-    """(C, H, W); UsageError for anything else."""
-    shape = tuple(input_shape) if isinstance(input_shape, Sequence) else (input_shape,)
-    if len(shape) != 3 or not all(type(size) is int and size > 0 for size in shape):
-        raise UsageError(f"input_shape is {input_shape!r}; (channels, rows, columns) is accepted, such as (3, 32, 32).")
-    return shape
 
 
 def accepted(model: nn.Module) -> nn.Module:
@@ -91,7 +83,7 @@ def copied(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
-        text = _computed(model) or (str(error).strip().splitlines() or [type(error).__name__])[0]
+        text = _computed(model) or first_line(error)
         raise SurgeryError(
             f"{type(model).__name__} cannot be copied, and the original stays untouched: {text}"
         ) from error

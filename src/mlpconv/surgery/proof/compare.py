@@ -13,8 +13,9 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from mlpconv.errors import MlpconvError, SurgeryError, UsageError
-from mlpconv.surgery.proof.accept import check_shape, copied
+from mlpconv.analysis.input_shape import check_input_shape
+from mlpconv.errors import MlpconvError, SurgeryError, UsageError, first_line
+from mlpconv.surgery.proof.accept import copied
 
 __all__ = [
     "Batch",
@@ -92,7 +93,7 @@ def compare(
     In the network's own number format, and in float64 (there `precise` stands for `changed`, if given). Raises
     SurgeryError where their outputs cannot be compared (other shapes, NaN), UsageError for images that do not fit.
     """
-    batches, few = batches_of(check_shape(input_shape), images)
+    batches, few = batches_of(check_input_shape(input_shape), images)
     own = next((p.dtype for p in original.parameters() if p.is_floating_point()), torch.float32)
     notes: list[str] = []
     # One network after the other: each needs a copy in its own number format, and in float64 twice as much.
@@ -105,7 +106,7 @@ def compare(
         except MlpconvError:
             raise
         except Exception as error:  # noqa: BLE001  (the forward pass is not ours: it may raise anything)
-            text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            text = first_line(error)
             notes.append(f"The network does not run in float64 ({text}), so the differences hold rounding too.")
     del one
     other = copied(changed)
@@ -140,7 +141,7 @@ def _outputs_of(model: nn.Module, batch: Batch, dtype: torch.dtype) -> dict[str,
     except MlpconvError:
         raise
     except Exception as error:
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        text = first_line(error)
         raise SurgeryError(
             f"{type(model).__name__} itself fails on a batch of {len(batch[1])} ({batch[0]} images): {text}. A "
             "network that works on each image of a batch by itself is accepted."

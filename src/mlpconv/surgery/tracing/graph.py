@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from mlpconv.analysis.input_shape import check_input_shape
 from mlpconv.analysis.trace import without_storage
 from mlpconv.errors import SurgeryError
-from mlpconv.surgery.proof.accept import accepted, check_shape, copied
+from mlpconv.surgery.proof.accept import accepted, copied
 from mlpconv.surgery.tracing.tracer import Opens, record
 
 __all__ = [
@@ -59,7 +60,7 @@ def trace(
     use (auxiliary heads) are in the copy all the same. Raises UsageError for what is no module or size, SurgeryError,
     with the reason and the module's name, for a network that cannot be written down.
     """
-    model, shape = accepted(model), check_shape(input_shape)
+    model, shape = accepted(model), check_input_shape(input_shape)
     shadow = shadow_of(model)
     if training is not None:
         shadow.train(training)

@@ -9,13 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from mlpconv.analysis.meta import batches_taken, failure_of
+from mlpconv.errors import first_line
 
-__all__ = ["failed", "first_line", "refused", "why"]
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+__all__ = ["failed", "refused", "why"]
 
 
 def why(error: Exception) -> str:

@@ -19,13 +19,13 @@ from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves, tree_map
 
 from mlpconv.analysis.meta import OnMeta, isolated
-from mlpconv.errors import MlpconvError, SurgeryError
+from mlpconv.errors import MlpconvError, SurgeryError, first_line
 from mlpconv.surgery.tracing.contexts import settings, switched
 from mlpconv.surgery.tracing.hidden_calls import hidden_calls_recorded
 from mlpconv.surgery.tracing.proxy import Symbol, TensorSymbol, Untraceable, lengths_recorded, names_seen_by
-from mlpconv.surgery.tracing.reasons import failed, first_line, refused, why
+from mlpconv.surgery.tracing.reasons import failed, refused, why
 
-__all__ = ["Opens", "drop_questions", "first_line", "record"]
+__all__ = ["Opens", "drop_questions", "record"]
 
 Opens = Callable[[str, nn.Module], bool]
 """Whether to look inside the module of this name; what is not opened is one node of the graph."""

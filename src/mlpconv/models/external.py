@@ -1,50 +1,47 @@
-"""The network that a word on the command line stands for: a model file, one of our names, or another library's."""
+"""Networks of other libraries: torchvision's and timm's, by name, with random weights."""
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import nn
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
-    from mlpconv.inference import Classifier
+from mlpconv.errors import UsageError, did_you_mean
 
-    Opened = tuple[nn.Module, tuple[int, int, int]]
-
-__all__ = ["import_vision", "is_foreign", "open_model", "open_parts"]
+__all__ = ["create_external", "import_vision", "is_external", "weightless"]
 
 IMAGENET = (3, 224, 224)
 VISION = "pip install 'mlpconv[vision]'"
 OPERATORS = ("nms", "qnms")
 SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+Sized = tuple[nn.Module, tuple[int, int, int]]
+"""A network, and (C, H, W) of the images that it is meant for."""
 
 
-def open_model(given: str, *, weights: bool = True) -> Opened:
-    """The network that a path or name stands for, and (C, H, W) of its usual images; raises as `open_parts` does.
+def is_external(name: str) -> bool:
+    """Return whether a name stands for a network of another library, such as torchvision:resnet50."""
+    library, _, network = name.partition(":")
+    return library in _LIBRARIES and bool(network)
 
-    With `weights=False` the parameters of a network that comes from no file may have shapes and no numbers: it takes
-    no memory then, however large it is.
+
+def create_external(name: str) -> Sized:
+    """Return the network of a name such as timm:convnext_tiny, and (C, H, W) of its usual images.
+
+    Raises UsageError for a name that the library does not have, and where the library is not installed.
     """
-    from mlpconv.models.registry import list_models
-
-    if weights or os.path.lexists(given) or not (is_foreign(given) or given in list_models()):
-        return open_parts(given)[:2]
-    try:
-        with _weightless():
-            return open_parts(given)[:2]
-    except RuntimeError:  # one that reads its own weights while it is made
-        return open_parts(given)[:2]
+    library, _, network = name.partition(":")
+    return _LIBRARIES[library](network)
 
 
 @contextmanager
-def _weightless() -> Iterator[None]:
-    """What is made meanwhile has parameters without storage; buffers, such as tables of indices, have their numbers."""
-    from torch import nn
-    from torch.nn.modules.module import register_module_parameter_registration_hook
+def weightless() -> Iterator[None]:
+    """Let networks that are built meanwhile have parameters without storage; their buffers keep their numbers."""
 
     def emptied(_: nn.Module, __: str, parameter: nn.Parameter | None) -> Any:
         if parameter is None or parameter.is_meta:
@@ -58,53 +55,12 @@ def _weightless() -> Iterator[None]:
         handle.remove()
 
 
-def open_parts(given: str) -> tuple[nn.Module, tuple[int, int, int], Classifier | None]:
-    """The network that a path or name stands for, the size of its images, and the model file it came from, if any.
-
-    A path goes before a name. Model files and run folders have their weights; an architecture such as nin_cifar10,
-    torchvision:resnet50 or timm:convnext_tiny has random ones. Raises UsageError for an unknown name or a library that
-    is not installed, ModelFileError for a file that cannot be read.
-    """
-    from mlpconv import inference
-    from mlpconv.errors import ModelFileError, UsageError, did_you_mean
-    from mlpconv.models.registry import create_model, list_models
-
-    if is_foreign(given):
-        library, _, name = given.partition(":")
-        return *_LIBRARIES[library](name), None
-    if not os.path.lexists(given) and given in list_models():
-        network = create_model(given)
-        return network, network.input_size, None
-    try:
-        classifier = inference.load(given)
-    except ModelFileError:
-        if os.path.lexists(given):
-            raise
-        raise UsageError(
-            f"There is no file, run folder or architecture {given[:300]!r}; {did_you_mean(given, list_models())} "
-            "Of other libraries: torchvision:NAME or timm:NAME."
-        ) from None
-    return classifier.model, classifier.input_size, classifier
-
-
-def is_foreign(given: str) -> bool:
-    """Whether a word stands for a network of another library, such as torchvision:resnet50."""
-    library, _, name = given.partition(":")
-    return library in _LIBRARIES and bool(name)
-
-
 def import_vision(module: str) -> Any:
     """A module of torchvision or timm; UsageError where the library is not installed.
 
     Beside a PyTorch of another build torchvision's compiled operators are missing and its import fails over their
     names; the names alone are enough to build its networks.
     """
-    from importlib import import_module
-
-    import torch
-
-    from mlpconv.errors import UsageError
-
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
@@ -119,7 +75,7 @@ def import_vision(module: str) -> Any:
     return import_module(module)
 
 
-def _from_torchvision(name: str) -> Opened:
+def _from_torchvision(name: str) -> Sized:
     """One of torchvision's classification networks, with random weights, for the size of its published ones."""
     models = import_vision("torchvision.models")
     name = _accepted_name("torchvision", name, models.list_models(module=models))
@@ -130,7 +86,7 @@ def _from_torchvision(name: str) -> Opened:
     return network, (3, size, size)
 
 
-def _from_timm(name: str) -> Opened:
+def _from_timm(name: str) -> Sized:
     """One of timm's architectures, with random weights, for the size that it, or the tag of its weights, states."""
     timm = import_vision("timm")
     architecture, dot, tag = name.partition(".")
@@ -145,8 +101,6 @@ def _from_timm(name: str) -> Opened:
 
 def _accepted_name(library: str, name: str, accepted: list[str]) -> str:
     """The library's own spelling of a name, whatever its capitals; UsageError for a name that it does not have."""
-    from mlpconv.errors import UsageError, did_you_mean
-
     spelled = {each.lower(): each for each in accepted}.get(name.lower())
     if spelled is None:
         raise UsageError(f"{library} has no image classifier {name[:100]!r}; {did_you_mean(name[:100], accepted)}")

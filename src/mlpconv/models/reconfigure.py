@@ -1,4 +1,4 @@
-"""Our own networks stay our own under surgery: their configuration says what they are, so that a file can hold them."""
+"""Operations that change a network of ours and its configuration together, so that a model file can hold the result."""
 
 from __future__ import annotations
 
@@ -6,36 +6,25 @@ import copy
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 
 from mlpconv.errors import SurgeryError, UsageError
 from mlpconv.layers import MLPConv
-from mlpconv.models import NIN, Network
-from mlpconv.models.blocks import STD, NINConfig
+from mlpconv.models.base import Network
+from mlpconv.models.blocks import STD
 from mlpconv.models.folding import fold_norm
+from mlpconv.models.nin import NIN
 from mlpconv.models.ranks import Ranks, parts_of
-from mlpconv.surgery.insertion import Insert
-from mlpconv.surgery.proof.accept import check_shape
-from mlpconv.surgery.tracing.graph import replace_module
 
-__all__ = ["check_deeper", "deeper_nin", "folded_own", "kept_own", "nin_block", "own_shape", "slimmed_own"]
+__all__ = ["add_pointwise", "block_of", "check_deeper", "fold_network", "last_conv_of", "rank_reason", "set_ranks"]
 
 CONV = re.compile(r"blocks\.(\d+)\.convs\.(\d+)")
 WHOLE: Ranks = (0, 0)
 
 
-def own_shape(model: nn.Module) -> tuple[int, int, int]:
-    """(C, H, W) as the network itself names it, ours and timm's do; UsageError for others."""
-    config = getattr(model, "default_cfg", None)
-    size = getattr(model, "input_size", None) or (config.get("input_size") if isinstance(config, dict) else None)
-    if not isinstance(size, tuple | list):
-        raise UsageError(f"{type(model).__name__} does not say which images it takes: give input_shape=(C, H, W).")
-    return check_shape(size)
-
-
-def folded_own(model: Network) -> tuple[Network, tuple[str, ...], dict[str, str]]:
+def fold_network(model: Network) -> tuple[Network, tuple[str, ...], dict[str, str]]:
     """The network without norms where that is exact, and dropout; the names of what is gone, and why what stays."""
     norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
     kept: dict[str, str] = {}
@@ -47,13 +36,15 @@ def folded_own(model: Network) -> tuple[Network, tuple[str, ...], dict[str, str]
     for name, module in list(made.named_modules()):
         if isinstance(module, nn.Dropout) and not name.startswith("aux"):
             # In the head it holds a place in a Sequential, which its configuration counts.
-            replace_module(made, name, nn.Dropout(0.0) if name.startswith("head") else nn.Identity())
+            made.set_submodule(
+                name, (nn.Dropout(0.0) if name.startswith("head") else nn.Identity()).train(module.training)
+            )
             gone.append(name)
-    made.config = replace(cast("NINConfig", made.config), dropout=0.0)
+    made.config = replace(cast("Any", made.config), dropout=0.0)
     return made, tuple(gone), kept
 
 
-def nin_block(model: nn.Module, where: str) -> int | None:
+def block_of(model: nn.Module, where: str) -> int | None:
     """The number of the block that a name stands for in one of our networks; None for any other name or network."""
     found = re.fullmatch(r"blocks\.(\d+)", where) if isinstance(model, NIN) else None
     return int(found[1]) if found else None
@@ -79,18 +70,21 @@ def check_deeper(model: NIN, block: int, *, exact: bool) -> None:
         )
 
 
-def deeper_nin(model: NIN, block: int, insert: Insert) -> None:
-    """In place: one more 1x1 at the end of a block, with norm and activation as its configuration has them."""
+def last_conv_of(model: NIN, block: int) -> nn.Conv2d:
+    """Return the last convolution of a block."""
+    return parts_of(cast("MLPConv", model.blocks[block]).convs[-1])[-1]
+
+
+def add_pointwise(model: NIN, block: int, conv: nn.Module, norm: nn.Module | None) -> None:
+    """Append a 1x1 convolution to a block, in place, with the activation that its configuration has."""
     config, old = model.config, cast("MLPConv", model.blocks[block])
-    like = parts_of(old.convs[-1])[-1].weight
-    parts = insert.build(like)
-    norm: nn.Module = cast("nn.Module", parts.norm) if insert.norm else nn.Identity()
-    if block == len(model.blocks) - 1 and insert.norm:
+    normed, norm = norm is not None, norm or nn.Identity()
+    if block == len(model.blocks) - 1 and normed:
         # The network's last convolution has none; the one that was last now is not.
         old.norms[-1], norm = norm, nn.Identity()
     mode = old.training
-    for store, module in ((old.convs, parts.conv), (old.norms, norm), (old.activations, old.activations[-1])):
-        store.append(copy.deepcopy(cast("nn.Module", module)).train(mode))
+    for store, module in ((old.convs, conv), (old.norms, norm), (old.activations, old.activations[-1])):
+        store.append(copy.deepcopy(module).train(mode))
     grown = config.blocks[block]
     stds = (*grown.stds, STD) if grown.stds else ()
     ranks = (*grown.ranks, WHOLE) if grown.ranks else ()
@@ -98,14 +92,14 @@ def deeper_nin(model: NIN, block: int, insert: Insert) -> None:
     model.config = replace(config, blocks=(*config.blocks[:block], grown, *config.blocks[block + 1 :]))
 
 
-def kept_own(model: nn.Module, name: str) -> str:
+def rank_reason(model: nn.Module, name: str) -> str:
     """Why a layer of one of our networks keeps its rank; empty where it need not, and for other networks."""
     if not isinstance(model, NIN) or CONV.match(name):
         return ""
     return "is the fully connected head, for which its architecture has no rank"
 
 
-def slimmed_own(model: nn.Module, ranks: Mapping[str, Ranks]) -> None:
+def set_ranks(model: nn.Module, ranks: Mapping[str, Ranks]) -> None:
     """In place: the configuration of a network whose convolutions of these names are computed at these ranks.
 
     A network that was slimmed before is left with the one that it has, which cannot say how it is now.
