@@ -281,7 +281,7 @@ GUARDS = (
         "inference/classifier.py",
         'return self.__dict__ | {"_fast": None}',
         "return self.__dict__",
-        "inference/test_threads.py::test_a_classifier_can_be_sent_after_it_has_predicted",
+        "test_threads.py::test_a_classifier_can_be_sent_after_it_has_predicted",
     ),
     Mutant(
         "cli/paths.py",
@@ -302,13 +302,13 @@ GUARDS = (
         "models/test_ranks.py::test_the_engine_computes_the_same",
     ),
     Mutant(
-        "surgery/own.py",
+        "models/reconfigure.py",
         "    ranks = (*grown.ranks, WHOLE) if grown.ranks else ()\n",
         "    ranks = grown.ranks\n",
         "models/test_ranks.py::test_a_block_of_lower_rank_is_deepened",
     ),
     Mutant(
-        "surgery/own.py",
+        "models/reconfigure.py",
         '    return "is the fully connected head, for which its architecture has no rank"',
         '    return ""',
         "surgery/test_factorize.py::test_a_network_of_ours_stays_one",

@@ -26,7 +26,7 @@ def test_the_tree_in_the_docstring_is_the_tree_of_classes() -> None:
 
 def test_every_name_is_public_and_in_order() -> None:
     names = sorted([error.__name__ for error in FAMILY])
-    assert errors.__all__ == [*names, "did_you_mean"]
+    assert errors.__all__ == [*names, "did_you_mean", "first_line"]
 
 
 def test_a_loop_that_goes_on_after_an_error_ends_at_ctrl_c() -> None:

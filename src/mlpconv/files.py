@@ -38,7 +38,7 @@ def open_regular(path: Path) -> io.BufferedReader:
         descriptor = -1
     if descriptor < 0:
         raise NotRegularError(errno.EINVAL, "not a regular file (a folder, pipe, socket or device)")
-    return open(descriptor, "rb")
+    return os.fdopen(descriptor, "rb")
 
 
 def write_synced(path: Path, content: bytes) -> None:

@@ -55,7 +55,7 @@ FAILURES = {
     "Python's own module": (ModuleNotFoundError("No module", name="fcntl"), 1, "'fcntl', which Linux and macOS have"),
     "a run that was stopped": (Interrupted("stopped after step 3; it is saved.", 15), 143, "stopped after step 3"),
     "a bug": (KeyError("weights\nand more"), 1, "this is a bug in mlpconv (KeyError: 'weights"),
-    "a bug without words": (RuntimeError(), 1, "(RuntimeError: no message); MLPCONV_DEBUG=1"),
+    "a bug without words": (RuntimeError(), 1, "(RuntimeError: RuntimeError); MLPCONV_DEBUG=1"),
     "interrupt": (KeyboardInterrupt(), 130, "interrupted"),
 }
 

@@ -67,12 +67,12 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
         start = time.monotonic()
         for path in (pipe, door, tmp_path, Path("/dev/zero")):
             with pytest.raises(DataError, match="not a regular file"):
-                storage.open_regular(path)
+                storage.open_data_file(path)
         assert time.monotonic() - start < 5
     with pytest.raises(DataError, match="not a file name"):
-        storage.open_regular(Path("a\0b"))
+        storage.open_data_file(Path("a\0b"))
     with pytest.raises(FileNotFoundError):
-        storage.open_regular(tmp_path / "absent")
+        storage.open_data_file(tmp_path / "absent")
 
 
 def test_a_file_exchanged_for_a_pipe_meanwhile_does_not_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +82,7 @@ def test_a_file_exchanged_for_a_pipe_meanwhile_does_not_block(tmp_path: Path, mo
     before = plain.stat()
     monkeypatch.setattr(Path, "stat", lambda self, **_: before)
     with pytest.raises(DataError, match="not a regular file"):
-        storage.open_regular(pipe)
+        storage.open_data_file(pipe)
 
 
 def test_the_cache_is_where_the_variable_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from wrapped import Lambda, chaotic
 
 from mlpconv.errors import SurgeryError, UsageError
-from mlpconv.surgery import comparison
+from mlpconv.surgery.proof import compare as comparison
 from mlpconv.surgery.proof.compare import compare, tensors_of
 from mlpconv.surgery.proof.prove import prove
 

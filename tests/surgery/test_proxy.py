@@ -148,5 +148,5 @@ def test_what_a_graph_cannot_hold_is_one_step(function: Any, says: str) -> None:
     assert [str(node.target) for node in graph.graph.find_nodes(op="call_module")] == ["0", "1"]
     with torch.no_grad():
         assert torch.equal(graph(images(2, 3, 7, 5)), inside(images(2, 3, 7, 5)))
-    with pytest.raises(SurgeryError, match=rf"\(line \d+ of test_symbols\.py\): it[^:]*{says}"):
+    with pytest.raises(SurgeryError, match=rf"\(line \d+ of test_proxy\.py\): it[^:]*{says}"):
         trace(Lambda(function).eval(), (3, 7, 5))

@@ -208,7 +208,7 @@ def literals(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "path", [*sorted((PACKAGE / "training").glob("*.py")), PACKAGE / "run.py", PACKAGE / "summary.py"]
+    "path", [*sorted((PACKAGE / "training").glob("*.py")), PACKAGE / "fitting.py", PACKAGE / "report" / "summary.py"]
 )
 def test_no_message_of_training_names_an_option_of_the_command_line(path: Path) -> None:
     texts = literals(path)

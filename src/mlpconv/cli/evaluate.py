@@ -65,6 +65,7 @@ def evaluate(
     """
     from mlpconv import evaluation, inference
     from mlpconv.cli.bar import Bar
+    from mlpconv.data.as_trained import open_as_trained
 
     classifier = inference.load(model)
     dataset = open_as_trained(data, data_dir, classifier)

@@ -63,7 +63,7 @@ def read_run(folder: Path, classifier: Classifier | None = None) -> RunParts:
         _mapping(folder / "environment.json"),
         _history(folder / "metrics.csv"),
         {name: content for name, content in figures.items() if content.startswith(PNG)},
-        classifier or _classifier(folder / "model.safetensors"),
+        _classifier(folder / "model.safetensors", classifier),
     )
 
 
@@ -104,9 +104,10 @@ def _history(path: Path) -> tuple[Mapping[str, str], ...]:
         return ()
 
 
-def _classifier(path: Path) -> Classifier | None:
-    if not path.is_file():
-        return None
+def _classifier(path: Path, known: Classifier | None) -> Classifier | None:
+    """The classifier of a model file, `known` where the caller has it; None where there is no good file."""
+    if not path.is_file() or known is not None:
+        return known if path.is_file() else None
     try:
         return inference.load(path)
     except (MlpconvError, OSError):
