@@ -91,7 +91,7 @@ def opened(name: str, asked: argparse.Namespace) -> Case:
     import numpy as np
 
     import mlpconv
-    from mlpconv.cli.factorize import prepared
+    from mlpconv.cli.factorize import prepare_images
     from mlpconv.data import Split
     from mlpconv.data.as_trained import open_as_trained
     from mlpconv.models.folding import fold_norm
@@ -116,8 +116,8 @@ def opened(name: str, asked: argparse.Namespace) -> Case:
     judged = Split(images, labels)
     return Case(
         classifier,
-        list(prepared(classifier, splits["train"], asked.fit)),
-        list(prepared(classifier, judged, HELD)),
+        list(prepare_images(classifier, splits["train"], asked.fit)),
+        list(prepare_images(classifier, judged, HELD)),
         judged,
     )
 
@@ -149,7 +149,7 @@ def row(case: Case, budget: float, by: str, steps: int) -> dict[str, Any]:
     """One budget, one way."""
     from mlpconv import surgery
     from mlpconv.surgery.lowrank.batches import as_batches
-    from mlpconv.surgery.lowrank.distill import tuned
+    from mlpconv.surgery.lowrank.distill import distill
 
     began = time.perf_counter()
     result = surgery.factorize(case.classifier.model, case.fit, budget, by=by, held_out=case.held, curve=False)
@@ -160,7 +160,7 @@ def row(case: Case, budget: float, by: str, steps: int) -> dict[str, Any]:
     found["speed"] = speeds(case, made)
     network = copy.deepcopy(result.model)
     began = time.perf_counter()
-    tuned(network, case.classifier.model, as_batches(case.fit), steps)
+    distill(network, case.classifier.model, as_batches(case.fit), steps)
     found["tuned"] = {"seconds": time.perf_counter() - began} | judge(case, like(case.classifier, network))
     return found
 
@@ -264,8 +264,8 @@ def picture(networks: dict[str, Any]) -> Any:
                 kept = [100 * each["macs"] / found["macs"] for each in rows]
                 style = {"color": colour, "marker": "o", "markersize": 5}
                 axes.plot(kept, [100 * each["error"] for each in rows], label=f"by {way}", **style)
-                tuned = [100 * each["tuned"]["error"] for each in rows]
-                axes.plot(kept, tuned, label=f"by {way}, fine-tuned", linestyle=":", markerfacecolor="white", **style)
+                distill = [100 * each["tuned"]["error"] for each in rows]
+                axes.plot(kept, distill, label=f"by {way}, fine-tuned", linestyle=":", markerfacecolor="white", **style)
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -22,7 +22,7 @@ import mlpconv
 from mlpconv.cli.training_output import Lines
 from mlpconv.errors import Interrupted
 from mlpconv.training import find_recipe
-from mlpconv.training.progress import Row
+from mlpconv.training.progress import EpochMetrics
 
 COLUMNS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "seconds", "cpu_seconds")
 
@@ -39,7 +39,7 @@ class Until(Lines):
         super().note(text)
         self.sentences.append(text)
 
-    def epoch(self, row: Row, epochs: int) -> None:
+    def epoch(self, row: EpochMetrics, epochs: int) -> None:
         """Print it; after the last one wanted, ask for the end, which saves."""
         super().epoch(row, epochs)
         if row["epoch"] >= self.last:

@@ -6,15 +6,15 @@ import itertools
 
 import pytest
 
-from mlpconv.decode_options import DEPTHS, FITS, USUAL, Reading
+from mlpconv.decode_options import DEFAULT_DECODING, DEPTHS, FITS, DecodeOptions
 from mlpconv.errors import UsageError
 
 
 def test_every_reading_can_be_described() -> None:
     for fit, bits in itertools.product(FITS, DEPTHS):
-        assert Reading.from_dict(Reading(fit, bits).to_dict()) == Reading(fit, bits)
-    assert USUAL.to_dict() == {}
-    assert Reading("pad", 12).to_dict() == {"fit": "pad", "bits": 12}
+        assert DecodeOptions.from_dict(DecodeOptions(fit, bits).to_dict()) == DecodeOptions(fit, bits)
+    assert DEFAULT_DECODING.to_dict() == {}
+    assert DecodeOptions("pad", 12).to_dict() == {"fit": "pad", "bits": 12}
 
 
 @pytest.mark.parametrize(
@@ -27,4 +27,4 @@ def test_every_reading_can_be_described() -> None:
 )
 def test_anything_else_is_refused(values: dict[str, object], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
-        Reading.from_dict(values)
+        DecodeOptions.from_dict(values)

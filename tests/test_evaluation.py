@@ -15,7 +15,7 @@ from sklearn import metrics
 
 from mlpconv.data import Split
 from mlpconv.errors import DataError, ModelFileError, UsageError
-from mlpconv.evaluation import Evaluation, align, evaluate, wilson, worst
+from mlpconv.evaluation import Evaluation, align_labels, evaluate, wilson, worst_mistakes
 from mlpconv.inference import Classifier
 from mlpconv.models import create_model
 from mlpconv.preprocessing import Preprocessing
@@ -177,7 +177,7 @@ def test_flips_are_passed_on() -> None:
 def test_mistakes_come_with_the_most_confident_first() -> None:
     logits, labels = example()
     found, split = judge(logits, labels), make_split(labels)
-    listed = worst(found, split, 10)
+    listed = worst_mistakes(found, split, 10)
     confidence = softmax(logits).max(1)
     wrong = [i for i in np.argsort(-confidence) if logits[i].argmax() != labels[i]]
     assert [mistake.index for mistake in listed] == wrong[:10]
@@ -185,9 +185,9 @@ def test_mistakes_come_with_the_most_confident_first() -> None:
     assert (first.true, first.predicted) == (f"class {labels[wrong[0]]}", f"class {logits[wrong[0]].argmax()}")
     assert first.confidence == pytest.approx(confidence[wrong[0]], rel=1e-5)
     assert first.source == f"file {wrong[0]}"
-    assert len(worst(found, split, 10_000)) == len(wrong)
-    assert worst(found, Split(split.images, split.labels), 1)[0].source is None
-    assert worst(judge(np.eye(7, dtype=np.float32), np.arange(7)), make_split(np.arange(7)), 3) == []
+    assert len(worst_mistakes(found, split, 10_000)) == len(wrong)
+    assert worst_mistakes(found, Split(split.images, split.labels), 1)[0].source is None
+    assert worst_mistakes(judge(np.eye(7, dtype=np.float32), np.arange(7)), make_split(np.arange(7)), 3) == []
 
 
 def test_confused_pairs_come_with_the_most_frequent_first() -> None:
@@ -249,16 +249,16 @@ def test_labels_are_matched_by_name() -> None:
     model = cast("Classifier", Table(np.zeros((1, 7), np.float32)))
     classes = ("class 5", "class 0", "unknown", "class 2")
     split = labelled(0, 1, 3, 3, 0)
-    assert align(split, classes, model).labels.tolist() == [5, 0, 2, 2, 5]
-    assert align(split, classes, model).names == split.names
+    assert align_labels(split, classes, model).labels.tolist() == [5, 0, 2, 2, 5]
+    assert align_labels(split, classes, model).names == split.names
     with pytest.raises(DataError, match="does not know the class 'unknown'; it knows 'class 0', "):
-        align(labelled(0, 2), classes, model)
+        align_labels(labelled(0, 2), classes, model)
 
 
 def test_an_accent_has_one_spelling() -> None:
     model = cast("Classifier", Table(np.zeros((1, 2), np.float32)))
     model.classes = ("caf\u00e9", "nai\u0308f")
-    assert align(labelled(0, 1), ("cafe\u0301", "na\u00eff"), model).labels.tolist() == [0, 1]
+    assert align_labels(labelled(0, 1), ("cafe\u0301", "na\u00eff"), model).labels.tolist() == [0, 1]
 
 
 def test_a_real_classifier_on_read_only_images() -> None:

@@ -255,7 +255,7 @@ def survey(name: str, operations: Iterable[str] = tuple(OPERATIONS), largest: fl
 
 def _shorten_reports(case: Case) -> None:
     """Reports without a stopwatch, and with one look at the original for all of them: most of the time."""
-    look, known = result.figures, {}
+    look, known = result.measure_figures, {}
 
     def figures(model: nn.Module, shape: tuple[int, int, int], **more: Any) -> result.Figures:
         if model is not case.model and model is not vars(case).get("double"):
@@ -263,7 +263,7 @@ def _shorten_reports(case: Case) -> None:
         key = (id(model), shape)
         return known[key] if key in known else known.setdefault(key, look(model, shape, **more))
 
-    result.measure_latency, result.figures = (lambda *_: math.nan), figures
+    result.measure_latency, result.measure_figures = (lambda *_: math.nan), figures
 
 
 def _profiled(case: Case) -> dict[str, Any]:

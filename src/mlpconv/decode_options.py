@@ -8,14 +8,14 @@ from typing import Any
 
 from mlpconv.errors import UsageError, did_you_mean
 
-__all__ = ["DEPTHS", "FITS", "USUAL", "Reading"]
+__all__ = ["DEFAULT_DECODING", "DEPTHS", "FITS", "DecodeOptions"]
 
 FITS = ("crop", "pad", "stretch")
 DEPTHS = (8, 10, 12, 14, 16)
 
 
 @dataclass(frozen=True)
-class Reading:
+class DecodeOptions:
     """What a network's pixels are of an image file; raises UsageError for an unknown value.
 
     `fit` brings an image to the network's size: crop keeps the centre of the shorter side's square, pad shows all of it
@@ -36,13 +36,13 @@ class Reading:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, without what is usual; `from_dict` is its inverse."""
         values = {"fit": self.fit, "bits": self.bits}
-        return {name: value for name, value in values.items() if value != getattr(USUAL, name)}
+        return {name: value for name, value in values.items() if value != getattr(DEFAULT_DECODING, name)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Reading:
+    def from_dict(cls, values: Mapping[str, Any]) -> DecodeOptions:
         """The reading that `to_dict` described."""
         return cls(values.get("fit", "crop"), values.get("bits", 16))
 
 
-USUAL = Reading()
+DEFAULT_DECODING = DecodeOptions()
 """The centre, and all sixteen bits."""

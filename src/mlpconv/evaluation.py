@@ -19,7 +19,7 @@ from mlpconv.errors import DataError, ModelFileError, UsageError
 from mlpconv.inference import Classifier
 from mlpconv.text import composed
 
-__all__ = ["Confusion", "Evaluation", "Mistake", "PerClass", "align", "evaluate", "wilson", "worst"]
+__all__ = ["Confusion", "Evaluation", "Mistake", "PerClass", "align_labels", "evaluate", "wilson", "worst_mistakes"]
 
 BINS = 15
 TOP = 5
@@ -134,7 +134,7 @@ def evaluate(
     tta_flip: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Judge a classifier on a split whose labels count in the order of its classes (see `align`).
+    """Judge a classifier on a split whose labels count in the order of its classes (see `align_labels`).
 
     `tta_flip` averages the logits of each image and its mirror image; `progress` is told how many images are done.
     Raises DataError for an empty split, labels beyond the classes, or images of another size than the classifier's,
@@ -229,7 +229,7 @@ def _per_class(confusion: NDArray[np.int64]) -> PerClass:
     return PerClass(share(right, chosen), share(right, support), share(2 * right, support + chosen), support)
 
 
-def worst(evaluation: Evaluation, split: Split, k: int = 25) -> list[Mistake]:
+def worst_mistakes(evaluation: Evaluation, split: Split, k: int = 25) -> list[Mistake]:
     """The `k` mistakes of which the classifier was most confident, the most confident first."""
     confidence = evaluation.probabilities[np.arange(evaluation.n), evaluation.predicted]
     wrong = np.flatnonzero(evaluation.predicted != evaluation.labels)
@@ -246,7 +246,7 @@ def worst(evaluation: Evaluation, split: Split, k: int = 25) -> list[Mistake]:
     ]
 
 
-def align(split: Split, classes: Sequence[str], classifier: Classifier) -> Split:
+def align_labels(split: Split, classes: Sequence[str], classifier: Classifier) -> Split:
     """The split with labels in the order of the classifier's classes, found by name.
 
     Classes that the data lack are no fault. Raises DataError for images of a class that the classifier does not know.

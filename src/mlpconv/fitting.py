@@ -24,11 +24,11 @@ from mlpconv.text import option
 from mlpconv.training import Progress, Recipe, find_recipe
 from mlpconv.training.display import usual_progress
 from mlpconv.training.memory import flushing_denormals
-from mlpconv.training.plan import changed, planned, remarks
-from mlpconv.training.progress import Row
+from mlpconv.training.plan import plan_notes, resolve_plan, with_changes
+from mlpconv.training.progress import EpochMetrics
 from mlpconv.training.run_folder import RunFolder
 from mlpconv.training.seeding import keeping_random_states, seed_torch
-from mlpconv.training.session import train
+from mlpconv.training.session import run_training
 
 __all__ = ["Run", "fit"]
 
@@ -50,7 +50,7 @@ class Run:
     """What a run gives back: the best classifier, a row an epoch, and the folder that holds everything."""
 
     classifier: Classifier
-    history: list[Row]
+    history: list[EpochMetrics]
     folder: Path
 
     def __repr__(self) -> str:
@@ -86,14 +86,14 @@ def fit(
     target = Path(out) if out is not None else None
     begun = RunFolder.begun(target, name) if resume else None
     stored = None if begun is None else Recipe().with_settings(**begun.read_json("recipe.json"))
-    base = stored if stored is not None and recipe is None else chosen(recipe, name)
-    asked = changed(base, settings)
-    dataset = load(data, stored or asked, data_root)
+    base = stored if stored is not None and recipe is None else find_or_use(recipe, name)
+    asked = with_changes(base, settings)
+    dataset = open_for_training(data, stored or asked, data_root)
     for sentence in dataset.notes:
         watcher.warn(sentence)
     images = len(dataset.split("train"))
-    plan = planned(asked, images, dataset.channels)
-    for sentence in remarks(asked, plan, images, base.min_steps):
+    plan = resolve_plan(asked, images, dataset.channels)
+    for sentence in plan_notes(asked, plan, images, base.min_steps):
         watcher.warn(sentence)
     if begun is not None and stored is not None:
         refuse_changes(begun, stored, plan)
@@ -104,7 +104,7 @@ def fit(
         if resume and begun is None:
             watcher.warn(f"There is nothing to resume in {folder.path} yet: the run starts from its first step.")
         with folder.lock():
-            history = train(folder, plan, dataset, model, preprocessing, device, begun is not None, watcher)
+            history = run_training(folder, plan, dataset, model, preprocessing, device, begun is not None, watcher)
             classifier = inference.load(folder.model)
             summarise(folder.path, classifier, dataset, history)
     return Run(classifier, history, folder.path)
@@ -122,7 +122,7 @@ def data_name(data: str | Path | Dataset) -> str:
         return "folder"
 
 
-def chosen(recipe: str | Path | Recipe | None, name: str) -> Recipe:
+def find_or_use(recipe: str | Path | Recipe | None, name: str) -> Recipe:
     """The recipe itself, or the one of that name for the data; `fast` where none is named."""
     return recipe if isinstance(recipe, Recipe) else find_recipe(recipe or "fast", name)
 
@@ -138,7 +138,7 @@ def refuse_changes(folder: RunFolder, stored: Recipe, asked: Recipe) -> None:
             )
 
 
-def load(data: str | Path | Dataset, recipe: Recipe, root: str | Path | None) -> Dataset:
+def open_for_training(data: str | Path | Dataset, recipe: Recipe, root: str | Path | None) -> Dataset:
     """Open the data and hold out a validation part where it has none."""
     if isinstance(data, Dataset):
         dataset = data

@@ -17,7 +17,7 @@ from zoo import GRAPHS, Oracle, Squeeze, conv, resnet
 import mlpconv
 from mlpconv.analysis import AxisField, Profile, profile
 from mlpconv.analysis.result import axis_field
-from mlpconv.receptive_field import seen_of
+from mlpconv.receptive_field import field_of
 
 
 @pytest.fixture(autouse=True)
@@ -144,7 +144,7 @@ def test_graphs_see_what_gradients_say(name: str) -> None:
 @pytest.mark.parametrize("name", GRAPHS)
 def test_computed_numbers_see_what_those_without_storage_see(name: str) -> None:
     model = GRAPHS[name].eval()
-    seen, result = seen_of(torch.rand(1, 3, 24, 18), model), profile(model, (3, 24, 18))
+    seen, result = field_of(torch.rand(1, 3, 24, 18), model), profile(model, (3, 24, 18))
     assert seen is not None
     with torch.no_grad():
         shape = tuple(model(torch.rand(1, 3, 24, 18)).shape)

@@ -17,9 +17,9 @@ from mlpconv.cli import main
 from mlpconv.data import open_data
 from mlpconv.data.as_trained import open_as_trained
 from mlpconv.data.decode import decode
-from mlpconv.decode_options import FITS, Reading
+from mlpconv.decode_options import FITS, DecodeOptions
 from mlpconv.errors import UsageError
-from mlpconv.fitting import load, make_model, make_preprocessing
+from mlpconv.fitting import make_model, make_preprocessing, open_for_training
 from mlpconv.maps import Box, Peak, in_file
 from mlpconv.models import create_model
 from mlpconv.preprocessing import Preprocessing
@@ -35,20 +35,22 @@ def saved(pixels: np.ndarray) -> bytes:
 
 
 def test_each_fit_keeps_what_it_says() -> None:
-    crop, pad, stretch = (decode(saved(WIDE), size=(20, 20), reading=Reading(fit))[0].astype(int) for fit in FITS)
+    crop, pad, stretch = (decode(saved(WIDE), size=(20, 20), reading=DecodeOptions(fit))[0].astype(int) for fit in FITS)
     assert (crop[0, 0], crop[0, -1]) == pytest.approx((90, 148), abs=4)
     assert (stretch[0, 0], stretch[0, -1]) == pytest.approx((4, 234), abs=4)
     assert np.array_equal(np.flatnonzero(pad.std(axis=1) > 1), [7, 8, 9, 10, 11])
     assert (pad[9, 0], pad[9, -1]) == pytest.approx((4, 234), abs=4)
     assert pad[0, 0] == pytest.approx(WIDE.mean(), abs=2)
-    tall = [decode(saved(np.ascontiguousarray(WIDE.T)), size=(20, 20), reading=Reading(fit))[0].T for fit in FITS]
+    tall = [decode(saved(np.ascontiguousarray(WIDE.T)), size=(20, 20), reading=DecodeOptions(fit))[0].T for fit in FITS]
     assert all(np.abs(a.astype(int) - b).max() <= 1 for a, b in zip(tall, (crop, pad, stretch), strict=True))
 
 
 @pytest.mark.parametrize("fit", FITS)
 def test_colour_is_padded_with_the_mean_of_each_channel(fit: str) -> None:
     image = np.zeros((8, 40, 3), np.uint8) + np.array([200, 100, 0], np.uint8)
-    assert (decode(saved(image), size=(16, 16), reading=Reading(fit)) == np.array([200, 100, 0])[:, None, None]).all()
+    assert (
+        decode(saved(image), size=(16, 16), reading=DecodeOptions(fit)) == np.array([200, 100, 0])[:, None, None]
+    ).all()
 
 
 def put(folder: Path, height: int, width: int, count: int = 5) -> Path:
@@ -83,7 +85,7 @@ def test_the_note_says_what_is_cut(tmp_path: Path) -> None:
 def test_a_model_reads_images_as_its_training_did(tmp_path: Path, fit: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = put(tmp_path / "x", 30, 120)
     recipe = Recipe(model="nin_tiny", fit=fit, val_fraction=0)
-    data = load(folder, recipe, None)
+    data = open_for_training(folder, recipe, None)
     model, preprocessing = make_model(data, recipe, torch.device("cpu")), make_preprocessing(data, recipe)
     mlpconv.save(tmp_path / "m", model, preprocessing, classes=data.classes, input_size=(3, 32, 32), info={})
     classifier = mlpconv.load(tmp_path / "m")
@@ -102,13 +104,17 @@ def test_a_model_reads_images_as_its_training_did(tmp_path: Path, fit: str, caps
 
 def test_a_data_set_brings_its_own_fit(tmp_path: Path) -> None:
     data = open_data(put(tmp_path / "x", 30, 120), fit="pad")
-    assert load(data, Recipe(fit="pad"), None).reading.fit == "pad"
+    assert open_for_training(data, Recipe(fit="pad"), None).reading.fit == "pad"
     with pytest.raises(UsageError, match="fit=stretch was given with a Dataset"):
-        load(data, Recipe(fit="stretch"), None)
+        open_for_training(data, Recipe(fit="stretch"), None)
 
 
-@pytest.mark.parametrize(("reading", "version"), [(Reading(), 1), (Reading("pad"), 3), (Reading(bits=12), 3)])
-def test_older_programs_go_on_reading_what_they_understand(tmp_path: Path, reading: Reading, version: int) -> None:
+@pytest.mark.parametrize(
+    ("reading", "version"), [(DecodeOptions(), 1), (DecodeOptions("pad"), 3), (DecodeOptions(bits=12), 3)]
+)
+def test_older_programs_go_on_reading_what_they_understand(
+    tmp_path: Path, reading: DecodeOptions, version: int
+) -> None:
     preprocessing = Preprocessing.create(["scale"], 1, (8, 8), reading)
     model = create_model("nin_tiny", num_classes=2, in_channels=1)
     mlpconv.save(tmp_path / "m", model, preprocessing, classes=("a", "b"), input_size=(1, 8, 8), info={})

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlpconv.data.held_out import Membership
+from mlpconv.data.held_out import HoldOutRule
 
 IMAGES = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 3)), min_size=1, max_size=80)  # (content, class)
 
 
-def draw(images: list[tuple[int, int]], fraction: float, seed: int) -> tuple[Membership, list[bytes]]:
+def draw(images: list[tuple[int, int]], fraction: float, seed: int) -> tuple[HoldOutRule, list[bytes]]:
     contents = [f"{content}".encode() for content, _ in images]
     labels = np.array([label for _, label in images])
-    return Membership.draw(contents, contents, labels, fraction, seed), contents
+    return HoldOutRule.draw(contents, contents, labels, fraction, seed), contents
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=80), st.floats(0.01, 0.99), st.integers(0, 9))
@@ -38,7 +38,7 @@ def test_what_was_trained_on_is_never_held_out_later(
     """The second list shares contents with the first, in other classes and places."""
     membership, contents = draw(before, fraction, seed)
     first = dict(zip(contents, membership.held_out(contents).tolist(), strict=True))
-    stored = Membership.from_dict(json.loads(json.dumps(membership.to_dict())))
+    stored = HoldOutRule.from_dict(json.loads(json.dumps(membership.to_dict())))
     assert stored == membership
     later = [f"{content}".encode() for content, _ in after]
     for content, held in zip(later, membership.held_out(later).tolist(), strict=True):
@@ -58,7 +58,7 @@ def test_the_same_pixels_in_other_files_lie_on_one_side() -> None:
     """Ten pictures, each stored in five ways."""
     contents = [f"file {i}".encode() for i in range(50)]
     pixels = [f"picture {i % 10}".encode() for i in range(50)]
-    held = Membership.draw(contents, pixels, np.zeros(50, int), 0.2, 0).held_out(contents)
+    held = HoldOutRule.draw(contents, pixels, np.zeros(50, int), 0.2, 0).held_out(contents)
     assert held.sum() == 10
     assert {pixels[i] for i in np.flatnonzero(held)} == {pixels[i] for i in np.flatnonzero(held)[:2]}
 
@@ -85,4 +85,4 @@ def test_the_exceptions_that_a_file_carries_are_few() -> None:
     ],
 )
 def test_what_is_no_membership_is_none(value: Any) -> None:
-    assert Membership.from_dict(value) is None
+    assert HoldOutRule.from_dict(value) is None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import mlpconv
 from mlpconv.errors import ModelFileError, UsageError
 from mlpconv.inference import Classifier, dispatch, engine
-from mlpconv.inference.dispatch import Fast, modules_of, state_of
+from mlpconv.inference.dispatch import Dispatcher, modules_of, state_of
 from mlpconv.inference.engine import Engine, graph_of, layers_of, supported, work_of
 from mlpconv.models import create_model
 from mlpconv.preprocessing import Preprocessing
@@ -189,14 +189,14 @@ def test_old_engines_go_before_there_are_new_ones(monkeypatch: pytest.MonkeyPatc
     made.predict(raw(2))
     assert made._fast is not None
     before, alive = weakref.ref(made._fast), []
-    prepare = Fast.prepare.__func__
+    prepare = Dispatcher.prepare.__func__
 
-    def watched(cls: type, *given: Any) -> Fast:
+    def watched(cls: type, *given: Any) -> Dispatcher:
         gc.collect()
         alive.append(before() is not None)
         return prepare(cls, *given)
 
-    monkeypatch.setattr(Fast, "prepare", classmethod(watched))
+    monkeypatch.setattr(Dispatcher, "prepare", classmethod(watched))
     with torch.no_grad():
         made.model.blocks[2].convs[2].bias += 1
     made.predict(raw(2))
@@ -414,8 +414,10 @@ def test_a_trained_network_says_the_same_in_both_formats(tmp_path: Any) -> None:
 
 def test_engines_are_prepared_once(monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = []
-    prepare = Fast.prepare.__func__
-    monkeypatch.setattr(Fast, "prepare", classmethod(lambda cls, *given: prepared.append(1) or prepare(cls, *given)))
+    prepare = Dispatcher.prepare.__func__
+    monkeypatch.setattr(
+        Dispatcher, "prepare", classmethod(lambda cls, *given: prepared.append(1) or prepare(cls, *given))
+    )
     made = classifier()
     for _ in range(3):
         made.predict(raw(2))

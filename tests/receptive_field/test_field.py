@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mlpconv.receptive_field import Axis, Field, Grid, seen_of
+from mlpconv.receptive_field import Axis, Field, Grid, field_of
 from mlpconv.receptive_field.field import follow, image_axis, join_grids
 
 ONE, HALF = Fraction(1), Fraction(1, 2)
@@ -86,11 +86,11 @@ def test_cells_out_of_order_make_no_grid_however_often() -> None:
 
 def test_a_dimension_shared_with_channels_has_no_grid_whatever_the_sizes() -> None:
     """A pixel shuffle: rows and columns each share theirs with two channels, and 5 times 2 is also 10 rows."""
-    shuffled = seen_of(
+    shuffled = field_of(
         torch.zeros(1, 8, 5, 2), lambda x: x.view(1, 2, 2, 2, 5, 2).permute(0, 1, 4, 2, 5, 3).reshape(1, 2, 10, 4)
     )
     assert (axis(shuffled, 0).grid, axis(shuffled, 1).grid) == (None, None)
-    flat = seen_of(torch.zeros(1, 3, 5, 7), lambda x: x.flatten(1))
+    flat = field_of(torch.zeros(1, 3, 5, 7), lambda x: x.flatten(1))
     assert (axis(flat, 0).grid, axis(flat, 1).grid) == (None, None)
 
 
@@ -101,9 +101,9 @@ def axis(field: Field | None, k: int) -> Axis:
 
 def test_an_image_sees_itself_and_a_constant_sees_nothing() -> None:
     image = torch.zeros(1, 2, 5, 7)
-    assert axis(seen_of(image, lambda x: x + 1), 1).grid == image_axis(4, -1, 7).grid
-    assert seen_of(image, lambda _: torch.ones(3)) is None
-    assert seen_of(image, torch.zeros_like) is None
+    assert axis(field_of(image, lambda x: x + 1), 1).grid == image_axis(4, -1, 7).grid
+    assert field_of(image, lambda _: torch.ones(3)) is None
+    assert field_of(image, torch.zeros_like) is None
 
 
 def test_numbers_are_really_computed() -> None:
@@ -113,14 +113,14 @@ def test_numbers_are_really_computed() -> None:
     def every_other(x: Tensor) -> Tensor:
         return x[..., (torch.arange(7) % 2 == 0).nonzero().flatten()]
 
-    assert axis(seen_of(image, every_other), 1).grid == Grid(-1, Fraction(2), Fraction(0), ONE)
+    assert axis(field_of(image, every_other), 1).grid == Grid(-1, Fraction(2), Fraction(0), ONE)
 
 
 @pytest.mark.parametrize("inference", [True, False])
 def test_what_is_followed_is_the_same_in_inference_mode(inference: bool) -> None:
     layers = nn.Sequential(nn.Conv2d(2, 3, (3, 2), 2), nn.BatchNorm2d(3), nn.ReLU(inplace=True), nn.AvgPool2d(2)).eval()
     with torch.inference_mode(inference):
-        field = seen_of(torch.zeros(1, 2, 11, 13), layers)
+        field = field_of(torch.zeros(1, 2, 11, 13), layers)
     assert axis(field, 0).grid == Grid(-2, Fraction(4), Fraction(2), Fraction(5))
     assert axis(field, 1).grid == Grid(-1, Fraction(4), HALF * 3, Fraction(4))
 
@@ -152,7 +152,7 @@ def test_the_work_does_not_grow_with_the_number_of_channels() -> None:
     for channels in (4, 400):
         image = torch.empty(1, channels, 7, 5, device="meta")
         with Work() as work:
-            seen = seen_of(image, Turning())
+            seen = field_of(image, Turning())
         counts.append(work.elements)
         assert seen is not None
         assert seen[0].hi.amax() == 6

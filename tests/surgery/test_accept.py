@@ -14,7 +14,7 @@ from torch.nn.utils import prune, remove_weight_norm, spectral_norm
 
 from mlpconv.errors import SurgeryError
 from mlpconv.surgery import convolutionalize, deepen, fold, pool_head
-from mlpconv.surgery.proof.accept import copied, is_parametrized
+from mlpconv.surgery.proof.accept import deep_copy, is_parametrized
 
 SHAPE = (3, 9, 7)
 
@@ -74,7 +74,7 @@ def test_a_weight_that_a_hook_works_out_is_worked_out_still(name: str, operation
 
 def test_a_copy_works_its_weight_out_of_its_own_numbers() -> None:
     model = network(old_weight_norm, on=0)
-    copy = copied(model)
+    copy = deep_copy(model)
     with torch.no_grad():
         copy[0].weight_g.mul_(2)
         copy[0].bias.zero_()
@@ -89,7 +89,7 @@ def test_a_tensor_with_a_history_is_named() -> None:
     with pytest.raises(
         SurgeryError, match=r"cannot be copied, .*: 0\.last was computed with gradients, .* detach it\."
     ):
-        copied(model)
+        deep_copy(model)
 
 
 @pytest.mark.parametrize("operation", [pool_head, convolutionalize])

@@ -17,9 +17,9 @@ from wrapped import Lambda, share
 
 import mlpconv
 from mlpconv.errors import SurgeryError, UsageError
-from mlpconv.surgery.proof.accept import is_parametrized, sharers
-from mlpconv.surgery.tracing.graph import calls_of, dtype_of, open_all, replace_module, shadow_of, shape_of, trace
-from mlpconv.surgery.tracing.tracer import record
+from mlpconv.surgery.proof.accept import is_parametrized, shared_names
+from mlpconv.surgery.tracing.graph import calls_of, dtype_of, meta_copy, open_all, replace_module, shape_of, trace
+from mlpconv.surgery.tracing.tracer import trace_graph
 
 
 def images(*shape: int) -> Tensor:
@@ -363,12 +363,12 @@ class Remembering(nn.Module):
 
 
 def test_what_a_module_remembers_of_one_look_is_gone_before_the_next() -> None:
-    shadow = shadow_of(nn.Sequential(nn.Conv2d(3, 5, 3), Remembering())).eval()
+    shadow = meta_copy(nn.Sequential(nn.Conv2d(3, 5, 3), Remembering())).eval()
     before = [dict(vars(module)) for module in shadow.modules()]
-    record(shadow, (3, 9, 7), lambda *_: False)
+    trace_graph(shadow, (3, 9, 7), lambda *_: False)
     assert [dict(vars(module)) for module in shadow.modules()] == before
     assert shadow[1].tables == {}
-    again = record(shadow, (3, 9, 7), open_all)
+    again = trace_graph(shadow, (3, 9, 7), open_all)
     assert "1.biases" in [node.target for node in again.find_nodes(op="get_attr")]
     assert again.owning_constants == {}
 
@@ -413,8 +413,8 @@ def test_a_module_is_replaced_wherever_it_stands() -> None:
 def test_shared_and_computed_parameters_are_found() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))
     model[1].weight = model[0].weight
-    assert sharers(model, model[0]) == ("1.weight",)
-    assert sharers(model, model[2]) == ()
+    assert shared_names(model, model[0]) == ("1.weight",)
+    assert shared_names(model, model[2]) == ()
     assert [is_parametrized(module) for module in model] == [False, False, True]
 
 

@@ -17,7 +17,7 @@ from mlpconv.analysis import profile
 from mlpconv.errors import SurgeryError
 from mlpconv.surgery import convolutionalize, fold, pool_head
 from mlpconv.surgery.tracing.graph import trace
-from mlpconv.surgery.tracing.proxy import TensorSymbol
+from mlpconv.surgery.tracing.proxy import TensorProxy
 
 SHAPE = (3, 9, 7)
 
@@ -25,7 +25,7 @@ SHAPE = (3, 9, 7)
 @pytest.fixture(autouse=True)
 def no_crash() -> None:
     """PyTorch's C++ reads a symbol as a tensor: one that is none would end this process, and the suite with it."""
-    assert issubclass(TensorSymbol, Tensor)
+    assert issubclass(TensorProxy, Tensor)
 
 
 def images(*shape: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import unfold
 
 from mlpconv.surgery.lowrank.allocate import Choice, Option, choose, hull, path
-from mlpconv.surgery.lowrank.factors import basis_by_activations, basis_by_weights, factorised, reconstructed
+from mlpconv.surgery.lowrank.factors import basis_by_activations, basis_by_weights, factorize_layer, reconstruct
 from mlpconv.surgery.lowrank.moments import Moments, as_rows
 
 
@@ -69,7 +69,7 @@ def test_full_rank_changes_nothing(kind: str, way: str) -> None:
     basis = basis_by_weights(made) if way == "weights" else seen_by(made, x)
     sides = [(None, 7)] if kind in ("1x1", "linear") else [(None, 7), (5, None), (5, 7)]
     for rank_in, rank_out in sides:
-        parts = factorised(made, basis, rank_in, rank_out)
+        parts = factorize_layer(made, basis, rank_in, rank_out)
         torch.testing.assert_close(parts(x), made(x), rtol=1e-8, atol=1e-8)
         assert len(parts) == 1 + (rank_in is not None) + (rank_out is not None)
         assert all(part.bias is None for part in list(parts)[:-1])
@@ -79,7 +79,7 @@ def test_by_weights_the_loss_is_that_of_the_singular_values() -> None:
     made = layer("3x3")
     basis = basis_by_weights(made)
     values = np.linalg.svd(made.weight.detach().numpy().reshape(7, -1), compute_uv=False)
-    parts = factorised(made, basis, None, 3)
+    parts = factorize_layer(made, basis, None, 3)
     weight = torch.einsum("or,rikl->oikl", parts[1].weight[:, :, 0, 0], parts[0].weight)
     lost = float(((weight - made.weight).square().sum() / made.weight.square().sum()).detach())
     assert lost == pytest.approx((values[3:] ** 2).sum() / (values**2).sum(), rel=1e-9)
@@ -101,12 +101,12 @@ def test_by_activations_the_loss_is_that_of_the_principal_components_and_least(k
     made = layer(kind)
     x = given_to(made)
     basis = seen_by(made, x)
-    lost = response_loss(made, factorised(made, basis, None, 3), x)
+    lost = response_loss(made, factorize_layer(made, basis, None, 3), x)
     assert lost == pytest.approx(float(basis.out.lost[3]), rel=1e-6)
     rows = as_rows(made(x)).detach().numpy()
     values = np.linalg.svd(rows - rows.mean(0), compute_uv=False)
     assert lost == pytest.approx((values[3:] ** 2).sum() / (values**2).sum(), rel=1e-6)
-    assert lost < 0.5 * response_loss(made, factorised(made, basis_by_weights(made), None, 3), x)
+    assert lost < 0.5 * response_loss(made, factorize_layer(made, basis_by_weights(made), None, 3), x)
 
 
 def test_on_the_input_side_activations_lose_what_they_say_and_less_than_weights() -> None:
@@ -119,9 +119,9 @@ def test_on_the_input_side_activations_lose_what_they_say_and_less_than_weights(
     x = torch.stack([taps[torch.randperm(len(taps), generator=generator)] for _ in range(2)], 2)[..., None]
     basis = basis_by_activations(point, moments(as_rows(x)), moments(as_rows(point(x).detach())))
     for rank in (1, 3):
-        lost = response_loss(point, factorised(point, basis, rank, None), x)
+        lost = response_loss(point, factorize_layer(point, basis, rank, None), x)
         assert lost == pytest.approx(float(basis.into.lost[rank]), rel=0.1)
-        assert lost < 0.5 * response_loss(point, factorised(point, basis_by_weights(point), rank, None), x)
+        assert lost < 0.5 * response_loss(point, factorize_layer(point, basis_by_weights(point), rank, None), x)
 
 
 def test_reconstruction_is_the_reduced_rank_regression() -> None:
@@ -131,7 +131,7 @@ def test_reconstruction_is_the_reduced_rank_regression() -> None:
     with torch.no_grad():
         target, given = as_rows(made(x)), as_rows(made(seen))
     for rank in (2, None):
-        parts = reconstructed(nn.Sequential(made), moments(given, target), rank)
+        parts = reconstruct(nn.Sequential(made), moments(given, target), rank)
         got = as_rows(parts(seen)).detach().numpy()
         z, y = (each.numpy() - each.numpy().mean(0) for each in (given, target))
         fitted = z @ np.linalg.lstsq(z, y, rcond=None)[0]
@@ -149,7 +149,7 @@ def test_reconstruction_without_an_error_changes_nothing() -> None:
     made = layer("reflected, no bias")
     x = maps(5)
     rows = as_rows(made(x)).detach()
-    parts = reconstructed(nn.Sequential(made), moments(rows, rows), None)
+    parts = reconstruct(nn.Sequential(made), moments(rows, rows), None)
     torch.testing.assert_close(parts(x), made(x), rtol=1e-8, atol=1e-8)
 
 
@@ -176,10 +176,10 @@ def test_dead_channels_do_no_harm() -> None:
     x = maps(5)
     x[:, 2] = 4.0
     x[:, 4] = x[:, 0]
-    parts = factorised(made, seen_by(made, x), 3, 4)
+    parts = factorize_layer(made, seen_by(made, x), 3, 4)
     assert all(bool(p.isfinite().all()) for p in parts.parameters())
     assert float(seen_by(made, x).into.lost[4]) < 1e-9
-    assert response_loss(made, factorised(made, seen_by(made, x), 4, None), x) < 1e-9
+    assert response_loss(made, factorize_layer(made, seen_by(made, x), 4, None), x) < 1e-9
 
 
 def test_patches_agree_with_unfold() -> None:
@@ -187,7 +187,7 @@ def test_patches_agree_with_unfold() -> None:
     made = layer("3x3")
     x = maps(5, count=2)
     basis = basis_by_weights(made)
-    parts = factorised(made, basis, 2, 4)
+    parts = factorize_layer(made, basis, 2, 4)
     into, out = basis.into.up[:, :2] @ basis.into.down[:2], basis.out.up[:, :4] @ basis.out.down[:4]
     weight = torch.einsum("po,oikl,ij->pjkl", out, made.weight, into).flatten(1)
     wanted = (weight @ unfold(x, 3, padding=1)).reshape(2, 7, 13, 11) + made.bias[:, None, None]

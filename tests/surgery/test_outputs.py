@@ -16,7 +16,7 @@ from wrapped import Lambda
 
 from mlpconv.errors import SurgeryError, UsageError
 from mlpconv.surgery import convolutionalize, pool_head
-from mlpconv.surgery.proof.compare import tensors_of
+from mlpconv.surgery.proof.compare import flat_tensors
 
 SHAPE = (3, 9, 7)
 FEATURES, CLASSES = 5, 7
@@ -81,7 +81,7 @@ SHAPES: dict[str, tuple[Callable[[Tensor, Tensor], Any], str]] = {
 
 def outputs(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     with torch.no_grad():
-        return dict(tensors_of(copy.deepcopy(model).double()(x)))
+        return dict(flat_tensors(copy.deepcopy(model).double()(x)))
 
 
 def maps(model: nn.Module, x: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ def test_a_dropout_before_both_outputs_trains_as_it_did(output: int) -> None:
     found = []
     for each in (model.double().train(), changed.double().train()):
         torch.manual_seed(5)
-        found.append(dict(tensors_of(each(x))))
+        found.append(dict(flat_tensors(each(x))))
     assert all(close(found[0][key], found[1][key]) for key in ("0", "1"))
 
 

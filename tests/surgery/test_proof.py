@@ -15,7 +15,7 @@ from wrapped import Lambda, chaotic
 
 from mlpconv.errors import SurgeryError, UsageError
 from mlpconv.surgery.proof import compare as comparison
-from mlpconv.surgery.proof.compare import compare, tensors_of
+from mlpconv.surgery.proof.compare import compare, flat_tensors
 from mlpconv.surgery.proof.prove import prove
 
 
@@ -179,13 +179,13 @@ class Several(nn.Module):
 
 
 def test_outputs_of_every_make_are_compared_whole() -> None:
-    names = [name for name, _ in tensors_of(Several()(torch.zeros(1, *SHAPE)))]
+    names = [name for name, _ in flat_tensors(Several()(torch.zeros(1, *SHAPE)))]
     assert names == ["logits", "others.a.0", "others.b.0"]
     assert prove(Several(), Several(), SHAPE)
     with pytest.raises(SurgeryError, match="was to compute the same"):
         prove(Several(), Several(0.5), SHAPE)
     with pytest.raises(SurgeryError, match="set"):
-        list(tensors_of({1, 2}))
+        list(flat_tensors({1, 2}))
 
 
 def test_other_shapes_and_nan_prove_nothing() -> None:

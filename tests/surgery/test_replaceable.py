@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mlpconv.surgery import fold
-from mlpconv.surgery.proof.replaceable import looked_into
+from mlpconv.surgery.proof.replaceable import find_irreplaceable
 
 IMAGE = (3, 11, 7)
 
@@ -108,17 +108,17 @@ def test_norms_that_stay_for_one_reason_are_named_together() -> None:
 def test_what_is_looked_into_is_told_and_the_model_is_as_before() -> None:
     net = Net(lambda n, x: n.norm(n.conv(x)) * n.norm.eps).eval()
     modules = dict(net.named_modules())
-    assert looked_into(net, ["conv", "norm", "other"], torch.randn(2, *IMAGE)) == ["norm"]
+    assert find_irreplaceable(net, ["conv", "norm", "other"], torch.randn(2, *IMAGE)) == ["norm"]
     assert dict(net.named_modules()) == modules
 
 
 def test_a_network_that_gives_nan_looks_into_nothing_by_that() -> None:
     net = Net(lambda n, x: n.norm(n.conv(x)) * torch.full((5, 1, 1), torch.nan)).eval()
-    assert looked_into(net, ["conv", "norm"], torch.randn(2, *IMAGE)) == []
+    assert find_irreplaceable(net, ["conv", "norm"], torch.randn(2, *IMAGE)) == []
 
 
 def test_outputs_of_every_number_format_are_compared() -> None:
     net = Net(lambda n, x: n.norm(n.conv(x))).eval()
     whole = nn.ModuleDict({"net": net})
     whole.forward = lambda x: {"logits": net(x), "sure": net(x) > 0, "best": net(x).argmax(1)}  # type: ignore[assignment]
-    assert looked_into(whole, ["net.conv", "net.norm"], torch.randn(2, *IMAGE)) == []
+    assert find_irreplaceable(whole, ["net.conv", "net.norm"], torch.randn(2, *IMAGE)) == []

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from mlpconv.surgery import convolutionalize
 from mlpconv.surgery.tracing.graph import as_module, trace
 from mlpconv.surgery.tracing.rewritten import Rewritten
-from mlpconv.surgery.tracing.stored_graph import restored, stored
+from mlpconv.surgery.tracing.stored_graph import restore_graph, store_graph
 
 
 class Every(nn.Module):
@@ -37,8 +37,8 @@ def images(*shape: int) -> Tensor:
 def test_a_graph_comes_back_from_a_pickle() -> None:
     model = Every().eval()
     traced = trace(model, (3, 11, 13))
-    again = as_module(traced, restored(pickle.loads(pickle.dumps(stored(traced.graph)))))
-    assert stored(again.graph) == stored(traced.graph)
+    again = as_module(traced, restore_graph(pickle.loads(pickle.dumps(store_graph(traced.graph)))))
+    assert store_graph(again.graph) == store_graph(traced.graph)
     assert torch.equal(again(images(2, 3, 11, 13)), model(images(2, 3, 11, 13)))
 
 

@@ -20,7 +20,7 @@ from mlpconv.models import create_model
 from mlpconv.preprocessing import Preprocessing
 from mlpconv.training import Progress, Recipe
 from mlpconv.training.loop import Trainer
-from mlpconv.training.session import begin
+from mlpconv.training.session import initial_state
 from mlpconv.training.step import BatchLoader
 
 META = torch.device("meta")
@@ -54,7 +54,7 @@ def trainer(tmp_path: Path, **settings: Any) -> Trainer:
     pipeline = BatchLoader(split, preprocessing, recipe, order, order.steps_per_epoch, META)
     norm = "batch" if recipe.norm == "batch" else None
     model = create_model("nin_tiny", num_classes=K, in_channels=3, width=0.25, norm=norm, dropout=recipe.dropout)
-    state = begin(model.to(META), pipeline, recipe, None, Progress())
+    state = initial_state(model.to(META), pipeline, recipe, None, Progress())
     for part in state.optimizers.parts:
         part.param_groups[:] = [group | {"fused": False} for group in part.param_groups]  # no such kernels for META
 

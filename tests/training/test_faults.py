@@ -18,7 +18,7 @@ import torch
 
 from mlpconv.errors import CheckpointError, Interrupted, MlpconvError, NonFiniteError, RunFolderError
 from mlpconv.training import checkpoint, loop
-from mlpconv.training.progress import Progress, Row
+from mlpconv.training.progress import EpochMetrics, Progress
 from mlpconv.training.run_folder import RunFolder
 
 Fit = Callable[..., Any]
@@ -385,10 +385,10 @@ def test_a_validation_loss_that_is_no_number_stops_the_run(
 
 
 def test_history_rows_keep_their_columns_when_they_come_back(fit_tiny: Fit, tmp_path: Path) -> None:
-    rows: list[Row] = fit_tiny(tmp_path / "run").history
+    rows: list[EpochMetrics] = fit_tiny(tmp_path / "run").history
     head = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0]
     assert head == ",".join(rows[0])
     assert head.startswith("epoch,step,train_loss,train_accuracy,val_loss,val_accuracy,lr,images_per_second,seconds")
-    again: list[Row] = fit_tiny(tmp_path / "run", resume=True).history
+    again: list[EpochMetrics] = fit_tiny(tmp_path / "run", resume=True).history
     assert again == rows
     assert json.loads(json.dumps(again)) == rows

@@ -25,7 +25,7 @@ from mlpconv.preprocessing import Preprocessing
 from mlpconv.training import Progress, Recipe, checkpoint, loop
 from mlpconv.training.loop import Trainer
 from mlpconv.training.optim import make_optimizers
-from mlpconv.training.progress import COLUMNS, Row
+from mlpconv.training.progress import COLUMNS, EpochMetrics
 from mlpconv.training.schedule import lr_factor
 from mlpconv.training.state import State, averaged_model
 from mlpconv.training.step import BatchLoader, train_step
@@ -68,7 +68,7 @@ class Watcher(Progress):
         if self.act is not None:
             self.act(step)
 
-    def epoch(self, row: Row, epochs: int) -> None:
+    def epoch(self, row: EpochMetrics, epochs: int) -> None:
         self.said.append(("epoch", row["epoch"], epochs))
 
     def note(self, text: str) -> None:
@@ -94,8 +94,8 @@ class Case:
         model = network(recipe, **options)
         totals = torch.zeros(3, dtype=torch.float64)
         self.state = State(model, averaged_model(model, recipe), make_optimizers(model, recipe), "fp32", totals)
-        self.kept: list[tuple[Row, dict[str, torch.Tensor]]] = []
-        self.recorded: list[list[Row]] = []
+        self.kept: list[tuple[EpochMetrics, dict[str, torch.Tensor]]] = []
+        self.recorded: list[list[EpochMetrics]] = []
         self.watcher, self.folder = Watcher(act), folder
         self.validation = pictures(20, seed=1) if validate else None
         found, _ = checkpoint.latest(folder)
@@ -104,7 +104,7 @@ class Case:
         parts = (self.state, self.pipeline, self.validation, recipe, folder)
         self.trainer = Trainer(*parts, self.keep, lambda rows: self.recorded.append(copy.deepcopy(rows)), self.watcher)
 
-    def keep(self, model: Network, row: Row) -> None:
+    def keep(self, model: Network, row: EpochMetrics) -> None:
         self.kept.append((row, copy.deepcopy(model.state_dict())))
 
     def run(self) -> Case:

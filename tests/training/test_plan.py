@@ -6,27 +6,27 @@ import pytest
 
 from mlpconv.errors import UsageError
 from mlpconv.training import Recipe
-from mlpconv.training.plan import planned, remarks
+from mlpconv.training.plan import plan_notes, resolve_plan
 
 ASKED = Recipe(epochs=3, batch_size=8)
 
 
 def said(recipe: Recipe, images: int) -> list[str]:
-    return list(remarks(recipe, planned(recipe, images, 3), images))
+    return list(plan_notes(recipe, resolve_plan(recipe, images, 3), images))
 
 
 @pytest.mark.parametrize(("min_steps", "epochs"), [(0, 3), (15, 3), (16, 4), (20, 4), (21, 5)])
 def test_epochs_are_at_least_those_of_the_least_steps(min_steps: int, epochs: int) -> None:
-    assert planned(ASKED.with_settings(min_steps=min_steps), 37, 3).epochs == epochs  # five steps each
+    assert resolve_plan(ASKED.with_settings(min_steps=min_steps), 37, 3).epochs == epochs  # five steps each
 
 
 def test_flips_are_decided_by_the_colour_and_only_where_left_open() -> None:
-    assert [planned(ASKED.with_settings(flip="auto"), 37, channels).flip for channels in (1, 2, 3)] == [
+    assert [resolve_plan(ASKED.with_settings(flip="auto"), 37, channels).flip for channels in (1, 2, 3)] == [
         "none",
         "none",
         "random",
     ]
-    assert planned(ASKED.with_settings(flip="alternate"), 37, 1).flip == "alternate"
+    assert resolve_plan(ASKED.with_settings(flip="alternate"), 37, 1).flip == "alternate"
 
 
 def test_many_more_epochs_than_asked_for_are_told() -> None:
@@ -38,9 +38,9 @@ def test_many_more_epochs_than_asked_for_are_told() -> None:
 
 
 def test_more_epochs_than_any_run_has_are_refused_by_the_setting_that_was_given() -> None:
-    assert planned(ASKED.with_settings(min_steps=500_000), 37, 3).epochs == 100_000
+    assert resolve_plan(ASKED.with_settings(min_steps=500_000), 37, 3).epochs == 100_000
     with pytest.raises(UsageError, match=r"min_steps=500001 needs 100,001 epochs .* 100,000 .* 500,000 or less"):
-        planned(ASKED.with_settings(min_steps=500_001), 37, 3)
+        resolve_plan(ASKED.with_settings(min_steps=500_001), 37, 3)
 
 
 def test_an_average_that_will_never_be_made_is_told() -> None:

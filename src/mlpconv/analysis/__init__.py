@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from mlpconv.analysis.profiling import profile
-from mlpconv.analysis.result import AxisField, Profile, Row, Totals
+from mlpconv.analysis.result import AxisField, LayerProfile, Profile, Totals
 
-__all__ = ["AxisField", "Profile", "Row", "Totals", "profile"]
+__all__ = ["AxisField", "LayerProfile", "Profile", "Totals", "profile"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from mlpconv.analysis.result import Profile, Row
+from mlpconv.analysis.result import LayerProfile, Profile
 from mlpconv.analysis.table import COLUMNS, KIND_COLUMNS, cells, heading, kind_cells, summary, totals_cells
 
 __all__ = ["as_page"]
@@ -94,7 +94,7 @@ def _bars(profile: Profile) -> str:
     )
 
 
-def _bar(row: Row, left: int, top: int, share: float, says: str) -> str:
+def _bar(row: LayerProfile, left: int, top: int, share: float, says: str) -> str:
     return (
         f'<rect x="{left}" y="{top}" width="{share * BAR:.1f}" height="{HEIGHT}" fill="{COLOURS[row.kind]}">'
         f"<title>{escape(row.name)}: {says}</title></rect>"

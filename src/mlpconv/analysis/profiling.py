@@ -10,8 +10,8 @@ from torch import nn
 
 from mlpconv.analysis.cost import KINDS
 from mlpconv.analysis.input_shape import check_input_shape
-from mlpconv.analysis.result import AxisField, Profile, Row, Totals, axis_field
-from mlpconv.analysis.trace import Step, Trace, trace
+from mlpconv.analysis.result import AxisField, LayerProfile, Profile, Totals, axis_field
+from mlpconv.analysis.trace import Trace, TracedOp, trace
 from mlpconv.errors import UsageError
 from mlpconv.receptive_field.field import Field
 
@@ -56,7 +56,7 @@ def _seen(
     return None if field is None else (axis_field(field[0], shape, image[1]), axis_field(field[1], shape, image[2]))
 
 
-def _rows(traced: Trace, image: tuple[int, int, int], batch: int) -> Iterator[Row]:
+def _rows(traced: Trace, image: tuple[int, int, int], batch: int) -> Iterator[LayerProfile]:
     """One row for each call of a module without children, and for each operation that happens between modules."""
     used: Counter[str] = Counter()
     for place, group in groupby(traced.steps, key=lambda step: step.place):
@@ -73,13 +73,15 @@ def _rows(traced: Trace, image: tuple[int, int, int], batch: int) -> Iterator[Ro
             yield _row(label, type(module) if together else None, part, image, batch)
 
 
-def _matters(step: Step) -> bool:
+def _matters(step: TracedOp) -> bool:
     """Whether a step computes something, takes memory or reads parameters."""
     cost = step.cost
     return bool(cost.macs or cost.pool_ops or cost.other_ops or step.new_bytes or step.params or not cost.counted)
 
 
-def _row(label: str, module: type | None, steps: Sequence[Step], image: tuple[int, int, int], batch: int) -> Row:
+def _row(
+    label: str, module: type | None, steps: Sequence[TracedOp], image: tuple[int, int, int], batch: int
+) -> LayerProfile:
     kind = min((step.cost.kind for step in steps), key=KINDS.index)
     if module is not None and "norm" in module.__name__.lower() and kind not in KINDS[:5]:
         kind = "norm"
@@ -89,7 +91,7 @@ def _row(label: str, module: type | None, steps: Sequence[Step], image: tuple[in
     moved = sum(cost.traffic * n + cost.weight_bytes for cost, n in times)
     made = next(((step.new_bytes, n) for step, (_, n) in zip(reversed(steps), reversed(times), strict=True)
                  if step.new_bytes), (0, 1))  # fmt: skip
-    return Row(
+    return LayerProfile(
         name=label,
         module=module.__name__ if module is not None else steps[0].operation,
         kind=kind,
@@ -106,7 +108,7 @@ def _row(label: str, module: type | None, steps: Sequence[Step], image: tuple[in
     )
 
 
-def _totals(model: nn.Module, rows: Sequence[Row], peak: int) -> Totals:
+def _totals(model: nn.Module, rows: Sequence[LayerProfile], peak: int) -> Totals:
     every = sum(parameter.numel() for parameter in model.parameters())
     by_kind = {}
     for kind in KINDS:
@@ -134,7 +136,7 @@ def _totals(model: nn.Module, rows: Sequence[Row], peak: int) -> Totals:
     )
 
 
-def _notes(traced: Trace, rows: Sequence[Row], totals: Totals) -> Iterator[str]:
+def _notes(traced: Trace, rows: Sequence[LayerProfile], totals: Totals) -> Iterator[str]:
     uncounted = sorted({name for row in rows for name in row.uncounted})
     if uncounted:
         yield f"Not counted: {', '.join(uncounted)}. What these operations cost is not known, so the sums lack it."

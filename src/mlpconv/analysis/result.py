@@ -11,7 +11,7 @@ import torch
 from mlpconv.errors import UsageError, did_you_mean
 from mlpconv.receptive_field.field import FIRST, LAST, Axis
 
-__all__ = ["AxisField", "Profile", "Row", "Totals", "axis_field"]
+__all__ = ["AxisField", "LayerProfile", "Profile", "Totals", "axis_field"]
 
 CONVENTION = (
     "1 MAC = 1 multiply-add, of convolutions, linear layers and matrix products; biases, pooling and everything else "
@@ -41,7 +41,7 @@ class AxisField:
 
 
 @dataclass(frozen=True)
-class Row:
+class LayerProfile:
     """A layer, or an operation between layers. Work and bytes are those of the whole batch."""
 
     name: str
@@ -106,21 +106,21 @@ class Profile:
     model: str
     input_shape: tuple[int, int, int]
     batch: int
-    rows: tuple[Row, ...]
+    rows: tuple[LayerProfile, ...]
     field: tuple[AxisField, AxisField] | None
     """What the model's output sees, along rows and columns of the image."""
     totals: Totals
     notes: tuple[str, ...]
     """What the reader must know: where fields are upper bounds, which parameters are not used."""
 
-    def __getitem__(self, name: str) -> Row:
+    def __getitem__(self, name: str) -> LayerProfile:
         """The row of this name; KeyError where there is none."""
         for row in self.rows:
             if row.name == name:
                 return row
         raise KeyError(name)
 
-    def row(self, name: str) -> Row:
+    def row(self, name: str) -> LayerProfile:
         """The row of this name, or the only one whose name ends with it; UsageError with the nearest names else."""
         found = [row for row in self.rows if row.name == name] or [
             row for row in self.rows if row.name.endswith(f".{name}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from mlpconv.analysis.result import CONVENTION, AxisField, Profile, Row
+from mlpconv.analysis.result import CONVENTION, AxisField, LayerProfile, Profile
 
 __all__ = [
     "COLUMNS",
@@ -29,7 +29,7 @@ LEFT = 2
 KIND_COLUMNS = ("kind", "layers", "params", "share", "MACs", "share", "activation", "share")
 
 
-def cells(row: Row) -> tuple[str, ...]:
+def cells(row: LayerProfile) -> tuple[str, ...]:
     """One text for each column."""
     return (
         row.name,
@@ -131,7 +131,7 @@ def _size(axis: AxisField) -> str:
     return "all" if axis.whole and axis.outside is None else str(axis.size)
 
 
-def _both(row: Row, say: Callable[[AxisField], str]) -> str:
+def _both(row: LayerProfile, say: Callable[[AxisField], str]) -> str:
     """Rows × columns, or one number where they agree."""
     if row.field is None:
         return "-"

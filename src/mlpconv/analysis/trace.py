@@ -26,7 +26,7 @@ from mlpconv.receptive_field.call import Call, bind
 from mlpconv.receptive_field.field import Field
 from mlpconv.receptive_field.following import Follower
 
-__all__ = ["Step", "Trace", "trace", "without_storage"]
+__all__ = ["Trace", "TracedOp", "trace", "without_storage"]
 
 # PyTorch loads its shape rules at the first operation on the meta device: a second or two, paid here, at import.
 torch.relu(torch.empty(0, device="meta"))
@@ -36,7 +36,7 @@ CONSTANT = 1 << 20
 
 
 @dataclass(frozen=True)
-class Step:
+class TracedOp:
     """One operation of the forward pass."""
 
     operation: str
@@ -56,7 +56,7 @@ class Step:
 class Trace:
     """A whole forward pass, on one image."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[TracedOp, ...]
     places: tuple[tuple[str, nn.Module], ...]
     """Each call of a module: its name and the module (of the copy)."""
     peak_bytes: int
@@ -73,7 +73,7 @@ class _Recorder(Follower):  # type: ignore[no-untyped-call]
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.steps: list[Step] = []
+        self.steps: list[TracedOp] = []
         self.places: list[tuple[str, nn.Module]] = [("", model)]
         self.stack = [0]
         self.failed: int | None = None
@@ -132,7 +132,7 @@ class _Recorder(Follower):  # type: ignore[no-untyped-call]
         fields = self.see(call)
         view = call.func.is_view or call.in_place
         self.steps.append(
-            Step(
+            TracedOp(
                 call.name,
                 self.stack[-1],
                 cost_of(call, tracked),

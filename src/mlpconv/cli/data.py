@@ -104,13 +104,13 @@ def _row(entry: Published, root: Path) -> dict[str, Any]:
 
 def _here(entry: Published, root: Path) -> list[str]:
     """Which splits can be read now."""
-    from mlpconv.data.published import whereabouts
+    from mlpconv.data.published import file_locations
     from mlpconv.errors import DataError
 
     if not entry.files:
         return list(entry.counts)
     try:
-        found, archive = whereabouts(entry, root)
+        found, archive = file_locations(entry, root)
     except DataError:  # files of a split are missing: it cannot be read
         return []
     return list(entry.counts) if archive is not None else list(found)

@@ -70,7 +70,7 @@ def evaluate(
     classifier = inference.load(model)
     dataset = open_as_trained(data, data_dir, classifier)
     name, part = _choose(dataset, split)
-    part = evaluation.align(part, dataset.classes, classifier)
+    part = evaluation.align_labels(part, dataset.classes, classifier)
     with Bar("judging", len(part)) as bar:
         result = evaluation.evaluate(classifier, part, batch_size=batch_size, tta_flip=tta_flip, progress=bar)
     notes = [*dataset.notes, *_notes(dataset, name, classifier)]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Pairs = list[tuple[Tensor, Tensor]]
 
-__all__ = ["FactorizeOptions", "describe", "factorized", "prepared", "slimmable"]
+__all__ = ["FactorizeOptions", "check_factorizable", "describe", "factorize_model", "prepare_images"]
 
 CALIBRATE, HELD_OUT = 1024, 1000
 STEP = 128
@@ -58,7 +58,7 @@ class FactorizeOptions:
         return ["--" + names.get(name, name).replace("_", "-") for name in found]
 
 
-def slimmable(
+def check_factorizable(
     model: str, asked: FactorizeOptions, data: str | None, images: tuple[str, ...], out: Path | None
 ) -> Classifier:
     """The model file, where what is asked for makes sense of it; UsageError before any work otherwise."""
@@ -94,7 +94,7 @@ def slimmable(
     return classifier
 
 
-def factorized(
+def factorize_model(
     classifier: Classifier, asked: FactorizeOptions, data: str | None, images: tuple[str, ...], where: tuple[str, ...]
 ) -> tuple[Surgery, str]:
     """The result, and a sentence about the images; with a curve where somebody will look at it."""
@@ -130,24 +130,24 @@ def factorized(
 def _from_data(classifier: Classifier, data: str, asked: FactorizeOptions) -> tuple[Pairs, Pairs | None, str]:
     """Training images to fit on, and images that training held out to measure on."""
     from mlpconv.data.as_trained import open_as_trained
-    from mlpconv.evaluation import align
+    from mlpconv.evaluation import align_labels
 
     dataset = open_as_trained(data, asked.data_dir, classifier)
-    parts = {name: align(part, dataset.classes, classifier) for name, part in dataset.splits.items()}
+    parts = {name: align_labels(part, dataset.classes, classifier) for name, part in dataset.splits.items()}
     dataset.split("train")  # where there is none, it says so
-    fit = list(prepared(classifier, parts["train"], asked.calibrate or CALIBRATE))
+    fit = list(prepare_images(classifier, parts["train"], asked.calibrate or CALIBRATE))
     count = sum(len(labels) for _, labels in fit)
     name = next((name for name in ("val", "test") if name in parts), None)
     if name is None:
         about = f"{count:,} training images of {data}: every fourth is measured on, the others fitted to."
         return fit, None, f"{about} On images that the network was not trained on, it is worse."
-    held_out = list(prepared(classifier, parts[name], asked.held_out or HELD_OUT))
+    held_out = list(prepare_images(classifier, parts[name], asked.held_out or HELD_OUT))
     measured = sum(len(labels) for _, labels in held_out)
     about = f"Fitted to {count:,} training images of {data}, measured on {measured:,} of {name}."
     return fit, held_out, about
 
 
-def prepared(classifier: Classifier, split: Split, most: int) -> Iterator[tuple[Tensor, Tensor]]:
+def prepare_images(classifier: Classifier, split: Split, most: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Some images of a split, drawn from a fixed seed, as the network takes them, with their labels."""
     import numpy as np
     import torch
@@ -165,8 +165,8 @@ def _from_files(classifier: Classifier, images: tuple[str, ...], most: int) -> T
 
     files = expand(images)
     files = files[:: -(-len(files) // most)]
-    prepared: Tensor = classifier.preprocessing(classifier.pixels([str(file) for file in files]))
-    return prepared
+    prepare_images: Tensor = classifier.preprocessing(classifier.pixels([str(file) for file in files]))
+    return prepare_images
 
 
 def _draw(result: Surgery, plot: Path) -> None:

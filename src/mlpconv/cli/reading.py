@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mlpconv.cli.paths import Found
-    from mlpconv.decode_options import Reading
+    from mlpconv.decode_options import DecodeOptions
 
 __all__ = ["finer", "readable", "say_left_out", "say_skipped"]
 
@@ -51,7 +51,7 @@ def say_left_out(found: Found) -> None:
         print(f"mlpconv: left out files that are not images of a kind read here: {kinds}{more}.", file=sys.stderr)
 
 
-def finer(whole: np.ndarray, size: tuple[int, int], most: int, reading: Reading | None = None) -> np.ndarray:
+def finer(whole: np.ndarray, size: tuple[int, int], most: int, reading: DecodeOptions | None = None) -> np.ndarray:
     """An image (C, H, W) brought to the network's (rows, columns) as it reads them, in as many times that as it has.
 
     A picture to draw on: at most `most` dots along its longer side, and never less than the network's own size.
@@ -59,10 +59,10 @@ def finer(whole: np.ndarray, size: tuple[int, int], most: int, reading: Reading 
     from PIL import Image
 
     from mlpconv.data.decode import from_pil
-    from mlpconv.decode_options import Reading
+    from mlpconv.decode_options import DecodeOptions
 
     channels, rows, columns = whole.shape
     height, width = size
     times = max(1, min(rows // height, columns // width, most // max(height, width)))
     image = Image.fromarray(whole[0] if channels == 1 else whole.transpose(1, 2, 0))
-    return from_pil(image, channels, (height * times, width * times), reading or Reading())
+    return from_pil(image, channels, (height * times, width * times), reading or DecodeOptions())

@@ -104,11 +104,11 @@ def _slim(
     json: bool,
 ) -> None:
     """`factorize`, which needs trained weights and images."""
-    from mlpconv.cli.factorize import describe, factorized, slimmable
+    from mlpconv.cli.factorize import check_factorizable, describe, factorize_model
     from mlpconv.files import json_bytes
 
-    classifier = slimmable(model, asked, data, images, out)
-    result, about = factorized(classifier, asked, data, images, where)
+    classifier = check_factorizable(model, asked, data, images, out)
+    result, about = factorize_model(classifier, asked, data, images, where)
     if out is not None:
         _save(result, classifier, out)
     if json:

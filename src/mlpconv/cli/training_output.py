@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
-from mlpconv.training.progress import Progress, Row, line
+from mlpconv.training.progress import EpochMetrics, Progress, line
 from mlpconv.training.progress_bars import TerminalBar
 
 __all__ = ["watch"]
@@ -21,7 +21,7 @@ def watch(as_json: bool) -> Progress:
 class JsonLines(Progress):
     """One JSON object an epoch or note."""
 
-    def epoch(self, row: Row, epochs: int) -> None:  # noqa: ARG002
+    def epoch(self, row: EpochMetrics, epochs: int) -> None:  # noqa: ARG002
         print(json.dumps(row), flush=True)
 
     def note(self, text: str) -> None:
@@ -31,7 +31,7 @@ class JsonLines(Progress):
 class Lines(Progress):
     """One line an epoch or note."""
 
-    def epoch(self, row: Row, epochs: int) -> None:
+    def epoch(self, row: EpochMetrics, epochs: int) -> None:
         print(line(row, epochs), flush=True)
 
     def note(self, text: str) -> None:

@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 from mlpconv.data.catalog import CATALOG
 from mlpconv.data.dataset import Dataset
-from mlpconv.data.held_out import Membership
+from mlpconv.data.held_out import HoldOutRule
 from mlpconv.data.openers import open_data
 from mlpconv.data.validation import with_validation
-from mlpconv.decode_options import Reading
+from mlpconv.decode_options import DecodeOptions
 
 __all__ = ["Trained", "open_as_trained"]
 
@@ -18,7 +18,7 @@ __all__ = ["Trained", "open_as_trained"]
 class _Prepared(Protocol):
     """A fitted preprocessing, as far as it concerns files."""
 
-    reading: Reading
+    reading: DecodeOptions
 
 
 class Trained(Protocol):
@@ -45,7 +45,7 @@ def open_as_trained(data: str | Path, root: Path | None, classifier: Trained) ->
     fraction = float(fraction) if isinstance(fraction, int | float) and 0 <= fraction < 1 else 0.2
     seed = seed if isinstance(seed, int) else 0
     channels, height, width = classifier.input_size
-    membership = Membership.from_dict(classifier.info.get("validation"))
+    membership = HoldOutRule.from_dict(classifier.info.get("validation"))
     dataset = open_data(
         data,
         root=root,

@@ -9,9 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from mlpconv.data.held_out import Membership
+from mlpconv.data.held_out import HoldOutRule
 from mlpconv.data.storage import allocate
-from mlpconv.decode_options import USUAL, Reading
+from mlpconv.decode_options import DEFAULT_DECODING, DecodeOptions
 from mlpconv.errors import DataError, MissingSplit, UsageError
 from mlpconv.text import printable
 
@@ -65,8 +65,8 @@ class Dataset:
     splits: dict[str, Split]
     notes: tuple[str, ...]
     fingerprint: str
-    membership: Membership | None = field(default=None, repr=False)
-    reading: Reading = USUAL
+    membership: HoldOutRule | None = field(default=None, repr=False)
+    reading: DecodeOptions = DEFAULT_DECODING
 
     def split(self, name: str) -> Split:
         """The split of that name; raises MissingSplit where it is absent here, UsageError where no such name exists."""

@@ -29,7 +29,7 @@ from mlpconv.data.jpeg import MAX_JPEG_PIXELS, reduce, reopened
 from mlpconv.data.orientation import upright
 from mlpconv.data.resize import fitted
 from mlpconv.data.storage import open_data_file
-from mlpconv.decode_options import USUAL, Reading
+from mlpconv.decode_options import DEFAULT_DECODING, DecodeOptions
 from mlpconv.errors import DataError, ImageError, MlpconvError, UsageError
 
 __all__ = [
@@ -76,7 +76,7 @@ def decode(
     *,
     channels: int | None = None,
     size: tuple[int, int] | None = None,
-    reading: Reading = USUAL,
+    reading: DecodeOptions = DEFAULT_DECODING,
 ) -> np.ndarray:
     """Read an image file, or its bytes, as uint8 (C, H, W): turned upright, on white where it is transparent.
 
@@ -103,7 +103,7 @@ def largest_value(source: Path) -> int:
 
 
 def decode_hashed(
-    source: Path | bytes, *, channels: int, size: tuple[int, int], reading: Reading
+    source: Path | bytes, *, channels: int, size: tuple[int, int], reading: DecodeOptions
 ) -> tuple[np.ndarray, bytes]:
     """The pixels as `decode` gives them, and a digest of the file's bytes, whatever its name."""
     with _opened(source) as (file, name), _reading(name):
@@ -119,7 +119,7 @@ def from_pil(
     image: Image.Image,
     channels: int | None = None,
     size: tuple[int, int] | None = None,
-    reading: Reading = USUAL,
+    reading: DecodeOptions = DEFAULT_DECODING,
 ) -> np.ndarray:
     """A PIL image as uint8 (C, H, W), by the same rules as `decode`; the image itself is not changed.
 
@@ -239,7 +239,7 @@ def _pixels(
     image: Image.Image,
     channels: int | None,
     size: tuple[int, int] | None,
-    reading: Reading,
+    reading: DecodeOptions,
     name: str,
 ) -> np.ndarray:
     """Load an image and bring it to uint8 (C, H, W)."""

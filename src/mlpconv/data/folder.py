@@ -12,13 +12,13 @@ import numpy as np
 from mlpconv.data.dataset import Dataset, Split, make_dataset, select
 from mlpconv.data.decode import decode_hashed
 from mlpconv.data.duplicates import copies, mark
-from mlpconv.data.held_out import Membership
+from mlpconv.data.held_out import HoldOutRule
 from mlpconv.data.scan import Found, scan
 from mlpconv.data.split_folders import NAMED, few
 from mlpconv.data.storage import allocate
 from mlpconv.data.survey import Files, choose_bits, choose_fit, choose_size, in_pieces, note_size, survey
 from mlpconv.data.tree import folders, has_images
-from mlpconv.decode_options import Reading
+from mlpconv.decode_options import DecodeOptions
 from mlpconv.errors import DataError, ImageError
 from mlpconv.text import composed, natural, printable
 
@@ -38,7 +38,7 @@ def open_folder(
     max_bad: float = 0.1,
     fit: str | None = None,
     bits: int | None = None,
-    membership: Membership | None = None,
+    membership: HoldOutRule | None = None,
 ) -> Dataset:
     """Read FOLDER/class/* or FOLDER/train|val|test/class/*; what is not given is found out (see `open_data`)."""
     found, notes = scan(folder)
@@ -56,7 +56,7 @@ def open_folder(
             notes += note_size(shapes, size, fit)
             if bits is None:
                 bits = choose_bits(files, headers, notes)
-        reading = Reading(fit, bits)
+        reading = DecodeOptions(fit, bits)
         splits = {split: _read(part, folder, channels, size, reading) for split, part in files.items()}
     _check_bad(folder, files, max_bad)
     _note_bad(files, notes)
@@ -107,7 +107,7 @@ def _numbered(found: Found, names: tuple[str, ...]) -> Files:
     return Files([path for path, _ in pairs], [label for _, label in pairs])
 
 
-def _read(files: Files, folder: Path, channels: int, size: int, reading: Reading) -> Split:
+def _read(files: Files, folder: Path, channels: int, size: int, reading: DecodeOptions) -> Split:
     """Decode every image of a split; files that cannot be read move to `bad`."""
     images = allocate((len(files.paths), channels, size, size))
 
@@ -200,9 +200,9 @@ def _note_uneven(train: Split, names: tuple[str, ...], notes: list[str]) -> None
 
 def _held_out(
     train: Split, files: Files, names: tuple[str, ...], fraction: float, seed: int, notes: list[str]
-) -> Membership:
+) -> HoldOutRule:
     """Draw the fraction of every class from the training images, and say which images are held out."""
-    membership = Membership.draw(files.contents, [mark.pixels for mark in files.marks], train.labels, fraction, seed)
+    membership = HoldOutRule.draw(files.contents, [mark.pixels for mark in files.marks], train.labels, fraction, seed)
     held = membership.held_out(files.contents)
     there, taken = (np.bincount(labels, minlength=len(names)) for labels in (train.labels, train.labels[held]))
     whole = [names[i] for i in np.flatnonzero((there > 0) & (taken == 0))]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Membership"]
+__all__ = ["HoldOutRule"]
 
 KEY_BYTES = 6
 KEYS = 1 << 8 * KEY_BYTES
@@ -19,7 +19,7 @@ MOST_DIGITS = 2 << 20  # a model file's header is no longer
 
 
 @dataclass(frozen=True)
-class Membership:
+class HoldOutRule:
     """The images that a training run held out, as a rule that also decides about images that it has not seen.
 
     The hash of an image's content and the seed is a number from 0 to 1. Below `fraction` the image is held out, and
@@ -35,7 +35,7 @@ class Membership:
     @classmethod
     def draw(
         cls, contents: Sequence[bytes], pixels: Sequence[bytes], labels: np.ndarray, fraction: float, seed: int
-    ) -> Membership:
+    ) -> HoldOutRule:
         """Hold out the fraction of every class: of N images the digests of content and pixels, and labels (N,).
 
         Images with the same pixels stay together. Of a class at least one image is held out and one is kept, where it
@@ -67,7 +67,7 @@ class Membership:
         return {"fraction": self.fraction, "seed": self.seed, "held": _digits(self.held), "kept": _digits(self.kept)}
 
     @classmethod
-    def from_dict(cls, value: object) -> Membership | None:
+    def from_dict(cls, value: object) -> HoldOutRule | None:
         """The membership that `to_dict` described; None for anything else."""
         if not isinstance(value, dict) or set(value) != {"fraction", "seed", "held", "kept"}:
             return None

@@ -13,7 +13,7 @@ from mlpconv.data.color import to_channels
 from mlpconv.data.dataset import Dataset, Split, make_dataset
 from mlpconv.data.decode import from_pil
 from mlpconv.data.folder import open_folder
-from mlpconv.data.held_out import Membership
+from mlpconv.data.held_out import HoldOutRule
 from mlpconv.data.published import open_named, refuse_pickles
 from mlpconv.data.storage import allocate
 from mlpconv.errors import DataError, UsageError, did_you_mean
@@ -35,7 +35,7 @@ def open_data(
     max_bad: float = 0.1,
     fit: str | None = None,
     bits: int | None = None,
-    membership: Membership | None = None,
+    membership: HoldOutRule | None = None,
 ) -> Dataset:
     """Open a named data set (digits, mnist, ...) or a folder of class folders.
 

@@ -13,7 +13,7 @@ from mlpconv.data.storage import cache_folder
 from mlpconv.data.svhn import read_svhn
 from mlpconv.errors import DataError
 
-__all__ = ["open_named", "refuse_pickles", "whereabouts"]
+__all__ = ["file_locations", "open_named", "refuse_pickles"]
 
 _IDX = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -39,7 +39,7 @@ def open_named(name: str, root: Path | None = None) -> Dataset:
     if name == "digits":
         return make_dataset(name, entry.classes, read_digits())
     where = root if root is not None else cache_folder()
-    found, archive = whereabouts(entry, where)
+    found, archive = file_locations(entry, where)
     splits = {split: _read(entry, split, files, found) for split, files in found.items() if split != "extra"}
     if archive is not None:
         splits |= _read_archive(entry, archive, splits)
@@ -62,7 +62,7 @@ def refuse_pickles(folder: Path, wanted: str | None = None) -> None:
             )
 
 
-def whereabouts(entry: Published, root: Path) -> tuple[dict[str, tuple[Path, ...]], Path | None]:
+def file_locations(entry: Published, root: Path) -> tuple[dict[str, tuple[Path, ...]], Path | None]:
     """The files of each whole split under a folder and, where they are not all there, the official archive if it is.
 
     Raises DataError where a split is there in part.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mlpconv.errors import ImageError, ModelFileError, UsageError, did_you_mean
-from mlpconv.inference.dispatch import Fast, modules_of, state_of
+from mlpconv.inference.dispatch import Dispatcher, modules_of, state_of
 from mlpconv.inference.pixels import as_pixels, batches, items
 from mlpconv.inference.predictions import Predictions
 from mlpconv.modelfile import read
@@ -60,7 +60,7 @@ class Classifier:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.preprocessing = preprocessing.eval()
         self.info: dict[str, Any] = dict(info or {})
-        self._fast: Fast | None = None
+        self._fast: Dispatcher | None = None
 
     @property
     def device(self) -> torch.device:
@@ -154,7 +154,7 @@ class Classifier:
             return self._plain(x)
         if self._fast is None or not self._fast.fits(state):
             self._fast = None  # the old engines go before there are new ones
-            self._fast = Fast.prepare(self.model, state, x)
+            self._fast = Dispatcher.prepare(self.model, state, x)
         engine = self._fast.choose(precision, x)
         return self._plain(x) if engine is None else engine(x)
 

@@ -14,12 +14,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from mlpconv.inference.engine import LARGEST_INPUT, Engine, Run, close, layers_of, supported, work_of
+from mlpconv.inference.engine import LARGEST_INPUT, Engine, Forward, close, layers_of, supported, work_of
 from mlpconv.models.base import Network
 
-__all__ = ["Fast", "State", "modules_of", "state_of"]
+__all__ = ["Dispatcher", "WeightVersions", "modules_of", "state_of"]
 
-State = tuple[tuple[int, int, int], ...]
+WeightVersions = tuple[tuple[int, int, int], ...]
 """Which tensors a network has, and how often each was changed."""
 
 LEAST_WORK = 20_000_000  # multiply-adds an image: for a smaller network preparing costs more than it brings
@@ -29,13 +29,13 @@ CLEARLY = 1.25  # times as fast bfloat16 must be: below, a chance of the moment 
 
 
 @dataclass
-class Fast:
+class Dispatcher:
     """The engines of a network for as long as its weights stay as they are; None where there is none to trust.
 
     `auto` is the faster of them, once it was asked for.
     """
 
-    state: State
+    state: WeightVersions
     tensors: list[Tensor]  # kept, so that their identities in `state` stay theirs
     fp32: Engine | None
     bf16: Engine | None
@@ -43,19 +43,19 @@ class Fast:
     process: int = field(default_factory=os.getpid)
 
     @classmethod
-    def prepare(cls, model: Network, state: State, x: Tensor) -> Fast:
+    def prepare(cls, model: Network, state: WeightVersions, x: Tensor) -> Dispatcher:
         """Build and try the engines on preprocessed images (N, C, H, W)."""
         give_back_freed_memory()
         fast = cls(state, [*model.parameters(), *model.buffers()], None, None)
         layers = layers_of(model) if supported() else None
         if layers is not None and work_of(layers, model.input_size[1:])[1] >= LEAST_WORK:
-            expected, head = model(x[:TRIED]), cast("Run", model.head)
+            expected, head = model(x[:TRIED]), cast("Forward", model.head)
             fast.fp32 = trusted(Engine(layers, head, torch.float32), x[:TRIED], expected)
             if torch.ops.mkldnn._is_mkldnn_bf16_supported():
                 fast.bf16 = trusted(Engine(layers, head, torch.bfloat16), x[:TRIED], expected)
         return fast
 
-    def fits(self, state: State) -> bool:
+    def fits(self, state: WeightVersions) -> bool:
         """Whether these are engines of that state of the network, made by this process.
 
         After a fork they would wait for the threads that their kernels were made for.
@@ -86,7 +86,7 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
     return found
 
 
-def state_of(modules: Iterable[nn.Module]) -> State | None:
+def state_of(modules: Iterable[nn.Module]) -> WeightVersions | None:
     """What tells whether a network is still the one it was; None where that cannot be told, or hooks wait for calls."""
     tensors: list[Tensor] = []
     for module in modules:

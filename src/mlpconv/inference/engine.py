@@ -27,9 +27,9 @@ from mlpconv.models.dropout import Dropout
 from mlpconv.models.folding import norm_scale_and_shift
 from mlpconv.models.nin import NIN
 
-__all__ = ["Engine", "Layer", "close", "layers_of", "supported", "work_of"]
+__all__ = ["Engine", "FusedConv", "close", "layers_of", "supported", "work_of"]
 
-Run = Callable[[Tensor], Tensor]
+Forward = Callable[[Tensor], Tensor]
 
 LARGEST_INPUT = 1e6  # of a preprocessed pixel; what is larger, or NaN, is left to the plain network
 LARGEST_VALUE = 1e30  # that such a pixel may lead to: fused ReLU makes NaN zero, so none must come up
@@ -43,7 +43,7 @@ POOLS = (nn.MaxPool2d, nn.AvgPool2d, NoneType)
 
 
 @dataclass(frozen=True)
-class Layer:
+class FusedConv:
     """A convolution, and what follows it: ReLU, a pool, and a scale and shift (C, 1, 1) before the ReLU."""
 
     weight: Tensor
@@ -94,12 +94,12 @@ class _Affine(nn.Module):
 class Engine:
     """Layers, then the head, in one number format: preprocessed float32 (N, C, H, W) -> logits (N, K) float32."""
 
-    def __init__(self, layers: Sequence[Layer], head: Run, dtype: torch.dtype) -> None:
+    def __init__(self, layers: Sequence[FusedConv], head: Forward, dtype: torch.dtype) -> None:
         self.layers, self.head, self.dtype = layers, head, dtype
         network = nn.Sequential(*(module for layer in layers for module in layer.modules()))
         network.requires_grad_(False).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network = network.to(dtype)
-        self.graphs: dict[torch.Size, Run] = {}
+        self.graphs: dict[torch.Size, Forward] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits, of so many images at a time that the activations stay small; for use without gradients."""
@@ -118,7 +118,7 @@ class Engine:
         """Whether so many images of that size keep to the working set."""
         return count * work_of(self.layers, x.shape[2:])[0] * x.element_size() <= WORKING_SET
 
-    def graph(self, x: Tensor) -> Run:
+    def graph(self, x: Tensor) -> Forward:
         """What computes the maps of images of that shape: made once, compared once, and then kept."""
         if x.shape not in self.graphs:
             if len(self.graphs) >= MOST_GRAPHS:
@@ -127,14 +127,14 @@ class Engine:
         return self.graphs[x.shape]
 
 
-def graph_of(network: nn.Module, x: Tensor) -> Run:
+def graph_of(network: nn.Module, x: Tensor) -> Forward:
     """A network as one graph of oneDNN for images like these; the network itself where that does not work."""
     with MAKING, torch.no_grad():
         before = torch.jit.onednn_fusion_enabled()  # type: ignore[no-untyped-call]
         torch.jit.enable_onednn_fusion(True)
         try:
             traced, _ = torch._C._create_graph_by_tracing(network, (x,), lambda _: "", True, False)
-            graph: Run = torch._C._create_function_from_graph("forward", traced)
+            graph: Forward = torch._C._create_function_from_graph("forward", traced)
             graph(x)  # notes the shapes; the next run makes the kernels
             return graph if close(graph(x), network(x), x.dtype) else network
         except (RuntimeError, AttributeError, TypeError):  # the last two: a build whose tracer has another signature
@@ -149,7 +149,7 @@ def close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
     return bool((found - expected).abs().max() <= ALLOWED[dtype] * size)
 
 
-def work_of(layers: Sequence[Layer], size: tuple[int, ...]) -> tuple[int, int]:
+def work_of(layers: Sequence[FusedConv], size: tuple[int, ...]) -> tuple[int, int]:
     """For an image of those rows and columns: the most values that a convolution makes, and all multiply-adds."""
     largest = total = 0
     for layer in layers:
@@ -168,7 +168,7 @@ def supported() -> bool:
 
 
 @torch.no_grad()
-def layers_of(model: nn.Module) -> list[Layer] | None:
+def layers_of(model: nn.Module) -> list[FusedConv] | None:
     """The layers of a Network In Network of ReLUs; None for any other, and where a value could become infinite.
 
     Types are compared exactly: a part that was put in from outside may compute something else.
@@ -177,7 +177,7 @@ def layers_of(model: nn.Module) -> list[Layer] | None:
         return None
     if any(type(dropout) not in (Dropout, nn.Dropout, nn.Identity) for dropout in model.dropouts):
         return None
-    layers: list[Layer] = []
+    layers: list[FusedConv] = []
     for block in model.blocks:
         of_block = _layers_of_block(block) if type(block) is MLPConv else None
         if of_block is None:
@@ -189,7 +189,7 @@ def layers_of(model: nn.Module) -> list[Layer] | None:
     return layers if largest < LARGEST_VALUE else None
 
 
-def _layers_of_block(block: MLPConv) -> list[Layer] | None:
+def _layers_of_block(block: MLPConv) -> list[FusedConv] | None:
     layers, last = [], len(block.convs) - 1
     for index, (conv, norm, activation) in enumerate(zip(block.convs, block.norms, block.activations, strict=True)):
         pool = block.pool if index == last else None
@@ -200,9 +200,9 @@ def _layers_of_block(block: MLPConv) -> list[Layer] | None:
         convs = cast("list[nn.Conv2d]", parts)
         if not all(_usual(conv) for conv in convs):
             return None
-        layers += [folded(part, nn.Identity(), relu=False) for part in convs[:-1]]
+        layers += [fuse(part, nn.Identity(), relu=False) for part in convs[:-1]]
         pool_first = pool is not None and block.pool_at == "conv"
-        layers.append(folded(convs[-1], norm, type(activation) is nn.ReLU, pool, pool_first))
+        layers.append(fuse(convs[-1], norm, type(activation) is nn.ReLU, pool, pool_first))
     return layers
 
 
@@ -212,18 +212,18 @@ def _usual(conv: nn.Conv2d) -> bool:
     return zeros and conv.groups == 1 and conv.dilation == (1, 1)
 
 
-def folded(
+def fuse(
     conv: nn.Conv2d, norm: nn.Module, relu: bool, pool: nn.Module | None = None, pool_first: bool = False
-) -> Layer:
+) -> FusedConv:
     """A convolution with its norm multiplied into it; apart where a pool comes between and a weight is negative."""
     weight = conv.weight.detach()
     bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.detach()
     stride, padding = conv.stride, cast("tuple[int, ...]", conv.padding)
     if not isinstance(norm, nn.BatchNorm2d):
-        return Layer(weight, bias, stride, padding, relu, pool)
+        return FusedConv(weight, bias, stride, padding, relu, pool)
     scale, shift = norm_scale_and_shift(norm, "norm")
     if pool_first and bool((scale < 0).any()):
         affine = (scale.float()[:, None, None], shift.float()[:, None, None])
-        return Layer(weight, bias, stride, padding, relu, pool, affine)
+        return FusedConv(weight, bias, stride, padding, relu, pool, affine)
     weight = (weight.double() * scale[:, None, None, None]).float()
-    return Layer(weight, (bias.double() * scale + shift).float(), stride, padding, relu, pool)
+    return FusedConv(weight, (bias.double() * scale + shift).float(), stride, padding, relu, pool)

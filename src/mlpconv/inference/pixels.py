@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from mlpconv.data.decode import decode, from_pil
-from mlpconv.decode_options import Reading
+from mlpconv.decode_options import DecodeOptions
 from mlpconv.errors import ImageError, UsageError
 from mlpconv.modelfile.parts import Size
 
@@ -32,18 +32,18 @@ CHANNELS = (1, 3, 4)
 ACCEPTED = "paths, Pillow images, uint8 arrays (H, W) or (H, W, C), or a uint8 batch (N, C, H, W)"
 
 
-class Row:
+class BatchRow:
     """One image (C, H, W) out of a batch, where the order of the axes is known."""
 
     def __init__(self, pixels: NDArray[np.uint8]) -> None:
         self.pixels = pixels
 
 
-def items(images: object) -> Iterator[Item | Row]:
+def items(images: object) -> Iterator[Item | BatchRow]:
     """One image, a sequence of them or a batch, as single images; raises UsageError for anything else and for none."""
     if isinstance(images, Tensor | np.ndarray) and images.ndim == 4:
         array = images.detach().cpu().numpy() if isinstance(images, Tensor) else images
-        found: Iterator[Item | Row] = (Row(row) for row in _checked_batch(array))
+        found: Iterator[Item | BatchRow] = (BatchRow(row) for row in _checked_batch(array))
     elif isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray | Tensor):
         found = iter([_item(images)])
     elif isinstance(images, Iterable):
@@ -56,14 +56,14 @@ def items(images: object) -> Iterator[Item | Row]:
     return chain([first], found)
 
 
-def source_of(item: Item | Row) -> str | None:
+def source_of(item: Item | BatchRow) -> str | None:
     """The file an image comes from, where that is known."""
     if isinstance(item, str | os.PathLike):
         return os.fspath(item)
     return str(getattr(item, "filename", "")) or None
 
 
-def as_pixels(found: Iterable[Item | Row], size: Size, reading: Reading) -> Tensor:
+def as_pixels(found: Iterable[Item | BatchRow], size: Size, reading: DecodeOptions) -> Tensor:
     """Images as one uint8 tensor (N, C, H, W) of `size` (C, H, W), read as in training.
 
     Raises ImageError for a file that cannot be read.
@@ -72,7 +72,7 @@ def as_pixels(found: Iterable[Item | Row], size: Size, reading: Reading) -> Tens
 
 
 def batches(
-    images: object, size: Size, count: int, reading: Reading, failed: list[ImageError] | None = None
+    images: object, size: Size, count: int, reading: DecodeOptions, failed: list[ImageError] | None = None
 ) -> Iterator[tuple[Tensor, list[str | None]]]:
     """The same, `count` images at a time, and the file of each where known; a batch that fits is not copied.
 
@@ -90,7 +90,7 @@ def batches(
 
 
 def _readable(
-    batch: Iterable[Item | Row], size: Size, reading: Reading, failed: list[ImageError] | None
+    batch: Iterable[Item | BatchRow], size: Size, reading: DecodeOptions, failed: list[ImageError] | None
 ) -> Iterator[tuple[NDArray[np.uint8], str | None]]:
     for item in batch:
         try:
@@ -169,10 +169,10 @@ def _check_uint8(array: NDArray[Any]) -> None:
     raise UsageError(f"Pixels of type {array.dtype} were given; uint8 is accepted: {advice}.")
 
 
-def _pixels(item: Item | Row, size: Size, reading: Reading) -> NDArray[np.uint8]:
+def _pixels(item: Item | BatchRow, size: Size, reading: DecodeOptions) -> NDArray[np.uint8]:
     """One image as uint8 (C, H, W)."""
     channels, sides = size[0], (size[1], size[2])
-    if isinstance(item, Row):
+    if isinstance(item, BatchRow):
         if item.pixels.shape == size:
             return item.pixels
         item = item.pixels.transpose(1, 2, 0)

@@ -29,7 +29,7 @@ from mlpconv.models.googlenet_config import (
     aux_size,
     map_size,
 )
-from mlpconv.models.initialise import start_convs, start_linear
+from mlpconv.models.initialise import init_convs, init_linear
 
 __all__ = ["CONFIG", "GoogLeNet", "GoogLeNetConfig", "GoogLeNetOutputs"]
 
@@ -208,9 +208,9 @@ def _start(model: GoogLeNet) -> None:
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if model.config.init != "paper":
         pieces = activation_pieces(model.config.activation)
-        start_convs(convs, model.config.init, [0.0] * len(convs), pieces=pieces, maps_last=False)
+        init_convs(convs, model.config.init, [0.0] * len(convs), pieces=pieces, maps_last=False)
         for linear in linears:
-            start_linear(linear, model.config.init, 0.0, last=linear.out_features == model.num_classes)
+            init_linear(linear, model.config.init, 0.0, last=linear.out_features == model.num_classes)
         return
     layers: list[nn.Conv2d | nn.Linear] = [*convs, *linears]
     for layer in layers:

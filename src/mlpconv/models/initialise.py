@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-__all__ = ["INITS", "start_convs", "start_linear"]
+__all__ = ["INITS", "init_convs", "init_linear"]
 
 INITS = ("paper", "he", "identity")
 
@@ -32,7 +32,7 @@ def _identity(weight: torch.Tensor, pieces: int) -> None:
 
 
 @torch.no_grad()
-def start_convs(convs: Sequence[nn.Conv2d], init: str, stds: Sequence[float], *, pieces: int, maps_last: bool) -> None:
+def init_convs(convs: Sequence[nn.Conv2d], init: str, stds: Sequence[float], *, pieces: int, maps_last: bool) -> None:
     """Start a network's convolutions, first to last; biases are 0.
 
     "paper": N(0, std) with one standard deviation for each. "he": N(0, 2 / fan in). "identity": k x k as "he"; a 1x1
@@ -56,7 +56,7 @@ def start_convs(convs: Sequence[nn.Conv2d], init: str, stds: Sequence[float], *,
 
 
 @torch.no_grad()
-def start_linear(linear: nn.Linear, init: str, std: float, *, last: bool = True) -> None:
+def init_linear(linear: nn.Linear, init: str, std: float, *, last: bool = True) -> None:
     """Start a fully connected layer: N(0, std) for "paper", else He's, 0.03 of it for the one that makes the logits."""
     gain = LAST_GAIN if last else 1.0
     linear.weight.normal_(0.0, std if init == "paper" else gain * _he(linear.weight))

@@ -16,7 +16,7 @@ from mlpconv.layers import GlobalAveragePool, MLPConv, activation_pieces, make_p
 from mlpconv.models.base import Network
 from mlpconv.models.blocks import STD, Block, NINConfig
 from mlpconv.models.dropout import Dropout
-from mlpconv.models.initialise import start_convs, start_linear
+from mlpconv.models.initialise import init_convs, init_linear
 from mlpconv.models.ranks import low_rank, parts_of
 
 __all__ = ["NETWORKS", "NIN"]
@@ -49,9 +49,9 @@ class NIN(Network):
         stds = [std for std, conv in zip(stds, self._convs(), strict=True) for _ in parts_of(conv)]
         pieces = activation_pieces(config.activation)
         parts = [part for conv in self._convs() for part in parts_of(conv)]
-        start_convs(parts, config.init, stds, pieces=pieces, maps_last=not self.fixed_size)
+        init_convs(parts, config.init, stds, pieces=pieces, maps_last=not self.fixed_size)
         if not isinstance(self.last_layer, nn.Conv2d):
-            start_linear(self.last_layer, config.init, STD)
+            init_linear(self.last_layer, config.init, STD)
 
     def _convs(self) -> list[nn.Module]:
         """Every convolution, or the chain that it is computed by."""

@@ -15,7 +15,7 @@ from mlpconv.errors import UsageError
 from mlpconv.plots.style import ACCENT, INK, QUIET, bare, faded, new_figure, picture, short, styled
 
 if TYPE_CHECKING:
-    from mlpconv.analysis import AxisField, Profile, Row
+    from mlpconv.analysis import AxisField, LayerProfile, Profile
 
 __all__ = ["receptive_field"]
 
@@ -83,7 +83,7 @@ def _write(figure: Figure, lines: tuple[str, ...]) -> None:
             words.set(text=short(line, 42), fontsize=11, fontweight="bold", color=INK)
 
 
-def _axes_of(row: Row) -> tuple[AxisField, AxisField]:
+def _axes_of(row: LayerProfile) -> tuple[AxisField, AxisField]:
     """The layer's field; UsageError where its elements lie in no rows and columns of the image."""
     if row.field is None:
         raise UsageError(f"{row.name} does not depend on the image: choose another layer.")
@@ -170,7 +170,7 @@ def _outline(axes: Axes, box: Box, **style: object) -> None:
     axes.add_patch(edge)
 
 
-def _sentences(row: Row, rows: AxisField, columns: AxisField, cell: tuple[int, int]) -> Iterator[str]:
+def _sentences(row: LayerProfile, rows: AxisField, columns: AxisField, cell: tuple[int, int]) -> Iterator[str]:
     """What the picture shows, in numbers."""
     size = f"{rows.size}×{columns.size}" if rows.outside is not None else f"up to {rows.size}×{columns.size}"
     apart = f"{rows.jump:g}" if rows.jump == columns.jump else f"{rows.jump:g}×{columns.jump:g}"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mlpconv.decode_options import USUAL, Reading
+from mlpconv.decode_options import DEFAULT_DECODING, DecodeOptions
 from mlpconv.errors import UsageError, did_you_mean
 from mlpconv.preprocessing.steps import STEPS, Step
 
@@ -28,7 +28,9 @@ class Preprocessing(nn.Module):
     `reading` says how image files become such pixels.
     """
 
-    def __init__(self, names: Sequence[str], channels: int, size: tuple[int, int], reading: Reading = USUAL) -> None:
+    def __init__(
+        self, names: Sequence[str], channels: int, size: tuple[int, int], reading: DecodeOptions = DEFAULT_DECODING
+    ) -> None:
         super().__init__()
         self.reading = reading
         self.names = _checked(names)
@@ -40,7 +42,7 @@ class Preprocessing(nn.Module):
 
     @classmethod
     def create(
-        cls, names: Sequence[str], channels: int, size: tuple[int, int], reading: Reading = USUAL
+        cls, names: Sequence[str], channels: int, size: tuple[int, int], reading: DecodeOptions = DEFAULT_DECODING
     ) -> Preprocessing:
         """The chain of these steps for images (channels, *size), to be fitted; UsageError for an unknown name.
 
@@ -56,7 +58,7 @@ class Preprocessing(nn.Module):
         steps, size = config["steps"], config["size"]
         if not isinstance(steps, (list, tuple)) or not isinstance(size, (list, tuple)) or len(size) != 2:
             raise UsageError("A preprocessing's steps are a list of names, and its size is two numbers.")
-        return cls(steps, config["channels"], (size[0], size[1]), Reading.from_dict(config))
+        return cls(steps, config["channels"], (size[0], size[1]), DecodeOptions.from_dict(config))
 
     def config(self) -> dict[str, Any]:
         """JSON-able; `from_config` is its inverse."""

@@ -7,6 +7,6 @@ the fields of its inputs, `following` the image's way through a network.
 from __future__ import annotations
 
 from mlpconv.receptive_field.field import Axis, Field, Grid
-from mlpconv.receptive_field.following import Follower, seen_of
+from mlpconv.receptive_field.following import Follower, field_of
 
-__all__ = ["Axis", "Field", "Follower", "Grid", "seen_of"]
+__all__ = ["Axis", "Field", "Follower", "Grid", "field_of"]

@@ -22,7 +22,7 @@ from mlpconv.receptive_field.field import FIRST, LAST, Axis, Field, Grid, compac
 from mlpconv.receptive_field.moving import circular
 from mlpconv.receptive_field.rules import fields_after
 
-__all__ = ["Follower", "seen_of"]
+__all__ = ["Follower", "field_of"]
 
 PADS = (F.pad, torch._C._nn.pad)
 
@@ -127,7 +127,7 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.fields[other] = _overwritten(other, self.fields[other], written, field)
 
 
-def seen_of(image: Tensor, made_from: Callable[[Tensor], Tensor]) -> Field | None:
+def field_of(image: Tensor, made_from: Callable[[Tensor], Tensor]) -> Field | None:
     """What a tensor sees of the image (N, C, H, W) that it is really computed from; None where that is nothing."""
     follower = Follower()
     follower.start(image)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mlpconv.receptive_field import Grid, seen_of
+from mlpconv.receptive_field import Grid, field_of
 
 __all__ = ["Box", "MapAxis", "MapGrid", "trace_grid"]
 
@@ -81,7 +81,7 @@ def trace_grid(model: Any, size: tuple[int, int, int]) -> MapGrid:
         made.append(model.category_maps(x))
         return made[0]
 
-    field = seen_of(image, maps_of)
+    field = field_of(image, maps_of)
     rows, columns = (
         _axis(field[k].grid if field is not None else None, size[k + 1], made[0].shape[k + 2]) for k in (0, 1)
     )

@@ -11,12 +11,12 @@ import numpy as np
 from mlpconv import plots
 from mlpconv.data import Dataset, Split
 from mlpconv.errors import RunFolderError, UsageError
-from mlpconv.evaluation import Evaluation, evaluate, worst
+from mlpconv.evaluation import Evaluation, evaluate, worst_mistakes
 from mlpconv.files import json_bytes, write_atomic
 from mlpconv.inference import Classifier
 from mlpconv.maps import category_maps
 from mlpconv.report import write_report
-from mlpconv.training.progress import Row
+from mlpconv.training.progress import EpochMetrics
 
 __all__ = ["summarise"]
 
@@ -24,7 +24,7 @@ MISTAKES = 15
 SHOWN = 6  # images on the sheet of category maps
 
 
-def summarise(folder: Path, classifier: Classifier, dataset: Dataset, history: Sequence[Row]) -> Evaluation:
+def summarise(folder: Path, classifier: Classifier, dataset: Dataset, history: Sequence[EpochMetrics]) -> Evaluation:
     """Judge the classifier on validation images (else test, else training ones) and write figures and report.html.
 
     Raises RunFolderError where the folder cannot be written.
@@ -45,12 +45,14 @@ def summarise(folder: Path, classifier: Classifier, dataset: Dataset, history: S
     return evaluation
 
 
-def draw(figures: Path, classifier: Classifier, split: Split, evaluation: Evaluation, history: Sequence[Row]) -> None:
+def draw(
+    figures: Path, classifier: Classifier, split: Split, evaluation: Evaluation, history: Sequence[EpochMetrics]
+) -> None:
     """The pictures of a run."""
     plots.save_figure(plots.curves(history), figures / "curves.png")
     plots.save_figure(plots.confusion(evaluation.confusion, classifier.classes), figures / "confusion.png")
     plots.save_figure(plots.filters(classifier.model.first_conv.weight.detach().cpu().numpy()), figures / "filters.png")
-    errors = worst(evaluation, split, MISTAKES)
+    errors = worst_mistakes(evaluation, split, MISTAKES)
     mistakes = plots.mistakes(
         images=[split.images[error.index] for error in errors],
         true=[error.true for error in errors],

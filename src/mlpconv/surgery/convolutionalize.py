@@ -13,14 +13,14 @@ from torch import Tensor, fx, nn
 
 from mlpconv.analysis import profile
 from mlpconv.errors import SurgeryError
-from mlpconv.surgery.heads.crops import Maps, slide
-from mlpconv.surgery.heads.layout import Layout, of_maps
-from mlpconv.surgery.heads.pools import Pool, averages, pool_of
-from mlpconv.surgery.heads.rewrite import operate
+from mlpconv.surgery.heads.crops import MapsOnly, compare_crops
+from mlpconv.surgery.heads.layout import Layout, layout_of_maps
+from mlpconv.surgery.heads.pools import Pool, averaging_matrix, pool_of
+from mlpconv.surgery.heads.rewrite import rewrite_head
 from mlpconv.surgery.heads.rewriter import Rewriter
-from mlpconv.surgery.proof.accept import copied
+from mlpconv.surgery.proof.accept import deep_copy
 from mlpconv.surgery.proof.prove import prove
-from mlpconv.surgery.report import Surgery, report_on
+from mlpconv.surgery.report import Surgery, make_report
 from mlpconv.surgery.tracing.ops import describe
 
 __all__ = ["convolutionalize"]
@@ -46,16 +46,16 @@ def convolutionalize(
     The original is untouched. Raises SurgeryError where the head cannot be written as convolutions, with the step that
     prevents it, or where no larger image gives a larger map, with the reason; UsageError for an unknown output.
     """
-    original, changed, edits = operate(model, input_shape, _Windows, output)
+    original, changed, edits = rewrite_head(model, input_shape, _Windows, output)
     if not edits.names:
         raise SurgeryError(
             f"{type(original).__name__} has no pool, flattening or linear layer to turn into convolutions."
         )
-    precise = operate(copied(original).double(), input_shape, _Windows, output)[1] if edits.rounded else None
+    precise = rewrite_head(deep_copy(original).double(), input_shape, _Windows, output)[1] if edits.rounded else None
     proof = prove(original, changed, input_shape, images, precise=precise)
-    seen = profile(Maps(changed), input_shape)
-    crops = slide(original, changed, input_shape, seen, latency=latency, output=edits.output, precise=precise)
-    report = report_on(
+    seen = profile(MapsOnly(changed), input_shape)
+    crops = compare_crops(original, changed, input_shape, seen, latency=latency, output=edits.output, precise=precise)
+    report = make_report(
         "convolutionalize", original, changed, input_shape, proof, names=edits.names, latency=latency, seen=seen,
         notes=[*edits.notes, *crops.notes], details=crops.to_dict() | {"output": edits.output},
     )  # fmt: skip
@@ -79,7 +79,7 @@ class _Windows(Rewriter):
             raise SurgeryError(f"{describe(node, self.shadow)} pools what has been pooled before in the head.")
         result = replace(layout, size=(layout.size[0], *pool.out), index=pool.index)
         if pool.fixed:
-            return of_maps(self.again(node, layout.base), result.size)
+            return layout_of_maps(self.again(node, layout.base), result.size)
         if pool.changes_nothing:
             self.retire(node, nn.Identity)
             return result
@@ -95,7 +95,7 @@ class _Windows(Rewriter):
             "by a convolution now."
         )
         self.retire(node, nn.Identity)
-        return replace(result, mix=averages(pool.size, pool.out))
+        return replace(result, mix=averaging_matrix(pool.size, pool.out))
 
     def _sliding(self, node: fx.Node, base: fx.Node, pool: Pool) -> fx.Node:
         """Averages, sums or maxima of the pool's windows, one beginning at each cell."""

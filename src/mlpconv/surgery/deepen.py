@@ -19,11 +19,11 @@ from mlpconv.errors import SurgeryError, UsageError, did_you_mean
 from mlpconv.layers import Maxout
 from mlpconv.models import NIN
 from mlpconv.models.reconfigure import add_pointwise, block_of, check_deeper, last_conv_of
-from mlpconv.surgery.insertion import ACTIVATIONS, Insert, appended, leaves_alone
-from mlpconv.surgery.proof.accept import accepted, copied
-from mlpconv.surgery.proof.compare import compare, in_float64, quiet
+from mlpconv.surgery.insertion import ACTIVATIONS, Insertion, append_module, is_identity_on
+from mlpconv.surgery.proof.accept import check_model, deep_copy
+from mlpconv.surgery.proof.compare import compare, in_float64, isolated_eval
 from mlpconv.surgery.proof.prove import prove
-from mlpconv.surgery.report import Surgery, report_on
+from mlpconv.surgery.report import Surgery, make_report
 from mlpconv.surgery.tracing.channel_dim import channel_dim
 from mlpconv.surgery.tracing.graph import dtype_of, module_of, open_all, replace_module, shape_of, trace
 from mlpconv.surgery.tracing.proxy import IN_PLACE
@@ -65,10 +65,10 @@ def deepen(
     Names of parameters stay; new ones have "deepened" in theirs. `input_shape` as for `fold`.
     Raises UsageError for unknown names and settings, SurgeryError where it cannot be done, or not exactly.
     """
-    model = accepted(model)
+    model = check_model(model)
     shape = check_input_shape(input_shape or input_shape_of(model))
     names = (where,) if isinstance(where, str) else tuple(where)
-    asked = Insert(0, True, init, noise, activation, norm, seed)
+    asked = Insertion(0, True, init, noise, activation, norm, seed)
     _check(model, names, asked)
     inserts = {name: _planned(model, name, asked, shape, images) for name in names}
     changed = _applied(model, inserts)
@@ -80,11 +80,11 @@ def deepen(
     notes = [note for name, insert in inserts.items() for note in _notes(name, insert, images is not None)]
     return Surgery(
         changed,
-        report_on("deepen", model, changed, shape, proof, names=names, exact=exact, notes=notes),
+        make_report("deepen", model, changed, shape, proof, names=names, exact=exact, notes=notes),
     )
 
 
-def _check(model: nn.Module, names: Sequence[str], asked: Insert) -> None:
+def _check(model: nn.Module, names: Sequence[str], asked: Insertion) -> None:
     """UsageError for settings and names that there are not."""
     for what, given, accepted_words in (
         ("init", asked.init, INITS),
@@ -103,7 +103,9 @@ def _check(model: nn.Module, names: Sequence[str], asked: Insert) -> None:
         raise UsageError(f"where is {list(names)}; the names of one or more modules, no two the same, are accepted.")
 
 
-def _planned(model: nn.Module, where: str, asked: Insert, shape: tuple[int, int, int], images: Tensor | None) -> Insert:
+def _planned(
+    model: nn.Module, where: str, asked: Insertion, shape: tuple[int, int, int], images: Tensor | None
+) -> Insertion:
     """What to insert behind a module; SurgeryError where that is nothing."""
     block = block_of(model, where)
     node = _call(model, where, shape)
@@ -169,7 +171,7 @@ def _channel_dim(model: nn.Module, where: str, size: tuple[int, ...], shape: tup
     raise SurgeryError(f"{where} ({kind}) makes {('N', *size[1:])}, of which {told} the channels; {ACCEPTED}")
 
 
-def _check_last(where: str, size: tuple[int, ...], activation: str, asked: Insert) -> None:
+def _check_last(where: str, size: tuple[int, ...], activation: str, asked: Insertion) -> None:
     """SurgeryError for what works on the second dimension only, in maps or tokens that have their channels last."""
     kind = "a batch norm" if asked.norm else "maxout" if activation == "maxout" else ""
     if kind:
@@ -201,13 +203,13 @@ def _places(node: fx.Node) -> list[str]:
     return [*(place for place, _ in stack.values()), *([str(node.target)] if node.op == "call_module" else [])]
 
 
-def _activation(model: nn.Module, where: str, asked: Insert, bounds: Range) -> str:
+def _activation(model: nn.Module, where: str, asked: Insertion, bounds: Range) -> str:
     """The activation to insert: what was asked for, or one that changes nothing; SurgeryError where it would not."""
     if asked.activation == "auto":
         if isinstance(model.get_submodule(where), Maxout):
             return "maxout"
-        return "relu" if leaves_alone("relu", bounds) else "identity"
-    if asked.exact and not leaves_alone(asked.activation, bounds):
+        return "relu" if is_identity_on("relu", bounds) else "identity"
+    if asked.exact and not is_identity_on(asked.activation, bounds):
         low, high = bounds
         raise SurgeryError(
             f"{where} makes numbers from {low:g} to {high:g} as far as its forward tells, and {asked.activation} does "
@@ -220,18 +222,18 @@ def _activation(model: nn.Module, where: str, asked: Insert, bounds: Range) -> s
 def _statistics(model: nn.Module, where: str, images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance (C,) of what the module makes of the images, in eval mode."""
     found: list[Tensor] = []
-    copy = copied(model).eval()
+    copy = deep_copy(model).eval()
     copy.get_submodule(where).register_forward_hook(lambda _, __, output: found.append(output))
     weight = next((p for p in copy.parameters() if p.is_floating_point()), images)
-    with quiet(copy):
+    with isolated_eval(copy):
         copy(images.to(weight.device, weight.dtype))
     variance, mean = torch.var_mean(found[0].transpose(0, 1).flatten(1).double(), 1, correction=0)
     return mean, variance
 
 
-def _applied(model: nn.Module, inserts: Mapping[str, Insert]) -> nn.Module:
+def _applied(model: nn.Module, inserts: Mapping[str, Insertion]) -> nn.Module:
     """A copy of the network with the inserts."""
-    made = copied(model)
+    made = deep_copy(model)
     for name, insert in inserts.items():
         block = block_of(made, name)
         if block is not None:
@@ -243,13 +245,13 @@ def _applied(model: nn.Module, inserts: Mapping[str, Insert]) -> nn.Module:
         old = made.get_submodule(name)
         like = next((p for p in (*old.parameters(), *made.parameters()) if p.is_floating_point()), torch.empty(0))
         modes = {module: module.training for module in old.modules()}
-        replace_module(made, name, appended(old, insert.build(like).train(old.training)))
+        replace_module(made, name, append_module(old, insert.build(like).train(old.training)))
         for module, training in modes.items():
             module.training = training
     return made
 
 
-def _notes(where: str, insert: Insert, seen: bool) -> list[str]:
+def _notes(where: str, insert: Insertion, seen: bool) -> list[str]:
     """What the reader must know about one place."""
     notes = []
     if insert.activation == "identity" and insert.init == "identity":

@@ -17,11 +17,11 @@ from mlpconv.errors import UsageError, did_you_mean
 from mlpconv.models.reconfigure import set_ranks
 from mlpconv.surgery.lowrank.allocate import Choice
 from mlpconv.surgery.lowrank.batches import as_batches
-from mlpconv.surgery.lowrank.distill import tuned
-from mlpconv.surgery.lowrank.rank_search import Slimming, replaced
-from mlpconv.surgery.proof.accept import accepted, copied
+from mlpconv.surgery.lowrank.distill import distill
+from mlpconv.surgery.lowrank.rank_search import RankSearch, replace_layers
+from mlpconv.surgery.proof.accept import check_model, deep_copy
 from mlpconv.surgery.proof.compare import compare
-from mlpconv.surgery.report import Surgery, report_on
+from mlpconv.surgery.report import Surgery, make_report
 
 __all__ = ["factorize"]
 
@@ -61,14 +61,14 @@ def factorize(
     Raises UsageError for settings and data that make no sense, SurgeryError for layers that cannot be changed and
     budgets that cannot be met.
     """
-    model = accepted(model)
+    model = check_model(model)
     _check(budget, of, by, fine_tune)
-    work = Slimming(model, as_batches(data), None if held_out is None else as_batches(held_out), by, layers)
+    work = RankSearch(model, as_batches(data), None if held_out is None else as_batches(held_out), by, layers)
     if of == "classes" and work.labels is None:
         raise UsageError("of='classes' needs labels: give pairs of images and labels, or use of='error'.")
     choice = work.within(budget) if of == "macs" else work.losing(budget, LOSSES[of])
     modules = work.factors(choice)
-    changed = replaced(copied(model), modules)
+    changed = replace_layers(deep_copy(model), modules)
     set_ranks(changed, {name: (o.rank_in or 0, o.rank_out or 0) for name, o in work.picked(choice).items()})
     errors = {"before": work.errors(work.original), "after": work.errors(changed)}
     if fine_tune is not None:
@@ -85,7 +85,7 @@ def factorize(
         "left_alone": work.left,
     }
     made = (model, changed, work.shape, proof)
-    return Surgery(changed, report_on("factorize", *made, names=names, exact=False, notes=notes, details=details))
+    return Surgery(changed, make_report("factorize", *made, names=names, exact=False, notes=notes, details=details))
 
 
 def _check(budget: object, of: str, by: str, fine_tune: object) -> None:
@@ -101,9 +101,9 @@ def _check(budget: object, of: str, by: str, fine_tune: object) -> None:
         raise UsageError(f"fine_tune is {fine_tune!r}; None, a number of steps, or a function of the network.")
 
 
-def _tune(changed: nn.Module, work: Slimming, fine_tune: Callable[[nn.Module], object] | int) -> None:
+def _tune(changed: nn.Module, work: RankSearch, fine_tune: Callable[[nn.Module], object] | int) -> None:
     if isinstance(fine_tune, int):
-        tuned(changed, work.original, work.fit, fine_tune)
+        distill(changed, work.original, work.fit, fine_tune)
         return
     modes = {module: module.training for module in changed.modules()}
     fine_tune(changed)
@@ -111,7 +111,7 @@ def _tune(changed: nn.Module, work: Slimming, fine_tune: Callable[[nn.Module], o
         module.training = training
 
 
-def _notes(work: Slimming, choice: Choice, errors: Mapping[str, Mapping[str, float]]) -> list[str]:
+def _notes(work: RankSearch, choice: Choice, errors: Mapping[str, Mapping[str, float]]) -> list[str]:
     """What became of the error and the cost, in words."""
     kept = (work.fixed + choice.cost) / work.total
     lost = errors["after"]["output"]
@@ -129,9 +129,9 @@ def _notes(work: Slimming, choice: Choice, errors: Mapping[str, Mapping[str, flo
     if not work.picked(choice):
         notes.append("No lower ranks keep to this budget of error: the network is as it was.")
     if "classes" in errors["after"]:
-        tuned = f"{errors['before_tuning']['classes']:.2%} after, " if "before_tuning" in errors else ""
+        distill = f"{errors['before_tuning']['classes']:.2%} after, " if "before_tuning" in errors else ""
         before, after = (f"{errors[when]['classes']:.2%}" for when in ("before", "after"))
-        after = f"{tuned}{after} after fine-tuning" if tuned else f"{after} after"
+        after = f"{distill}{after} after fine-tuning" if distill else f"{after} after"
         notes.append(f"Classification error on {len(work.wanted)} held-out images: {before} before, {after}.")
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in work.original.modules()):
         notes.append("Batch norms hide how much a response counts: fold them first, and the ranks will be better ones.")

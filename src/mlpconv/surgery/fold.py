@@ -17,11 +17,11 @@ from mlpconv.analysis.input_shape import check_input_shape, input_shape_of
 from mlpconv.models import Network
 from mlpconv.models.reconfigure import fold_network
 from mlpconv.surgery.folding.rules import Folding
-from mlpconv.surgery.proof.accept import accepted, copied
+from mlpconv.surgery.proof.accept import check_model, deep_copy
 from mlpconv.surgery.proof.compare import Proof, in_float64, random_images
 from mlpconv.surgery.proof.prove import prove
-from mlpconv.surgery.proof.replaceable import looked_into
-from mlpconv.surgery.report import Surgery, report_on
+from mlpconv.surgery.proof.replaceable import find_irreplaceable
+from mlpconv.surgery.report import Surgery, make_report
 from mlpconv.surgery.tracing.graph import replace_module
 
 __all__ = ["fold"]
@@ -43,7 +43,7 @@ def fold(model: nn.Module, input_shape: tuple[int, int, int] | None = None, imag
     eval mode, also for a network in train mode, in which the new one then is, too.
     Raises UsageError where no size is known, SurgeryError for a network that surgery refuses.
     """
-    model = accepted(model)
+    model = check_model(model)
     shape = check_input_shape(input_shape or input_shape_of(model))
     changed: nn.Module
     if isinstance(model, Network):
@@ -53,7 +53,9 @@ def fold(model: nn.Module, input_shape: tuple[int, int, int] | None = None, imag
         folding, changed, proof = _folded(model, shape, images)
         names, kept = tuple(folding.changes), folding.kept
     notes, details = _notes(model, names, kept), {"kept": kept}
-    return Surgery(changed, report_on("fold", model, changed, shape, proof, names=names, notes=notes, details=details))
+    return Surgery(
+        changed, make_report("fold", model, changed, shape, proof, names=names, notes=notes, details=details)
+    )
 
 
 def _folded(model: nn.Module, shape: tuple[int, int, int], images: Tensor | None) -> tuple[Folding, nn.Module, Proof]:
@@ -65,7 +67,7 @@ def _folded(model: nn.Module, shape: tuple[int, int, int], images: Tensor | None
     except Exception:
         # Attributes that are no tensors stand in no graph: without the module that has them anything may happen.
         original = in_float64(model).eval()
-        read = looked_into(original, list(folding.changes), random_images(1, shape).double())
+        read = find_irreplaceable(original, list(folding.changes), random_images(1, shape).double())
         if not read:
             raise
     reasons = {name: f"the forward pass uses {name} for more than its output" for name in read}
@@ -94,7 +96,7 @@ def _proven(
 
 def _applied(model: nn.Module, changes: Mapping[str, nn.Module], *, remove: bool) -> nn.Module:
     """A copy of the network with these modules for those of their names."""
-    made = copied(model)
+    made = deep_copy(model)
     for name, module in changes.items():
         like = next(iter(made.get_submodule(name).parameters()), torch.empty(0))
         replace_module(made, name, copy.deepcopy(module).to(like.device, like.dtype))

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from mlpconv.errors import SurgeryError
 from mlpconv.layers import Maxout
-from mlpconv.surgery.folding.linear_maps import unfilled
+from mlpconv.surgery.folding.linear_maps import uninitialised
 from mlpconv.surgery.tracing.ranges import Range
 
-__all__ = ["ACTIVATIONS", "Insert", "appended", "leaves_alone"]
+__all__ = ["ACTIVATIONS", "Insertion", "append_module", "is_identity_on"]
 
 HE = 2.0
 PIECES = 2
@@ -41,7 +41,7 @@ ACTIVATIONS: dict[str, Callable[[int, Tensor], nn.Module]] = {
 """Each from the number of channels, and a tensor of the device and number format that are meant."""
 
 
-def leaves_alone(activation: str, bounds: Range) -> bool:
+def is_identity_on(activation: str, bounds: Range) -> bool:
     """Whether the activation gives back every number between the bounds (maxout: of two equal pieces)."""
     low, high = bounds
     if activation in ("relu", "leaky_relu", "elu"):
@@ -52,7 +52,7 @@ def leaves_alone(activation: str, bounds: Range) -> bool:
 
 
 @dataclass(frozen=True)
-class Insert:
+class Insertion:
     """A 1x1 with what follows it, before it is built."""
 
     channels: int
@@ -95,9 +95,9 @@ class Insert:
         """The 1x1 alone."""
         pieces = PIECES if self.activation == "maxout" else 1
         if self.maps:
-            made = unfilled(nn.Conv2d, like, self.channels, self.channels * pieces, 1)
+            made = uninitialised(nn.Conv2d, like, self.channels, self.channels * pieces, 1)
         else:
-            made = unfilled(nn.Linear, like, self.channels, self.channels * pieces)
+            made = uninitialised(nn.Linear, like, self.channels, self.channels * pieces)
         drawn = torch.randn(made.weight.shape, generator=torch.Generator().manual_seed(self.seed))  # type: ignore[arg-type]
         share = 1.0 if self.init == "he" else self.noise
         drawn *= share * (HE / self.channels) ** 0.5
@@ -122,7 +122,7 @@ class Insert:
         return made
 
 
-def appended(module: nn.Module, insert: nn.Module) -> nn.Module:
+def append_module(module: nn.Module, insert: nn.Module) -> nn.Module:
     """A module that does what this one does and then the insert; no parameter of the module changes its name.
 
     A Sequential gets one part more, a bare activation or pool becomes a Sequential, and any other module an object of

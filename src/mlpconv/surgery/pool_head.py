@@ -17,11 +17,11 @@ from mlpconv.errors import SurgeryError
 from mlpconv.surgery.heads.after_pool import AfterPool
 from mlpconv.surgery.heads.layout import Layout
 from mlpconv.surgery.heads.pools import REDUCTIONS, Pool, pool_of, times_cells, windows_of
-from mlpconv.surgery.heads.rewrite import operate
+from mlpconv.surgery.heads.rewrite import rewrite_head
 from mlpconv.surgery.proof.prove import prove
-from mlpconv.surgery.report import Surgery, report_on
+from mlpconv.surgery.report import Surgery, make_report
 from mlpconv.surgery.tracing.graph import module_of, shape_of
-from mlpconv.surgery.tracing.ops import ARITHMETIC, argument, describe, kind_of, spelled
+from mlpconv.surgery.tracing.ops import ARITHMETIC, argument_of, describe, op_kind, op_name
 
 __all__ = ["pool_head"]
 
@@ -56,12 +56,12 @@ def pool_head(
     The original is untouched. Raises SurgeryError for a head that is not linear from the pool on, with the step that is
     not, or that has no global average pool; UsageError for an unknown output.
     """
-    original, changed, edits = operate(model, input_shape, _MapsFirst, output)
+    original, changed, edits = rewrite_head(model, input_shape, _MapsFirst, output)
     proof = prove(original, changed, input_shape, images)
     notes = list(edits.notes)
     if not edits.names:
         notes.append("No linear layer follows the pool: its logits are averages of maps already, which are given.")
-    report = report_on(
+    report = make_report(
         "pool_head", original, changed, input_shape, proof,
         names=edits.names, latency=latency, notes=notes, details={"output": edits.output},
     )  # fmt: skip
@@ -98,7 +98,7 @@ class _MapsFirst(AfterPool):
     def _goes_before(self, node: fx.Node, inputs: list[fx.Node]) -> bool:
         """Whether a step may be done on maps: where no pool waits yet, or where an average does not notice."""
         pools = [self.layouts[each].pending for each in inputs]
-        kind, name = kind_of(node, self.shadow), spelled(node, self.shadow)
+        kind, name = op_kind(node, self.shadow), op_name(node, self.shadow)
         if not all(pools):
             return True
         if any(pool in self.maxima for pool in pools):
@@ -111,11 +111,11 @@ class _MapsFirst(AfterPool):
     def pool(self, node: fx.Node) -> Layout:
         """The pool waits until the last linear step is done."""
         layout = self.maps_of(node)
-        pool, partial = pool_of(node, layout, self.shadow), spelled(node, self.shadow) in REDUCTIONS
+        pool, partial = pool_of(node, layout, self.shadow), op_name(node, self.shadow) in REDUCTIONS
         self._check_pool(node, pool, partial)
         waiting = layout.pending
         if waiting is not None and not (
-            partial and spelled(waiting, self.shadow) in REDUCTIONS and pool.mean is (waiting not in self.maxima)
+            partial and op_name(waiting, self.shadow) in REDUCTIONS and pool.mean is (waiting not in self.maxima)
         ):
             raise SurgeryError(f"{describe(node, self.shadow)} pools for the second time.")
         if not pool.mean:
@@ -146,7 +146,7 @@ class _MapsFirst(AfterPool):
     def _summed(self, node: fx.Node, base: fx.Node, pool: Pool, *, again: bool) -> fx.Node:
         """Maps whose average is the sum of these, or the sum divided by a number of the pool's own."""
         here = describe(node, self.shadow)
-        if spelled(node, self.shadow) in REDUCTIONS:
+        if op_name(node, self.shadow) in REDUCTIONS:
             if 1 in pool.size and not again:
                 raise SurgeryError(f"{here} sums maps of {pool.size[0]}x{pool.size[1]} cells: give larger images.")
             return self.call(times_cells, base, *(out < size for out, size in zip(pool.out, pool.size, strict=True)))
@@ -183,10 +183,10 @@ class _MapsFirst(AfterPool):
         """Dropout of averages is dropout of whole channels before averaging, with the same random numbers."""
         layout = self.compact(self.input_of(node))
         module: Any = module_of(node, self.shadow)
-        if layout.pending is None or spelled(node, self.shadow) != "dropout":
+        if layout.pending is None or op_name(node, self.shadow) != "dropout":
             return self.refuse(node)
         if module is None:
-            p, training = argument(node, 1, "p"), argument(node, 2, "training")
+            p, training = argument_of(node, 1, "p"), argument_of(node, 2, "training")
             options = {"p": 0.5 if p is None else p, "training": True if training is None else training}
             return layout.on(self.call(F.dropout2d, layout.base, **options))
         if self.retire(node, lambda: nn.Dropout2d(module.p)):

@@ -13,10 +13,10 @@ from torch import nn
 
 from mlpconv.analysis import AxisField, Profile, profile
 from mlpconv.analysis.table import human_bytes
-from mlpconv.surgery.proof.accept import copied
-from mlpconv.surgery.proof.compare import Difference, Proof, quiet
+from mlpconv.surgery.proof.accept import deep_copy
+from mlpconv.surgery.proof.compare import Difference, Proof, isolated_eval
 
-__all__ = ["Figures", "Report", "Surgery", "figures", "report_on"]
+__all__ = ["Figures", "Report", "Surgery", "make_report", "measure_figures"]
 
 RUNS = 3
 
@@ -100,7 +100,7 @@ class Surgery:
     report: Report
 
 
-def figures(
+def measure_figures(
     model: nn.Module, input_shape: tuple[int, int, int], *, latency: bool = True, seen: Profile | None = None
 ) -> Figures:
     """Count, and measure, what a network costs for one image of (C, H, W); the network is only read.
@@ -120,12 +120,12 @@ def figures(
 
 def measure_latency(model: nn.Module, input_shape: tuple[int, int, int]) -> float:
     """Milliseconds of a forward pass of one image: the median of three, in eval mode, on a copy."""
-    copy = copied(model).eval()
+    copy = deep_copy(model).eval()
     weight = next((p for p in copy.parameters() if p.is_floating_point()), torch.empty(0))
     image = torch.zeros((1, *input_shape), dtype=weight.dtype, device=weight.device)
     times = []
     for _ in range(RUNS):
-        with quiet(copy):
+        with isolated_eval(copy):
             _wait(weight.device)
             start = time.perf_counter()
             copy(image)
@@ -139,7 +139,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def report_on(
+def make_report(
     operation: str,
     original: nn.Module,
     changed: nn.Module,
@@ -162,8 +162,8 @@ def report_on(
         exact=exact,
         changed=tuple(names),
         differences=proof.differences,
-        before=figures(original, input_shape, latency=latency),
-        after=figures(changed, input_shape, latency=latency, seen=seen),
+        before=measure_figures(original, input_shape, latency=latency),
+        after=measure_figures(changed, input_shape, latency=latency, seen=seen),
         notes=(*notes, *proof.notes),
         details=details or {},
     )
@@ -187,9 +187,9 @@ def _rows(before: Figures, after: Figures) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _field(figures: Figures) -> str:
+def _field(measure_figures: Figures) -> str:
     """Rows × columns of the image."""
-    if figures.field is None:
+    if measure_figures.field is None:
         return "-"
-    sizes = ["all" if axis.whole and axis.outside is None else str(axis.size) for axis in figures.field]
+    sizes = ["all" if axis.whole and axis.outside is None else str(axis.size) for axis in measure_figures.field]
     return sizes[0] if sizes[0] == sizes[1] else "×".join(sizes)

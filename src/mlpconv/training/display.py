@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from mlpconv.training.progress import Progress, Row, line
+from mlpconv.training.progress import EpochMetrics, Progress, line
 
 __all__ = ["Logged", "usual_progress"]
 
@@ -29,7 +29,7 @@ class Logged(Progress):
         if self.bar is not None:
             self.bar.step(step, loss, accuracy, images)
 
-    def epoch(self, row: Row, epochs: int) -> None:
+    def epoch(self, row: EpochMetrics, epochs: int) -> None:
         if self.bar is not None:
             self.bar.epoch(row, epochs)
         else:

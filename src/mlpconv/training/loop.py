@@ -19,7 +19,7 @@ from mlpconv.models.base import Network
 from mlpconv.text import option, resume_hint
 from mlpconv.training import checkpoint, health
 from mlpconv.training.freeze import freeze
-from mlpconv.training.progress import Progress, Row
+from mlpconv.training.progress import EpochMetrics, Progress
 from mlpconv.training.recipe import Recipe
 from mlpconv.training.schedule import lr_factor
 from mlpconv.training.state import State
@@ -45,8 +45,8 @@ class Trainer:
         validation: Split | None,
         recipe: Recipe,
         folder: Path,
-        keep: Callable[[Network, Row], None],
-        record: Callable[[list[Row]], None],
+        keep: Callable[[Network, EpochMetrics], None],
+        record: Callable[[list[EpochMetrics]], None],
         progress: Progress,
     ) -> None:
         self.state, self.pipeline, self.validation, self.recipe = state, pipeline, validation, recipe
@@ -168,7 +168,7 @@ class Trainer:
             raise self.not_finite("a weight became NaN or infinite")
         total, correct, seen = state.totals.tolist()
         speed = self.images_per_second(seen)
-        row: Row = {"epoch": state.step // self.per_epoch, "step": state.step}
+        row: EpochMetrics = {"epoch": state.step // self.per_epoch, "step": state.step}
         row |= {"train_loss": total / seen, "train_accuracy": correct / seen, "val_loss": None, "val_accuracy": None}
         last = state.step == self.steps
         if self.validation is not None and (last or row["epoch"] % recipe.eval_every == 0):
@@ -195,7 +195,7 @@ class Trainer:
         before = self.state.history[-1]["seconds"] if self.state.history else 0.0
         return seen / max(self.state.seconds - before, 1e-3)  # the column has whole milliseconds
 
-    def is_best(self, row: Row) -> bool:
+    def is_best(self, row: EpochMetrics) -> bool:
         """Whether no epoch before was as good; without validation the newest counts."""
         if self.validation is None:
             return True

@@ -11,12 +11,12 @@ from mlpconv.errors import UsageError
 from mlpconv.text import option
 from mlpconv.training.recipe import MOST_EPOCHS, Recipe
 
-__all__ = ["changed", "planned", "remarks"]
+__all__ = ["plan_notes", "resolve_plan", "with_changes"]
 
 MANY = 10  # times the epochs of the recipe, from which a run is told that it has more
 
 
-def changed(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+def with_changes(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     """Return the recipe with the settings of a person; epochs without min_steps are that many.
 
     A recipe's min_steps was chosen for its own epochs. Raises UsageError for an unknown key or an impossible value.
@@ -26,7 +26,7 @@ def changed(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     return recipe.with_settings(**settings)
 
 
-def planned(recipe: Recipe, images: int, channels: int) -> Recipe:
+def resolve_plan(recipe: Recipe, images: int, channels: int) -> Recipe:
     """The recipe with what it leaves open decided: epochs by its least number of steps, flips by the images' colour.
 
     Raises UsageError where so few images would need more epochs than a run may have.
@@ -44,7 +44,7 @@ def planned(recipe: Recipe, images: int, channels: int) -> Recipe:
     return dataclasses.replace(recipe, epochs=epochs, flip=flip)
 
 
-def remarks(asked: Recipe, plan: Recipe, images: int, least: int = 0) -> Iterator[str]:
+def plan_notes(asked: Recipe, plan: Recipe, images: int, least: int = 0) -> Iterator[str]:
     """What may surprise in the plan that a recipe came to; `least` is the min_steps that a person's epochs replaced."""
     per_epoch = Sampler(images, plan.batch_size, plan.seed).steps_per_epoch
     steps = plan.epochs * per_epoch

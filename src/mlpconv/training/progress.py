@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["COLUMNS", "Progress", "Row", "line"]
+__all__ = ["COLUMNS", "EpochMetrics", "Progress", "line"]
 
-Row = dict[str, Any]  # one epoch of the history: a line of metrics.csv
+EpochMetrics = dict[str, Any]  # one epoch of the history: a line of metrics.csv
 COLUMNS = (
     "epoch",
     "step",
@@ -30,7 +30,7 @@ class Progress:
     def step(self, step: int, loss: float, accuracy: float, images: int) -> None:
         """A step is done: mean loss and share of right answers so far in this epoch, and its number of images."""
 
-    def epoch(self, row: Row, epochs: int) -> None:
+    def epoch(self, row: EpochMetrics, epochs: int) -> None:
         """An epoch is done."""
 
     def note(self, text: str) -> None:
@@ -44,7 +44,7 @@ class Progress:
         """Training has ended, in whatever way."""
 
 
-def line(row: Row, epochs: int) -> str:
+def line(row: EpochMetrics, epochs: int) -> str:
     """An epoch in one line of at most a terminal's width."""
     judged = ""
     if row["val_accuracy"] is not None:

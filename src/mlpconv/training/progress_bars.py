@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from mlpconv.training.progress import Progress, Row, line
+from mlpconv.training.progress import EpochMetrics, Progress, line
 
 __all__ = ["NotebookBar", "TerminalBar"]
 
@@ -49,7 +49,7 @@ class TerminalBar(Progress):
             speed = (task.speed or 0.0) * images / within
             self.bar.update(self.task, completed=step, epoch=epoch, loss=loss, accuracy=accuracy, speed=speed)
 
-    def epoch(self, row: Row, epochs: int) -> None:
+    def epoch(self, row: EpochMetrics, epochs: int) -> None:
         self.console.print(line(row, epochs))
 
     def note(self, text: str) -> None:
@@ -82,7 +82,7 @@ class NotebookBar(Progress):
         if time.monotonic() - self.drawn >= REDRAWN_AFTER:
             self.draw()
 
-    def epoch(self, row: Row, epochs: int) -> None:
+    def epoch(self, row: EpochMetrics, epochs: int) -> None:
         self.last = line(row, epochs)
         self.draw()
 

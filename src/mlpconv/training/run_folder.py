@@ -16,7 +16,7 @@ from typing import Any
 from mlpconv.errors import RunFolderError
 from mlpconv.files import json_bytes, write_atomic
 from mlpconv.text import option, printable
-from mlpconv.training.progress import COLUMNS, Row
+from mlpconv.training.progress import COLUMNS, EpochMetrics
 
 __all__ = ["RunFolder", "refuse_content"]
 
@@ -128,7 +128,7 @@ class RunFolder:
             raise RunFolderError(f"{path} is missing or is not what a run writes: this run cannot go on.")
         return value
 
-    def write_history(self, rows: Sequence[Row]) -> None:
+    def write_history(self, rows: Sequence[EpochMetrics]) -> None:
         """Write metrics.csv: a line an epoch, empty where there is no validation."""
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=COLUMNS, lineterminator="\n")

@@ -21,20 +21,20 @@ from mlpconv.training.loop import Trainer
 from mlpconv.training.memory import keep_freed_memory
 from mlpconv.training.optim import make_optimizers
 from mlpconv.training.precision import choose_precision
-from mlpconv.training.progress import Progress, Row
+from mlpconv.training.progress import EpochMetrics, Progress
 from mlpconv.training.recipe import Recipe
 from mlpconv.training.run_folder import RunFolder, refuse_content
 from mlpconv.training.state import State, averaged_model
 from mlpconv.training.step import BatchLoader
 from mlpconv.training.whitening import whiten
 
-__all__ = ["begin", "train"]
+__all__ = ["initial_state", "run_training"]
 
 WHITENING_IMAGES, WHITENING_VALUES = 2000, 1 << 23  # of the training images; values in all of them
 ENVIRONMENT = "environment.json"
 
 
-def train(
+def run_training(
     folder: RunFolder,
     recipe: Recipe,
     dataset: Dataset,
@@ -43,25 +43,25 @@ def train(
     device: torch.device,
     resume: bool,
     progress: Progress,
-) -> list[Row]:
+) -> list[EpochMetrics]:
     """Run the loop in a locked run folder, from the start or, to resume, from where it ended; returns the history."""
     keep_freed_memory()
     preprocessing, model = preprocessing.to(device), model.to(device)
-    found = newest(folder, dataset, progress) if resume else None
+    found = newest_checkpoint(folder, dataset, progress) if resume else None
     if not resume:
         refuse_content(folder.path)  # another trainer may have come and gone before the lock was taken
-        folder.write_json("data.json", facts(dataset))
+        folder.write_json("data.json", data_summary(dataset))
         folder.write_json("recipe.json", recipe.to_dict())  # last: with it there is a run to go on with
     split = dataset.split("train")
     order = Sampler(len(split), recipe.batch_size, recipe.seed)
     pipeline = BatchLoader(split, preprocessing, recipe, order, recipe.epochs * order.steps_per_epoch, device)
     precision = recorded(folder, progress) if resume else None
-    state = begin(model, pipeline, recipe, found, progress, precision)
+    state = initial_state(model, pipeline, recipe, found, progress, precision)
     if found is None and precision is None:
         folder.write_json(ENVIRONMENT, describe() | {"precision": state.precision})
-    info = about(dataset, recipe)
+    info = model_info(dataset, recipe)
 
-    def keep(best: Network, row: Row) -> None:
+    def keep(best: Network, row: EpochMetrics) -> None:
         size = (dataset.channels, *dataset.size)
         facts_of_it = info | {"metrics": row}
         try:
@@ -78,7 +78,7 @@ def train(
     return state.history
 
 
-def newest(folder: RunFolder, dataset: Dataset, progress: Progress) -> checkpoint.Checkpoint | None:
+def newest_checkpoint(folder: RunFolder, dataset: Dataset, progress: Progress) -> checkpoint.Checkpoint | None:
     """The checkpoint to go on from, None where the run had none yet; raises CheckpointError where all are damaged."""
     stored = folder.read_json("data.json").get("fingerprint")
     if stored != dataset.fingerprint:
@@ -105,7 +105,7 @@ def recorded(folder: RunFolder, progress: Progress) -> str | None:
     return precision if precision in ("fp32", "bf16") else None
 
 
-def begin(
+def initial_state(
     model: Network,
     pipeline: BatchLoader,
     recipe: Recipe,
@@ -132,7 +132,7 @@ def begin(
     return state
 
 
-def facts(dataset: Dataset) -> dict[str, Any]:
+def data_summary(dataset: Dataset) -> dict[str, Any]:
     """What data.json says of the images."""
     return {
         "name": dataset.name,
@@ -145,13 +145,13 @@ def facts(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def about(dataset: Dataset, recipe: Recipe) -> dict[str, Any]:
+def model_info(dataset: Dataset, recipe: Recipe) -> dict[str, Any]:
     """What the model file says of its making."""
     membership = dataset.membership
     return {
         "data": dataset.name,
         "fingerprint": dataset.fingerprint,
-        "train_images": len(dataset.split("train")),
+        "train_images": len(dataset.split("run_training")),
         **({} if membership is None else {"validation": membership.to_dict()}),
         "recipe": recipe.to_dict(),
         "seed": recipe.seed,

@@ -13,7 +13,7 @@ from mlpconv.errors import CheckpointError
 from mlpconv.models.base import Network
 from mlpconv.training.checkpoint import Checkpoint
 from mlpconv.training.optim import Optimizers
-from mlpconv.training.progress import COLUMNS, Row
+from mlpconv.training.progress import COLUMNS, EpochMetrics
 from mlpconv.training.recipe import Recipe
 
 __all__ = ["Average", "State", "averaged_model"]
@@ -47,8 +47,8 @@ class State:
     precision: str
     totals: Tensor
     step: int = 0
-    history: list[Row] = field(default_factory=list)
-    best: Row | None = None
+    history: list[EpochMetrics] = field(default_factory=list)
+    best: EpochMetrics | None = None
     lr_factor: float = 1.0
     repairs: int = 0
     repaired_at: int | None = None

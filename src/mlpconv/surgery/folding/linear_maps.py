@@ -18,14 +18,14 @@ __all__ = [
     "CONVS",
     "LAYERS",
     "TRANSPOSED",
-    "bare",
+    "is_plain",
     "is_pointwise",
-    "merged",
+    "merge_linear",
     "pads_zeros",
     "rescaled",
-    "scaled_after",
-    "scaled_before",
-    "unfilled",
+    "scale_input",
+    "scale_output",
+    "uninitialised",
 ]
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -38,7 +38,7 @@ def exact(tensor: Tensor) -> Tensor:
     return tensor.detach().to(torch.float32 if tensor.device.type == "mps" else torch.float64)
 
 
-def bare(layer: nn.Module) -> bool:
+def is_plain(layer: nn.Module) -> bool:
     """Whether the layer adds nothing: no bias, or one of zeros."""
     return layer.bias is None or not bool(cast("Tensor", layer.bias).any())
 
@@ -77,7 +77,7 @@ def rescaled(layer: nn.Module, change: Callable[[Tensor, Tensor], tuple[Tensor, 
     return made
 
 
-def scaled_after(layer: nn.Module, scale: Tensor, shift: Tensor) -> nn.Module:
+def scale_output(layer: nn.Module, scale: Tensor, shift: Tensor) -> nn.Module:
     """The layer followed by y -> scale * y + shift, one number of each an output channel."""
 
     def change(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,7 +92,7 @@ def scaled_after(layer: nn.Module, scale: Tensor, shift: Tensor) -> nn.Module:
     return rescaled(layer, change)
 
 
-def scaled_before(layer: nn.Module, scale: Tensor, shift: Tensor) -> nn.Module:
+def scale_input(layer: nn.Module, scale: Tensor, shift: Tensor) -> nn.Module:
     """x -> scale * x + shift, one number of each an input channel, followed by the layer.
 
     Exact where the shift is 0 or nothing but the input is seen (see `pads_zeros`); not for transposed convolutions.
@@ -110,7 +110,7 @@ def scaled_before(layer: nn.Module, scale: Tensor, shift: Tensor) -> nn.Module:
 
 
 @torch.no_grad()
-def merged(first: nn.Module, second: nn.Module) -> nn.Module:
+def merge_linear(first: nn.Module, second: nn.Module) -> nn.Module:
     """One layer for two in a row, of which at least one is pointwise; neither has groups, nor is transposed.
 
     The caller sees to the padding: where the second has a kernel, the first must add nothing or the second must not
@@ -139,10 +139,12 @@ def merged(first: nn.Module, second: nn.Module) -> nn.Module:
 def _sized(first: nn.Module, second: nn.Module) -> nn.Module:
     """An unfilled layer of the merged shape, without bias, on the device and in the format of the first."""
     if isinstance(first, nn.Linear):
-        return unfilled(nn.Linear, first.weight, first.in_features, cast("nn.Linear", second).out_features, bias=False)
+        return uninitialised(
+            nn.Linear, first.weight, first.in_features, cast("nn.Linear", second).out_features, bias=False
+        )
     one, two = cast("nn.Conv2d", first), cast("nn.Conv2d", second)
     seeing = one if is_pointwise(second) else two
-    made = unfilled(
+    made = uninitialised(
         type(one),
         one.weight,
         one.in_channels,
@@ -159,7 +161,7 @@ def _sized(first: nn.Module, second: nn.Module) -> nn.Module:
     return made
 
 
-def unfilled(kind: type[nn.Module], like: Tensor, *sizes: Any, **settings: Any) -> nn.Module:
+def uninitialised(kind: type[nn.Module], like: Tensor, *sizes: Any, **settings: Any) -> nn.Module:
     """A layer whose numbers are still to come, on a tensor's device and in its format; no random number is drawn."""
     return kind(*sizes, device="meta", dtype=like.dtype, **settings).to_empty(device=like.device)
 

@@ -19,14 +19,14 @@ from mlpconv.surgery.folding.linear_maps import (
     CONVS,
     LAYERS,
     TRANSPOSED,
-    bare,
+    is_plain,
     is_pointwise,
-    merged,
+    merge_linear,
     pads_zeros,
-    scaled_after,
-    scaled_before,
+    scale_input,
+    scale_output,
 )
-from mlpconv.surgery.proof.accept import is_parametrized, sharers
+from mlpconv.surgery.proof.accept import is_parametrized, shared_names
 from mlpconv.surgery.tracing.graph import calls_of, module_of, open_all, replace_module, shape_of, trace
 
 __all__ = ["DROPPED", "Folding"]
@@ -73,7 +73,7 @@ class Folding:
         self.single = {
             str(nodes[0].target)
             for module, nodes in calls_of(self.graph, self.root).items()
-            if len(nodes) == 1 and not sharers(self.root, module)
+            if len(nodes) == 1 and not shared_names(self.root, module)
         }
 
     def run(self) -> None:
@@ -146,7 +146,7 @@ class Folding:
         for pool in pools:
             _check_pool(self.module(pool), str(pool.target), scale, shift)
         rest = self._rest(node)
-        self._replace(source, self._checked(source, layer, scaled_after(layer, scale, shift), scale, shift))
+        self._replace(source, self._checked(source, layer, scale_output(layer, scale, shift), scale, shift))
         self._leave(node, rest)
 
     def _norm_into_after(self, node: fx.Node) -> None:
@@ -171,7 +171,7 @@ class Folding:
         if not isinstance(self._rest(node), nn.Identity):
             raise Refused("it does more than normalise")
         for user, layer in zip(users, layers, strict=True):
-            self._replace(user, scaled_before(layer, scale, shift))
+            self._replace(user, scale_input(layer, scale, shift))
         self._leave(node, nn.Identity())
 
     def _leave(self, node: fx.Node, rest: nn.Module) -> None:
@@ -221,7 +221,7 @@ class Folding:
         if not _mergeable(first, second) or after.all_input_nodes != [node]:
             return False
         try:
-            made = merged(self._own(node), self._own(after))
+            made = merge_linear(self._own(node), self._own(after))
         except Refused:
             return False
         places = math.prod(_places(after))
@@ -281,7 +281,7 @@ def _mergeable(first: nn.Module, second: nn.Module | None) -> bool:
     if is_pointwise(two):
         return one.padding != "same" or not any(step > 1 for step in two.stride)
     # The second sees the first's bias only inside the image, and zeros around it.
-    return is_pointwise(one) and all(step == 1 for step in one.stride) and (bare(one) or not pads_zeros(two))
+    return is_pointwise(one) and all(step == 1 for step in one.stride) and (is_plain(one) or not pads_zeros(two))
 
 
 def _places(node: fx.Node) -> tuple[int, ...]:

@@ -9,12 +9,12 @@ from torch import Tensor, fx, nn
 
 from mlpconv.errors import SurgeryError
 from mlpconv.surgery.heads.find import Head
-from mlpconv.surgery.heads.layout import Layout, moved
-from mlpconv.surgery.heads.modules import Edits
+from mlpconv.surgery.heads.layout import Layout, move_layout
+from mlpconv.surgery.heads.modules import ModuleEdits
 from mlpconv.surgery.heads.pools import REDUCTIONS
 from mlpconv.surgery.heads.rewriter import Rewriter
 from mlpconv.surgery.tracing.graph import shape_of
-from mlpconv.surgery.tracing.ops import ARITHMETIC, describe, kind_of, spelled
+from mlpconv.surgery.tracing.ops import ARITHMETIC, describe, op_kind, op_name
 
 __all__ = ["AfterPool"]
 
@@ -29,7 +29,7 @@ class AfterPool(Rewriter):
 
     whole = False
 
-    def __init__(self, graph: fx.Graph, head: Head, shadow: nn.Module, edits: Edits) -> None:
+    def __init__(self, graph: fx.Graph, head: Head, shadow: nn.Module, edits: ModuleEdits) -> None:
         super().__init__(graph, head, shadow, edits)
         self.settled: dict[fx.Node, str] = {}
         """Steps that stay after the pool, each with the first of them on its path."""
@@ -64,7 +64,7 @@ class AfterPool(Rewriter):
 
     def _check_norm(self, node: fx.Node, first: str) -> None:
         """Refuse a norm over the batch."""
-        if kind_of(node, self.shadow) == "batch_norm":
+        if op_kind(node, self.shadow) == "batch_norm":
             raise SurgeryError(
                 f"{first} normalises the pooled numbers, in training over their batch, which no step before the pool "
                 "does: fold the network first, which takes the norm into a linear layer beside it, or take "
@@ -73,16 +73,16 @@ class AfterPool(Rewriter):
 
     def _index(self, node: fx.Node, layout: Layout, first: str) -> Tensor:
         """Which channel of the maps each number belongs to after a step that is not linear."""
-        kind, value, here = kind_of(node, self.shadow), node.meta["val"], describe(node, self.shadow)
+        kind, value, here = op_kind(node, self.shadow), node.meta["val"], describe(node, self.shadow)
         source = node.all_input_nodes[0]
         if source in self.parts:
             return self.part(node).index
         if kind == "shape":
-            layouts = moved(layout, node, self.shadow)
+            layouts = move_layout(layout, node, self.shadow)
             if not isinstance(value, Tensor):
                 self.parts[node] = layouts
             return layouts[0].index
-        if kind in KEEPS or (kind == "join" and spelled(node, self.shadow) in ARITHMETIC):
+        if kind in KEEPS or (kind == "join" and op_name(node, self.shadow) in ARITHMETIC):
             return layout.index
         if isinstance(value, Tensor) and value.shape[1:].numel() == 1:
             return torch.zeros(value.shape[1:], dtype=torch.int64)  # one number of all classes: a sum, or a norm
@@ -108,7 +108,7 @@ class AfterPool(Rewriter):
         if layout.pending is None or not layout.one_cell:
             raise SurgeryError(f"{describe(node, self.shadow)} is not made by a global average pool and linear steps.")
         pool, layout = layout.pending, self.compact(layout)
-        if spelled(pool, self.shadow) in REDUCTIONS:
+        if op_name(pool, self.shadow) in REDUCTIONS:
             pooled = self.call(torch.amax if pool in self.maxima else torch.mean, layout.base, (2, 3))
         else:
             maps = pool.all_input_nodes[0]

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from mlpconv.analysis import Profile
 from mlpconv.errors import SurgeryError, first_line
 from mlpconv.surgery.heads.growth import step_by_sizes
-from mlpconv.surgery.proof.accept import copied
-from mlpconv.surgery.proof.compare import quiet, random_images, tensors_of
+from mlpconv.surgery.proof.accept import deep_copy
+from mlpconv.surgery.proof.compare import flat_tensors, isolated_eval, random_images
 from mlpconv.surgery.proof.prove import EXACT, TOLERANCES, rounding_of
 from mlpconv.surgery.tracing.rewritten import Rewritten
 
-__all__ = ["Crops", "Maps", "slide"]
+__all__ = ["Crops", "MapsOnly", "compare_crops"]
 
 NAMED = 3
 SEEN = 1e-5
@@ -27,7 +27,7 @@ TELLING = 1e-3
 """Largest difference, as a part of that between crops, that is rounding."""
 
 
-class Maps(nn.Module):
+class MapsOnly(nn.Module):
     """A network's category maps as its output: (N, C, H, W) -> (N, K, h, w)."""
 
     def __init__(self, network: Rewritten) -> None:
@@ -63,7 +63,7 @@ class Crops:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
 
 
-def slide(
+def compare_crops(
     original: nn.Module,
     changed: Rewritten,
     input_shape: tuple[int, int, int],
@@ -75,7 +75,7 @@ def slide(
 ) -> Crops:
     """Compare the map of a larger image with the original on all its crops of the proven size.
 
-    `seen` is the profile of the changed network's `Maps` at that size, `output` the name of the original's logits.
+    `seen` is the profile of the changed network's `MapsOnly` at that size, `output` the name of the original's logits.
     Where the operation rounds new weights, `precise` is the changed network with exact ones, in float64. Raises
     SurgeryError where no larger image gives a larger map.
     """
@@ -90,7 +90,7 @@ def slide(
     verdict = "differs"
     if relative <= TOLERANCES.get(single[0].dtype, EXACT):
         exact = _run(original, crops, torch.float64, output=output)[0]
-        maps = _run(Maps(precise or changed), [image], torch.float64)[0][0]
+        maps = _run(MapsOnly(precise or changed), [image], torch.float64)[0][0]
         absolute, relative = _gap(maps[:, :, [0, -1]][..., [0, -1]], exact)
         verdict = _verdict(absolute, relative, original, torch.cat(crops), torch.cat(exact))
     shown = f"{absolute:.2g}, or {relative:.2g} of the largest logit"
@@ -140,13 +140,13 @@ def _larger(
     """
     why = "the map has one cell for an image of any size"
     channels, *sides = input_shape
-    for guess in (lambda: _steps(seen), lambda: step_by_sizes(Maps(changed), input_shape), lambda: (*sides,)):
+    for guess in (lambda: _steps(seen), lambda: step_by_sizes(MapsOnly(changed), input_shape), lambda: (*sides,)):
         try:
             more = guess()
             if more is None:
                 continue
             image = random_images(1, (channels, sides[0] + more[0], sides[1] + more[1]))
-            (dense,), taken = _run(Maps(changed), [image], latency=latency)
+            (dense,), taken = _run(MapsOnly(changed), [image], latency=latency)
         except Exception as error:  # noqa: BLE001  (the forward pass is not ours: it may raise anything)
             why = f"a larger image is an error: {first_line(error)}"
             continue
@@ -180,16 +180,16 @@ def _run(
     output: str = "",
 ) -> tuple[list[Tensor], float | None]:
     """The output of this name for each image, from a copy in eval mode; with `latency`, also the milliseconds."""
-    copy = copied(model).eval()
+    copy = deep_copy(model).eval()
     weight = next((p for p in copy.parameters() if p.is_floating_point()), torch.empty(0))
     if dtype is not None:
         copy.to(dtype)
     batches = [image.to(weight.device, dtype or weight.dtype) for image in images]
-    with quiet(copy):
+    with isolated_eval(copy):
         if latency and len(batches) == 1:
             copy(batches[0])  # a size that no pass has prepared for; the crops have the size of the proof
         start = time.perf_counter()
-        found = [dict(tensors_of(copy(batch)))[output] for batch in batches]
+        found = [dict(flat_tensors(copy(batch)))[output] for batch in batches]
     return found, (time.perf_counter() - start) * 1e3 if latency else None
 
 

@@ -10,13 +10,13 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from mlpconv.errors import SurgeryError
-from mlpconv.surgery.heads.outputs import Output, choose, ends_of, outputs_of, packed, unpack
+from mlpconv.surgery.heads.outputs import Output, choose_output, ends_of, outputs_of, packed_outputs, unpack_outputs
 from mlpconv.surgery.heads.pools import REDUCTIONS
 from mlpconv.surgery.tracing.graph import module_of, shape_of
-from mlpconv.surgery.tracing.ops import MAP, data_inputs, describe, kind_of, pair, spelled
-from mlpconv.surgery.tracing.tracer import Opens, record
+from mlpconv.surgery.tracing.ops import MAP, as_pair, data_inputs, describe, op_kind, op_name
+from mlpconv.surgery.tracing.tracer import OpensModule, trace_graph
 
-__all__ = ["Evaluated", "Head", "find_head", "on_tokens", "opened_graph"]
+__all__ = ["Head", "HeadValue", "find_head", "token_reason", "trace_head"]
 
 POOLING = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d)
 TOKENS = 3
@@ -51,7 +51,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class HeadValue:
     """What the head of the same network was in eval mode: its head in training must be the same modules."""
 
     modules: frozenset[str]
@@ -61,7 +61,7 @@ class Evaluated:
 def find_head(
     graph: fx.Graph,
     root: nn.Module,
-    like: Evaluated | None = None,
+    like: HeadValue | None = None,
     *,
     output: int | str | None = None,
     whole: bool = True,
@@ -83,7 +83,7 @@ def find_head(
         shapes = ", ".join(map(str, outputs)) or "nothing that depends on the image"
         raise SurgeryError(f"It returns {shapes}; a network that returns logits (N, K) is accepted.")
     if like is None:
-        scores, others = choose(outputs, lambda node: behind[node][0], root, output)
+        scores, others = choose_output(outputs, lambda node: behind[node][0], root, output)
     else:
         scores, others = next((each for each in logits if each.name == like.output), logits[0]), ()
     kept = [scores.node]
@@ -151,14 +151,14 @@ def _pooling(last: fx.Node, root: nn.Module, image: set[fx.Node]) -> set[fx.Node
     """The last pool and the steps after it up to here, which all work on each cell by itself; empty without one."""
     if last.op == "placeholder":
         return set()
-    kind = kind_of(last, root)
+    kind = op_kind(last, root)
     inputs = list(data_inputs(last, image))
     if _is_row(last) and inputs and not isinstance(inputs[0].meta["val"], Tensor) and _opens(inputs[0], root):
         return {last, inputs[0]}  # a part of what a module returns, which may have pooled it
     pooled = _on_one_cell(last, inputs, root)
     shapes = {(shape_of(each) or ())[2:] for each in (last, *inputs)}
     if kind == "pool" and not pooled:
-        return {last} if len(shapes) > 1 or spelled(last, root) not in REDUCTIONS else set()
+        return {last} if len(shapes) > 1 or op_name(last, root) not in REDUCTIONS else set()
     single = pooled or kind in THROUGH or (kind == "shape" and isinstance(last.meta["val"], Tensor))
     if not inputs or not (single or kind == "join" or (kind == "open" and _could_pool(last, root, image))):
         return set()
@@ -172,9 +172,9 @@ def _on_one_cell(node: fx.Node, inputs: list[fx.Node], root: nn.Module) -> bool:
     """Whether a step makes numbers of one cell of numbers of one cell, without a window that is only cut short here."""
     module = module_of(node, root)
     if module is not None:
-        windows = pair(getattr(module, "kernel_size", 1)) != (1, 1)
+        windows = as_pair(getattr(module, "kernel_size", 1)) != (1, 1)
     else:
-        windows = spelled(node, root) in WINDOWS
+        windows = op_name(node, root) in WINDOWS
     return not windows and all(_is_row(each) for each in (node, *inputs))
 
 
@@ -185,17 +185,17 @@ def _is_row(node: fx.Node) -> bool:
 
 
 def _opens(node: fx.Node, root: nn.Module) -> bool:
-    return node.op == "call_module" and kind_of(node, root) == "open"
+    return node.op == "call_module" and op_kind(node, root) == "open"
 
 
 def _turning(last: fx.Node, root: nn.Module) -> set[fx.Node]:
     """The steps before this node that only turn maps (N, C, H, W) about; empty where the maps lie otherwise."""
     found: list[fx.Node] = []
     here = last
-    while kind_of(here, root) == "shape" and len(shape_of(here.all_input_nodes[0]) or ()) == MAP:
+    while op_kind(here, root) == "shape" and len(shape_of(here.all_input_nodes[0]) or ()) == MAP:
         found.append(here)
         here = here.all_input_nodes[0]
-    return set() if kind_of(here, root) in ("linear", "layer_norm") else set(found)
+    return set() if op_kind(here, root) in ("linear", "layer_norm") else set(found)
 
 
 def _could_pool(node: fx.Node, root: nn.Module, image: set[fx.Node]) -> bool:
@@ -208,12 +208,12 @@ def _could_pool(node: fx.Node, root: nn.Module, image: set[fx.Node]) -> bool:
     return holds and not any(each[2:] == shape[2:] for each in before)
 
 
-def opened_graph(
+def trace_head(
     shadow: nn.Module,
     input_shape: tuple[int, int, int],
     opened: set[str],
     *,
-    like: Evaluated | None = None,
+    like: HeadValue | None = None,
     output: int | str | None = None,
     whole: bool = True,
 ) -> tuple[fx.Graph, Head]:
@@ -223,19 +223,19 @@ def opened_graph(
     Raises SurgeryError where a part of the head cannot be written down.
     """
     while True:
-        graph = record(shadow, input_shape, _inside(opened))
-        inner = {name for each in packed(graph, shadow) for name in _path(each)}
+        graph = trace_graph(shadow, input_shape, _inside(opened))
+        inner = {name for each in packed_outputs(graph, shadow) for name in _path(each)}
         if inner - opened:
             opened |= inner
             continue
-        unpack(graph)
+        unpack_outputs(graph)
         head = find_head(graph, shadow, like, output=output, whole=whole)
         shut = set(_shut(head, shadow))
         if not shut:
             return graph, head
         again = shut & opened
         if again:
-            tokens = on_tokens(head, shadow)
+            tokens = token_reason(head, shadow)
             if tokens:
                 raise SurgeryError(tokens)
             name = min(again)
@@ -245,12 +245,12 @@ def opened_graph(
         opened |= {name for each in shut for name in _path(each)}
 
 
-def on_tokens(head: Head, root: nn.Module) -> str:
+def token_reason(head: Head, root: nn.Module) -> str:
     """That a network goes on in tokens (N, L, C) after its last maps, as a sentence; empty if it does not."""
     for node in head.steps:
         read = [shape_of(each) or () for each in node.all_input_nodes if each.op != "get_attr"]
         shape = shape_of(node) or ()
-        idle = kind_of(node, root) in ("shape", "pool", "elementwise", "dropout", "feature")
+        idle = op_kind(node, root) in ("shape", "pool", "elementwise", "dropout", "feature")
         if not idle and len(shape) == TOKENS and 1 not in shape[1:] and any(len(each) == TOKENS for each in read):
             return (
                 f"{describe(node, root)} works on tokens (N, {shape[1]}, {shape[2]}); networks that have maps "
@@ -260,7 +260,7 @@ def on_tokens(head: Head, root: nn.Module) -> str:
     return ""
 
 
-def _inside(names: set[str]) -> Opens:
+def _inside(names: set[str]) -> OpensModule:
     """Look into the modules of these names."""
     return lambda name, _: name in names
 

@@ -16,7 +16,7 @@ from mlpconv.surgery.tracing.graph import module_of
 from mlpconv.surgery.tracing.ops import describe
 from mlpconv.surgery.tracing.tracer import BATCH
 
-__all__ = ["Layout", "channels_last_rows", "moved", "of_maps"]
+__all__ = ["Layout", "channels_last_rows", "layout_of_maps", "move_layout"]
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ class Layout:
         return replace(self, base=base, size=(count, 1, 1), index=torch.arange(count).reshape(shape))
 
 
-def of_maps(base: fx.Node, size: tuple[int, int, int], **more: Any) -> Layout:
+def layout_of_maps(base: fx.Node, size: tuple[int, int, int], **more: Any) -> Layout:
     """The maps themselves."""
     return Layout(base, size, torch.arange(torch.Size(size).numel()).reshape(size), **more)
 
 
-def moved(layout: Layout, node: fx.Node, root: nn.Module) -> tuple[Layout, ...]:
+def move_layout(layout: Layout, node: fx.Node, root: nn.Module) -> tuple[Layout, ...]:
     """The layouts of what a step makes that only moves elements; one, or several for a step such as `chunk`.
 
     Raises SurgeryError for a step that mixes images or does more than that.

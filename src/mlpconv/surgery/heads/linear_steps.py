@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from mlpconv.errors import SurgeryError
-from mlpconv.surgery.heads.layout import Layout, of_maps
+from mlpconv.surgery.heads.layout import Layout, layout_of_maps
 from mlpconv.surgery.heads.modules import as_convolution
 from mlpconv.surgery.heads.steps import Steps
-from mlpconv.surgery.proof.accept import advice, is_parametrized, sharers
+from mlpconv.surgery.proof.accept import is_parametrized, removal_advice, shared_names
 from mlpconv.surgery.tracing.graph import module_of, shape_of
-from mlpconv.surgery.tracing.ops import MAP, argument, describe
+from mlpconv.surgery.tracing.ops import MAP, argument_of, describe
 
 __all__ = ["LinearSteps"]
 
@@ -29,7 +29,7 @@ class LinearSteps(Steps):
         if layout.index.dim() != MAP - 1 or not layout.plain or layout.mix is not None:
             return self.refuse(node)
         channels = (shape_of(node) or ())[1]
-        return of_maps(self.again(node, layout.base), (channels, *layout.size[1:]), dilation=layout.dilation)
+        return layout_of_maps(self.again(node, layout.base), (channels, *layout.size[1:]), dilation=layout.dilation)
 
     def linear(self, node: fx.Node) -> Layout:
         """A linear layer on flattened maps, as a convolution as large as the maps."""
@@ -45,9 +45,9 @@ class LinearSteps(Steps):
                 return self.kernel_of(node, layout, node.args[1:], node.kwargs)
         own = self.edits.root.get_submodule(name)
         if module is not None and (type(module).forward is not nn.Linear.forward or module._forward_pre_hooks):
-            what = advice(own) or "it is a linear layer of its own kind: replace it"
+            what = removal_advice(own) or "it is a linear layer of its own kind: replace it"
             raise SurgeryError(f"{describe(node, self.shadow)} cannot become a convolution: {what} first.")
-        shared = sharers(self.edits.root, own)
+        shared = shared_names(self.edits.root, own)
         if shared or is_parametrized(own) or self.times(name) > 1:
             why = f"shares memory with {', '.join(shared)}" if shared else "is worked out anew or used twice"
             self.edits.note(f"{name} {why}: it stays, and its weight is used as the kernel of a convolution.")
@@ -60,12 +60,12 @@ class LinearSteps(Steps):
 
     def _owner(self, node: fx.Node) -> str:
         """The linear layer of a library's own class whose forward only calls this function; empty where it is none."""
-        weight = argument(node, 1, "weight")
+        weight = argument_of(node, 1, "weight")
         if not isinstance(weight, fx.Node) or weight.op != "get_attr" or len(weight.users) != 1:
             return ""
         name = str(weight.target).removesuffix(".weight")
         own = self.edits.root.get_submodule(name) if name != weight.target else None
-        bias = argument(node, 2, "bias")
+        bias = argument_of(node, 2, "bias")
         held = f"{name}.bias" if isinstance(own, nn.Linear) and own.bias is not None else None
         same = (bias.target if isinstance(bias, fx.Node) else bias) == held
         return name if isinstance(own, nn.Linear) and same and not own._buffers and len(own._modules) == 0 else ""

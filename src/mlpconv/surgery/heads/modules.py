@@ -12,11 +12,11 @@ from torch import nn
 
 from mlpconv.surgery.heads.layout import Layout
 
-__all__ = ["Edits", "as_convolution", "as_map_norm"]
+__all__ = ["ModuleEdits", "as_convolution", "as_map_norm"]
 
 
 @dataclass
-class Edits:
+class ModuleEdits:
     """What becomes of the network's modules: one set for the graphs of both modes."""
 
     root: nn.Module

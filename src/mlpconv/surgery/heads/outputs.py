@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from mlpconv.errors import UsageError
-from mlpconv.surgery.proof.compare import tensors_of
-from mlpconv.surgery.tracing.ops import kind_of, spelled
+from mlpconv.surgery.proof.compare import flat_tensors
+from mlpconv.surgery.tracing.ops import op_kind, op_name
 
-__all__ = ["Output", "choose", "ends_of", "outputs_of", "packed", "unpack"]
+__all__ = ["Output", "choose_output", "ends_of", "outputs_of", "packed_outputs", "unpack_outputs"]
 
 PRODUCTS = ("matmul", "mm", "addmm", "einsum", "bilinear")
 ROWS = 2
@@ -59,7 +59,7 @@ def outputs_of(graph: fx.Graph) -> list[Output]:
     for node in dict.fromkeys(read):
         by_value.setdefault(id(node.meta.get("val")), []).append(node)
     outputs = []
-    for name, tensor in tensors_of(_value(graph.output_node().args[0], ends)):
+    for name, tensor in flat_tensors(_value(graph.output_node().args[0], ends)):
         nodes = by_value.get(id(tensor), [])
         if nodes:  # dropout in eval mode gives the very tensor that it was given: two nodes, one value
             outputs.append(Output(name, nodes.pop(0) if len(nodes) > 1 else nodes[0]))
@@ -77,12 +77,12 @@ def _value(returned: Any, ends: Sequence[fx.Node]) -> Any:
     return fx.map_arg(returned, value)
 
 
-def packed(graph: fx.Graph, root: nn.Module) -> list[str]:
+def packed_outputs(graph: fx.Graph, root: nn.Module) -> list[str]:
     """Modules that return several tensors as the network's own outputs: they must be opened."""
-    return [str(node.target) for node in _packs(graph) if kind_of(node, root) == "open"]
+    return [str(node.target) for node in _packs(graph) if op_kind(node, root) == "open"]
 
 
-def unpack(graph: fx.Graph) -> None:
+def unpack_outputs(graph: fx.Graph) -> None:
     """Hand on the parts of a tuple that one step makes where it is returned or an argument, as in `cat(x.chunk(2))`."""
     for pack in list(graph.nodes):
         value = pack.meta.get("val")
@@ -111,7 +111,7 @@ def _packs(graph: fx.Graph) -> Iterator[fx.Node]:
             yield node
 
 
-def choose(
+def choose_output(
     outputs: Sequence[Output],
     behind: Callable[[fx.Node], set[fx.Node]],
     root: nn.Module,
@@ -135,7 +135,7 @@ def choose(
 
 def _mixes(step: fx.Node, root: nn.Module) -> bool:
     """Whether a step makes new numbers of all channels, as a linear layer does, or may."""
-    return kind_of(step, root) in ("linear", "conv1x1", "open") or spelled(step, root) in PRODUCTS
+    return op_kind(step, root) in ("linear", "conv1x1", "open") or op_name(step, root) in PRODUCTS
 
 
 def _named(outputs: Sequence[Output], wanted: int | str) -> Output:

@@ -12,9 +12,18 @@ from torch import Tensor, fx, nn
 from mlpconv.errors import SurgeryError
 from mlpconv.surgery.heads.layout import Layout
 from mlpconv.surgery.tracing.graph import module_of, shape_of
-from mlpconv.surgery.tracing.ops import MAP, argument, describe, pair, spelled
+from mlpconv.surgery.tracing.ops import MAP, argument_of, as_pair, describe, op_name
 
-__all__ = ["REDUCTIONS", "Pool", "averages", "pool_of", "pools_cells", "times_cells", "window_averages", "windows_of"]
+__all__ = [
+    "REDUCTIONS",
+    "Pool",
+    "averaging_matrix",
+    "pool_of",
+    "pools_cells",
+    "times_cells",
+    "window_averages",
+    "windows_of",
+]
 
 REDUCTIONS = {"mean": True, "sum": True, "amax": False, "max": False}
 """Functions over dimensions, and whether they are averages (or sums), or else maxima."""
@@ -55,7 +64,7 @@ class Pool:
 
 def pool_of(node: fx.Node, layout: Layout, root: nn.Module) -> Pool:
     """What the pool at this node does to maps; SurgeryError for one that works along other dimensions."""
-    name, channels, size = spelled(node, root), layout.size[0], layout.size[1:]
+    name, channels, size = op_name(node, root), layout.size[0], layout.size[1:]
     shape = (shape_of(node) or ())[1:]
     if name in REDUCTIONS:
         return _reduction(node, layout, root)
@@ -66,7 +75,7 @@ def pool_of(node: fx.Node, layout: Layout, root: nn.Module) -> Pool:
     if "adaptive" in name:
         return Pool("max" not in name, False, size, out, index)
     module: Any = module_of(node, root)
-    divisor = argument(node, 6, "divisor_override") if module is None else getattr(module, "divisor_override", None)
+    divisor = argument_of(node, 6, "divisor_override") if module is None else getattr(module, "divisor_override", None)
     return Pool("max" not in name, not _as_large_as_maps(node, root, size), size, out, index, divisor)
 
 
@@ -82,12 +91,12 @@ def pools_cells(node: fx.Node, layout: Layout, root: nn.Module) -> bool:
 def _reduction(node: fx.Node, layout: Layout, root: nn.Module) -> Pool:
     """A mean, sum or maximum over rows, columns or both, in whatever dimensions they lie."""
     _, height, width = layout.size
-    value, name = node.meta["val"], spelled(node, root)
-    dims = argument(node, 1, "dim")
-    dims = argument(node, 1, "axis") if dims is None else dims
+    value, name = node.meta["val"], op_name(node, root)
+    dims = argument_of(node, 1, "dim")
+    dims = argument_of(node, 1, "axis") if dims is None else dims
     listed = list(dims) if isinstance(dims, tuple | list) else [dims]
     refusal = SurgeryError(f"{describe(node, root)} does not pool over the cells of maps (C, H, W).")
-    if not all(isinstance(dim, int) for dim in listed) or 0 in listed or argument(node, 3, "dtype") is not None:
+    if not all(isinstance(dim, int) for dim in listed) or 0 in listed or argument_of(node, 3, "dtype") is not None:
         raise refusal
     places = [dim - 1 if dim > 0 else dim + layout.index.dim() for dim in listed]
     if min(places) < 0:
@@ -108,20 +117,20 @@ def _as_large_as_maps(node: fx.Node, root: nn.Module, size: tuple[int, int]) -> 
     """Whether a window is all of the maps, whatever they are padded with."""
     module: Any = module_of(node, root)
     if module is not None:
-        kernel, padding = pair(module.kernel_size), pair(module.padding)
+        kernel, padding = as_pair(module.kernel_size), as_pair(module.padding)
     else:
-        kernel, padding = pair(argument(node, 1, "kernel_size")), pair(argument(node, 3, "padding") or 0)
+        kernel, padding = as_pair(argument_of(node, 1, "kernel_size")), as_pair(argument_of(node, 3, "padding") or 0)
     return kernel == size and padding == (0, 0)
 
 
 def windows_of(node: fx.Node, root: nn.Module) -> tuple[int, int] | None:
     """The size of a pool's windows, where it is the same for maps of all sizes; None for a pool of whole maps."""
-    if spelled(node, root) in REDUCTIONS or "adaptive" in spelled(node, root):
+    if op_name(node, root) in REDUCTIONS or "adaptive" in op_name(node, root):
         return None
     module: Any = module_of(node, root)
-    kernel = argument(node, 1, "kernel_size") if module is None else module.kernel_size
+    kernel = argument_of(node, 1, "kernel_size") if module is None else module.kernel_size
     sides = kernel if isinstance(kernel, tuple | list) else [kernel]
-    return None if any(isinstance(side, fx.Node) for side in sides) else pair(kernel)
+    return None if any(isinstance(side, fx.Node) for side in sides) else as_pair(kernel)
 
 
 def times_cells(maps: Tensor, rows: bool, columns: bool) -> Tensor:
@@ -129,7 +138,7 @@ def times_cells(maps: Tensor, rows: bool, columns: bool) -> Tensor:
     return maps * ((maps.shape[2] if rows else 1) * (maps.shape[3] if columns else 1))
 
 
-def averages(size: tuple[int, int], out: tuple[int, int]) -> Tensor:
+def averaging_matrix(size: tuple[int, int], out: tuple[int, int]) -> Tensor:
     """(out cells, cells): the weights of adaptive average pooling from h x w cells, in float64."""
     rows, columns = (_windows(size[axis], out[axis]) for axis in (0, 1))
     return torch.kron(rows, columns)
@@ -138,7 +147,7 @@ def averages(size: tuple[int, int], out: tuple[int, int]) -> Tensor:
 def window_averages(maps: Tensor, size: tuple[int, int], out: tuple[int, int]) -> Tensor:
     """Adaptive averages of every window of h x w cells: (N, C, H, W) -> (N, C * out cells, H - h + 1, W - w + 1)."""
     channels = maps.shape[1]
-    weights = averages(size, out).to(maps).reshape(-1, 1, *size)
+    weights = averaging_matrix(size, out).to(maps).reshape(-1, 1, *size)
     return F.conv2d(maps, weights.repeat(channels, 1, 1, 1), groups=channels)
 
 

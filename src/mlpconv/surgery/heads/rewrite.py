@@ -7,30 +7,30 @@ from torch import Tensor, fx, nn
 
 from mlpconv.analysis.input_shape import check_input_shape
 from mlpconv.errors import MlpconvError, SurgeryError
-from mlpconv.surgery.heads.find import Evaluated, Head, opened_graph
-from mlpconv.surgery.heads.modules import Edits
+from mlpconv.surgery.heads.find import Head, HeadValue, trace_head
+from mlpconv.surgery.heads.modules import ModuleEdits
 from mlpconv.surgery.heads.rewriter import Rewriter
-from mlpconv.surgery.proof.accept import accepted, copied
-from mlpconv.surgery.tracing.graph import replace_module, shadow_of
+from mlpconv.surgery.proof.accept import check_model, deep_copy
+from mlpconv.surgery.tracing.graph import meta_copy, replace_module
 from mlpconv.surgery.tracing.rewritten import Rewritten
 
-__all__ = ["operate"]
+__all__ = ["rewrite_head"]
 
 
-def operate(
+def rewrite_head(
     model: nn.Module, input_shape: tuple[int, int, int], rewriter: type[Rewriter], output: int | str | None = None
-) -> tuple[nn.Module, Rewritten, Edits]:
+) -> tuple[nn.Module, Rewritten, ModuleEdits]:
     """The network, a copy of it with another head, and what has changed.
 
     `output` names the logits among what the network returns. Raises SurgeryError for a head that the rewriter has no
     answer to, UsageError for an unknown output.
     """
-    original, shape = accepted(model), check_input_shape(input_shape)
-    shadow = shadow_of(original).eval()
-    edits = Edits(copied(original))
+    original, shape = check_model(model), check_input_shape(input_shape)
+    shadow = meta_copy(original).eval()
+    edits = ModuleEdits(deep_copy(original))
     opened: set[str] = set()
     try:
-        graph, head = opened_graph(shadow, shape, opened, output=output, whole=rewriter.whole)
+        graph, head = trace_head(shadow, shape, opened, output=output, whole=rewriter.whole)
         mine = rewriter(graph, head, shadow, edits)
         mine.run()
         _check_reads(graph, edits)
@@ -41,8 +41,8 @@ def operate(
     names = frozenset(str(step.target) for step in head.steps if step.op == "call_module")
     edited = dict(edits.modules)
     try:
-        like = Evaluated(names, edits.output)
-        graph, head = opened_graph(shadow.train(), shape, opened, like=like, whole=rewriter.whole)
+        like = HeadValue(names, edits.output)
+        graph, head = trace_head(shadow.train(), shape, opened, like=like, whole=rewriter.whole)
         rewriter(graph, head, shadow, edits).run()
         _check_reads(graph, edits)
         _check_calls(graphs["eval"], edits, set(edited))
@@ -58,7 +58,7 @@ def operate(
     return original, changed, edits
 
 
-def _say_output(head: Head, edits: Edits) -> None:
+def _say_output(head: Head, edits: ModuleEdits) -> None:
     """Note which output is taken for the logits, where the network returns several tensors."""
     edits.output = head.scores.name
     if head.alternatives:
@@ -68,7 +68,7 @@ def _say_output(head: Head, edits: Edits) -> None:
         edits.note(f"The category maps are those of output {edits.output!r}.")
 
 
-def _check_reads(graph: fx.Graph, edits: Edits) -> None:
+def _check_reads(graph: fx.Graph, edits: ModuleEdits) -> None:
     """Refuse a forward pass that reads the weights of a module that is another now: SurgeryError."""
     for node in graph.find_nodes(op="get_attr"):
         owner = str(node.target).rpartition(".")[0]
@@ -76,7 +76,7 @@ def _check_reads(graph: fx.Graph, edits: Edits) -> None:
             raise SurgeryError(f"{owner} is replaced, and its {str(node.target).rpartition('.')[2]} is used elsewhere.")
 
 
-def _check_calls(graph: fx.Graph, edits: Edits, edited: set[str]) -> None:
+def _check_calls(graph: fx.Graph, edits: ModuleEdits, edited: set[str]) -> None:
     """Refuse modules that became others for training, and are called as they were in eval mode: SurgeryError."""
     for node in graph.find_nodes(op="call_module"):
         if node.target in edits.modules and node.target not in edited:

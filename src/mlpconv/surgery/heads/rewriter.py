@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from mlpconv.errors import SurgeryError
-from mlpconv.surgery.heads.find import on_tokens
-from mlpconv.surgery.heads.layout import Layout, channels_last_rows, moved, of_maps
+from mlpconv.surgery.heads.find import token_reason
+from mlpconv.surgery.heads.layout import Layout, channels_last_rows, layout_of_maps, move_layout
 from mlpconv.surgery.heads.linear_steps import LinearSteps
 from mlpconv.surgery.heads.modules import as_map_norm
 from mlpconv.surgery.heads.pools import pools_cells, window_averages
 from mlpconv.surgery.heads.rows import Trial, cells_of, rows_of
 from mlpconv.surgery.tracing.graph import module_of, shape_of
-from mlpconv.surgery.tracing.ops import MAP, Kind, argument, describe, kind_of, spelled
-from mlpconv.surgery.tracing.tracer import drop_questions
+from mlpconv.surgery.tracing.ops import MAP, Kind, argument_of, describe, op_kind, op_name
+from mlpconv.surgery.tracing.tracer import drop_shape_queries
 
 __all__ = ["Rewriter"]
 
@@ -43,7 +43,7 @@ class Rewriter(LinearSteps, ABC):
         self.check_outside()
         for node in self.head.outputs:
             self.end(node)
-        for node in drop_questions(self.graph, set(self.head.steps)):
+        for node in drop_shape_queries(self.graph, set(self.head.steps)):
             if node in self.layouts and isinstance(module_of(node, self.shadow), nn.Flatten | nn.Unflatten):
                 self.retire(node, nn.Identity)
 
@@ -52,7 +52,7 @@ class Rewriter(LinearSteps, ABC):
         try:
             return self.step(node)
         except SurgeryError as error:
-            tokens = on_tokens(self.head, self.shadow)
+            tokens = token_reason(self.head, self.shadow)
             if tokens:
                 raise SurgeryError(tokens) from error
             raise
@@ -74,7 +74,7 @@ class Rewriter(LinearSteps, ABC):
             "softmax": self.softmax,
             "join": self.join,
         }
-        return handlers.get(kind_of(node, self.shadow), self.on_rows)(node)
+        return handlers.get(op_kind(node, self.shadow), self.on_rows)(node)
 
     # ---- what a subclass decides
 
@@ -98,7 +98,7 @@ class Rewriter(LinearSteps, ABC):
 
     def move(self, node: fx.Node) -> Layout:
         """A step that only moves elements."""
-        layouts = moved(self.input_of(node), node, self.shadow)
+        layouts = move_layout(self.input_of(node), node, self.shadow)
         if not isinstance(node.meta["val"], Tensor):
             self.parts[node] = layouts
         return layouts[0]
@@ -159,12 +159,12 @@ class Rewriter(LinearSteps, ABC):
     def maps_of(self, node: fx.Node) -> Layout:
         """The maps that a pool works on; (N, H, W, C) that it averages over H and W become (N, C, H, W)."""
         layout = self.input_of(node)
-        last_first = spelled(node, self.shadow) == "mean" and argument(node, 1, "dim") in CHANNELS_LAST
+        last_first = op_name(node, self.shadow) == "mean" and argument_of(node, 1, "dim") in CHANNELS_LAST
         if not (last_first and layout.plain and layout.index.dim() == MAP - 1):
             return layout
         height, width, channels = layout.size
         base = self.call(torch.permute, layout.base, (0, 3, 1, 2))
-        maps = of_maps(base, (channels, height, width))
+        maps = layout_of_maps(base, (channels, height, width))
         return replace(maps, index=maps.index.permute(1, 2, 0))
 
     def each_cell(self, node: fx.Node) -> Layout:
@@ -173,7 +173,7 @@ class Rewriter(LinearSteps, ABC):
 
     def _each(self, node: fx.Node, layout: Layout) -> Layout:
         """The same step on these maps."""
-        if layout.mix is not None and spelled(node, self.shadow) not in ("identity", "to", "clone"):
+        if layout.mix is not None and op_name(node, self.shadow) not in ("identity", "to", "clone"):
             layout = self._spread(layout)
         return layout.on(self.again(node, layout.base))
 
@@ -208,7 +208,7 @@ class Rewriter(LinearSteps, ABC):
         if any((each.size[1:], each.dilation) != (first.size[1:], first.dilation) for each in inputs):
             return self.refuse(node)
         bases = [each.base for each in inputs]
-        if spelled(node, self.shadow) not in ("cat", "concat"):
+        if op_name(node, self.shadow) not in ("cat", "concat"):
             if not all(each.size == first.size and torch.equal(each.index, first.index) for each in inputs):
                 return self.on_rows(node)
             return first.on(self.again(node, *bases))
@@ -260,10 +260,10 @@ class Rewriter(LinearSteps, ABC):
     def softmax(self, node: fx.Node) -> Layout:
         """Softmax over the channels of each cell."""
         layout, module = self.input_of(node), module_of(node, self.shadow)
-        dim = module.dim if isinstance(module, nn.Softmax | nn.LogSoftmax) else argument(node, 1, "dim")
+        dim = module.dim if isinstance(module, nn.Softmax | nn.LogSoftmax) else argument_of(node, 1, "dim")
         if not (layout.one_cell and layout.plain) or dim not in (1, -layout.index.dim()):
             return self.on_rows(node)
-        function = F.log_softmax if "log" in spelled(node, self.shadow) else F.softmax
+        function = F.log_softmax if "log" in op_name(node, self.shadow) else F.softmax
         return layout.on(self.call(function, layout.base, dim=1))
 
 
@@ -273,5 +273,5 @@ def _normalised(node: fx.Node, root: nn.Module) -> tuple[int, ...]:
     return (
         tuple(module.normalized_shape)
         if isinstance(module, nn.LayerNorm)
-        else tuple(argument(node, 1, "normalized_shape"))
+        else tuple(argument_of(node, 1, "normalized_shape"))
     )

@@ -9,18 +9,18 @@ from torch import Tensor, fx, nn
 
 from mlpconv.errors import SurgeryError
 from mlpconv.surgery.heads.find import Head
-from mlpconv.surgery.heads.layout import Layout, of_maps
-from mlpconv.surgery.heads.modules import Edits
+from mlpconv.surgery.heads.layout import Layout, layout_of_maps
+from mlpconv.surgery.heads.modules import ModuleEdits
 from mlpconv.surgery.tracing.graph import shape_of
 from mlpconv.surgery.tracing.ops import MAP, describe
 
-__all__ = ["Steps", "selected"]
+__all__ = ["Steps", "select_channels"]
 
 
 class Steps:
     """The steps of one graph's head, and what they are on maps."""
 
-    def __init__(self, graph: fx.Graph, head: Head, shadow: nn.Module, edits: Edits) -> None:
+    def __init__(self, graph: fx.Graph, head: Head, shadow: nn.Module, edits: ModuleEdits) -> None:
         self.graph, self.head, self.shadow, self.edits = graph, head, shadow, edits
         self.layouts: dict[fx.Node, Layout] = {}
         self.parts: dict[fx.Node, tuple[Layout | None, ...]] = {}
@@ -32,7 +32,7 @@ class Steps:
             shape = shape_of(start) or ()
             if len(shape) != MAP:
                 raise SurgeryError(f"{describe(start, shadow)} gives {shape[1:]}; maps (C, H, W) are accepted.")
-            self.layouts[start] = of_maps(start, cast("tuple[int, int, int]", shape[1:]))
+            self.layouts[start] = layout_of_maps(start, cast("tuple[int, int, int]", shape[1:]))
 
     def refuse(self, node: fx.Node) -> Layout:
         """No operation for this step."""
@@ -83,11 +83,11 @@ class Steps:
         if layout.plain or not layout.one_cell:
             return layout
         chosen = layout.index.flatten()
-        base = self.call(selected, layout.base, _as_slice(chosen))
+        base = self.call(select_channels, layout.base, _as_slice(chosen))
         return layout.renumbered(base, len(chosen), tuple(layout.index.shape))
 
 
-def selected(maps: Tensor, channels: slice | list[int]) -> Tensor:
+def select_channels(maps: Tensor, channels: slice | list[int]) -> Tensor:
     """Some channels of maps: (N, C, h, w) -> (N, K, h, w)."""
     return maps[:, channels]
 

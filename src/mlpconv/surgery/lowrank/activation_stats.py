@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from mlpconv.errors import MlpconvError, SurgeryError, first_line
-from mlpconv.surgery.lowrank.batches import Batch
+from mlpconv.surgery.lowrank.batches import LabelledBatch
 from mlpconv.surgery.lowrank.candidates import Candidate
-from mlpconv.surgery.lowrank.factors import Basis, Layer, basis_by_activations, is_1x1
+from mlpconv.surgery.lowrank.factors import Basis, FactorizableLayer, basis_by_activations, is_1x1
 from mlpconv.surgery.lowrank.moments import Moments, as_rows
-from mlpconv.surgery.proof.compare import quiet, tensors_of
+from mlpconv.surgery.proof.compare import flat_tensors, isolated_eval
 
 __all__ = ["PLACES", "bases_of", "outputs_of", "paired"]
 
@@ -29,11 +29,11 @@ class _Enough(Exception):
 
 def _run(model: nn.Module, images: Tensor) -> Any:
     weight = next((p for p in model.parameters() if p.is_floating_point()), images)
-    with quiet(model):
+    with isolated_eval(model):
         return model(images.to(weight.device, weight.dtype))
 
 
-def outputs_of(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
+def outputs_of(model: nn.Module, batches: Sequence[LabelledBatch]) -> Tensor:
     """What the network says of all images, one row each: tuples and maps laid side by side, in float32 on the CPU.
 
     Raises SurgeryError, with its own words, where it cannot take them.
@@ -41,7 +41,7 @@ def outputs_of(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
     found = []
     try:
         for batch in batches:
-            parts = [tensor.flatten(1) for _, tensor in tensors_of(_run(model, batch.images))]
+            parts = [tensor.flatten(1) for _, tensor in flat_tensors(_run(model, batch.images))]
             found.append(torch.cat(parts, 1).float().cpu())
     except MlpconvError:
         raise
@@ -52,7 +52,9 @@ def outputs_of(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
     return torch.cat(found)
 
 
-def bases_of(model: nn.Module, batches: Sequence[Batch], candidates: Mapping[str, Candidate]) -> dict[str, Basis]:
+def bases_of(
+    model: nn.Module, batches: Sequence[LabelledBatch], candidates: Mapping[str, Candidate]
+) -> dict[str, Basis]:
     """The directions of each layer by what it sees and makes of the images."""
     gathered: dict[str, tuple[Moments | None, Moments]] = {}
 
@@ -80,7 +82,7 @@ def bases_of(model: nn.Module, batches: Sequence[Batch], candidates: Mapping[str
     return {name: basis_by_activations(candidates[name].layer, *gathered[name]) for name in candidates}
 
 
-def _sample(layer: Layer, tensor: Tensor, generator: torch.Generator) -> Tensor:
+def _sample(layer: FactorizableLayer, tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Rows (P, C) of what a layer sees or makes, at some of the places of each image."""
     if tensor.dim() < TOKENS:
         return as_rows(tensor)
@@ -89,7 +91,9 @@ def _sample(layer: Layer, tensor: Tensor, generator: torch.Generator) -> Tensor:
     return as_rows(maps.flatten(2).unsqueeze(3), torch.randperm(count, generator=generator)[:PLACES])
 
 
-def paired(original: nn.Module, changed: nn.Module, name: str, each: Candidate, batches: Sequence[Batch]) -> Moments:
+def paired(
+    original: nn.Module, changed: nn.Module, name: str, each: Candidate, batches: Sequence[LabelledBatch]
+) -> Moments:
     """The moments of what a layer of the changed network makes, crossed with what that of the original makes."""
     moments: Moments | None = None
     for number, batch in enumerate(batches):
@@ -100,7 +104,7 @@ def paired(original: nn.Module, changed: nn.Module, name: str, each: Candidate, 
     return moments or Moments(1, 1)
 
 
-def _rows_of(model: nn.Module, name: str, each: Candidate, batch: Batch, seed: int) -> Tensor:
+def _rows_of(model: nn.Module, name: str, each: Candidate, batch: LabelledBatch, seed: int) -> Tensor:
     """Rows (P, C) of what the layer makes of a batch; the forward pass ends there."""
     generator = torch.Generator().manual_seed(seed)
     found: list[Tensor] = []

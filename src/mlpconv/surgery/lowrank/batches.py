@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mlpconv.errors import UsageError
 
-__all__ = ["Batch", "as_batches", "labels_of", "split"]
+__all__ = ["LabelledBatch", "as_batches", "labels_of", "split"]
 
 SIZE = 64
 """Images of a batch, at most."""
@@ -22,7 +22,7 @@ FEWEST = 8
 
 
 @dataclass(frozen=True)
-class Batch:
+class LabelledBatch:
     """Some images as the network takes them, and their classes where they are known."""
 
     images: Tensor
@@ -31,7 +31,7 @@ class Batch:
     """(N,), whole numbers."""
 
 
-def as_batches(data: Any) -> list[Batch]:
+def as_batches(data: Any) -> list[LabelledBatch]:
     """Batches from a tensor (N, C, H, W), a pair of images and labels (N,), or an iterable of either.
 
     Raises UsageError for anything else, for images of several sizes, and for fewer than 8 of them.
@@ -61,7 +61,7 @@ def _is_pair(data: Any) -> bool:
     return all(isinstance(each, Tensor) for each in data) and data[1].dim() == 1
 
 
-def _batch(data: Any) -> Batch:
+def _batch(data: Any) -> LabelledBatch:
     images, labels = data if _is_pair(data) else (data, None)
     if not isinstance(images, Tensor) or images.dim() != 4:
         what = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
@@ -72,21 +72,21 @@ def _batch(data: Any) -> Batch:
         raise UsageError(f"data holds {len(labels)} labels ({labels.dtype}) for {len(images)} images; a class each.")
     if not bool(images.isfinite().all()):
         raise UsageError("data holds images with NaN or infinite pixels; finite ones are accepted: mend or drop them.")
-    return Batch(images, labels)
+    return LabelledBatch(images, labels)
 
 
-def _cut(images: Tensor, labels: Tensor | None) -> list[Batch]:
+def _cut(images: Tensor, labels: Tensor | None) -> list[LabelledBatch]:
     starts = range(0, len(images), SIZE)
-    return [Batch(images[at : at + SIZE], None if labels is None else labels[at : at + SIZE]) for at in starts]
+    return [LabelledBatch(images[at : at + SIZE], None if labels is None else labels[at : at + SIZE]) for at in starts]
 
 
-def labels_of(batches: Sequence[Batch]) -> Tensor | None:
+def labels_of(batches: Sequence[LabelledBatch]) -> Tensor | None:
     """(N,): the labels of all images, if there are any."""
     found = [batch.labels for batch in batches if batch.labels is not None]
     return torch.cat(found).cpu() if found else None
 
 
-def split(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
+def split(batches: Sequence[LabelledBatch]) -> tuple[list[LabelledBatch], list[LabelledBatch]]:
     """Three quarters to fit and one quarter to measure, drawn in turn so that an order by class does no harm."""
     images = torch.cat([batch.images for batch in batches])
     labels = labels_of(batches)

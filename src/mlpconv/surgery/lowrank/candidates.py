@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from mlpconv.models.reconfigure import rank_reason
 from mlpconv.surgery.lowrank.allocate import Option
-from mlpconv.surgery.lowrank.factors import Basis, Layer
-from mlpconv.surgery.proof.accept import is_parametrized, sharers
-from mlpconv.surgery.proof.compare import quiet
-from mlpconv.surgery.proof.replaceable import looked_into
+from mlpconv.surgery.lowrank.factors import Basis, FactorizableLayer
+from mlpconv.surgery.proof.accept import is_parametrized, shared_names
+from mlpconv.surgery.proof.compare import isolated_eval
+from mlpconv.surgery.proof.replaceable import find_irreplaceable
 
 __all__ = ["Candidate", "find_candidates"]
 
@@ -34,7 +34,7 @@ SAME: Law = float
 class Candidate:
     """A layer, and where it works in one image."""
 
-    layer: Layer
+    layer: FactorizableLayer
     places_in: int = 0
     """Pixels that it reads, over all its calls."""
     places_out: int = 0
@@ -85,18 +85,18 @@ def find_candidates(model: nn.Module, image: Tensor) -> tuple[dict[str, Candidat
     weight = next((p for p in model.parameters() if p.is_floating_point()), image)
     image = image.to(weight.device, weight.dtype)
     try:
-        with quiet(model):
+        with isolated_eval(model):
             model(image)
     finally:
         for hook in hooks:
             hook.remove()
     left |= {name: "is not called by the forward pass" for name in layers if name not in found}
-    for name in looked_into(model, [name for name in found if name not in left], image):
+    for name in find_irreplaceable(model, [name for name in found if name not in left], image):
         left[name] = "is not only called: the forward pass reads its weight or another attribute"
     return {name: each for name, each in found.items() if name not in left}, left
 
 
-def _layers(model: nn.Module, left: dict[str, str]) -> Iterator[tuple[str, Layer]]:
+def _layers(model: nn.Module, left: dict[str, str]) -> Iterator[tuple[str, FactorizableLayer]]:
     """Convolutions and linear layers that may be replaced; `left` says which may not, and why."""
     for name, module in model.named_modules():
         if not isinstance(module, nn.Conv2d | nn.Linear):
@@ -108,19 +108,19 @@ def _layers(model: nn.Module, left: dict[str, str]) -> Iterator[tuple[str, Layer
             yield name, module
 
 
-def _reason(model: nn.Module, module: Layer) -> str:
+def _reason(model: nn.Module, module: FactorizableLayer) -> str:
     if is_parametrized(module):
         return "has a weight that is worked out from others"
     if type(module) not in PLAIN and len({*module.state_dict(), "weight", "bias"}) > 2:
         return f"is a {type(module).__name__}, which has more than a weight and a bias"
     if isinstance(module, nn.Conv2d) and module.groups > 1:
         return f"has {module.groups} groups" if module.groups < module.in_channels else "is depthwise"
-    tied = sharers(model, module)
+    tied = shared_names(model, module)
     return f"shares its weights with {tied[0]}" if tied else ""
 
 
 def _watch(name: str, found: dict[str, Candidate], left: dict[str, str]) -> Any:
-    def hook(module: Layer, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def hook(module: FactorizableLayer, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         each = found.setdefault(name, Candidate(module))
         if isinstance(module, nn.Conv2d) and inputs[0].dim() != MAPS:
             left[name] = "works on a single image without a batch"
@@ -136,7 +136,7 @@ def _watch(name: str, found: dict[str, Candidate], left: dict[str, str]) -> Any:
     return hook
 
 
-def _computes_plainly(layer: Layer, x: Tensor) -> bool:
+def _computes_plainly(layer: FactorizableLayer, x: Tensor) -> bool:
     """Whether a layer of a class of its own gives what torch's would, bit for bit, in eval mode and in training."""
     if isinstance(layer, nn.Conv2d):
         plain = nn.Conv2d._conv_forward(layer, x, layer.weight, layer.bias)

@@ -9,17 +9,17 @@ from torch import Tensor, nn
 
 from mlpconv.errors import SurgeryError
 from mlpconv.surgery.lowrank.activation_stats import outputs_of
-from mlpconv.surgery.lowrank.batches import Batch
-from mlpconv.surgery.proof.compare import tensors_of
+from mlpconv.surgery.lowrank.batches import LabelledBatch
+from mlpconv.surgery.proof.compare import flat_tensors
 
-__all__ = ["tuned"]
+__all__ = ["distill"]
 
 RATE = 1e-4
 """Adam's: the network is nearly right, and a large step would forget why."""
 LEAST = 1e-12
 
 
-def tuned(model: nn.Module, original: nn.Module, batches: Sequence[Batch], steps: int) -> None:
+def distill(model: nn.Module, original: nn.Module, batches: Sequence[LabelledBatch], steps: int) -> None:
     """In place: `steps` steps of Adam, a batch each, towards what the original says (Hinton et al., arXiv 1503.02531).
 
     The images at hand are few, and the original knows more about them than their labels tell. In eval mode, so that
@@ -57,6 +57,6 @@ def _missed(model: nn.Module, images: Tensor, wanted: Tensor) -> Tensor:
     """The share of the wanted outputs' variance that is missed."""
     weight = next(model.parameters())
     with torch.enable_grad():
-        parts = [part.flatten(1) for _, part in tensors_of(model(images.to(weight.device, weight.dtype)))]
+        parts = [part.flatten(1) for _, part in flat_tensors(model(images.to(weight.device, weight.dtype)))]
     outputs, wanted = torch.cat(parts, 1).float(), wanted.to(weight.device)
     return (outputs - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum().clamp_min(LEAST)

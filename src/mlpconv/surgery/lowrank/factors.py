@@ -21,22 +21,22 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from mlpconv.surgery.folding.linear_maps import unfilled
+from mlpconv.surgery.folding.linear_maps import uninitialised
 from mlpconv.surgery.lowrank.moments import Moments
 
 __all__ = [
     "Basis",
-    "Layer",
+    "FactorizableLayer",
     "Side",
     "as_matrix",
     "basis_by_activations",
     "basis_by_weights",
-    "factorised",
+    "factorize_layer",
     "is_1x1",
-    "reconstructed",
+    "reconstruct",
 ]
 
-Layer = nn.Conv2d | nn.Linear
+FactorizableLayer = nn.Conv2d | nn.Linear
 TINY = 1e-12
 RIDGE = 1e-3
 """Variances below this share of the largest count as nothing."""
@@ -64,25 +64,25 @@ class Basis:
     into: Side | None
 
 
-def is_1x1(layer: Layer) -> bool:
+def is_1x1(layer: FactorizableLayer) -> bool:
     """Whether the layer is a 1x1 convolution, or linear."""
     return isinstance(layer, nn.Linear) or tuple(layer.kernel_size) == (1, 1)
 
 
-def as_matrix(layer: Layer) -> Tensor:
+def as_matrix(layer: FactorizableLayer) -> Tensor:
     """The weight as (O, I, taps) in float64 on the CPU."""
     weight = layer.weight.detach().cpu().double()
     return weight.reshape(*weight.shape[:2], -1)
 
 
-def basis_by_weights(layer: Layer) -> Basis:
+def basis_by_weights(layer: FactorizableLayer) -> Basis:
     """Singular vectors of the layer's weight, without data."""
     weight = as_matrix(layer)
     out = _orthogonal(weight.flatten(1) @ weight.flatten(1).T)
     return Basis(out, None if is_1x1(layer) else _orthogonal(torch.einsum("oit,ojt->ij", weight, weight)))
 
 
-def basis_by_activations(layer: Layer, inputs: Moments | None, outputs: Moments) -> Basis:
+def basis_by_activations(layer: FactorizableLayer, inputs: Moments | None, outputs: Moments) -> Basis:
     """Directions that lose least of the responses, from the moments of the layer's input and output channels.
 
     The moments of the input are not needed for a 1x1.
@@ -128,7 +128,7 @@ def _square_root(covariance: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def factorised(layer: Layer, basis: Basis, rank_in: int | None, rank_out: int | None) -> nn.Sequential:
+def factorize_layer(layer: FactorizableLayer, basis: Basis, rank_in: int | None, rank_out: int | None) -> nn.Sequential:
     """The layer through `rank_in` directions of its input and `rank_out` of its output; None keeps a side whole.
 
     Of two or three layers, only the last has a bias. Device, dtype, mode, memory format and requires_grad of the
@@ -155,20 +155,22 @@ def factorised(layer: Layer, basis: Basis, rank_in: int | None, rank_out: int | 
     return nn.Sequential(*parts).train(layer.training)
 
 
-def _point(layer: Layer, matrix: Tensor, bias: Tensor | None) -> nn.Module:
+def _point(layer: FactorizableLayer, matrix: Tensor, bias: Tensor | None) -> nn.Module:
     """A 1x1 convolution (or a linear layer, where `layer` is one) with this matrix (out, in)."""
     rows, columns = matrix.shape
     if isinstance(layer, nn.Linear):
-        return _filled(unfilled(nn.Linear, layer.weight, columns, rows, bias=bias is not None), layer, matrix, bias)
-    made = unfilled(nn.Conv2d, layer.weight, columns, rows, 1, bias=bias is not None)
+        return _filled(
+            uninitialised(nn.Linear, layer.weight, columns, rows, bias=bias is not None), layer, matrix, bias
+        )
+    made = uninitialised(nn.Conv2d, layer.weight, columns, rows, 1, bias=bias is not None)
     return _filled(made, layer, matrix[:, :, None, None], bias)
 
 
-def _core(layer: Layer, weight: Tensor, bias: Tensor | None) -> nn.Module:
+def _core(layer: FactorizableLayer, weight: Tensor, bias: Tensor | None) -> nn.Module:
     """The layer itself with another weight (out, in, taps)."""
     if isinstance(layer, nn.Linear):
         return _point(layer, weight[:, :, 0], bias)
-    made = unfilled(
+    made = uninitialised(
         nn.Conv2d,
         layer.weight,
         weight.shape[1],
@@ -183,7 +185,7 @@ def _core(layer: Layer, weight: Tensor, bias: Tensor | None) -> nn.Module:
     return _filled(made, layer, weight.reshape(*weight.shape[:2], *layer.kernel_size), bias)
 
 
-def _filled(made: nn.Module, like: Layer, weight: Tensor, bias: Tensor | None) -> nn.Module:
+def _filled(made: nn.Module, like: FactorizableLayer, weight: Tensor, bias: Tensor | None) -> nn.Module:
     """The new layer with its numbers, in the layout of the old one and as trainable."""
     if like.weight.dim() == 4 and not like.weight.is_contiguous():
         made.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -194,14 +196,14 @@ def _filled(made: nn.Module, like: Layer, weight: Tensor, bias: Tensor | None) -
 
 
 @torch.no_grad()
-def reconstructed(parts: nn.Sequential, moments: Moments, rank_out: int | None) -> nn.Sequential:
+def reconstruct(parts: nn.Sequential, moments: Moments, rank_out: int | None) -> nn.Sequential:
     """The parts, the last of them a layer with all outputs, followed by the linear map that comes nearest to a target.
 
     `moments` are those of what the parts make, crossed with the target's. A map of rank `rank_out` is one more 1x1;
     without it the last layer takes the map in. This is reduced-rank regression from what the layer now gets, errors of
     the layers before it included, to what it should make (Zhang et al., arXiv 1505.06798, section 3.4).
     """
-    core = cast("Layer", parts[-1])
+    core = cast("FactorizableLayer", parts[-1])
     weight = as_matrix(core)
     bias = torch.zeros(len(weight), dtype=torch.float64) if core.bias is None else core.bias.detach().cpu().double()
     given, identity = moments.covariance, torch.eye(len(weight), dtype=torch.float64)

@@ -13,15 +13,15 @@ from mlpconv.analysis.input_shape import check_input_shape
 from mlpconv.errors import SurgeryError, UsageError, did_you_mean
 from mlpconv.surgery.lowrank.activation_stats import PLACES, bases_of, outputs_of, paired
 from mlpconv.surgery.lowrank.allocate import Choice, Option, choose, path
-from mlpconv.surgery.lowrank.batches import Batch, labels_of, split
+from mlpconv.surgery.lowrank.batches import LabelledBatch, labels_of, split
 from mlpconv.surgery.lowrank.candidates import find_candidates
-from mlpconv.surgery.lowrank.factors import Basis, basis_by_weights, factorised, reconstructed
-from mlpconv.surgery.lowrank.sensitivity import laws_of
-from mlpconv.surgery.proof.accept import copied
-from mlpconv.surgery.report import figures
+from mlpconv.surgery.lowrank.factors import Basis, basis_by_weights, factorize_layer, reconstruct
+from mlpconv.surgery.lowrank.sensitivity import sensitivity_laws
+from mlpconv.surgery.proof.accept import deep_copy
+from mlpconv.surgery.report import measure_figures
 from mlpconv.surgery.tracing.graph import replace_module
 
-__all__ = ["Slimming", "replaced"]
+__all__ = ["RankSearch", "replace_layers"]
 
 CURVE = (0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 """Shares of the multiply-adds at which the curve is measured, where ranks can be that low."""
@@ -29,33 +29,33 @@ SEARCHED = 128
 """Costs between the least and the greatest among which the search for an error ends."""
 
 
-class Slimming:
+class RankSearch:
     """A network and all that is known of its layers, while ranks are looked for."""
 
     def __init__(
         self,
         model: nn.Module,
-        batches: Sequence[Batch],
-        held: Sequence[Batch] | None,
+        batches: Sequence[LabelledBatch],
+        held: Sequence[LabelledBatch] | None,
         by: str,
         layers: Sequence[str] | None,
     ) -> None:
         self.by = by
         self.shape = check_input_shape(tuple(batches[0].images.shape[1:]))
-        self.original = copied(model).eval()
+        self.original = deep_copy(model).eval()
         self.fit, self.held = split(batches) if held is None else (batches, held)
         self.labels = labels_of(self.held)
         self.wanted = self._wanted()
         self.variance = float((self.wanted - self.wanted.mean(0)).square().sum())
         self.candidates, self.left = find_candidates(self.original, batches[0].images[:1])
         self._restrict(layers)
-        self.total = figures(model, self.shape, latency=False).macs
+        self.total = measure_figures(model, self.shape, latency=False).macs
         self.bases = {name: basis_by_weights(each.layer) for name, each in self.candidates.items()}
         self.by_weights = self.bases
         self.options = [each.options(self.bases[name]) for name, each in self.candidates.items()]
         if by == "activations":
             self.bases = bases_of(self.original, self.fit, self.candidates)
-            laws = laws_of(self.original, self.fit[:1], self.candidates, self.bases)
+            laws = sensitivity_laws(self.original, self.fit[:1], self.candidates, self.bases)
             pairs = [(each, self.bases[name], laws[name]) for name, each in self.candidates.items()]
             self.options = [each.options(basis, law.into, law.out) for each, basis, law in pairs]
         self.fixed = self.total - sum(each.macs() for each in self.candidates.values())
@@ -118,7 +118,7 @@ class Slimming:
             middle = (good + bad) // 2
             allowed = least + (choices[0].cost - least) * middle // SEARCHED
             choice = choose(self.options, allowed) or choices[-1]
-            changed = replaced(copied(self.original), self.factors(choice))
+            changed = replace_layers(deep_copy(self.original), self.factors(choice))
             if self.errors(changed)[what] - before <= budget:
                 best, good = choice, middle
             else:
@@ -140,26 +140,26 @@ class Slimming:
         if self.by == "weights":
             return self.plain(choice, self.bases)
         made: dict[str, nn.Sequential] = {}
-        changed = copied(self.original)
+        changed = deep_copy(self.original)
         for name, option in self.picked(choice).items():
             each = self.candidates[name]
-            parts = nn.Sequential(copied(each.layer))
+            parts = nn.Sequential(deep_copy(each.layer))
             if option.rank_in:
-                parts = factorised(each.layer, self.bases[name], option.rank_in, None)
+                parts = factorize_layer(each.layer, self.bases[name], option.rank_in, None)
             replace_module(changed, name, parts)
             moments = paired(self.original, changed, name, each, self.fit)
-            made[name] = reconstructed(parts, moments, option.rank_out)
+            made[name] = reconstruct(parts, moments, option.rank_out)
             replace_module(changed, name, made[name])
         return made
 
     def plain(self, choice: Choice, bases: Mapping[str, Basis]) -> dict[str, nn.Sequential]:
         """The same without fitting."""
         picked = self.picked(choice).items()
-        return {n: factorised(self.candidates[n].layer, bases[n], o.rank_in, o.rank_out) for n, o in picked}
+        return {n: factorize_layer(self.candidates[n].layer, bases[n], o.rank_in, o.rank_out) for n, o in picked}
 
     def errors(self, model: nn.Module) -> dict[str, float]:
         """On the held-out images: `output`, the share of the outputs' variance that is lost; and `classes`."""
-        outputs = outputs_of(model.eval() if model is self.original else copied(model).eval(), self.held)
+        outputs = outputs_of(model.eval() if model is self.original else deep_copy(model).eval(), self.held)
         found = {"output": float((outputs - self.wanted).square().sum()) / self.variance}
         if self.labels is not None:
             found["classes"] = float((outputs.argmax(1) != self.labels).double().mean())
@@ -174,7 +174,7 @@ class Slimming:
                 break
             point: dict[str, Any] = {"share": (self.fixed + choice.cost) / self.total, "lost": choice.error}
             for way, bases in {self.by: self.bases, "weights": self.by_weights}.items():
-                point[way] = self.errors(replaced(copied(self.original), self.plain(choice, bases)))
+                point[way] = self.errors(replace_layers(deep_copy(self.original), self.plain(choice, bases)))
             points.append(point)
         return points
 
@@ -193,8 +193,8 @@ class Slimming:
         ]
 
 
-def replaced(model: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
+def replace_layers(model: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
     """In place: the network with these modules for those of their names."""
     for name, module in modules.items():
-        replace_module(model, name, copied(module))
+        replace_module(model, name, deep_copy(module))
     return model

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from torch import nn
 
 from mlpconv.surgery.lowrank.activation_stats import outputs_of
-from mlpconv.surgery.lowrank.batches import Batch
+from mlpconv.surgery.lowrank.batches import LabelledBatch
 from mlpconv.surgery.lowrank.candidates import Candidate
-from mlpconv.surgery.lowrank.factors import Basis, Side, factorised
-from mlpconv.surgery.proof.accept import copied
+from mlpconv.surgery.lowrank.factors import Basis, Side, factorize_layer
+from mlpconv.surgery.proof.accept import deep_copy
 from mlpconv.surgery.tracing.graph import replace_module
 
-__all__ = ["Cuts", "Law", "laws_of"]
+__all__ = ["Cuts", "Law", "sensitivity_laws"]
 
 TRIED = (0.02, 0.1)
 """Shares of a layer's responses that are left out on trial."""
@@ -60,17 +60,17 @@ class Cuts:
     out: Law
 
 
-def laws_of(
-    model: nn.Module, batches: Sequence[Batch], candidates: Mapping[str, Candidate], bases: Mapping[str, Basis]
+def sensitivity_laws(
+    model: nn.Module, batches: Sequence[LabelledBatch], candidates: Mapping[str, Candidate], bases: Mapping[str, Basis]
 ) -> dict[str, Cuts]:
     """The laws of every layer, by trials on these images."""
     wanted = outputs_of(model, batches)
     variance = float((wanted - wanted.mean(0)).square().sum())
-    changed = copied(model)
+    changed = deep_copy(model)
 
     def tried(name: str, rank_in: int | None, rank_out: int | None) -> float:
         layer = changed.get_submodule(name)
-        replace_module(changed, name, factorised(candidates[name].layer, bases[name], rank_in, rank_out))
+        replace_module(changed, name, factorize_layer(candidates[name].layer, bases[name], rank_in, rank_out))
         lost = float((outputs_of(changed, batches) - wanted).square().sum()) / max(variance, LEAST)
         replace_module(changed, name, layer)
         return max(lost, LEAST)

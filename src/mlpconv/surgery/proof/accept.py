@@ -14,7 +14,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from mlpconv.analysis.meta import is_compiled
 from mlpconv.errors import SurgeryError, UsageError, first_line
 
-__all__ = ["accepted", "advice", "copied", "is_parametrized", "sharers"]
+__all__ = ["check_model", "deep_copy", "is_parametrized", "removal_advice", "shared_names"]
 
 # Hooks of PyTorch's own that only work out a weight before a module uses it, and what removes them.
 REPARAMETRISATIONS = {
@@ -25,7 +25,7 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 WRAPPERS = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}
 
 
-def accepted(model: nn.Module) -> nn.Module:
+def check_model(model: nn.Module) -> nn.Module:
     """The network itself (what torch.compile wraps, if it did).
 
     Raises UsageError for what is no module, SurgeryError, naming the module, for hooks, replaced forwards, wrappers of
@@ -77,7 +77,7 @@ def _is_own_hook(hook: Any) -> bool:
     return own or isinstance(hook, BasePruningMethod)
 
 
-def copied(model: nn.Module) -> nn.Module:
+def deep_copy(model: nn.Module) -> nn.Module:
     """A deep copy, with shared tensors shared; SurgeryError for a model that cannot be copied."""
     memo = {id(tensor): tensor.detach().clone() for module in model.modules() for tensor in _worked_out(module)}
     try:
@@ -99,7 +99,7 @@ def _computed(model: nn.Module) -> str:
     return ""
 
 
-def advice(module: nn.Module) -> str:
+def removal_advice(module: nn.Module) -> str:
     """How to make a weight plain that a hook works out before each forward pass; empty where none does."""
     for hook in module._forward_pre_hooks.values():
         if _is_own_hook(hook):
@@ -115,7 +115,7 @@ def _worked_out(module: nn.Module) -> list[Tensor]:
     return [value for value in vars(module).values() if isinstance(value, Tensor) and not value.is_leaf]
 
 
-def sharers(model: nn.Module, module: nn.Module) -> tuple[str, ...]:
+def shared_names(model: nn.Module, module: nn.Module) -> tuple[str, ...]:
     """The names of all parameters and buffers elsewhere in the model that share memory with this module's."""
     own = {tensor.untyped_storage()._cdata for tensor in _tensors(module)}
     inside = {id(each) for each in module.modules()}

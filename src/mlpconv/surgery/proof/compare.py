@@ -15,26 +15,26 @@ from torch import Tensor, nn
 
 from mlpconv.analysis.input_shape import check_input_shape
 from mlpconv.errors import MlpconvError, SurgeryError, UsageError, first_line
-from mlpconv.surgery.proof.accept import copied
+from mlpconv.surgery.proof.accept import deep_copy
 
 __all__ = [
-    "Batch",
     "Difference",
+    "ImageBatch",
     "Proof",
-    "batches_of",
     "compare",
-    "difference",
+    "comparison_batches",
+    "difference_of",
+    "flat_tensors",
     "in_float64",
+    "isolated_eval",
     "named_outputs",
-    "quiet",
     "random_images",
-    "tensors_of",
 ]
 
 Model = TypeVar("Model", bound=nn.Module)
 TOLD_APART = 1e-6
 """Smallest relative difference between two images' outputs that shows that they depend on the image."""
-Batch = tuple[str, Tensor]
+ImageBatch = tuple[str, Tensor]
 """Where images are from, and they: (N, C, H, W)."""
 BATCHES = (1, 2)
 SEED = 20131312
@@ -93,11 +93,11 @@ def compare(
     In the network's own number format, and in float64 (there `precise` stands for `changed`, if given). Raises
     SurgeryError where their outputs cannot be compared (other shapes, NaN), UsageError for images that do not fit.
     """
-    batches, few = batches_of(check_input_shape(input_shape), images)
+    batches, few = comparison_batches(check_input_shape(input_shape), images)
     own = next((p.dtype for p in original.parameters() if p.is_floating_point()), torch.float32)
     notes: list[str] = []
     # One network after the other: each needs a copy in its own number format, and in float64 twice as much.
-    one = copied(original)
+    one = deep_copy(original)
     before = [_outputs_of(one, batch, own) for batch in batches]
     exact: list[dict[str, Tensor]] | None = None
     if own is not torch.float64:
@@ -109,14 +109,14 @@ def compare(
             text = first_line(error)
             notes.append(f"The network does not run in float64 ({text}), so the differences hold rounding too.")
     del one
-    other = copied(changed)
+    other = deep_copy(changed)
     after = named_outputs(other, batches, own)
-    found = [difference(a, b, batch, own) for a, b, batch in zip(before, after, batches, strict=True)]
+    found = [difference_of(a, b, batch, own) for a, b, batch in zip(before, after, batches, strict=True)]
     if exact is not None:
         if precise is not None:
-            other = copied(precise)
+            other = deep_copy(precise)
         after = named_outputs(other, few, torch.float64)
-        found += [difference(a, b, batch, torch.float64) for a, b, batch in zip(exact, after, few, strict=True)]
+        found += [difference_of(a, b, batch, torch.float64) for a, b, batch in zip(exact, after, few, strict=True)]
     told_apart = _told_apart(before)
     if told_apart < TOLD_APART:
         notes.append(
@@ -126,7 +126,7 @@ def compare(
     return Proof(tuple(found), tuple(notes))
 
 
-def batches_of(shape: tuple[int, int, int], images: Tensor | None) -> tuple[list[Batch], list[Batch]]:
+def comparison_batches(shape: tuple[int, int, int], images: Tensor | None) -> tuple[list[ImageBatch], list[ImageBatch]]:
     """What is compared in the network's own number format, and beside that in float64, which is slow."""
     batches = [("random", random_images(count, shape)) for count in BATCHES]
     if images is not None:
@@ -134,7 +134,7 @@ def batches_of(shape: tuple[int, int, int], images: Tensor | None) -> tuple[list
     return batches, [(source, batch[:1] if source == "random" else batch) for source, batch in batches[1:]]
 
 
-def _outputs_of(model: nn.Module, batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:
+def _outputs_of(model: nn.Module, batch: ImageBatch, dtype: torch.dtype) -> dict[str, Tensor]:
     """The original's outputs for a batch; SurgeryError where it does not take the batch."""
     try:
         return named_outputs(model, [batch], dtype)[0]
@@ -171,11 +171,11 @@ def _checked(images: object, shape: tuple[int, int, int]) -> Tensor:
 
 def in_float64(model: Model) -> Model:
     """A copy in float64 on the CPU: new weights worked out there are rounded once, at the end."""
-    return cast("Model", copied(model).cpu().double())
+    return cast("Model", deep_copy(model).cpu().double())
 
 
 @contextmanager
-def quiet(model: nn.Module) -> Iterator[None]:
+def isolated_eval(model: nn.Module) -> Iterator[None]:
     """No gradients, no TF32, and every random number the network may draw from a state of its own, put back after."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     gpus = [device] if device.type == "cuda" else []
@@ -185,7 +185,7 @@ def quiet(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def named_outputs(model: nn.Module, batches: list[Batch], dtype: torch.dtype) -> list[dict[str, Tensor]]:
+def named_outputs(model: nn.Module, batches: list[ImageBatch], dtype: torch.dtype) -> list[dict[str, Tensor]]:
     """Each batch's outputs by name; puts the network into eval mode and this number format, so it must be a copy."""
     model.eval()
     weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
@@ -193,13 +193,13 @@ def named_outputs(model: nn.Module, batches: list[Batch], dtype: torch.dtype) ->
         model.to(dtype)
     found = []
     for _, batch in batches:
-        with quiet(model):
+        with isolated_eval(model):
             output = model(batch.to(weight.device, dtype))
-        found.append({name: tensor.double().cpu() for name, tensor in tensors_of(output)})
+        found.append({name: tensor.double().cpu() for name, tensor in flat_tensors(output)})
     return found
 
 
-def tensors_of(output: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+def flat_tensors(output: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
     """Every tensor in what a network returns, with its place: tuples, lists, mappings, dataclasses; None is nothing."""
     if isinstance(output, Tensor):
         yield name, output
@@ -220,10 +220,12 @@ def tensors_of(output: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
             "tensors can be compared."
         )
     for key, value in parts:
-        yield from tensors_of(value, f"{name}.{key}" if name else str(key))
+        yield from flat_tensors(value, f"{name}.{key}" if name else str(key))
 
 
-def difference(before: dict[str, Tensor], after: dict[str, Tensor], batch: Batch, dtype: torch.dtype) -> Difference:
+def difference_of(
+    before: dict[str, Tensor], after: dict[str, Tensor], batch: ImageBatch, dtype: torch.dtype
+) -> Difference:
     """The largest difference over all outputs; SurgeryError where they are not of one shape, or no numbers."""
     shapes = [{name: tuple(tensor.shape) for name, tensor in each.items()} for each in (before, after)]
     if shapes[0] != shapes[1]:

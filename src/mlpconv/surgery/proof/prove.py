@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlpconv.errors import SurgeryError
-from mlpconv.surgery.proof.accept import copied
+from mlpconv.surgery.proof.accept import deep_copy
 from mlpconv.surgery.proof.compare import (
     SEED,
-    Batch,
     Difference,
+    ImageBatch,
     Proof,
-    batches_of,
     compare,
-    difference,
+    comparison_batches,
+    difference_of,
+    isolated_eval,
     named_outputs,
-    quiet,
 )
 
 __all__ = ["EXACT", "TOLERANCES", "prove", "rounding_of"]
@@ -57,7 +57,7 @@ def prove(
     """
     found = compare(original, changed, input_shape, images, precise)
     notes = list(found.notes)
-    batches, few = batches_of(input_shape, images)
+    batches, few = comparison_batches(input_shape, images)
     for each, batch in zip(found.differences, [*batches, *few], strict=False):  # no float64 where it is not needed
         own = getattr(torch, each.dtype)
         allowed = EXACT if own is torch.float64 else tolerance if tolerance is not None else TOLERANCES.get(own, EXACT)
@@ -74,7 +74,7 @@ def prove(
     return replace(found, notes=tuple(dict.fromkeys(notes)))
 
 
-def _excuse(found: Difference, model: nn.Module, batch: Batch) -> str | None:
+def _excuse(found: Difference, model: nn.Module, batch: ImageBatch) -> str | None:
     """Why a difference is rounding after all; SurgeryError where rounding leaves nothing to be seen; else None."""
     own = getattr(torch, found.dtype)
     if own is torch.float64 and found.relative <= TOLERANCES[torch.float32] and _loses(model, batch[1][:1]):
@@ -97,20 +97,20 @@ def rounding_of(model: nn.Module, images: Tensor) -> float:
     return max(EXACT, ROUNDINGS * _rounding(model, ("given", images), own))
 
 
-def _rounding(model: nn.Module, batch: Batch, own: torch.dtype) -> float:
+def _rounding(model: nn.Module, batch: ImageBatch, own: torch.dtype) -> float:
     """What rounding does to the outputs for these images, relative to the largest number.
 
     Measured against float64, or, in float64, against the same network with each of its numbers moved by one rounding.
     Another image may be a thousand times as sensitive, and says nothing about these.
     """
-    other = _moved(model) if own is torch.float64 else copied(model)
-    (rounded,), (exact,) = named_outputs(other, [batch], own), named_outputs(copied(model), [batch], torch.float64)
-    return difference(exact, rounded, batch, own).relative
+    other = _moved(model) if own is torch.float64 else deep_copy(model)
+    (rounded,), (exact,) = named_outputs(other, [batch], own), named_outputs(deep_copy(model), [batch], torch.float64)
+    return difference_of(exact, rounded, batch, own).relative
 
 
 def _moved(model: nn.Module) -> nn.Module:
     """A copy in float64 with every number one rounding larger or smaller."""
-    made = copied(model).double()
+    made = deep_copy(model).double()
     source = torch.Generator().manual_seed(SEED)
     step = torch.finfo(torch.float64).eps
     with torch.no_grad():
@@ -134,9 +134,9 @@ class _Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _loses(model: nn.Module, image: Tensor) -> bool:
     """Whether the network, in float64, casts to fewer digits on its way."""
-    copy = copied(model).eval().double()
+    copy = deep_copy(model).eval().double()
     device = next((p.device for p in copy.parameters()), torch.device("cpu"))
     mode = _Precision()  # type: ignore[no-untyped-call]
-    with quiet(copy), mode:
+    with isolated_eval(copy), mode:
         copy(image.to(device, torch.float64))
     return mode.lost

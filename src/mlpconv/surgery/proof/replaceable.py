@@ -7,16 +7,16 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from mlpconv.surgery.proof.compare import quiet, tensors_of
+from mlpconv.surgery.proof.compare import flat_tensors, isolated_eval
 from mlpconv.surgery.tracing.graph import replace_module
 
-__all__ = ["looked_into"]
+__all__ = ["find_irreplaceable"]
 
 ROUNDING = 1e-3
 """Differences of two runs, as a part of the largest number, that come from rounding."""
 
 
-def looked_into(model: nn.Module, names: list[str], image: Tensor) -> list[str]:
+def find_irreplaceable(model: nn.Module, names: list[str], image: Tensor) -> list[str]:
     """Those of the modules in whose place no other can stand, as the forward pass asks them for more than an output.
 
     None where the network itself fails on the image.
@@ -24,8 +24,8 @@ def looked_into(model: nn.Module, names: list[str], image: Tensor) -> list[str]:
     The model is run on the image (N, C, H, W), so it must be a copy in the mode that is meant.
     """
     try:
-        with quiet(model):
-            wanted = list(tensors_of(model(image)))
+        with isolated_eval(model):
+            wanted = list(flat_tensors(model(image)))
     except Exception:  # noqa: BLE001  (a network that fails on the image fails with any modules)
         return []
     if _computes_with_chains(model, names, image, wanted):
@@ -41,8 +41,8 @@ def _computes_with_chains(
     for name, module in modules.items():
         replace_module(model, name, nn.Sequential(module))
     try:
-        with quiet(model):
-            made = list(tensors_of(model(image)))
+        with isolated_eval(model):
+            made = list(flat_tensors(model(image)))
     except Exception:  # noqa: BLE001  (the forward pass is not ours: it may raise anything)
         return False
     finally:

@@ -11,7 +11,7 @@ from torch._ops import OpOverload
 
 from mlpconv.analysis.meta import on_meta
 from mlpconv.receptive_field.channel_layout import ChannelFollower
-from mlpconv.surgery.tracing.graph import shadow_of
+from mlpconv.surgery.tracing.graph import meta_copy
 
 __all__ = ["channel_dim"]
 
@@ -31,7 +31,7 @@ def channel_dim(model: nn.Module, where: str, input_shape: tuple[int, int, int])
 
     None where that does not follow from the convolutions and linear layers before it. The module is called once.
     """
-    shadow, follower = shadow_of(model).eval(), _WithoutStorage()
+    shadow, follower = meta_copy(model).eval(), _WithoutStorage()
     dtype = next((p.dtype for p in shadow.parameters() if p.is_floating_point()), torch.float32)
     image = torch.empty((1, *input_shape), dtype=dtype, device="meta")
     found: list[int | None] = []

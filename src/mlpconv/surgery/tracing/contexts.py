@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-__all__ = ["settings", "switched"]
+__all__ = ["changed_setting", "current_settings"]
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 
@@ -49,14 +49,14 @@ SETTINGS: dict[str, Callable[[], Any]] = {
 """What can be switched, in words, and how to read it."""
 
 
-def settings() -> tuple[Any, ...]:
+def current_settings() -> tuple[Any, ...]:
     """All settings as they are now, to be compared."""
     return tuple(read() for read in SETTINGS.values())
 
 
-def switched(before: tuple[Any, ...]) -> str:
+def changed_setting(before: tuple[Any, ...]) -> str:
     """What is no longer as it was, in words; empty where all is."""
-    now = settings()
+    now = current_settings()
     if now == before:
         return ""
     return next(name for name, old, new in zip(SETTINGS, before, now, strict=True) if old != new)

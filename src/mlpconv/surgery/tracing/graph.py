@@ -18,16 +18,16 @@ from torch import Tensor, fx, nn
 from mlpconv.analysis.input_shape import check_input_shape
 from mlpconv.analysis.trace import without_storage
 from mlpconv.errors import SurgeryError
-from mlpconv.surgery.proof.accept import accepted, copied
-from mlpconv.surgery.tracing.tracer import Opens, record
+from mlpconv.surgery.proof.accept import check_model, deep_copy
+from mlpconv.surgery.tracing.tracer import OpensModule, trace_graph
 
 __all__ = [
     "calls_of",
     "dtype_of",
+    "meta_copy",
     "module_of",
     "open_all",
     "replace_module",
-    "shadow_of",
     "shape_of",
     "trace",
 ]
@@ -38,7 +38,7 @@ def open_all(name: str, module: nn.Module) -> bool:  # noqa: ARG001  (every pred
     return isinstance(module, nn.Sequential) or not type(module).__module__.startswith(("torch.nn.", "torch.ao.nn."))
 
 
-def shadow_of(model: nn.Module) -> nn.Module:
+def meta_copy(model: nn.Module) -> nn.Module:
     """A copy in the same modes whose parameters have shapes and no storage; SurgeryError where there can be none."""
     shadow = without_storage(model)
     for own, other in zip(shadow.modules(), model.modules(), strict=True):
@@ -47,7 +47,7 @@ def shadow_of(model: nn.Module) -> nn.Module:
 
 
 def trace(
-    model: nn.Module, input_shape: tuple[int, int, int], *, opens: Opens = open_all, training: bool | None = None
+    model: nn.Module, input_shape: tuple[int, int, int], *, opens: OpensModule = open_all, training: bool | None = None
 ) -> fx.GraphModule:
     """A deep copy of the network as a graph of its steps, for images of (C, H, W).
 
@@ -60,11 +60,11 @@ def trace(
     use (auxiliary heads) are in the copy all the same. Raises UsageError for what is no module or size, SurgeryError,
     with the reason and the module's name, for a network that cannot be written down.
     """
-    model, shape = accepted(model), check_input_shape(input_shape)
-    shadow = shadow_of(model)
+    model, shape = check_model(model), check_input_shape(input_shape)
+    shadow = meta_copy(model)
     if training is not None:
         shadow.train(training)
-    return as_module(copied(model), record(shadow, shape, opens))
+    return as_module(deep_copy(model), trace_graph(shadow, shape, opens))
 
 
 def as_module(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:

@@ -13,9 +13,9 @@ from torch.utils import checkpoint
 from torch.utils._pytree import tree_leaves
 
 from mlpconv.analysis.meta import replaced
-from mlpconv.surgery.tracing.proxy import Symbol
+from mlpconv.surgery.tracing.proxy import ShapedProxy
 
-__all__ = ["hidden_calls_recorded"]
+__all__ = ["hidden_calls_traced"]
 
 GENERATOR = "_checkpoint_without_reentrant_generator"
 
@@ -36,7 +36,7 @@ class FunctionCall:
 
 
 @contextmanager
-def hidden_calls_recorded() -> Iterator[None]:
+def hidden_calls_traced() -> Iterator[None]:
     """Record an autograd.Function as one step, and what is checkpointed or compiled as the steps that it takes.
 
     Calls without symbols, those of other threads say, stay as they are.
@@ -52,9 +52,9 @@ def hidden_calls_recorded() -> Iterator[None]:
         yield
 
 
-def _symbol(*values: Any) -> Symbol | None:
+def _symbol(*values: Any) -> ShapedProxy | None:
     """The first symbol among these values."""
-    return next((leaf for leaf in tree_leaves(values) if issubclass(type(leaf), Symbol)), None)
+    return next((leaf for leaf in tree_leaves(values) if issubclass(type(leaf), ShapedProxy)), None)
 
 
 def _applied(apply: Callable[..., Any]) -> Callable[..., Any]:

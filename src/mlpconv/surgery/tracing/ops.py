@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from mlpconv.surgery.tracing.graph import module_of, shape_of
 
-__all__ = ["ARITHMETIC", "MAP", "Kind", "argument", "data_inputs", "describe", "kind_of", "pair", "spelled"]
+__all__ = ["ARITHMETIC", "MAP", "Kind", "argument_of", "as_pair", "data_inputs", "describe", "op_kind", "op_name"]
 
 Kind = Literal[
     "shape", "elementwise", "dropout", "linear", "pool", "conv1x1", "batch_norm", "layer_norm", "softmax", "join",
@@ -48,7 +48,7 @@ MAP = 4
 """Dimensions of a tensor (N, C, H, W)."""
 
 
-def spelled(node: fx.Node, root: nn.Module) -> str:
+def op_name(node: fx.Node, root: nn.Module) -> str:
     """The name of a step: a module's class or a function's name, in small letters, without the mark of in-place."""
     if node.op == "call_module":
         return type(module_of(node, root)).__name__.lower()
@@ -63,14 +63,14 @@ def describe(node: fx.Node, root: nn.Module) -> str:
         return f"{node.target} ({type(module_of(node, root)).__name__})"
     stack = node.meta.get("nn_module_stack") or {}
     place = next(reversed(stack.values()))[0] if stack else ""
-    return f"{spelled(node, root)}() in {place or 'the forward'}"
+    return f"{op_name(node, root)}() in {place or 'the forward'}"
 
 
-def kind_of(node: fx.Node, root: nn.Module) -> Kind:  # noqa: C901  (one line a kind)
+def op_kind(node: fx.Node, root: nn.Module) -> Kind:  # noqa: C901  (one line a kind)
     """What a step is, whatever its spelling; "open" for a module that must be looked into, "other" for the rest."""
     if not node.op.startswith("call_"):
         return "other"
-    name, module = spelled(node, root), module_of(node, root)
+    name, module = op_name(node, root), module_of(node, root)
     if module is not None and (isinstance(module, nn.Sequential) or not type(module).__module__.startswith(PLAIN)):
         return "open"
     if isinstance(module, nn.Linear) or name == "linear":
@@ -135,7 +135,7 @@ def data_inputs(node: fx.Node, image: set[fx.Node]) -> Iterator[fx.Node]:
                 yield each
 
 
-def pair(value: Any) -> tuple[Any, Any]:
+def as_pair(value: Any) -> tuple[Any, Any]:
     """A size argument, one for rows and one for columns."""
     if isinstance(value, fx.Node):
         value = value.meta["val"]
@@ -145,6 +145,6 @@ def pair(value: Any) -> tuple[Any, Any]:
     return value, value
 
 
-def argument(node: fx.Node, place: int, name: str) -> Any:
+def argument_of(node: fx.Node, place: int, name: str) -> Any:
     """An argument of a function or method, by its place or by its name; None where it is not given."""
     return node.args[place] if len(node.args) > place else node.kwargs.get(name)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["Symbol", "TensorSymbol", "Untraceable", "lengths_recorded", "names_seen_by"]
+__all__ = ["ShapedProxy", "TensorProxy", "Untraceable", "globals_of", "len_traced"]
 
 PLAIN = (
     int, float, complex, str, bytes, tuple, list, dict, set, range, type(None),
@@ -30,7 +30,7 @@ RANK = ("dim", "ndim", "ndimension")
 IN_PLACE = ("add", "sub", "mul", "truediv", "floordiv", "pow", "matmul", "and", "or", "xor", "mod")
 
 
-def names_seen_by(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
+def globals_of(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
     """The global names of forward passes, of functions that modules hold, and of functions among those names."""
     held = [function for m in modules for function in (type(m).forward, *vars(m).values())]
     spaces = {id(space): space for each in held if isinstance(space := getattr(each, "__globals__", None), dict)}
@@ -40,11 +40,11 @@ def names_seen_by(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def lengths_recorded(spaces: Iterable[dict[str, Any]]) -> Iterator[None]:
+def len_traced(spaces: Iterable[dict[str, Any]]) -> Iterator[None]:
     """Let `len(x)` of a symbol be a symbol for functions with these global names; Python itself allows numbers only."""
 
     def length(given: Any) -> Any:
-        tensor = issubclass(type(given), Symbol) and isinstance(given.value, Tensor)
+        tensor = issubclass(type(given), ShapedProxy) and isinstance(given.value, Tensor)
         return given.size(0) if tensor else len(given)
 
     taken = [space for space in spaces if "len" not in space]
@@ -61,7 +61,7 @@ class Untraceable(Exception):
     """A step of the forward pass that no graph can hold: it needs the numbers in a tensor, or happens out of sight."""
 
 
-class Symbol(fx.Proxy):
+class ShapedProxy(fx.Proxy):
     """A value of the forward pass that is being recorded."""
 
     tracer: Any
@@ -84,7 +84,7 @@ class Symbol(fx.Proxy):
         objects only where it is one.
         """
         value = self.value
-        return type(value) if isinstance(value, PLAIN) or is_dataclass(value) else Symbol
+        return type(value) if isinstance(value, PLAIN) or is_dataclass(value) else ShapedProxy
 
     @__class__.setter
     def __class__(self, _: type) -> None:
@@ -161,7 +161,7 @@ class Symbol(fx.Proxy):
         return self.value.keys()
 
 
-class TensorSymbol(Symbol, Tensor):  # type: ignore[misc]
+class TensorProxy(ShapedProxy, Tensor):  # type: ignore[misc]
     """A symbol of a tensor that is a tensor itself, without storage.
 
     Whatever reads it by a way that records nothing, C++ above all, finds what it expects.
@@ -186,16 +186,16 @@ class TensorSymbol(Symbol, Tensor):  # type: ignore[misc]
         """What belongs to tensors is recorded and not looked up."""
         if name in OWN or name.startswith("__") or name in object.__getattribute__(self, "__dict__"):
             return object.__getattribute__(self, name)
-        return Symbol.__getattr__(self, name)
+        return ShapedProxy.__getattr__(self, name)
 
 
-OWN = frozenset({"node", "tracer", *vars(Symbol)}) - {"__doc__", "__module__"}
+OWN = frozenset({"node", "tracer", *vars(ShapedProxy)}) - {"__doc__", "__module__"}
 
 
 class _Method:
     """A method of a symbol, before it is called."""
 
-    def __init__(self, owner: Symbol, name: str) -> None:
+    def __init__(self, owner: ShapedProxy, name: str) -> None:
         self.owner, self.name = owner, name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -207,7 +207,7 @@ def _record_in_place(name: str) -> Any:
     plain = getattr(operator, f"{name}_" if name in ("and", "or") else name)
     in_place = getattr(operator, f"i{name}")
 
-    def record(self: Symbol, other: Any) -> Any:
+    def record(self: ShapedProxy, other: Any) -> Any:
         function = in_place if isinstance(self.value, Tensor) else plain
         return self.tracer.create_proxy("call_function", function, (self, other), {})
 
@@ -215,4 +215,4 @@ def _record_in_place(name: str) -> Any:
 
 
 for _name in IN_PLACE:
-    setattr(Symbol, f"__i{_name}__", _record_in_place(_name))
+    setattr(ShapedProxy, f"__i{_name}__", _record_in_place(_name))

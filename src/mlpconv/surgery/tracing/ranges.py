@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from mlpconv.surgery.tracing.graph import module_of
-from mlpconv.surgery.tracing.ops import argument, spelled
+from mlpconv.surgery.tracing.ops import argument_of, op_name
 
 __all__ = ["ANY", "Range", "range_of"]
 
@@ -41,7 +41,7 @@ def range_of(node: fx.Node, root: nn.Module) -> Range:
 
 
 def _range(node: fx.Node, root: nn.Module, of: Callable[[fx.Node], Range]) -> Range:
-    name = spelled(node, root)
+    name = op_name(node, root)
     if not node.op.startswith("call_") or not node.all_input_nodes:
         return ANY
     if name in BOUNDED:
@@ -71,7 +71,7 @@ def _clamped(node: fx.Node, root: nn.Module, name: str) -> Range:
     if module is not None:
         return float(module.min_val), float(module.max_val)
     words = ("min_val", "max_val") if name == "hardtanh" else ("min", "max")
-    low, high = argument(node, 1, words[0]), argument(node, 2, words[1])
+    low, high = argument_of(node, 1, words[0]), argument_of(node, 2, words[1])
     if name == "hardtanh":
         low, high = -1.0 if low is None else low, 1.0 if high is None else high
     if not all(isinstance(each, int | float | None) for each in (low, high)):

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from mlpconv.analysis.meta import batches_taken, failure_of
 from mlpconv.errors import first_line
 
-__all__ = ["failed", "refused", "why"]
+__all__ = ["failure_message", "reason_of", "refusal_message"]
 
 
-def why(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Why a step fails on tensors without storage."""
     text = first_line(error)
     if "Meta kernel" in text:
@@ -28,16 +28,16 @@ def _what(shadow: nn.Module, image: Tensor) -> str:
     return f"{type(shadow).__name__}, on images of {'x'.join(map(str, image.shape[1:]))},"
 
 
-def failed(shadow: nn.Module, image: Tensor, reason: str) -> str:
+def failure_message(shadow: nn.Module, image: Tensor, reason: str) -> str:
     """Say why a network does not take such images, and which batches it takes, if that is the reason."""
     return f"{_what(shadow, image)} cannot be followed: {reason}{batches_taken(shadow, image) or '.'}"
 
 
-def refused(shadow: nn.Module, image: Tensor, error: Exception) -> str:
+def refusal_message(shadow: nn.Module, image: Tensor, error: Exception) -> str:
     """Why there is no graph of a network: it does not take the images itself, or what it does cannot be traced."""
     failure = failure_of(shadow, image)
     if failure is not None:
-        return failed(shadow, image, why(failure))
+        return failure_message(shadow, image, reason_of(failure))
     return (
         f"{_what(shadow, image)} cannot be traced{_line_of(error)}: {first_line(error)}. Accepted is a forward "
         "pass that takes the same steps for all images of one size."

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from mlpconv.errors import SurgeryError
-from mlpconv.surgery.tracing.stored_graph import restored, stored
+from mlpconv.surgery.tracing.stored_graph import restore_graph, store_graph
 
 __all__ = ["Rewritten"]
 
@@ -59,11 +59,11 @@ class Rewritten(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """All but the compiled functions, which a copy makes anew from the graphs."""
         state = {name: value for name, value in vars(self).items() if name != "_passes"}
-        return state | {"graphs": {name: stored(graph) for name, graph in self.graphs.items()}}
+        return state | {"graphs": {name: store_graph(graph) for name, graph in self.graphs.items()}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.graphs = {name: restored(steps) for name, steps in state["graphs"].items()}
+        self.graphs = {name: restore_graph(steps) for name, steps in state["graphs"].items()}
         self._passes = self._compiled()
 
     def extra_repr(self) -> str:

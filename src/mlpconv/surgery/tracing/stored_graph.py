@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torch import fx
 from torch._ops import OpOverload, OpOverloadPacket
 
-__all__ = ["StoredStep", "restored", "stored"]
+__all__ = ["StoredStep", "restore_graph", "store_graph"]
 
 
 class StoredStep(NamedTuple):
@@ -32,7 +32,7 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedObject:
     """A function by the place where it is kept: some of PyTorch's do not know it themselves, and cannot be pickled."""
 
     module: str
@@ -43,7 +43,7 @@ class Named:
         return reduce(getattr, self.path.split("."), importlib.import_module(self.module))
 
 
-def stored(graph: fx.Graph) -> list[StoredStep]:
+def store_graph(graph: fx.Graph) -> list[StoredStep]:
     """Return the steps of a graph as data."""
     return [
         StoredStep(
@@ -57,7 +57,7 @@ def stored(graph: fx.Graph) -> list[StoredStep]:
     ]
 
 
-def restored(steps: Sequence[StoredStep]) -> fx.Graph:
+def restore_graph(steps: Sequence[StoredStep]) -> fx.Graph:
     """Return the graph of these steps."""
     graph = fx.Graph()
     nodes: dict[str, fx.Node] = {}
@@ -68,7 +68,7 @@ def restored(steps: Sequence[StoredStep]) -> fx.Graph:
     for step in steps:
         args: Any = fx.node.map_aggregate(step.args, known)
         kwargs: Any = fx.node.map_aggregate(step.kwargs, known)
-        target = step.target.function() if isinstance(step.target, Named) else step.target
+        target = step.target.function() if isinstance(step.target, NamedObject) else step.target
         nodes[step.name] = graph.create_node(step.op, target, args, kwargs, step.name)
     return graph
 
@@ -85,8 +85,8 @@ def _referring(arguments: Any) -> Any:
 def _by_name(target: Any) -> Any:
     """A function as the name under which it is found again; as it is where it has none."""
     if isinstance(target, OpOverload | OpOverloadPacket):
-        return Named("torch", f"ops.{target}")
-    named = Named(getattr(target, "__module__", None) or "", getattr(target, "__name__", None) or "")
+        return NamedObject("torch", f"ops.{target}")
+    named = NamedObject(getattr(target, "__module__", None) or "", getattr(target, "__name__", None) or "")
     try:
         return named if named.function() is target else target
     except (AttributeError, ImportError, ValueError):

@@ -20,14 +20,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from mlpconv.analysis.meta import OnMeta, isolated
 from mlpconv.errors import MlpconvError, SurgeryError, first_line
-from mlpconv.surgery.tracing.contexts import settings, switched
-from mlpconv.surgery.tracing.hidden_calls import hidden_calls_recorded
-from mlpconv.surgery.tracing.proxy import Symbol, TensorSymbol, Untraceable, lengths_recorded, names_seen_by
-from mlpconv.surgery.tracing.reasons import failed, refused, why
+from mlpconv.surgery.tracing.contexts import changed_setting, current_settings
+from mlpconv.surgery.tracing.hidden_calls import hidden_calls_traced
+from mlpconv.surgery.tracing.proxy import ShapedProxy, TensorProxy, Untraceable, globals_of, len_traced
+from mlpconv.surgery.tracing.reasons import failure_message, reason_of, refusal_message
 
-__all__ = ["Opens", "drop_questions", "record"]
+__all__ = ["OpensModule", "drop_shape_queries", "trace_graph"]
 
-Opens = Callable[[str, nn.Module], bool]
+OpensModule = Callable[[str, nn.Module], bool]
 """Whether to look inside the module of this name; what is not opened is one node of the graph."""
 BATCH = 2
 
@@ -48,7 +48,7 @@ class _Watch(OnMeta):  # type: ignore[no-untyped-call]
     ) -> Any:
         if self.tracer.working:
             return super().__torch_dispatch__(func, types, args, kwargs)
-        if any(issubclass(type(leaf), TensorSymbol) for leaf in tree_leaves((args, kwargs))):
+        if any(issubclass(type(leaf), TensorProxy) for leaf in tree_leaves((args, kwargs))):
             name = str(func).rpartition(".")[0]  # without the overload
             raise self.tracer.untraceable(
                 f"it runs {name} unseen by any tracer, as torch.func, TorchScript and torch.tensor do"
@@ -61,7 +61,7 @@ class _Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, opens: Opens, opaque: Collection[str]) -> None:
+    def __init__(self, opens: OpensModule, opaque: Collection[str]) -> None:
         super().__init__()
         self.opens, self.opaque = opens, opaque
         self.working = False  # whether values are worked out, and nothing is recorded
@@ -78,15 +78,15 @@ class _Tracer(fx.Tracer):
         for name, held in (*shadow.named_parameters(), *shadow.named_buffers()):
             self.held[id(held)] = name
         opened = [m for name, m in shadow.named_modules() if not name or not self.is_leaf_module(m, name)]
-        names = names_seen_by(opened)
+        names = globals_of(opened)
         with (
-            lengths_recorded(names),
-            hidden_calls_recorded(),
+            len_traced(names),
+            hidden_calls_traced(),
             isolated(),
             torch.enable_grad(),
             _Watch(self),
         ):
-            self.settings = settings()
+            self.settings = current_settings()
             graph = self.trace(shadow)
             if self.refusal is not None:
                 raise self.refusal
@@ -107,10 +107,10 @@ class _Tracer(fx.Tracer):
 
         return forward(*args, **kwargs) if self.working else super().call_module(m, watched, args, kwargs)
 
-    def untraceable(self, why: str) -> Untraceable:
+    def untraceable(self, reason_of: str) -> Untraceable:
         """The error to raise for a step that cannot be traced."""
         if self.refusal is None:
-            self.refusal, self.inside = Untraceable(why), self.places()
+            self.refusal, self.inside = Untraceable(reason_of), self.places()
         return self.refusal
 
     def places(self) -> list[str]:
@@ -164,13 +164,13 @@ class _Tracer(fx.Tracer):
             self.working = before
         return node
 
-    def proxy(self, node: fx.Node) -> Symbol:
+    def proxy(self, node: fx.Node) -> ShapedProxy:
         """A symbol."""
-        return TensorSymbol(node, self) if isinstance(node.meta.get("val"), Tensor) else Symbol(node, self)
+        return TensorProxy(node, self) if isinstance(node.meta.get("val"), Tensor) else ShapedProxy(node, self)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
         """Record one step, and work out its value on tensors without storage."""
-        changed = switched(self.settings)
+        changed = changed_setting(self.settings)
         if changed:
             raise self.untraceable(f"it switches {changed} inside its forward pass, which no graph keeps")
         symbol = super().create_proxy(kind, target, args, kwargs, *rest, **more)
@@ -192,18 +192,18 @@ class _Tracer(fx.Tracer):
                 )
         except Exception as error:
             if kind != "call_module":
-                raise self.untraceable(why(error)) from error
+                raise self.untraceable(reason_of(error)) from error
             place = next(reversed(self.module_stack.values()))[0] if self.module_stack else ""
-            raise _Failed(f"in {place or 'its forward'}: {why(error)}") from error
+            raise _Failed(f"in {place or 'its forward'}: {reason_of(error)}") from error
         finally:
             self.working = False
 
 
 def _bare(leaf: Any) -> Any:
-    return cast("Symbol", leaf).value if issubclass(type(leaf), fx.Proxy) else leaf
+    return cast("ShapedProxy", leaf).value if issubclass(type(leaf), fx.Proxy) else leaf
 
 
-def record(shadow: nn.Module, input_shape: tuple[int, int, int], opens: Opens) -> fx.Graph:
+def trace_graph(shadow: nn.Module, input_shape: tuple[int, int, int], opens: OpensModule) -> fx.Graph:
     """The graph of a forward pass over images of (C, H, W).
 
     `shadow` is a copy without storage in the mode (train or eval) that is meant. Every node's `meta["val"]` holds what
@@ -220,13 +220,13 @@ def record(shadow: nn.Module, input_shape: tuple[int, int, int], opens: Opens) -
         try:
             graph = tracer.record(copy.copy(shadow), image)
         except (_Failed, SurgeryError) as error:
-            raise SurgeryError(failed(shadow, image, str(error))) from error
+            raise SurgeryError(failure_message(shadow, image, str(error))) from error
         except MlpconvError:
             raise
         except Exception as error:
             inside = tracer.inside if tracer.refusal is not None else tracer.places()
             if not inside:
-                raise SurgeryError(refused(shadow, image, tracer.refusal or error)) from error
+                raise SurgeryError(refusal_message(shadow, image, tracer.refusal or error)) from error
             opaque[inside[-1]] = first_line(tracer.refusal or error)
         else:
             graph.refusals = opaque  # type: ignore[attr-defined]
@@ -243,7 +243,7 @@ def record(shadow: nn.Module, input_shape: tuple[int, int, int], opens: Opens) -
 
 def _tidied(graph: fx.Graph, root: nn.Module) -> fx.Graph:
     """Without the questions that were asked of shapes; with the tensors that were made on the way."""
-    drop_questions(graph)
+    drop_shape_queries(graph)
     constants = {}
     for node in graph.find_nodes(op="get_attr"):
         if node.target.startswith("_tensor_constant"):
@@ -252,7 +252,7 @@ def _tidied(graph: fx.Graph, root: nn.Module) -> fx.Graph:
     return graph
 
 
-def drop_questions(graph: fx.Graph, replaced: Collection[fx.Node] = ()) -> list[fx.Node]:
+def drop_shape_queries(graph: fx.Graph, replaced: Collection[fx.Node] = ()) -> list[fx.Node]:
     """Take away what is read, asked for or replaced, and not used: sizes, parameters, and steps that have a successor.
 
     All in one pass from the end: a question may be all that holds a step, and a step all that holds a question.
