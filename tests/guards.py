@@ -89,7 +89,7 @@ GUARDS = (
     ),
     Mutant(
         "surgery/fold.py",
-        "    made = copied(model)\n",
+        "    made = deep_copy(model)\n",
         "    made = model\n",
         "surgery/test_fold.py::test_the_network_stays_as_it_is_and_what_it_has_is_kept",
     ),
@@ -131,7 +131,7 @@ GUARDS = (
     ),
     Mutant(
         "surgery/heads/crops.py",
-        "Maps(precise or changed)",
+        "MapsOnly(precise or changed)",
         "Maps(changed)",
         "surgery/test_rows.py::test_uneven_windows_are_compared_with_weights_that_are_not_rounded",
     ),

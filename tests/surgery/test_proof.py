@@ -260,7 +260,7 @@ def test_two_networks_are_compared_one_after_the_other(monkeypatch: pytest.Monke
         most.append(sum(each() is not None for each in copies))
         return made
 
-    monkeypatch.setattr(comparison, "copied", watched)
+    monkeypatch.setattr(comparison, "deep_copy", watched)
     proof = compare(network(), network(), SHAPE)
     assert {each.dtype for each in proof.differences} == {"float32", "float64"}
     assert most == [1, 1]

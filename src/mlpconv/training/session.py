@@ -151,7 +151,7 @@ def model_info(dataset: Dataset, recipe: Recipe) -> dict[str, Any]:
     return {
         "data": dataset.name,
         "fingerprint": dataset.fingerprint,
-        "train_images": len(dataset.split("run_training")),
+        "train_images": len(dataset.split("train")),
         **({} if membership is None else {"validation": membership.to_dict()}),
         "recipe": recipe.to_dict(),
         "seed": recipe.seed,
