@@ -80,8 +80,7 @@ class Maps(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, D, h, w)."""
-        found = self.network.features(x)
-        return found["5b"] if isinstance(found, dict) else found
+        return self.network.forward_features(x)
 
 
 def body(name: str) -> tuple[nn.Module, tuple[int, int, int]]:

@@ -11,16 +11,18 @@ import mlpconv
 from mlpconv.data import Split
 from mlpconv.data.as_trained import open_as_trained
 from mlpconv.errors import DataError
-from mlpconv.modelfile.store import WEIGHTS
+from mlpconv.models.weights import WEIGHTS
 
 SHIPPED = {"digits": 53_530, "nin_cifar10": 966_986, "nin_mnist": 349_674}
 LARGEST = 4_000_000
+BACKBONES = {"squeezenet": (1_235_496, 2_500_000), "efficientnet_lite0": (4_631_000, 9_500_000)}
+"""Trained by others on ImageNet: parameters with batch norm folded, and the most bytes of the file."""
 JUDGED = Path(__file__).parents[1] / "benchmarks" / "results" / "nin_cifar10-40000.safetensors"
 """The recipe of nin_cifar10 on a part of the images, so that there are some to judge it on."""
 
 
 def test_what_ships_is_what_is_promised():
-    assert {path.stem for path in WEIGHTS.glob("*.safetensors")} == set(SHIPPED)
+    assert {path.stem for path in WEIGHTS.glob("*.safetensors")} == {*SHIPPED, *BACKBONES}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -33,6 +35,18 @@ def test_a_shipped_network_is_plain_and_small_and_says_how_it_was_made(name: str
     assert len(classifier.info["fingerprint"]) == 64
     validation = classifier.info["shipped"]["validation"]
     assert 0 < validation["error_interval"][0] < validation["error"] < validation["error_interval"][1] < 0.1
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_backbone_is_plain_and_small_and_says_who_made_it(name: str):
+    classifier, (parameters, size) = mlpconv.load(name), BACKBONES[name]
+    assert sum(parameter.numel() for parameter in classifier.model.parameters()) == parameters
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in classifier.model.modules())
+    assert (WEIGHTS / f"{name}.safetensors").stat().st_size <= size
+    assert len(classifier.classes) == 1000 and len(classifier.info["wordnet_ids"]) == 8000
+    about = classifier.info["shipped"]
+    assert about["source"] and about["licence"] in ("BSD-2-Clause", "Apache-2.0")
+    assert f"{name}.safetensors" in (WEIGHTS / "NOTICE.txt").read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", [*SHIPPED, JUDGED])

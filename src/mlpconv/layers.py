@@ -143,19 +143,20 @@ class MLPConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, channels[-1], h, w)."""
-        last = len(self.convs) - 1
-        for index, (conv, norm, activation) in enumerate(zip(self.convs, self.norms, self.activations, strict=True)):
-            pool = self.pool if index == last else None
-            x = conv(x)
-            if pool is not None and self.pool_at == "conv":
-                x = pool(x)
-            x = norm(x)
-            if pool is not None and self.pool_at == "norm":
-                x = pool(x)
-            x = activation(x)
-            if pool is not None and self.pool_at == "activation":
-                x = pool(x)
+        return self.forward_last(self.forward_hidden(x))
+
+    def forward_hidden(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, channels[-2], h, w): all convolutions but the last, which is where a classifier ends."""
+        for index in range(len(self.convs) - 1):
+            x = self.activations[index](self.norms[index](self.convs[index](x)))
         return x
+
+    def forward_last(self, x: Tensor) -> Tensor:
+        """(N, channels[-2], h, w) -> (N, channels[-1], h, w): the last convolution, with the pool in its place."""
+        x = self.convs[-1](x)
+        for place, module in (("conv", self.norms[-1]), ("norm", self.activations[-1])):
+            x = module(self.pool(x) if self.pool is not None and self.pool_at == place else x)
+        return self.pool(x) if self.pool is not None and self.pool_at == "activation" else x
 
 
 def _pool_place(pool: nn.Module | None, activation: str, pool_first: bool) -> Literal["conv", "norm", "activation"]:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from mlpconv.errors import UsageError
-from mlpconv.models import Network, build, create_model, list_models
+from mlpconv.models import FAMILY_OPTIONS, Network, build, create_model, list_models
 
 _MADE: dict[str, Network] = {}
 
@@ -25,6 +25,14 @@ def model(request: pytest.FixtureRequest) -> Network:
     return _MADE[request.param]
 
 
+NORM = {"norm": "batch", "activation": "elu"}
+
+
+def some_of(model: Network, options: dict[str, str]) -> dict[str, str]:
+    """Those options that the network's family has."""
+    return {name: value for name, value in options.items() if name in FAMILY_OPTIONS[model.config.family]}
+
+
 def some_images(model: Network, rows: int, columns: int, count: int = 2) -> torch.Tensor:
     return torch.randn(count, model.in_channels, rows, columns, generator=torch.Generator().manual_seed(1))
 
@@ -34,7 +42,7 @@ def test_half_a_network_cannot_be_made() -> None:
         def category_maps(self, x: torch.Tensor) -> torch.Tensor:
             return x
 
-    with pytest.raises(TypeError, match=r"abstract.*first_mlpconv.*last_conv.*last_layer"):
+    with pytest.raises(TypeError, match=r"abstract.*first_stages.*last_conv.*last_layer"):
         Half()
 
 
@@ -61,7 +69,7 @@ def test_any_size_from_the_minimum_works(model: Network) -> None:
 
 def test_below_the_minimum_is_refused_and_the_minimum_named(model: Network) -> None:
     low = model.min_size
-    for size in ((low - 1, low), (low, low - 1), (1, 1)):
+    for size in ((low - 1, low), (low, low - 1), (min(1, low - 1),) * 2):
         for call in (model, model.category_maps):
             with pytest.raises(UsageError, match=f"at least {low}x{low} is accepted"):
                 call(some_images(model, *size))
@@ -105,7 +113,7 @@ def test_what_it_says_of_itself(model: Network) -> None:
 
 
 def test_other_classes_channels_and_width(model: Network) -> None:
-    narrow = create_model(model.config.name, num_classes=7, in_channels=2, width=0.25, norm="batch", activation="elu")
+    narrow = create_model(model.config.name, num_classes=7, in_channels=2, width=0.25, **some_of(model, NORM))
     narrow.eval()
     with torch.no_grad():
         assert narrow(torch.randn(3, 2, narrow.min_size, narrow.min_size)).shape == (3, 7)
@@ -114,7 +122,7 @@ def test_other_classes_channels_and_width(model: Network) -> None:
 
 def test_every_parameter_learns(model: Network) -> None:
     torch.manual_seed(3)
-    trained = create_model(model.config.name, width=0.25, init="he", num_classes=5)
+    trained = create_model(model.config.name, width=0.25, num_classes=5, **some_of(model, {"init": "he"}))
     rows = min(64, trained.input_size[1])
     loss = cross_entropy(trained(some_images(trained, rows, rows, 4)), torch.tensor([0, 1, 2, 3]))
     loss.backward()
@@ -122,6 +130,29 @@ def test_every_parameter_learns(model: Network) -> None:
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.abs().max() > 0, name
+
+
+def test_the_head_on_the_features_is_the_network(model: Network) -> None:
+    images = some_images(model, model.min_size + 4, model.min_size + 7)
+    with torch.no_grad():
+        features = model.forward_features(images)
+        assert features.shape[:2] == (2, model.num_features)
+        assert torch.equal(model.forward_head(features), model(images))
+
+
+def test_another_classifier_on_the_same_features(model: Network) -> None:
+    images = some_images(model, model.min_size + 4, model.min_size + 7)
+    other = copy.deepcopy(model)
+    other.reset_classifier(7)
+    assert other.num_classes == other.config.num_classes == 7
+    assert build(other.config.to_dict()).state_dict().keys() == other.state_dict().keys()
+    assert not any(module.training for module in other.modules())
+    with torch.no_grad():
+        assert torch.equal(other.forward_features(images), model.forward_features(images))
+        assert other(images).shape == (2, 7)
+        torch.testing.assert_close(other.category_maps(images).mean((2, 3)), other(images), rtol=1e-4, atol=1e-5)
+    described = build(other.config.to_dict())
+    described.load_state_dict(other.state_dict())
 
 
 def test_copies_and_memory_formats_agree(model: Network) -> None:

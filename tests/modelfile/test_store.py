@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from mlpconv import inference, modelfile
 from mlpconv.errors import ModelFileError, NonFiniteError, UsageError
 from mlpconv.inference import Classifier
-from mlpconv.modelfile import store, template
-from mlpconv.models import create_model, list_models
+from mlpconv.modelfile import template
+from mlpconv.models import create_model, list_models, weights
 from mlpconv.preprocessing import STEPS, Preprocessing
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel")
@@ -199,7 +199,7 @@ def test_a_run_folder_and_a_path_stand_for_the_file(tmp_path: Path) -> None:
 
 
 def test_shipped_weights_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(weights, "WEIGHTS", tmp_path)
     with pytest.raises(ModelFileError, match=r"no file or folder 'mine': .* shipped weights \(none in this release\)"):
         inference.load("mine")
     save(tmp_path / "mine.safetensors")

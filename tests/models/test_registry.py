@@ -70,11 +70,12 @@ def test_none_is_the_networks_own() -> None:
 
 
 def test_every_option_has_a_sentence() -> None:
-    assert set(FAMILY_OPTIONS) == {"nin", "conv", "googlenet"}
-    shared = {"num_classes", "in_channels", "width", "activation", "norm", "dropout", "last_relu", "head", "init"}
+    assert set(FAMILY_OPTIONS) == {"nin", "conv", "googlenet", "squeezenet", "efficientnet_lite"}
     for options in FAMILY_OPTIONS.values():
-        assert shared <= set(options)
+        assert {"num_classes", "in_channels", "size", "width", "dropout"} <= set(options)
         assert all(options.values())
+    for family in ("nin", "conv", "googlenet"):
+        assert {"activation", "norm", "last_relu", "head", "init"} <= set(FAMILY_OPTIONS[family])
 
 
 def described(name: str = "nin_tiny") -> dict[str, Any]:
@@ -93,7 +94,7 @@ def with_block(**settings: Any) -> dict[str, Any]:
         (None, "family is None"),
         ([], "family is None"),
         ({}, "family is None"),
-        ({"family": "resnet"}, "Accepted: conv, googlenet, nin"),
+        ({"family": "resnet"}, "Accepted: conv, efficientnet_lite, googlenet, nin, squeezenet"),
         ({"family": ["nin"]}, "family is"),
         ({"family": "nin"}, "lacks the setting"),
         (described() | {"weights": 1}, "no setting 'weights'"),

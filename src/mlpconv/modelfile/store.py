@@ -34,6 +34,7 @@ from mlpconv.modelfile.tensorfile import (
     read_header,
     read_tensors,
 )
+from mlpconv.models.weights import pretrained_names, pretrained_path
 from mlpconv.preprocessing import Preprocessing
 from mlpconv.threads import one_thread
 
@@ -43,7 +44,6 @@ FORMAT, VERSION = "mlpconv model", 3
 KEY = "mlpconv"
 NO_DIGEST = "0" * 64
 MODEL_FILE = "model.safetensors"
-WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 KINDS = {
     "format": str,
     "version": int,
@@ -68,10 +68,10 @@ def save(
 ) -> None:
     """Write a model file, all or nothing; the network stays as it is.
 
-    `half` stores weights of two or more axes as float16 (they load as float32); a network in float64 is rounded to
-    float32. Raises UsageError for parts that do not fit, a network that its configuration does not describe, `info`
-    that is not JSON or a path that is a folder, NonFiniteError for NaN or infinite weights, OSError where it cannot be
-    written.
+    `half` stores as float16 the weights of two or more axes, and whatever loses nothing by it (both load as float32); a
+    network in float64 is rounded to float32. Raises UsageError for parts that do not fit, a network that its
+    configuration does not describe, `info` that is not JSON or a path that is a folder, NonFiniteError for NaN or
+    infinite weights, OSError where the file cannot be written.
     """
     network = check_parts(model, preprocessing, classes, input_size)
     dtypes = check_described(network)
@@ -115,7 +115,7 @@ def _stored(module: nn.Module, prefix: str, dtypes: Mapping[str, torch.dtype], h
     for name, tensor in module.state_dict().items():
         value = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         value = value.to(stored_dtype(value, dtypes[name]))
-        if half and value.dtype == torch.float32 and value.dim() > 1:
+        if half and value.dtype == torch.float32 and (value.dim() > 1 or torch.equal(value.half().float(), value)):
             value = value.half()
         if not _all_finite(value):
             kind = "in the network"
@@ -175,10 +175,10 @@ def _find(given: str) -> Path:
         return path / MODEL_FILE
     if os.path.lexists(path):
         return path
-    shipped = {weights.stem: weights for weights in WEIGHTS.glob("*.safetensors")}
+    shipped = pretrained_names()
     if given in shipped:
-        return shipped[given]
-    names = ", ".join(sorted(shipped)) or "none in this release"
+        return pretrained_path(given)
+    names = ", ".join(shipped) or "none in this release"
     advice = f"give a model file, a run folder, or the name of shipped weights ({names})"
     raise ModelFileError(f"There is no file or folder {given[:300]!r}: {advice}.")
 

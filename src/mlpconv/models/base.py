@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from mlpconv.errors import UsageError
-from mlpconv.layers import MLPConv
-from mlpconv.models.ranks import parts_of
 
 __all__ = ["Config", "Network"]
 
@@ -20,6 +19,10 @@ class Config(Protocol):
     @property
     def name(self) -> str:
         """The name that `create_model` takes."""
+
+    @property
+    def family(self) -> str:
+        """The kind of configuration, which names the module that builds from it."""
 
     @property
     def parameters(self) -> int:
@@ -44,13 +47,18 @@ class Network(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def first_mlpconv(self) -> MLPConv:
-        """The layer that sees the image."""
+    def num_features(self) -> int:
+        """D, the channels of the feature maps that the classifier takes."""
+
+    @property
+    @abstractmethod
+    def first_stages(self) -> Sequence[Sequence[nn.Module]]:
+        """The modules of the first convolution, then of the whole first block: the order in which layers freeze."""
 
     @property
     def first_conv(self) -> nn.Conv2d:
         """The convolution that sees the image: its weights are the filters people look at."""
-        return parts_of(self.first_mlpconv.convs[0])[0]
+        return next(module for module in self.first_stages[0][0].modules() if isinstance(module, nn.Conv2d))
 
     @property
     @abstractmethod
@@ -61,6 +69,22 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def last_layer(self) -> nn.Conv2d | nn.Linear:
         """The layer that makes the logits, convolution or linear."""
+
+    @abstractmethod
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, D, h, w): the feature maps that the classifier takes."""
+
+    @abstractmethod
+    def forward_head(self, features: Tensor) -> Tensor:
+        """(N, D, h, w) -> logits (N, K)."""
+
+    @abstractmethod
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the layer that makes the logits by a freshly initialised one of `num_classes` outputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> logits (N, K)."""
+        return self.forward_head(self.forward_features(x))
 
     @abstractmethod
     def category_maps(self, x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from mlpconv.errors import UsageError
 from mlpconv.layers import MLPConv
 from mlpconv.models.base import Network
 from mlpconv.models.blocks import NINConfig
+from mlpconv.models.efficientnet_lite import EfficientNetLite
 from mlpconv.models.googlenet import GoogLeNet
 from mlpconv.models.googlenet_config import GoogLeNetConfig
 from mlpconv.models.ranks import parts_of
@@ -37,7 +38,7 @@ def fold_norm(model: Network) -> Network:
     statistics, or numbers that are not finite.
     """
     folded = copy.deepcopy(model)
-    if model.config.norm is None:  # type: ignore[attr-defined]
+    if getattr(model.config, "norm", None) is None:
         return folded
     _without_norms(folded)
     precise = _precise(model)
@@ -72,6 +73,9 @@ def norm_scale_and_shift(norm: BatchNorm, name: str) -> tuple[Tensor, Tensor]:
 
 def _without_norms(model: Network) -> None:
     """Work every norm of the network into its convolution, in place."""
+    if isinstance(model, EfficientNetLite):
+        _fold_pairs(model)
+        return
     for path, block in model.named_modules():
         if not isinstance(block, MLPConv):
             continue
@@ -91,6 +95,18 @@ def _without_norms(model: Network) -> None:
         model.config = replace(cast("NINConfig", model.config), norm=None)
 
 
+def _fold_pairs(model: EfficientNetLite) -> None:
+    """Fold each batch norm of an EfficientNet-Lite into the convolution before it, which gets a bias."""
+    for owner, conv_name, norm_name in model.norm_pairs():
+        conv, norm = cast("nn.Conv2d", getattr(owner, conv_name)), getattr(owner, norm_name)
+        scale, shift = norm_scale_and_shift(norm, norm_name)
+        if conv.bias is None:
+            conv.bias = nn.Parameter(torch.zeros_like(conv.weight[:, 0, 0, 0]))
+        _scale(conv, scale, shift)
+        setattr(owner, norm_name, nn.Identity().train(norm.training))
+    model.config = replace(model.config, norm=None)
+
+
 def _check_rising(scale: Tensor, name: str) -> None:
     # s * max(x) = max(s * x) holds for s >= 0; for s < 0 it is a minimum, which no max-pool with a ReLU can make.
     falling = (scale < 0).nonzero().flatten().tolist()
@@ -106,7 +122,7 @@ def _check_rising(scale: Tensor, name: str) -> None:
 def _scale(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> None:
     """In place: the convolution followed by x -> scale * x + shift."""
     conv.weight.copy_(conv.weight.to(scale.dtype) * scale[:, None, None, None])
-    bias = cast("Tensor", conv.bias)  # every convolution of ours has one
+    bias = cast("Tensor", conv.bias)
     bias.copy_(bias.to(scale.dtype) * scale + shift)
 
 

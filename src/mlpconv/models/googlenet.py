@@ -7,6 +7,7 @@ and 13,378,280 with the two auxiliary heads. Its 1x1 reductions and its pooled h
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple, cast
 
 import torch
@@ -33,6 +34,7 @@ from mlpconv.models.initialise import init_convs, init_linear
 
 __all__ = ["CONFIG", "GoogLeNet", "GoogLeNetConfig", "GoogLeNetOutputs"]
 
+LAST = INCEPTION[-1][0]
 BIAS = 0.2
 """The published model's convolutions start with this bias, and with Glorot's uniform weights."""
 
@@ -104,9 +106,15 @@ class GoogLeNet(Network):
         _start(self)
 
     @property
-    def first_mlpconv(self) -> MLPConv:
-        """The 7x7 on the image, with its activation and pool."""
-        return cast("MLPConv", self.stem[0])
+    def num_features(self) -> int:
+        """D, the channels of the last Inception module."""
+        return cast("Inception", self.inception[LAST]).out_channels
+
+    @property
+    def first_stages(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        """The 7x7 convolution with its norm, then its whole unit."""
+        first = cast("MLPConv", self.stem[0])
+        return [first.convs[0], first.norms[0]], [first]
 
     @property
     def last_conv(self) -> None:
@@ -118,18 +126,23 @@ class GoogLeNet(Network):
         """The layer that makes the logits."""
         return self.linear
 
-    def features(self, x: Tensor) -> dict[str, Tensor]:
-        """(N, C, H, W) -> what modules 4a, 4d and 5b make."""
+    def _stages(self, x: Tensor) -> dict[str, Tensor]:
+        """(N, C, H, W) -> the feature maps of modules 4a, 4d (for the auxiliary heads) and 5b (the last)."""
         self.check_input(x)
-        found = {}
+        stages = {}
         x = self.stem(x)
         for name, module in self.inception.items():
             x = module(self.pool(x) if name in POOL_BEFORE else x)
-            if name in (*AUX_AFTER, "5b"):
-                found[name] = x
-        return found
+            if name in (*AUX_AFTER, LAST):
+                stages[name] = x
+        return stages
 
-    def _logits(self, features: Tensor) -> Tensor:
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, D, h, w): the output of the last Inception module."""
+        return self._stages(x)[LAST]
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """(N, D, h, w) -> logits (N, K)."""
         if self.config.last_relu:
             return cast("Tensor", self.average(self._maps(self.dropout(features))))
         return cast("Tensor", self.linear(self.dropout(self.average(features))))
@@ -138,23 +151,27 @@ class GoogLeNet(Network):
         maps = cast("Tensor", self.linear(features.movedim(1, -1))).movedim(-1, 1)  # as a 1x1 convolution
         return maps.relu() if self.config.last_relu else maps
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> logits (N, K)."""
-        return self._logits(self.features(x)["5b"])
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the linear layer, and those of the auxiliary heads, for other classes."""
+        self.config = replace(self.config, num_classes=num_classes)
+        fresh = GoogLeNet(self.config).to(self.linear.weight).train(self.training)
+        self.linear, self.num_classes = fresh.linear, num_classes
+        for name, head in self.aux.items():
+            cast("nn.Sequential", head)[-1] = cast("nn.Sequential", fresh.aux[name])[-1]
 
     def category_maps(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, K, h, w): the linear layer at each place; their mean is the logits without dropout."""
         if self.fixed_size:
             raise UsageError(f"googlenet has head={self.config.head!r}; only head='gap' has category maps.")
-        return self._maps(self.features(x)["5b"])
+        return self._maps(self.forward_features(x))
 
     def outputs(self, x: Tensor) -> GoogLeNetOutputs:
         """(N, C, H, W) -> the logits, and those of the auxiliary heads where there are any.
 
         Raises UsageError for images whose size does not suit the auxiliary heads.
         """
-        found = self.features(x)
-        logits = self._logits(found["5b"])
+        stages = self._stages(x)
+        logits = self.forward_head(stages[LAST])
         if not self.config.aux_heads:
             return GoogLeNetOutputs(logits, None, None)
         rows, columns = self.config.size
@@ -163,7 +180,7 @@ class GoogLeNet(Network):
                 f"googlenet's auxiliary heads got images of {x.shape[2]}x{x.shape[3]}; {rows}x{columns} are accepted. "
                 "Resize them, or create the model with that size."
             )
-        aux1, aux2 = (head(found[name]) for name, head in self.aux.items())
+        aux1, aux2 = (head(stages[name]) for name, head in self.aux.items())
         return GoogLeNetOutputs(logits, aux1, aux2)
 
 

@@ -90,6 +90,11 @@ class GoogLeNetConfig:
         too_big(self.name, self.parameters)
 
     @property
+    def family(self) -> str:
+        """The name of this kind of configuration."""
+        return "googlenet"
+
+    @property
     def parameters(self) -> int:
         """How many numbers training sets: weights, biases and norms."""
         pieces, norm = activation_pieces(self.activation), 2 if self.norm else 0
@@ -122,7 +127,7 @@ class GoogLeNetConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `from_dict` is its inverse."""
-        return asdict(self) | {"size": list(self.size), "family": "googlenet"}
+        return asdict(self) | {"size": list(self.size), "family": self.family}
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> GoogLeNetConfig:

@@ -58,9 +58,15 @@ class NIN(Network):
         return [conv for block in self.blocks for conv in cast("MLPConv", block).convs]
 
     @property
-    def first_mlpconv(self) -> MLPConv:
-        """The block that sees the image."""
-        return cast("MLPConv", self.blocks[0])
+    def num_features(self) -> int:
+        """D, the channels before the last convolution; K before a fully connected head."""
+        return self.num_classes if self.fixed_size else parts_of(self._convs()[-1])[0].in_channels
+
+    @property
+    def first_stages(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        """The first convolution with its norm, then the first block."""
+        first = cast("MLPConv", self.blocks[0])
+        return [first.convs[0], first.norms[0]], [first]
 
     @property
     def last_conv(self) -> nn.Conv2d | None:
@@ -72,22 +78,37 @@ class NIN(Network):
         """The layer that makes the logits: the last 1x1, or the fully connected layer."""
         return self.last_conv or cast("nn.Linear", cast("nn.Sequential", self.head)[-1])
 
-    def features(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, K, h, w): what the last mlpconv layer makes."""
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, D, h, w): what the last convolution takes; a fully connected head takes its maps."""
         self.check_input(x)
+        last = cast("MLPConv", self.blocks[-1])
         for block, dropout in zip(self.blocks, self.dropouts, strict=True):
-            x = dropout(block(x))
-        return x
+            x = last.forward_hidden(x) if block is last else dropout(block(x))
+        return self._maps(x) if self.fixed_size else x
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> logits (N, K)."""
-        return cast("Tensor", self.head(self.features(x)))
+    def _maps(self, features: Tensor) -> Tensor:
+        """(N, D, h, w) -> (N, K, h, w): the last convolution of the last block."""
+        return cast("Tensor", self.dropouts[-1](cast("MLPConv", self.blocks[-1]).forward_last(features)))
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """(N, D, h, w) -> logits (N, K)."""
+        return cast("Tensor", self.head(features if self.fixed_size else self._maps(features)))
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the last convolution, and the fully connected head where there is one, for other classes."""
+        block = self.config.blocks[-1]
+        ranks = (*block.ranks[:-1], (0, 0)) if block.ranks else ()
+        block = replace(block, channels=(*block.channels[:-1], num_classes), ranks=ranks)
+        self.config = replace(self.config, blocks=(*self.config.blocks[:-1], block))
+        fresh = NIN(self.config).to(self.last_layer.weight).train(self.training)
+        cast("MLPConv", self.blocks[-1]).convs[-1] = cast("MLPConv", fresh.blocks[-1]).convs[-1]
+        self.head, self.num_classes = fresh.head, num_classes
 
     def category_maps(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, K, h, w), whose spatial mean is the logits; UsageError for fully connected heads."""
         if self.fixed_size:
             raise UsageError(f"{self.config.name} has head={self.config.head!r}; only head='gap' has category maps.")
-        return self.features(x)
+        return self._maps(self.forward_features(x))
 
 
 def _make_block(config: NINConfig, block: Block, channels: int, *, last: bool) -> MLPConv:

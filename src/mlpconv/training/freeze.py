@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
-
 from mlpconv.models.base import Network
 
 __all__ = ["freeze"]
@@ -21,9 +19,7 @@ def freeze(model: Network, shares: Sequence[float], done: float) -> None:
     `done` is the share of the steps that lie behind, in 0..1. The outcome depends on these three alone, so a resumed
     run does the same.
     """
-    layer = model.first_mlpconv
-    stages: tuple[list[nn.Module], ...] = ([layer.convs[0], layer.norms[0]], [layer])
-    for share, modules in zip(shares, stages, strict=False):
+    for share, modules in zip(shares, model.first_stages, strict=False):
         for module in modules:
             if done >= share:
                 module.requires_grad_(False)
