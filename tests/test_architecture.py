@@ -18,6 +18,7 @@ PACKAGE = TOP / "src" / "mlpconv"
 # Data flows one way: a room imports itself and the rooms above it.
 ORDER = """
 text errors files threads decode_options layers receptive_field models preprocessing data modelfile inference training
+transfer
 evaluation maps plots report fitting cli
 """.split()
 MAY_IMPORT = {room: set(ORDER[: position + 1]) for position, room in enumerate(ORDER)}
