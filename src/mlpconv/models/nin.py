@@ -78,21 +78,31 @@ class NIN(Network):
         """The layer that makes the logits: the last 1x1, or the fully connected layer."""
         return self.last_conv or cast("nn.Linear", cast("nn.Sequential", self.head)[-1])
 
+    def _maps(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, K, h, w): the output of the last mlpconv layer."""
+        self.check_input(x)
+        for block, dropout in zip(self.blocks, self.dropouts, strict=True):
+            x = dropout(block(x))
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> logits (N, K)."""
+        return cast("Tensor", self.head(self._maps(x)))
+
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, D, h, w): what the last convolution takes; a fully connected head takes its maps."""
+        if self.fixed_size:
+            return self._maps(x)
         self.check_input(x)
-        last = cast("MLPConv", self.blocks[-1])
-        for block, dropout in zip(self.blocks, self.dropouts, strict=True):
-            x = last.forward_hidden(x) if block is last else dropout(block(x))
-        return self._maps(x) if self.fixed_size else x
-
-    def _maps(self, features: Tensor) -> Tensor:
-        """(N, D, h, w) -> (N, K, h, w): the last convolution of the last block."""
-        return cast("Tensor", self.dropouts[-1](cast("MLPConv", self.blocks[-1]).forward_last(features)))
+        for index in range(len(self.blocks) - 1):
+            x = self.dropouts[index](self.blocks[index](x))
+        return cast("MLPConv", self.blocks[-1]).forward_hidden(x)
 
     def forward_head(self, features: Tensor) -> Tensor:
         """(N, D, h, w) -> logits (N, K)."""
-        return cast("Tensor", self.head(features if self.fixed_size else self._maps(features)))
+        if not self.fixed_size:
+            features = self.dropouts[-1](cast("MLPConv", self.blocks[-1]).forward_last(features))
+        return cast("Tensor", self.head(features))
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the last convolution, and the fully connected head where there is one, for other classes."""
@@ -108,7 +118,7 @@ class NIN(Network):
         """(N, C, H, W) -> (N, K, h, w), whose spatial mean is the logits; UsageError for fully connected heads."""
         if self.fixed_size:
             raise UsageError(f"{self.config.name} has head={self.config.head!r}; only head='gap' has category maps.")
-        return self._maps(self.forward_features(x))
+        return self._maps(x)
 
 
 def _make_block(config: NINConfig, block: Block, channels: int, *, last: bool) -> MLPConv:
