@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from guards import GUARDS, Mutant
+from support.guards import GUARDS, Mutant
 
 TOP = Path(__file__).resolve().parents[1]
 SRC = TOP / "src" / "mlpconv"

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.wrapped import chaotic
 from survey.flow import record
 from survey.judge import LIMITS, gap, images_of, judge, rounds
 from survey.networks import _Unfilled, calibrated, randomised, sizes
@@ -18,7 +19,6 @@ from survey.pairs import OPERATIONS, Case, attempt, fitting, thinned
 from survey.rules import dense_share, head_of, multiply_adds, norms_behind_layers, places_to_deepen
 from survey.store import Store
 from torch import Tensor, nn
-from wrapped import chaotic
 
 from mlpconv import surgery
 from mlpconv.errors import SurgeryError

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from support.zoo import GRAPHS, Oracle, resnet
 from torch import nn
-from zoo import GRAPHS, Oracle, resnet
 
 from mlpconv.analysis import Profile, profile
 

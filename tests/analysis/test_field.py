@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.wrapped import Lambda
+from support.zoo import GRAPHS, Oracle, Squeeze, conv, resnet
 from torch import Tensor, nn
-from wrapped import Lambda
-from zoo import GRAPHS, Oracle, Squeeze, conv, resnet
 
 import mlpconv
 from mlpconv.analysis import AxisField, Profile, profile

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from support.wrapped import Lambda
+from support.zoo import Oracle, conv
 from torch import Tensor, nn
-from wrapped import Lambda
-from zoo import Oracle, conv
 
 from mlpconv.analysis import AxisField, profile
 

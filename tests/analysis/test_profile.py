@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.zoo import Shuffle, Squeeze, WindowAttention, resnet
 from torch import Tensor, nn
-from zoo import Shuffle, Squeeze, WindowAttention, resnet
 
 import mlpconv
 from mlpconv.analysis import Profile, profile

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from support.wrapped import Lambda
 from torch import Tensor, nn
-from wrapped import Lambda
 
 from mlpconv.analysis import profile
 from mlpconv.errors import UsageError

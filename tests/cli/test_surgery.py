@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.wrapped import Lambda
 from torch import nn
-from wrapped import Lambda
 
 import mlpconv
 from mlpconv.cli import main

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import randomised
+from support.graphs import randomised
 from torch import Tensor, nn
 from torch.nn.utils import prune, remove_weight_norm, spectral_norm
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from small import assert_same, images, shaken
+from support.small_networks import assert_same, images, shaken
 from torch import nn
 from torch.nn import functional as F
 

@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from graphs import CLASSES, FLATTENS, POOLS, Head, Network, Rules, networks, randomised
 from hypothesis import assume, given, settings
-from small import close, images
+from support.graphs import CLASSES, FLATTENS, POOLS, Head, Network, Rules, networks, randomised
+from support.small_networks import close, images
 from torch import Tensor, nn
 
 import mlpconv

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import assert_same, count, outputs, shaken
+from support.small_networks import assert_same, count, outputs, shaken
 from torch import fx, nn
 from torch.nn import functional as F
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from graphs import randomised, vision
+from support.graphs import randomised, vision
+from support.wrapped import Lambda, share
 from torch import Tensor, nn
-from wrapped import Lambda, share
 
 import mlpconv
 from mlpconv.errors import SurgeryError, UsageError

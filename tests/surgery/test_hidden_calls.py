@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from leaks import SWISH, Swish
+from support.leaks import SWISH, Swish
+from support.wrapped import Lambda
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from wrapped import Lambda
 
 from mlpconv.analysis import profile
 from mlpconv.errors import SurgeryError

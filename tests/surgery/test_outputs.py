@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from graphs import randomised
-from small import close, images
+from support.graphs import randomised
+from support.small_networks import close, images
+from support.wrapped import Lambda
 from torch import Tensor, nn
-from wrapped import Lambda
 
 from mlpconv.errors import SurgeryError, UsageError
 from mlpconv.surgery import convolutionalize, pool_head

@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from graphs import CLASSES, POOLS, Head, Network, networks, randomised, vision
 from hypothesis import given, settings
-from small import close, images
+from support.graphs import CLASSES, POOLS, Head, Network, networks, randomised, vision
+from support.small_networks import close, images
 from torch import Tensor, nn
 
 import mlpconv

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import randomised
+from support.graphs import randomised
+from support.wrapped import Lambda, chaotic
 from torch import Tensor, nn
-from wrapped import Lambda, chaotic
 
 from mlpconv.errors import SurgeryError, UsageError
 from mlpconv.surgery.proof import compare as comparison

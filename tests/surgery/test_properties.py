@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 from gradients import seen_by
-from graphs import POOLS, Functions, Network, Pooled, Rules, networks
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import close, images
+from support.graphs import POOLS, Functions, Network, Pooled, Rules, networks
+from support.small_networks import close, images
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 

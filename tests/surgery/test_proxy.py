@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from leaks import ONE_STEP, REFUSED, TRACED
+from support.leaks import ONE_STEP, REFUSED, TRACED
+from support.wrapped import Lambda
 from torch import Tensor, nn
-from wrapped import Lambda
 
 from mlpconv.errors import SurgeryError
 from mlpconv.surgery.tracing.graph import trace
@@ -29,7 +29,7 @@ def outcomes() -> dict[tuple[str, bool], Outcome]:
     """What tracing gave for each call, in the network's own forward and in a module's, in another process."""
     paths = os.pathsep.join([str(HERE), str(HERE.parent), *filter(None, sys.path)])
     done = subprocess.run(
-        [sys.executable, str(HERE / "leaks.py")],
+        [sys.executable, str(HERE.parent / "support" / "leaks.py")],
         capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": paths},
     )  # fmt: skip
     lines = [json.loads(line) for line in done.stdout.splitlines()]

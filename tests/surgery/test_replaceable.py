@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from small import assert_same, shaken
+from support.small_networks import assert_same, shaken
 from torch import nn
 from torch.nn import functional as F
 

@@ -9,7 +9,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from graphs import randomised
+from support.graphs import randomised
 from torch import Tensor, nn
 
 from mlpconv.errors import SurgeryError

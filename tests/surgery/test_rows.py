@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from graphs import randomised
-from small import close, images
+from support.graphs import randomised
+from support.small_networks import close, images
+from support.wrapped import Lambda
 from torch import Tensor, nn
-from wrapped import Lambda
 
 from mlpconv.errors import SurgeryError
 from mlpconv.surgery import convolutionalize, pool_head

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-HERE = Path(__file__).parent
+SUPPORT = Path(__file__).parents[1] / "support"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 EVERYTHING = {  # every source of chance and every part of the state at once
     "width": 0.125,
@@ -39,10 +39,10 @@ CLOCKS = {"images_per_second", "seconds", "cpu_seconds"}  # the columns that no 
 
 
 class Trainers:
-    """A process that forks a trainer for each order; see driver.py."""
+    """A process that forks a trainer for each order; see support/training_driver.py."""
 
     def __init__(self) -> None:
-        command = [sys.executable, str(HERE / "driver.py")]
+        command = [sys.executable, str(SUPPORT / "training_driver.py")]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, env=os.environ | ONE_THREAD, **pipes)
 
@@ -66,7 +66,7 @@ def trainers() -> Iterator[Trainers]:
 @pytest.fixture(scope="session")
 def faults() -> ModuleType:
     """The module faults.py beside this file."""
-    spec = importlib.util.spec_from_file_location("training_faults", HERE / "faults.py")
+    spec = importlib.util.spec_from_file_location("training_faults", SUPPORT / "training_faults.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

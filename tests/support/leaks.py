@@ -14,10 +14,10 @@ import torch
 import torch.utils.dlpack
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
-from wrapped import Lambda
 
 from mlpconv.errors import SurgeryError
 from mlpconv.surgery.tracing.graph import trace
+from support.wrapped import Lambda
 
 Part = Callable[[Any, Tensor], Tensor]
 

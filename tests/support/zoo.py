@@ -8,9 +8,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from wrapped import Lambda
 
 from mlpconv import Maxout
+from support.wrapped import Lambda
 
 
 class Bottleneck(nn.Module):
