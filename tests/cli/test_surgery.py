@@ -35,7 +35,7 @@ def file(tmp_path: Path) -> Path:
 def test_a_report_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["surgery", "pool_head", "nin_tiny"]) == 0
     out = capsys.readouterr().out
-    for part in ("pool_head of nin_tiny, images of 1×8×8", "multiply-adds", "float64", "averages of maps already"):
+    for part in ("pool_head of nin_tiny, images of 1×8×8", "multiply-adds", "float64", "logits already are averages of maps"):
         assert part in out
 
 

@@ -113,26 +113,26 @@ GUARDS = (
     ),
     Mutant(
         "surgery/heads/rewriter.py",
-        "if not self.trial(node).by_image():",
+        "if not self.trial(node).is_per_image():",
         "if False:",
         "surgery/test_rows.py::test_what_has_no_counterpart_on_cells_is_refused_with_the_step",
     ),
     Mutant(
         "surgery/pool_head.py",
-        "return may and self.trial(node).affine()",
-        "return may",
+        "return candidate and self.trial(node).is_affine()",
+        "return candidate",
         "surgery/test_rows.py::test_a_head_that_is_not_linear_is_refused_with_the_reason",
     ),
     Mutant(
         "surgery/heads/outputs.py",
-        "if not any(passed[each.node] < other for other in passed.values())",
+        "if not any(layers[out.node] < deeper for deeper in layers.values())",
         "if True",
         "surgery/test_outputs.py::test_the_maps_are_those_of_the_logits",
     ),
     Mutant(
         "surgery/heads/crops.py",
         "MapsOnly(precise or changed)",
-        "Maps(changed)",
+        "MapsOnly(changed)",
         "surgery/test_rows.py::test_uneven_windows_are_compared_with_weights_that_are_not_rounded",
     ),
     Mutant(

@@ -46,7 +46,7 @@ def test_a_larger_image_gives_the_original_on_every_crop(network: tuple[nn.Modul
                 crop = x[:, :, row : row + height, column : column + width]
                 assert close(before(crop), dense[:, :, row, column])
     assert result.report.details["equal"]
-    assert "each equals the original on its crop" in str(result.report)
+    assert "each cell equals the original on its crop" in str(result.report)
 
 
 @pytest.mark.parametrize("spelling", FLATTENS)
@@ -211,8 +211,6 @@ def test_logits_that_hardly_depend_on_the_image_prove_nothing() -> None:
 @pytest.mark.parametrize("spelling", [*POOLS, *FLATTENS])
 def test_every_spelling_is_understood(spelling: str) -> None:
     """One after another, so that a failure names the spelling."""
-    from graphs import Head
-
     pooled = spelling in POOLS
     trunk = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU())
     layers = nn.Linear(5 if pooled else 5 * 7 * 5, CLASSES)

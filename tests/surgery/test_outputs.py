@@ -142,7 +142,7 @@ def test_of_two_heads_the_first_is_taken_and_said_and_output_chooses_another() -
     for output, name in ((None, "animal"), ("weather", "weather"), (1, "weather"), (-2, "animal"), ("0", "animal")):
         result = pool_head(model, SHAPE, output=output, latency=False)
         assert close(before[name], maps(result.model, x).mean((2, 3)))
-        assert ("output= chooses another: 'weather'" in str(result.report)) == (output is None)
+        assert ("output= selects another: 'weather'" in str(result.report)) == (output is None)
         dense = convolutionalize(model, SHAPE, output=output, latency=False)
         assert maps(dense.model, x).shape == (2, before[name].shape[1], 3, 7)
         assert dense.report.details["output"] == name
@@ -158,8 +158,8 @@ def test_features_can_be_asked_for() -> None:
 @pytest.mark.parametrize(
     ("output", "says"),
     [
-        ("scores", ["output='scores' is no output", "features (N, 5), logits (N, 7)"]),
-        (5, ["output=5 is no output"]),
+        ("scores", ["output='scores' is not an output", "features (N, 5), logits (N, 7)"]),
+        (5, ["output=5 is not an output"]),
         ("maps", ["maps (N, 5, 7, 5), which is not (N, K)"]),
     ],
 )
@@ -194,7 +194,7 @@ def test_pooled_numbers_that_go_back_into_a_map_do_not_slide() -> None:
         return m.fc(features), x * features[:, :, None, None]
 
     model, x = net(forward), images(2, 3, 11, 13)
-    with pytest.raises(SurgeryError, match="puts it into"):
+    with pytest.raises(SurgeryError, match="back into feature maps"):
         convolutionalize(model, SHAPE, latency=False)
     changed = pool_head(model, SHAPE, latency=False).model
     before, after = outputs(model, x), outputs(changed, x)

@@ -120,7 +120,7 @@ def test_our_own_networks() -> None:
         assert close(model(x), result.model.category_maps(x).mean((2, 3)), 1e-5)
         assert close(model.category_maps(x), result.model.category_maps(x), 1e-5)
     nin = mlpconv.create_model("nin_tiny")
-    assert "averages of maps already" in str(pool_head(nin, (1, 8, 8), latency=False).report)
+    assert "logits already are averages of maps" in str(pool_head(nin, (1, 8, 8), latency=False).report)
 
 
 class Auxiliary(nn.Module):

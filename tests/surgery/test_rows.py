@@ -229,7 +229,7 @@ def test_an_average_that_divides_by_a_number_of_its_own(module: bool) -> None:
     model.pool = pool
     result = pool_head(model, SHAPE, latency=False)
     assert close(in_float64(model, x), in_float64(result.model, x, "category_maps").mean((2, 3)))
-    assert "pools windows of 7x5 cells: on images of another size" in str(result.report)
+    assert "pools fixed windows of 7x5 cells: on images of another size" in str(result.report)
     assert convolutionalize(model, SHAPE, latency=False).report.details["equal"]
 
 
@@ -237,7 +237,7 @@ def test_an_average_that_divides_by_a_number_of_its_own(module: bool) -> None:
 def test_windows_of_a_fixed_size_keep_it(name: str) -> None:
     """5x5 windows of 7x5 maps leave out two rows, and a larger image has the next window 5 rows further down."""
     model = net(lambda m, x: m.fc(getattr(F, name)(m.conv(x), 5).flatten(1)))
-    with pytest.raises(SurgeryError, match=r"7x5 cells to 1x1 by windows of a fixed size"):
+    with pytest.raises(SurgeryError, match=r"7x5 cells to 1x1 with a fixed window size"):
         pool_head(model, SHAPE, latency=False)
     report = convolutionalize(model, SHAPE, latency=False).report
     assert (report.details["step"], report.details["equal"]) == ([5, 5], True)
@@ -247,9 +247,9 @@ def test_windows_of_a_fixed_size_keep_it(name: str) -> None:
     ("function", "says"),
     [
         (lambda m, x: logits(m, x) - logits(m, x).mean(0), "mean() in the forward mixes the images of a batch"),
-        (lambda m, x: logits(m, x) * torch.rand_like(logits(m, x)), "mixes the images of a batch, needs"),
+        (lambda m, x: logits(m, x) * torch.rand_like(logits(m, x)), "mixes the images of a batch, depends"),
         (lambda m, x: m.fc(m.conv(x).flatten(2).var(-1)), "var() in the forward"),
-        (lambda m, x: torch.gather(logits(m, x), 1, m.conv(x).flatten(2).max(-1)[1] % 3), "reads the places of maxima"),
+        (lambda m, x: torch.gather(logits(m, x), 1, m.conv(x).flatten(2).max(-1)[1] % 3), "reads the indices of a maximum"),
     ],
 )
 def test_what_has_no_counterpart_on_cells_is_refused_with_the_step(function: Forward, says: str) -> None:

@@ -1,7 +1,7 @@
-"""Improve any network with 1x1 convolutions: operations on an `nn.Module` that return a new one, and the proof.
+"""Rewrite any `nn.Module` with 1x1 convolutions and verify that it still computes the same.
 
-Each takes a network and the size of its images, leaves the network untouched, and returns a `Surgery`: the new `model`
-and a `report`. What cannot be done is refused with a SurgeryError that says why and where.
+Each operation takes a network and its input shape, leaves the network unchanged, and returns a `Surgery` with the new
+`model` and a `report`. An operation that cannot be applied raises a SurgeryError that names the layer and the reason.
 """
 
 from __future__ import annotations

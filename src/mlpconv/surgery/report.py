@@ -1,4 +1,4 @@
-"""What an operation hands back: the new network, and the report that says what became of it."""
+"""The result of an operation: the new network and its report."""
 
 from __future__ import annotations
 
@@ -23,56 +23,56 @@ RUNS = 3
 
 @dataclass(frozen=True)
 class Figures:
-    """What a network costs, for one image, and what its output sees."""
+    """Cost of a network for one image, and the receptive field of its output."""
 
     parameters: int
     macs: int
     """Multiply-adds."""
     activation_bytes: int
-    """Of all results."""
+    """Sum over all intermediate results."""
     peak_activation_bytes: int
-    """Alive at once, at most."""
+    """Maximum held in memory at the same time."""
     latency_ms: float | None
-    """Median of three forward passes of one image here and now; None where it was not measured."""
+    """Median of three forward passes of one image on this machine; None if not measured."""
     field: tuple[AxisField, AxisField] | None
-    """Receptive field of the output, along rows and columns; None where it does not depend on the image."""
+    """Receptive field of the output along rows and columns; None if the output does not depend on the image."""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able: everything but the span of every single cell."""
-        plain = asdict(self)
-        axes = [{key: value for key, value in axis.items() if key != "spans"} for axis in plain.pop("field") or ()]
-        return plain | {"field": dict(zip(("rows", "columns"), axes, strict=False)) or None}
+        """Return a JSON-compatible dict without the spans of individual cells."""
+        values = asdict(self)
+        axes = [{key: value for key, value in axis.items() if key != "spans"} for axis in values.pop("field") or ()]
+        return values | {"field": dict(zip(("rows", "columns"), axes, strict=False)) or None}
 
 
 @dataclass(frozen=True)
 class Report:
-    """What an operation changed, and the proof."""
+    """What an operation changed, with the numerical comparison of both networks."""
 
     operation: str
     model: str
-    """The network's class, or its name where it has one."""
+    """The network's name if it has one, otherwise its class."""
     input_shape: tuple[int, int, int]
     exact: bool
-    """Whether the same outputs are promised; they have been compared if so."""
+    """Whether the operation preserves the outputs; if so, they were compared."""
     changed: tuple[str, ...]
-    """Names of the modules that are others now."""
+    """Names of the replaced modules."""
     differences: tuple[Difference, ...]
     before: Figures
     after: Figures
     notes: tuple[str, ...] = ()
-    """What the reader must know, in plain words."""
+    """Remarks for the reader, one sentence each."""
     details: Mapping[str, Any] = field(default_factory=dict)
-    """What only this operation has to say, JSON-able."""
+    """Operation-specific values, JSON-compatible."""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Return a JSON-compatible dict."""
         return {
             "operation": self.operation,
             "model": self.model,
             "input_shape": list(self.input_shape),
             "exact": self.exact,
             "changed": list(self.changed),
-            "differences": [each.to_dict() for each in self.differences],
+            "differences": [difference.to_dict() for difference in self.differences],
             "before": self.before.to_dict(),
             "after": self.after.to_dict(),
             "notes": list(self.notes),
@@ -87,14 +87,14 @@ class Report:
         lines = [f"{self.operation} of {self.model}, images of {size}: {claim}"]
         lines += [f"  {a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows]
         lines += [f"  changed: {', '.join(self.changed) or 'nothing'}"]
-        lines += [f"  difference in {each}" for each in self.differences]
+        lines += [f"  difference in {difference}" for difference in self.differences]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 
 
 @dataclass(frozen=True)
 class Surgery:
-    """The result of an operation; the original is untouched."""
+    """The result of an operation; the original network is unchanged."""
 
     model: nn.Module
     report: Report
@@ -103,9 +103,9 @@ class Surgery:
 def measure_figures(
     model: nn.Module, input_shape: tuple[int, int, int], *, latency: bool = True, seen: Profile | None = None
 ) -> Figures:
-    """Count, and measure, what a network costs for one image of (C, H, W); the network is only read.
+    """Return the cost of a network for one image (C, H, W), without modifying the network.
 
-    `seen` is its profile, where there is one already.
+    `seen` is its profile, if it is already known.
     """
     result = seen or profile(model, input_shape)
     return Figures(
@@ -119,7 +119,7 @@ def measure_figures(
 
 
 def measure_latency(model: nn.Module, input_shape: tuple[int, int, int]) -> float:
-    """Milliseconds of a forward pass of one image: the median of three, in eval mode, on a copy."""
+    """Return the latency of one image in ms: the median of three passes of a copy in eval mode."""
     copy = deep_copy(model).eval()
     weight = next((p for p in copy.parameters() if p.is_floating_point()), torch.empty(0))
     image = torch.zeros((1, *input_shape), dtype=weight.dtype, device=weight.device)
@@ -153,7 +153,7 @@ def make_report(
     details: Mapping[str, Any] | None = None,
     seen: Profile | None = None,
 ) -> Report:
-    """The report of an operation that has been proven or measured; `seen` is the new network's profile, if known."""
+    """Return the report of an operation; `seen` is the profile of the new network, if it is already known."""
     name = getattr(getattr(original, "config", None), "name", None)
     return Report(
         operation=operation,
@@ -170,7 +170,7 @@ def make_report(
 
 
 def _rows(before: Figures, after: Figures) -> list[tuple[str, str, str]]:
-    """The table of a report, as text."""
+    """Return the rows of the report's table as text."""
 
     def ms(value: float | None) -> str:
         return "-" if value is None else f"{value:.2f} ms"
@@ -179,17 +179,17 @@ def _rows(before: Figures, after: Figures) -> list[tuple[str, str, str]]:
         ("parameters", f"{before.parameters:,}", f"{after.parameters:,}"),
         ("multiply-adds", f"{before.macs:,}", f"{after.macs:,}"),
         ("activations", human_bytes(before.activation_bytes), human_bytes(after.activation_bytes)),
-        ("their peak", human_bytes(before.peak_activation_bytes), human_bytes(after.peak_activation_bytes)),
-        ("output sees", _field(before), _field(after)),
+        ("peak activations", human_bytes(before.peak_activation_bytes), human_bytes(after.peak_activation_bytes)),
+        ("receptive field", _field(before), _field(after)),
     ]
     if before.latency_ms is not None or after.latency_ms is not None:
-        rows.append(("time, 1 image", ms(before.latency_ms), ms(after.latency_ms)))
+        rows.append(("latency, 1 image", ms(before.latency_ms), ms(after.latency_ms)))
     return rows
 
 
-def _field(measure_figures: Figures) -> str:
-    """Rows × columns of the image."""
-    if measure_figures.field is None:
+def _field(figures: Figures) -> str:
+    """Return the receptive field as rows × columns in pixels."""
+    if figures.field is None:
         return "-"
-    sizes = ["all" if axis.whole and axis.outside is None else str(axis.size) for axis in measure_figures.field]
+    sizes = ["all" if axis.whole and axis.outside is None else str(axis.size) for axis in figures.field]
     return sizes[0] if sizes[0] == sizes[1] else "×".join(sizes)

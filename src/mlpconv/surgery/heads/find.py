@@ -1,9 +1,8 @@
-"""Where a network stops being a picture: the pool or the flattening, and all that follows it up to the logits."""
+"""Find the head of a network: the last pool or flattening and every step from there to the logits."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
@@ -20,39 +19,39 @@ __all__ = ["Head", "HeadValue", "find_head", "token_reason", "trace_head"]
 
 POOLING = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d)
 TOKENS = 3
-"""Dimensions of tokens (N, L, C)."""
+"""Number of dimensions of tokens (N, L, C)."""
 WINDOWS = ("conv2d", "avg_pool2d", "max_pool2d", "lp_pool2d", "unfold")
 THROUGH = ("elementwise", "dropout", "feature", "conv1x1", "batch_norm", "layer_norm", "softmax")
 
 
 @dataclass(frozen=True)
 class Head:
-    """The end of a network, as steps of its graph."""
+    """The head of a network as steps of its graph."""
 
     starts: tuple[fx.Node, ...]
-    """The maps (N, C, H, W) it begins with."""
+    """The feature maps (N, C, H, W) at which the head starts."""
     steps: tuple[fx.Node, ...]
-    """Every step from there to the outputs, in order."""
+    """All steps from these maps to the outputs, in graph order."""
     outputs: tuple[fx.Node, ...]
-    """What the network returns of them."""
+    """The steps that are network outputs."""
     scores: Output
     """The output whose maps are the category maps."""
     alternatives: tuple[Output, ...]
-    """Outputs that may be meant as well."""
+    """Other candidates for the logits."""
     ends: frozenset[fx.Node]
-    """The end of the graph, and the tuples and dataclasses that are made there."""
+    """The output node, and the constructors of tuples and dataclasses that feed it."""
 
     @property
     def outside(self) -> dict[fx.Node, list[fx.Node]]:
-        """Steps whose result goes elsewhere too, with the steps that read it there; questions for a size are none."""
+        """Steps of the head that steps outside it also read, with these readers; size queries do not count."""
         steps = {*self.steps, *self.ends}
-        users = {node: [each for each in node.users if each not in steps and _is_data(each)] for node in self.steps}
-        return {node: readers for node, readers in users.items() if readers}
+        readers = {node: [user for user in node.users if user not in steps and _is_data(user)] for node in self.steps}
+        return {node: users for node, users in readers.items() if users}
 
 
 @dataclass(frozen=True)
 class HeadValue:
-    """What the head of the same network was in eval mode: its head in training must be the same modules."""
+    """The head in eval mode; the head in training mode must call the same modules."""
 
     modules: frozenset[str]
     output: str
@@ -66,97 +65,97 @@ def find_head(
     output: int | str | None = None,
     whole: bool = True,
 ) -> Head:
-    """The head of a graph: back from its outputs (N, K) to the last maps, or to the maps before the last pool.
+    """Return the head of a graph, from its outputs (N, K) back to the last maps or the maps before the last pool.
 
-    `output` names the output that is the logits, if it cannot be told by what it is made of. If `whole`, every output
-    (N, K) belongs to the head, and what else is made of its steps and is no map; otherwise the logits alone do. In
-    training, heads that call no module of `like` (auxiliary ones) are left out. Raises SurgeryError where no output is
-    (N, K), UsageError for an unknown `output`.
+    `output` selects the logits; by default they are inferred. With `whole`, the head includes every output (N, K) and
+    every other output computed from its steps, except maps; otherwise only the logits. In training mode, auxiliary
+    heads, which call no module of `like`, are excluded. Raises SurgeryError if no output is (N, K), UsageError for an
+    unknown `output`.
     """
     image = _from_image(graph)
-    outputs = [each for each in outputs_of(graph) if each.node in image]
-    behind = {each.node: _behind(each.node, root, image) for each in outputs}
-    logits = [each for each in outputs if each.is_logits]
+    outputs = [out for out in outputs_of(graph) if out.node in image]
+    paths = {out.node: _steps_to(out.node, root, image) for out in outputs}
+    logits = [out for out in outputs if out.is_logits]
     if like is not None and like.modules:
-        logits = [each for each in logits if _called(behind[each.node][0]) & like.modules]
+        logits = [out for out in logits if _called(paths[out.node][0]) & like.modules]
     if not logits:
         shapes = ", ".join(map(str, outputs)) or "nothing that depends on the image"
-        raise SurgeryError(f"It returns {shapes}; a network that returns logits (N, K) is accepted.")
+        raise SurgeryError(f"The network returns {shapes}; logits (N, K) are accepted.")
     if like is None:
-        scores, others = choose_output(outputs, lambda node: behind[node][0], root, output)
+        scores, alternatives = choose_output(outputs, lambda node: paths[node][0], root, output)
     else:
-        scores, others = next((each for each in logits if each.name == like.output), logits[0]), ()
-    kept = [scores.node]
+        scores, alternatives = next((out for out in logits if out.name == like.output), logits[0]), ()
+    nodes = [scores.node]
     if whole or like is not None:
-        missing = like.modules - _called(behind[scores.node][0]) if like is not None else frozenset()
-        kept += [each.node for each in logits if whole or _called(behind[each.node][0]) & missing]
-    steps = {step for node in kept for step in behind[node][0]}
+        missing = like.modules - _called(paths[scores.node][0]) if like is not None else frozenset()
+        nodes += [out.node for out in logits if whole or _called(paths[out.node][0]) & missing]
+    steps = {step for node in nodes for step in paths[node][0]}
     if whole:
-        kept += [each.node for each in outputs if len(each.shape) != MAP and behind[each.node][0] & steps]
-        steps |= {step for node in kept for step in behind[node][0]}
-    starts = {start for node in kept for start in behind[node][1]} - steps
+        nodes += [out.node for out in outputs if len(out.shape) != MAP and paths[out.node][0] & steps]
+        steps |= {step for node in nodes for step in paths[node][0]}
+    starts = {start for node in nodes for start in paths[node][1]} - steps
     return Head(
         tuple(node for node in graph.nodes if node in starts),
         tuple(node for node in graph.nodes if node in steps),
-        tuple(dict.fromkeys(each.node for each in outputs if each.node in steps)),
+        tuple(dict.fromkeys(out.node for out in outputs if out.node in steps)),
         scores,
-        others,
+        alternatives,
         frozenset(ends_of(graph)),
     )
 
 
 def _called(steps: set[fx.Node]) -> set[str]:
-    """The names of the modules that these steps call."""
+    """Return the names of the modules that these steps call."""
     return {str(step.target) for step in steps if step.op == "call_module"}
 
 
 def _is_data(node: fx.Node) -> bool:
-    """Whether a step makes tensors, and not a size."""
+    """Return whether a step returns tensors, as opposed to sizes."""
     value = node.meta.get("val")
     return any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
 
 
 def _from_image(graph: fx.Graph) -> set[fx.Node]:
-    """Every node that depends on the image."""
-    found: set[fx.Node] = set()
+    """Return all nodes that depend on the image."""
+    dependent: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op == "placeholder" or any(each in found for each in node.all_input_nodes):
-            found.add(node)
-    return found
+        if node.op == "placeholder" or any(source in dependent for source in node.all_input_nodes):
+            dependent.add(node)
+    return dependent
 
 
-def _behind(node: fx.Node, root: nn.Module, image: set[fx.Node]) -> tuple[set[fx.Node], set[fx.Node]]:
-    """The steps from the last maps to this node, and those maps."""
+def _steps_to(node: fx.Node, root: nn.Module, image: set[fx.Node]) -> tuple[set[fx.Node], set[fx.Node]]:
+    """Return the steps from the last maps to this node, and these maps."""
     steps: set[fx.Node] = set()
-    lasts: set[fx.Node] = set()
-    waiting = [node]
-    while waiting:
-        here = waiting.pop()
-        if here in steps or here in lasts:
+    last_maps: set[fx.Node] = set()
+    stack = [node]
+    while stack:
+        step = stack.pop()
+        if step in steps or step in last_maps:
             continue
-        if len(shape_of(here) or ()) == MAP or here.op == "placeholder":
-            lasts.add(here)
+        if len(shape_of(step) or ()) == MAP or step.op == "placeholder":
+            last_maps.add(step)
             continue
-        steps.add(here)
-        waiting += data_inputs(here, image)
+        steps.add(step)
+        stack += data_inputs(step, image)
     starts: set[fx.Node] = set()
-    for last in lasts:
-        pooled = _pooling(last, root, image) or _turning(last, root)
+    for last in last_maps:
+        pooled = _steps_from_pool(last, root, image) or _permutes(last, root)
         steps |= pooled
-        starts |= {each for step in pooled for each in data_inputs(step, image) if each not in pooled} or {last}
+        starts |= {source for step in pooled for source in data_inputs(step, image) if source not in pooled} or {last}
     return steps, starts - steps
 
 
-def _pooling(last: fx.Node, root: nn.Module, image: set[fx.Node]) -> set[fx.Node]:
-    """The last pool and the steps after it up to here, which all work on each cell by itself; empty without one."""
+def _steps_from_pool(last: fx.Node, root: nn.Module, image: set[fx.Node]) -> set[fx.Node]:
+    """Return the last pool and the per-cell steps from it to this node; empty if there is no such pool."""
     if last.op == "placeholder":
         return set()
     kind = op_kind(last, root)
     inputs = list(data_inputs(last, image))
     if _is_row(last) and inputs and not isinstance(inputs[0].meta["val"], Tensor) and _opens(inputs[0], root):
-        return {last, inputs[0]}  # a part of what a module returns, which may have pooled it
+        return {last, inputs[0]}  # one output of a module that may have pooled it
     pooled = _on_one_cell(last, inputs, root)
-    shapes = {(shape_of(each) or ())[2:] for each in (last, *inputs)}
+    shapes = {(shape_of(step) or ())[2:] for step in (last, *inputs)}
     if kind == "pool" and not pooled:
         return {last} if len(shapes) > 1 or op_name(last, root) not in REDUCTIONS else set()
     single = pooled or kind in THROUGH or (kind == "shape" and isinstance(last.meta["val"], Tensor))
@@ -164,22 +163,22 @@ def _pooling(last: fx.Node, root: nn.Module, image: set[fx.Node]) -> set[fx.Node
         return set()
     if kind == "open":
         return {last}
-    behind = [_pooling(each, root, image) for each in inputs]
-    return {last}.union(*behind) if all(behind) else set()
+    paths = [_steps_from_pool(source, root, image) for source in inputs]
+    return {last}.union(*paths) if all(paths) else set()
 
 
 def _on_one_cell(node: fx.Node, inputs: list[fx.Node], root: nn.Module) -> bool:
-    """Whether a step makes numbers of one cell of numbers of one cell, without a window that is only cut short here."""
+    """Return whether a step maps one cell to one cell, without a window that only this image size cuts off."""
     module = module_of(node, root)
     if module is not None:
         windows = as_pair(getattr(module, "kernel_size", 1)) != (1, 1)
     else:
         windows = op_name(node, root) in WINDOWS
-    return not windows and all(_is_row(each) for each in (node, *inputs))
+    return not windows and all(_is_row(step) for step in (node, *inputs))
 
 
 def _is_row(node: fx.Node) -> bool:
-    """Whether an image has one cell at this step, wherever its channels lie."""
+    """Return whether an image has one cell at this step, whatever the dimension of the channels."""
     shape = (shape_of(node) or ())[1:]
     return bool(shape) and math.prod(shape) == max(shape)
 
@@ -188,24 +187,24 @@ def _opens(node: fx.Node, root: nn.Module) -> bool:
     return node.op == "call_module" and op_kind(node, root) == "open"
 
 
-def _turning(last: fx.Node, root: nn.Module) -> set[fx.Node]:
-    """The steps before this node that only turn maps (N, C, H, W) about; empty where the maps lie otherwise."""
-    found: list[fx.Node] = []
-    here = last
-    while op_kind(here, root) == "shape" and len(shape_of(here.all_input_nodes[0]) or ()) == MAP:
-        found.append(here)
-        here = here.all_input_nodes[0]
-    return set() if op_kind(here, root) in ("linear", "layer_norm") else set(found)
+def _permutes(last: fx.Node, root: nn.Module) -> set[fx.Node]:
+    """Return the steps before this node that only permute maps (N, C, H, W); empty for channels-last networks."""
+    permutes: set[fx.Node] = set()
+    step = last
+    while op_kind(step, root) == "shape" and len(shape_of(step.all_input_nodes[0]) or ()) == MAP:
+        permutes.add(step)
+        step = step.all_input_nodes[0]
+    return set() if op_kind(step, root) in ("linear", "layer_norm") else permutes
 
 
 def _could_pool(node: fx.Node, root: nn.Module, image: set[fx.Node]) -> bool:
-    """Whether a module that has not been looked into may hold the last pool, or stand between it and the logits."""
+    """Return whether an untraced module may contain the last pool or lie between it and the logits."""
     shape = shape_of(node) or ()
     if shape[2:] == (1, 1):
         return True
-    before = [shape_of(each) or () for each in data_inputs(node, image)]
-    holds = any(isinstance(each, POOLING) for each in root.get_submodule(str(node.target)).modules())
-    return holds and not any(each[2:] == shape[2:] for each in before)
+    inputs = [shape_of(source) or () for source in data_inputs(node, image)]
+    has_pool = any(isinstance(module, POOLING) for module in root.get_submodule(str(node.target)).modules())
+    return has_pool and not any(size[2:] == shape[2:] for size in inputs)
 
 
 def trace_head(
@@ -217,61 +216,55 @@ def trace_head(
     output: int | str | None = None,
     whole: bool = True,
 ) -> tuple[fx.Graph, Head]:
-    """The graph of a network in which no more is looked into than its head needs, and that head (see `find_head`).
+    """Trace a network and return its graph and its head (see `find_head`); only modules of the head are traced.
 
-    The rest stays as it is, module by module, with its own modes and forwards. `opened` is filled with the names.
-    Raises SurgeryError where a part of the head cannot be written down.
+    Every other module stays one node, with its own mode and forward. The names of traced modules are added to `opened`.
+    Raises SurgeryError if a module of the head cannot be traced.
     """
     while True:
-        graph = trace_graph(shadow, input_shape, _inside(opened))
-        inner = {name for each in packed_outputs(graph, shadow) for name in _path(each)}
+        graph = trace_graph(shadow, input_shape, _opens_named(opened))
+        inner = {name for output_name in packed_outputs(graph, shadow) for name in _path(output_name)}
         if inner - opened:
             opened |= inner
             continue
         unpack_outputs(graph)
         head = find_head(graph, shadow, like, output=output, whole=whole)
-        shut = set(_shut(head, shadow))
-        if not shut:
+        untraced = {str(node.target) for node in head.steps if _opens(node, shadow)}
+        if not untraced:
             return graph, head
-        again = shut & opened
-        if again:
+        refused = untraced & opened
+        if refused:
             tokens = token_reason(head, shadow)
             if tokens:
                 raise SurgeryError(tokens)
-            name = min(again)
+            name = min(refused)
             kind = type(shadow.get_submodule(name)).__name__
-            why = graph.refusals[name]  # type: ignore[attr-defined]
-            raise SurgeryError(f"{name} ({kind}) is a part of the head, and its forward pass cannot be traced: {why}.")
-        opened |= {name for each in shut for name in _path(each)}
+            reason = graph.refusals[name]  # type: ignore[attr-defined]
+            raise SurgeryError(f"{name} ({kind}) is in the head, and its forward pass cannot be traced: {reason}.")
+        opened |= {name for module_name in untraced for name in _path(module_name)}
 
 
 def token_reason(head: Head, root: nn.Module) -> str:
-    """That a network goes on in tokens (N, L, C) after its last maps, as a sentence; empty if it does not."""
+    """Return an error message if the network works on tokens (N, L, C) after its last maps, else an empty string."""
     for node in head.steps:
-        read = [shape_of(each) or () for each in node.all_input_nodes if each.op != "get_attr"]
+        inputs = [shape_of(source) or () for source in node.all_input_nodes if source.op != "get_attr"]
         shape = shape_of(node) or ()
-        idle = op_kind(node, root) in ("shape", "pool", "elementwise", "dropout", "feature")
-        if not idle and len(shape) == TOKENS and 1 not in shape[1:] and any(len(each) == TOKENS for each in read):
+        neutral = op_kind(node, root) in ("shape", "pool", "elementwise", "dropout", "feature")
+        if not neutral and len(shape) == TOKENS and 1 not in shape[1:] and any(len(size) == TOKENS for size in inputs):
             return (
-                f"{describe(node, root)} works on tokens (N, {shape[1]}, {shape[2]}); networks that have maps "
-                "(N, C, H, W) until their last pool or flattening are accepted. For this one there are fold, deepen "
-                "and factorize."
+                f"{describe(node, root)} works on tokens (N, {shape[1]}, {shape[2]}); networks with feature maps "
+                "(N, C, H, W) up to their last pool or flattening are accepted. Use fold, deepen or factorize for this "
+                "network."
             )
     return ""
 
 
-def _inside(names: set[str]) -> OpensModule:
-    """Look into the modules of these names."""
+def _opens_named(names: set[str]) -> OpensModule:
+    """Return a predicate that traces the modules with these names."""
     return lambda name, _: name in names
 
 
-def _shut(head: Head, root: nn.Module) -> Iterator[str]:
-    for node in head.steps:
-        if _opens(node, root):
-            yield str(node.target)
-
-
 def _path(name: str) -> list[str]:
-    """The names of a module and of all that it is inside of."""
+    """Return the names of a module and of its parents."""
     parts = name.split(".")
     return [".".join(parts[: length + 1]) for length in range(len(parts))]

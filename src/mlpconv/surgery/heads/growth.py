@@ -1,4 +1,4 @@
-"""How many pixels larger an image must be for a map to have one cell more, tried on sizes without numbers."""
+"""Find the stride of a map in pixels by running image sizes on the meta device."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from mlpconv.analysis.trace import without_storage
 
 __all__ = ["step_by_sizes"]
 
-FARTHEST = 64
-"""Pixels that a cell may be from the next, where the image is not larger."""
+MAX_STRIDE = 64
+"""Largest stride to try, in pixels, or the image size if that is larger."""
 
 
 class _OnMeta(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Tables of indices meet tensors without storage."""
+    """Move index tables to the meta device on the fly."""
 
     def __torch_dispatch__(
         self, func: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -31,30 +31,30 @@ class _OnMeta(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def step_by_sizes(maps: nn.Module, input_shape: tuple[int, int, int]) -> tuple[int, int] | None:
-    """Pixels from one cell to the next, along rows and columns, of a network (N, C, H, W) -> (N, K, h, w).
+    """Return the stride in pixels, along rows and columns, of a network (N, C, H, W) -> (N, K, h, w).
 
-    None where the map does not grow with the image. Raises the network's own error where it takes no larger image.
+    Returns None if the map does not grow with the image. Re-raises the network's own error if it rejects larger images.
     """
     shadow = without_storage(maps)
-    kind = next((p.dtype for p in shadow.parameters() if p.is_floating_point()), torch.float32)
+    dtype = next((p.dtype for p in shadow.parameters() if p.is_floating_point()), torch.float32)
     failures: list[Exception] = []
 
-    def cells(axis: int, more: int) -> int:
+    def cells(axis: int, extra: int) -> int:
         shape = list(input_shape)
-        shape[1 + axis] += more
+        shape[1 + axis] += extra
         try:
             with torch.no_grad(), _OnMeta():  # type: ignore[no-untyped-call]
-                return int(shadow(torch.empty((1, *shape), dtype=kind, device="meta")).shape[2 + axis])
-        except Exception as error:  # noqa: BLE001  (the forward pass is not ours: it may raise anything)
+                return int(shadow(torch.empty((1, *shape), dtype=dtype, device="meta")).shape[2 + axis])
+        except Exception as error:  # noqa: BLE001  (a user's forward may raise anything)
             failures.append(error)
             return 0
 
     steps = []
     for axis in (0, 1):
-        most = max(FARTHEST, input_shape[1 + axis])
+        limit = max(MAX_STRIDE, input_shape[1 + axis])
         count = partial(cells, axis)
-        first = _first(count, 1, most)
-        second = None if first is None else _first(count, 2, first + most)
+        first = _first(count, 1, limit)
+        second = None if first is None else _first(count, 2, first + limit)
         if first is None or second is None:
             if failures:
                 raise failures[0]
@@ -63,13 +63,13 @@ def step_by_sizes(maps: nn.Module, input_shape: tuple[int, int, int]) -> tuple[i
     return steps[0], steps[1]
 
 
-def _first(count: Callable[[int], int], cells: int, most: int) -> int | None:
-    """The smallest number of pixels, up to `most`, that gives more cells than this; None where none does."""
+def _first(count: Callable[[int], int], cells: int, limit: int) -> int | None:
+    """Return the smallest number of extra pixels up to `limit` that gives more than `cells` cells, or None."""
     high = 1
     while count(high) <= cells:
-        if high >= most:
+        if high >= limit:
             return None
-        high = min(2 * high, most)
+        high = min(2 * high, limit)
     low = high // 2
     while high - low > 1:
         middle = (low + high) // 2

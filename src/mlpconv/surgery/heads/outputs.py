@@ -1,4 +1,4 @@
-"""What a network returns, by name, and which output is the logits of the classes."""
+"""Name the outputs of a network, and choose the one that holds the class logits."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ __all__ = ["Output", "choose_output", "ends_of", "outputs_of", "packed_outputs",
 
 PRODUCTS = ("matmul", "mm", "addmm", "einsum", "bilinear")
 ROWS = 2
-"""Dimensions of logits (N, K)."""
+"""Number of dimensions of logits (N, K)."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """A tensor that a network returns."""
+    """A tensor returned by a network."""
 
     name: str
-    """Its place in what is returned, such as "1", "logits" or "out.logits"; empty for a network of one output."""
+    """Its path in the returned value, such as "1", "logits" or "out.logits"; empty for a single output."""
     node: fx.Node
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of a batch of two."""
+        """Shape for a batch of two images."""
         return tuple(self.node.meta["val"].shape)
 
     @property
     def is_logits(self) -> bool:
-        """Whether it is (N, K) and of floats."""
+        """Whether the tensor is (N, K) and floating point."""
         return len(self.shape) == ROWS and self.node.meta["val"].is_floating_point()
 
     def __str__(self) -> str:
@@ -44,7 +44,7 @@ class Output:
 
 
 def ends_of(graph: fx.Graph) -> list[fx.Node]:
-    """The end of the graph, and the constructors of tuples and dataclasses that only wrap what is returned."""
+    """Return the output node and the constructors of tuples and dataclasses that wrap the returned tensors."""
     ends = [graph.output_node()]
     for end in ends:
         ends += [node for node in end.all_input_nodes if isinstance(node.target, type)]
@@ -52,22 +52,22 @@ def ends_of(graph: fx.Graph) -> list[fx.Node]:
 
 
 def outputs_of(graph: fx.Graph) -> list[Output]:
-    """Every tensor that the network returns, in order."""
+    """Return all tensors that the network returns, in order."""
     ends = ends_of(graph)
-    read = [node for end in ends for node in end.all_input_nodes if node not in ends]
+    returned = [node for end in ends for node in end.all_input_nodes if node not in ends]
     by_value: dict[int, list[fx.Node]] = {}
-    for node in dict.fromkeys(read):
+    for node in dict.fromkeys(returned):
         by_value.setdefault(id(node.meta.get("val")), []).append(node)
     outputs = []
     for name, tensor in flat_tensors(_value(graph.output_node().args[0], ends)):
         nodes = by_value.get(id(tensor), [])
-        if nodes:  # dropout in eval mode gives the very tensor that it was given: two nodes, one value
+        if nodes:  # dropout in eval mode returns its input: two nodes share one value
             outputs.append(Output(name, nodes.pop(0) if len(nodes) > 1 else nodes[0]))
     return outputs
 
 
 def _value(returned: Any, ends: Sequence[fx.Node]) -> Any:
-    """What an end of the graph makes of a batch of two."""
+    """Return the value of an end of the graph for a batch of two images."""
 
     def value(node: fx.Node) -> Any:
         if node not in ends:
@@ -78,32 +78,32 @@ def _value(returned: Any, ends: Sequence[fx.Node]) -> Any:
 
 
 def packed_outputs(graph: fx.Graph, root: nn.Module) -> list[str]:
-    """Modules that return several tensors as the network's own outputs: they must be opened."""
+    """Return the modules that return several network outputs at once and must be traced."""
     return [str(node.target) for node in _packs(graph) if op_kind(node, root) == "open"]
 
 
 def unpack_outputs(graph: fx.Graph) -> None:
-    """Hand on the parts of a tuple that one step makes where it is returned or an argument, as in `cat(x.chunk(2))`."""
+    """Replace a tuple that a step passes on, as in `cat(x.chunk(2))` or an output, by its individual tensors."""
     for pack in list(graph.nodes):
         value = pack.meta.get("val")
-        readers = [user for user in pack.users if user.target not in (operator.getitem, getattr)]
-        if not readers or not isinstance(value, tuple | list) or not all(isinstance(each, Tensor) for each in value):
+        users = [user for user in pack.users if user.target not in (operator.getitem, getattr)]
+        if not users or not isinstance(value, tuple | list) or not all(isinstance(item, Tensor) for item in value):
             continue
         with graph.inserting_before(pack.next):
-            parts = [graph.call_function(operator.getitem, (pack, place)) for place in range(len(value))]
-        for part, held in zip(parts, value, strict=True):
-            part.meta.update(pack.meta, val=held)
-        put = _put(pack, parts if isinstance(value, list) else tuple(parts))
-        for user in readers:
-            user.args, user.kwargs = fx.map_arg(user.args, put), fx.map_arg(user.kwargs, put)
+            parts = [graph.call_function(operator.getitem, (pack, index)) for index in range(len(value))]
+        for part, tensor in zip(parts, value, strict=True):
+            part.meta.update(pack.meta, val=tensor)
+        substitute = _substitution(pack, parts if isinstance(value, list) else tuple(parts))
+        for user in users:
+            user.args, user.kwargs = fx.map_arg(user.args, substitute), fx.map_arg(user.kwargs, substitute)
 
 
-def _put(old: fx.Node, new: Any) -> Callable[[fx.Node], Any]:
+def _substitution(old: fx.Node, new: Any) -> Callable[[fx.Node], Any]:
     return lambda node: new if node is old else node
 
 
 def _packs(graph: fx.Graph) -> Iterator[fx.Node]:
-    """Steps whose result is returned and holds tensors without being one."""
+    """Yield the steps whose returned result contains tensors but is not a tensor."""
     ends = ends_of(graph)
     for node in dict.fromkeys(node for end in ends for node in end.all_input_nodes if node not in ends):
         value = node.meta.get("val")
@@ -113,40 +113,40 @@ def _packs(graph: fx.Graph) -> Iterator[fx.Node]:
 
 def choose_output(
     outputs: Sequence[Output],
-    behind: Callable[[fx.Node], set[fx.Node]],
+    steps_to: Callable[[fx.Node], set[fx.Node]],
     root: nn.Module,
     output: int | str | None,
 ) -> tuple[Output, tuple[Output, ...]]:
-    """The logits (N, K) among all outputs, and the other outputs that may be meant as well.
+    """Return the logits (N, K) among the outputs, and the other candidates.
 
-    With `output`, the output of this name or place. Otherwise features that logits are made of are no logits: an output
-    is left out if another one has gone through all its linear layers and more. So is an output that is made of another
-    one without more of them, such as a softmax of logits. Raises UsageError for an unknown output.
+    `output` selects one by name or index. Otherwise outputs that feed other outputs are excluded: features, whose
+    linear layers are a proper subset of another output's, and outputs computed from a candidate without further linear
+    layers, such as a softmax of the logits. Raises UsageError for an unknown output.
     """
-    logits = [each for each in outputs if each.is_logits]
+    logits = [out for out in outputs if out.is_logits]
     if output is not None:
-        return _named(outputs, output), ()
-    passed = {each.node: frozenset(step for step in behind(each.node) if _mixes(step, root)) for each in logits}
-    left = [each for each in logits if not any(passed[each.node] < other for other in passed.values())]
-    nodes = {each.node for each in left}
-    first = [each for each in left if not behind(each.node) & nodes - {each.node}]
-    return first[0], tuple(first[1:])
+        return _select(outputs, output), ()
+    layers = {out.node: frozenset(step for step in steps_to(out.node) if _is_linear(step, root)) for out in logits}
+    deepest = [out for out in logits if not any(layers[out.node] < deeper for deeper in layers.values())]
+    nodes = {out.node for out in deepest}
+    candidates = [out for out in deepest if not steps_to(out.node) & nodes - {out.node}]
+    return candidates[0], tuple(candidates[1:])
 
 
-def _mixes(step: fx.Node, root: nn.Module) -> bool:
-    """Whether a step makes new numbers of all channels, as a linear layer does, or may."""
+def _is_linear(step: fx.Node, root: nn.Module) -> bool:
+    """Return whether a step combines all channels as a linear layer does, or may contain such a step."""
     return op_kind(step, root) in ("linear", "conv1x1", "open") or op_name(step, root) in PRODUCTS
 
 
-def _named(outputs: Sequence[Output], wanted: int | str) -> Output:
-    """The output of this name or place; UsageError for one that is not there, or is no logits."""
-    matches = [each for each in outputs if each.name == str(wanted)]
-    place = int(wanted) if str(wanted).lstrip("-").isdecimal() else None
-    if not matches and place is not None and -len(outputs) <= place < len(outputs):
-        matches = [outputs[place]]
+def _select(outputs: Sequence[Output], key: int | str) -> Output:
+    """Return the output with this name or index; raise UsageError if there is none or it is not (N, K)."""
+    matches = [out for out in outputs if out.name == str(key)]
+    index = int(key) if str(key).lstrip("-").isdecimal() else None
+    if not matches and index is not None and -len(outputs) <= index < len(outputs):
+        matches = [outputs[index]]
     if matches and matches[0].is_logits:
         return matches[0]
-    which = f"{matches[0]}, which is not (N, K)" if matches else "no output of the network"
-    logits = [str(each) for each in outputs if each.is_logits and each.name]
-    accepted = f"accepted are {', '.join(logits)}" if logits else "the network has one output, which needs no name"
-    raise UsageError(f"output={wanted!r} is {which}; {accepted}.")
+    problem = f"is {matches[0]}, which is not (N, K)" if matches else "is not an output of the network"
+    logits = [str(out) for out in outputs if out.is_logits and out.name]
+    accepted = f"accepted: {', '.join(logits)}" if logits else "the network has one output, which needs no name"
+    raise UsageError(f"output={key!r} {problem}; {accepted}.")

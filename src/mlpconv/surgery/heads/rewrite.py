@@ -1,4 +1,4 @@
-"""What the operations on heads have in common: the graphs of both modes, rewritten alike, over one copy."""
+"""Rewrite the head in the eval graph and the training graph of a network, on one copy of its modules."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["rewrite_head"]
 def rewrite_head(
     model: nn.Module, input_shape: tuple[int, int, int], rewriter: type[Rewriter], output: int | str | None = None
 ) -> tuple[nn.Module, Rewritten, ModuleEdits]:
-    """The network, a copy of it with another head, and what has changed.
+    """Return the checked network, a copy with a rewritten head, and the edits.
 
-    `output` names the logits among what the network returns. Raises SurgeryError for a head that the rewriter has no
-    answer to, UsageError for an unknown output.
+    `output` selects the logits among the network's outputs. Raises SurgeryError for a head that the rewriter does not
+    support, UsageError for an unknown output.
     """
     original, shape = check_model(model), check_input_shape(input_shape)
     shadow = meta_copy(original).eval()
@@ -31,13 +31,13 @@ def rewrite_head(
     opened: set[str] = set()
     try:
         graph, head = trace_head(shadow, shape, opened, output=output, whole=rewriter.whole)
-        mine = rewriter(graph, head, shadow, edits)
-        mine.run()
+        eval_rewriter = rewriter(graph, head, shadow, edits)
+        eval_rewriter.run()
         _check_reads(graph, edits)
     except SurgeryError as error:
         raise SurgeryError(f"{type(original).__name__}: {error}") from error
-    graphs = {"eval": graph, "maps": _ending_in(graph, mine.maps[head.scores.node])}
-    _say_output(head, edits)
+    graphs = {"eval": graph, "maps": _with_output(graph, eval_rewriter.maps[head.scores.node])}
+    _note_output(head, edits)
     names = frozenset(str(step.target) for step in head.steps if step.op == "call_module")
     edited = dict(edits.modules)
     try:
@@ -49,7 +49,7 @@ def rewrite_head(
         graphs["train"] = graph
     except MlpconvError as error:
         edits.modules = edited
-        edits.note(f"The new network works in eval mode only, since its training cannot be written down: {error}")
+        edits.note(f"The new network works in eval mode only; its training forward cannot be traced: {error}")
     for name, module in edits.modules.items():
         replace_module(edits.root, name, module)
     changed = Rewritten(edits.root, graphs, _constants(graphs))
@@ -58,56 +58,56 @@ def rewrite_head(
     return original, changed, edits
 
 
-def _say_output(head: Head, edits: ModuleEdits) -> None:
-    """Note which output is taken for the logits, where the network returns several tensors."""
+def _note_output(head: Head, edits: ModuleEdits) -> None:
+    """Note which output is used as the logits if the network returns several tensors."""
     edits.output = head.scores.name
     if head.alternatives:
-        others = ", ".join(repr(each.name) for each in head.alternatives)
-        edits.note(f"The category maps are those of output {edits.output!r}; output= chooses another: {others}.")
+        names = ", ".join(repr(output.name) for output in head.alternatives)
+        edits.note(f"The category maps are those of output {edits.output!r}; output= selects another: {names}.")
     elif edits.output:
         edits.note(f"The category maps are those of output {edits.output!r}.")
 
 
 def _check_reads(graph: fx.Graph, edits: ModuleEdits) -> None:
-    """Refuse a forward pass that reads the weights of a module that is another now: SurgeryError."""
+    """Raise SurgeryError if the forward pass reads a parameter of a replaced module."""
     for node in graph.find_nodes(op="get_attr"):
-        owner = str(node.target).rpartition(".")[0]
+        owner, _, key = str(node.target).rpartition(".")
         if owner in edits.modules and not isinstance(edits.modules[owner], nn.BatchNorm2d):
-            raise SurgeryError(f"{owner} is replaced, and its {str(node.target).rpartition('.')[2]} is used elsewhere.")
+            raise SurgeryError(f"{owner} must be replaced, but its {key} is used elsewhere.")
 
 
 def _check_calls(graph: fx.Graph, edits: ModuleEdits, edited: set[str]) -> None:
-    """Refuse modules that became others for training, and are called as they were in eval mode: SurgeryError."""
+    """Raise SurgeryError if the eval graph calls a module that was replaced for the training graph only."""
     for node in graph.find_nodes(op="call_module"):
         if node.target in edits.modules and node.target not in edited:
             raise SurgeryError(f"{node.target} belongs to the head in training and not in eval mode.")
 
 
-def _ending_in(graph: fx.Graph, last: fx.Node) -> fx.Graph:
-    """The same graph that returns another node."""
-    other = fx.Graph()
+def _with_output(graph: fx.Graph, node: fx.Node) -> fx.Graph:
+    """Return a copy of the graph that returns this node."""
+    result = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
-    other.graph_copy(graph, copies)
-    other.output(copies[last])
-    other.owning_constants = graph.owning_constants  # type: ignore[attr-defined]
-    return other
+    result.graph_copy(graph, copies)
+    result.output(copies[node])
+    result.owning_constants = graph.owning_constants  # type: ignore[attr-defined]
+    return result
 
 
 def _constants(graphs: dict[str, fx.Graph]) -> dict[str, Tensor]:
-    """The tensors that the forward passes made on their way, under names of their own."""
-    found: dict[str, Tensor] = {}
+    """Return the constant tensors of all graphs, renamed so that each name is unique."""
+    constants: dict[str, Tensor] = {}
     for mode, graph in graphs.items():
-        held: dict[str, Tensor] = graph.owning_constants  # type: ignore[attr-defined]
+        own: dict[str, Tensor] = graph.owning_constants  # type: ignore[attr-defined]
         for node in graph.find_nodes(op="get_attr"):
-            if node.target in held:
+            if node.target in own:
                 node.target = f"{node.target}_{mode}"
-                found[node.target] = held[node.target.removesuffix(f"_{mode}")]
-    return found
+                constants[node.target] = own[node.target.removesuffix(f"_{mode}")]
+    return constants
 
 
 def _is_channels_last(model: nn.Module) -> bool:
-    """Whether the weights of its convolutions lie with their channels last."""
-    weights = [each.weight for each in model.modules() if isinstance(each, nn.Conv2d)]
+    """Return whether convolution weights are in channels-last memory format."""
+    weights = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d)]
     return any(
         not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last) for weight in weights
     )
