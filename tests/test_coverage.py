@@ -1,4 +1,4 @@
-"""The survey of surgery judges by itself: it finds broken results, and knows where an operation makes sense."""
+"""Tests of the surgery survey: it detects wrong results independently, and knows where an operation applies."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def case(model: nn.Module | None = None) -> Case:
     return fitting(randomised(model or Net()).eval(), SHAPE)
 
 
-def test_every_operation_on_a_small_network_is_found_to_be_exact() -> None:
+def test_every_operation_is_exact_on_a_small_network() -> None:
     for name, operation in OPERATIONS.items():
         found = attempt(operation, case())
         assert found["word"] == "exact", f"{name}: {found}"
@@ -79,7 +79,7 @@ def broken(network: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("operation", list(OPERATIONS))
-def test_a_result_that_is_off_by_little_is_found_to_be_wrong(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_error_in_the_result_is_detected(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     true = getattr(surgery, operation)
 
     def damaged(*args: Any, **kwargs: Any) -> Any:
@@ -93,13 +93,13 @@ def test_a_result_that_is_off_by_little_is_found_to_be_wrong(operation: str, mon
     assert "float64" in found["why"]
 
 
-def test_class_maps_whose_mean_is_another_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_class_maps_with_a_different_mean_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     true = Rewritten.category_maps
     monkeypatch.setattr(Rewritten, "category_maps", lambda self, x: true(self, x) + 1e-6)
     assert attempt(OPERATIONS["pool_head"], case())["word"] == "wrong"
 
 
-def test_a_fold_that_folds_nothing_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fold_without_a_folded_norm_counts_as_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     class Kept:
         def __init__(self, model: nn.Module) -> None:
             self.model, self.report = model, type("Report", (), {"details": {"kept": {"norm1": "too proud"}}})
@@ -109,7 +109,7 @@ def test_a_fold_that_folds_nothing_is_no_success(monkeypatch: pytest.MonkeyPatch
     assert (found["word"], found["why"]) == ("refused", "no batch norm was folded: too proud")
 
 
-def test_a_refusal_and_a_crash_are_told_apart() -> None:
+def test_refusals_and_crashes_are_distinguished() -> None:
     def refuses(_: Case) -> Any:
         raise SurgeryError("fc1 is odd")
 
@@ -122,14 +122,14 @@ def test_a_refusal_and_a_crash_are_told_apart() -> None:
     assert found["why"].startswith("ZeroDivisionError: oh")
 
 
-def test_outputs_that_never_change_are_no_evidence() -> None:
+def test_constant_outputs_are_undecided() -> None:
     blind = Net()
     nn.init.zeros_(blind.head[1].weight)
     blind.eval()
     assert judge({"float32": (blind, copy.deepcopy(blind))}, SHAPE).word == "undecided"
 
 
-def test_float64_counts_for_less_where_the_network_itself_rounds() -> None:
+def test_a_float64_network_that_computes_in_float32_is_detected() -> None:
     image = images_of(SHAPE, torch.float64)
     assert rounds(Rounds(), image)
     assert not rounds(case().double, image)
@@ -146,7 +146,7 @@ class Amplified(nn.Module):
         return ((x.flatten(1)[:, :CLASSES] + self.large) * self.gain) / self.gain - self.large
 
 
-def test_float32_is_measured_by_what_rounding_does_to_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float32_tolerance_scales_with_the_networks_own_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = Amplified(), Amplified(0.7)
     monkeypatch.setitem(LIMITS, "float32", 1e-5)
     found = judge({"float32": (one, other), "float64": (one, other)}, SHAPE)
@@ -173,7 +173,7 @@ class Chaos(nn.Module):
 
 
 @pytest.mark.parametrize(("times", "word"), [(31, "exact"), (70, "undecided")])
-def test_float64_is_measured_by_what_rounding_does_to_the_network(times: int, word: str) -> None:
+def test_float64_tolerance_scales_with_the_networks_own_rounding(times: int, word: str) -> None:
     one, other = Chaos(times), Chaos(times)
     with torch.no_grad():
         other.weight.mul_(3.0).div_(3.0).mul_(0.1).div_(0.1)
@@ -197,7 +197,7 @@ class OffBy(nn.Module):
         return self.model(x) * 1.1
 
 
-def test_first_weights_that_are_left_out_end_no_loop_that_waits_for_small_ones() -> None:
+def test_skipped_initialisation_ends_rejection_sampling() -> None:
     weight, bias = torch.full((5, 7), 9.0), torch.full((7,), 9.0)
     with _Unfilled():
         nn.init.trunc_normal_(weight, std=0.02)
@@ -206,7 +206,7 @@ def test_first_weights_that_are_left_out_end_no_loop_that_waits_for_small_ones()
     assert not bias.any()
 
 
-def test_other_shapes_and_no_numbers_are_infinitely_far() -> None:
+def test_different_shapes_and_nan_have_an_infinite_gap() -> None:
     one = torch.ones(2, 3)
     assert gap([one], [one + 0.25]) == 0.25
     assert gap([one], [torch.ones(2, 4)]) == float("inf")
@@ -228,14 +228,12 @@ def test_other_shapes_and_no_numbers_are_infinitely_far() -> None:
         (Tokens(), "tokens", "", False),
     ],
 )
-def test_where_a_head_makes_sense_is_seen_in_the_forward_pass(
-    model: nn.Module, begins: str, how: str, averaged: bool
-) -> None:
+def test_the_head_is_derived_from_the_forward_pass(model: nn.Module, begins: str, how: str, averaged: bool) -> None:
     head = head_of(record(model.eval(), images_of(SHAPE, torch.float32)))
     assert (head.begins, head.how, head.averaged) == (begins, how, averaged)
 
 
-def test_norms_layers_and_places_are_looked_up() -> None:
+def test_norms_and_places_are_found_in_the_forward_pass() -> None:
     model = case().model
     flow = record(model, images_of(SHAPE, torch.float32))
     assert norms_behind_layers(flow) == (2, 2)
@@ -249,7 +247,7 @@ def test_norms_layers_and_places_are_looked_up() -> None:
     assert dense_share(grouped, flow.image) == pytest.approx((second + last) / (first + second + last))
 
 
-def test_multiply_adds_are_counted_and_gradients_stay_as_wanted() -> None:
+def test_counting_multiply_adds_keeps_requires_grad() -> None:
     model = case().model
     model.conv1.weight.requires_grad_(False)
     wanted = [parameter.requires_grad for parameter in model.parameters()]
@@ -257,7 +255,7 @@ def test_multiply_adds_are_counted_and_gradients_stay_as_wanted() -> None:
     assert [parameter.requires_grad for parameter in model.parameters()] == wanted
 
 
-def test_a_norm_whose_layer_also_feeds_another_is_not_beside_it() -> None:
+def test_a_norm_after_a_shared_layer_is_not_counted() -> None:
     class Forked(Net):
         def forward(self, x: Tensor) -> Tensor:
             x = self.conv1(x)
@@ -266,7 +264,7 @@ def test_a_norm_whose_layer_also_feeds_another_is_not_beside_it() -> None:
     assert norms_behind_layers(record(Forked().eval(), images_of(SHAPE, torch.float32))) == (2, 1)
 
 
-def test_a_convolution_that_standardises_its_weight_has_no_norm() -> None:
+def test_weight_standardisation_is_not_a_norm() -> None:
     class Standardised(nn.Conv2d):
         def forward(self, x: Tensor) -> Tensor:
             weight = nn.functional.batch_norm(self.weight.reshape(1, len(self.weight), -1), None, None, training=True)
@@ -277,13 +275,13 @@ def test_a_convolution_that_standardises_its_weight_has_no_norm() -> None:
     assert norms_behind_layers(record(model.eval(), images_of(SHAPE, torch.float32))) == (2, 2)
 
 
-def test_layers_are_thinned_to_an_eighth_of_their_rank() -> None:
+def test_layers_get_an_eighth_of_their_rank() -> None:
     model = thinned(copy.deepcopy(case().model).double())
     ranks = [int(torch.linalg.matrix_rank(each.weight.flatten(1))) for each in (model.conv1, model.conv2)]
     assert ranks == [1, 2]
 
 
-def test_norms_get_the_statistics_of_images_and_are_then_wrong() -> None:
+def test_norms_get_perturbed_statistics_of_images() -> None:
     model, images = case().model, images_of(SHAPE, torch.float32)
     calibrated(model, images)
     true = model.conv1(images).transpose(0, 1).flatten(1)
@@ -298,7 +296,7 @@ def test_norms_get_the_statistics_of_images_and_are_then_wrong() -> None:
     assert not model.norm1._forward_pre_hooks
 
 
-def test_small_images_come_first_and_the_networks_own_last() -> None:
+def test_sizes_go_from_small_to_the_networks_own() -> None:
     assert [shape[1] for shape in sizes((3, 150, 150))] == [64, 96, 128, 150]
     assert list(sizes((1, 8, 8))) == [(1, 8, 8)]
 
@@ -321,7 +319,7 @@ def result(word: str, *, sense: bool = True, why: str = "") -> dict[str, Any]:
     }
 
 
-def test_the_page_counts_what_makes_sense_and_names_what_is_wrong() -> None:
+def test_the_page_counts_results_and_names_wrong_ones() -> None:
     networks = {
         "timm:a": result("exact", why="3 of 7 batch norms folded"),
         "timm:b": result("refused", why="B: fc (Linear) is odd."),
@@ -331,14 +329,14 @@ def test_the_page_counts_what_makes_sense_and_names_what_is_wrong() -> None:
     assert "| **all** | 15 | 5 (33.3%) | 5 | 0 | 5 | 1e-07 / 2e-16 | 5 refused |" in totals(networks)
     unclear = networks | {"timm:b": result("undecided", why="rounding alone changes it by 3e-01 in float32")}
     assert "| **all** | 15 | 5 (33.3%) | 0 | 5 | 5 | 1e-07 / 2e-16 | 5 refused |" in totals(unclear)
-    assert "3 batch norms were folded; 12 stand directly behind a layer" in totals(networks)
+    assert "3 batch norms were folded; 12 directly follow a layer" in totals(networks)
     text = page(networks | {"timm:e": {"family": "timm vit", "not run": "9 parameters"}}, {"versions": {"timm": "1.2"}})
     assert "| timm:c | 64 | **wrong** |" in text
     assert "timm:b: B: fc (Linear) is odd." in text
     assert "Not run: timm:e (9 parameters)" in text
 
 
-def test_results_are_kept_from_run_to_run_one_line_each(tmp_path: Path) -> None:
+def test_results_are_kept_between_runs(tmp_path: Path) -> None:
     path = tmp_path / "coverage.json"
     Store.read(path).put("timm:a", result("exact"))
     Store.read(path).put("timm:b", result("refused"))

@@ -1,6 +1,6 @@
-"""The forward pass of a network as it is seen from outside: every call of a function on tensors, and what feeds what.
+"""Record the function calls of a forward pass and the tensors that connect them.
 
-Written without mlpconv's own tracer, so that what makes sense is not decided by what mlpconv can follow.
+Independent of mlpconv's tracer, so that the survey's rules do not depend on what mlpconv can trace.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ __all__ = ["Flow", "Step", "record"]
 
 @dataclass(frozen=True)
 class Step:
-    """One call of a function."""
+    """One function call."""
 
     name: str
-    """In small letters, without underscores around."""
+    """Lower case, without leading and trailing underscores."""
     inputs: tuple[Tensor, ...]
-    """Every tensor that it is given, weights too."""
+    """All input tensors, including weights."""
     outputs: tuple[Tensor, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     args: tuple[Any, ...] = ()
 
     @property
     def out(self) -> tuple[int, ...]:
-        """The shape of what it gives."""
+        """Shape of the first output."""
         return tuple(self.outputs[0].shape)
 
 
@@ -56,12 +56,12 @@ class Flow:
                 self.seen |= {id(tensor) for tensor in step.outputs}
 
     def source(self, tensor: Tensor, before: int) -> int | None:
-        """The step that made a tensor, the last one before a step; None for the image and weights."""
-        found = [place for place in self.made_by.get(id(tensor), ()) if place < before]
-        return found[-1] if found else None
+        """Return the last step before `before` that produced a tensor; None for the image and weights."""
+        places = [place for place in self.made_by.get(id(tensor), ()) if place < before]
+        return places[-1] if places else None
 
     def data(self, step: Step) -> list[Tensor]:
-        """The inputs of a step that depend on the image."""
+        """Return the inputs of a step that depend on the image."""
         return [tensor for tensor in step.inputs if id(tensor) in self.seen]
 
 
@@ -76,16 +76,16 @@ class _Recorder(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         outputs = tuple(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
         if outputs:
-            given = tuple(leaf for leaf in tree_leaves((args, dict(kwargs or {}))) if isinstance(leaf, Tensor))
+            inputs = tuple(leaf for leaf in tree_leaves((args, dict(kwargs or {}))) if isinstance(leaf, Tensor))
             name = getattr(func, "__name__", str(func)).lower().strip("_")
-            # Tensors are kept, so that no other gets the id of one that is gone.
-            self.steps.append(Step(name, given, outputs, dict(kwargs or {}), tuple(args)))
+            # Tensors are kept alive, so that their ids are not reused.
+            self.steps.append(Step(name, inputs, outputs, dict(kwargs or {}), tuple(args)))
         return result
 
 
 @torch.no_grad()
 def record(model: nn.Module, image: Tensor) -> Flow:
-    """The steps of a forward pass of the image (N, C, H, W)."""
+    """Record a forward pass of the image (N, C, H, W)."""
     recorder = _Recorder()
     with recorder:
         output = model(image)

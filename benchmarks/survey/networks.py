@@ -1,4 +1,4 @@
-"""The networks of the survey: all of torchvision's classifiers, and one or a few small ones of each family of timm."""
+"""The networks of the survey: all torchvision classifiers, and one or a few small ones of each timm family."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mlpconv.models.external import import_vision
 __all__ = ["TIMM", "build", "calibrated", "family", "networks", "randomised", "sizes"]
 
 SMALL = (64, 96, 128, 160, 192, 224)
-"""Rows and columns that are tried before a network's own size."""
+"""Image sizes to try before a network's own size."""
 TIMM = """
 beit_base_patch16_224 botnet26t_256 caformer_s18 cait_xxs24_224 coat_lite_tiny coatnet_pico_rw_224 convformer_s18
 convmixer_768_32 convnext_atto convnextv2_atto crossvit_9_240 cs3darknet_focus_s cspdarknet53 cspresnet50 davit_tiny
@@ -36,46 +36,46 @@ vit_tiny_patch16_224 vovnet39a xception41 xcit_nano_12_p16_224
 
 
 def networks() -> list[str]:
-    """The names of all networks, as the command line takes them."""
+    """Return the names of all networks, as on the command line."""
     models = import_vision("torchvision.models")
     return [f"torchvision:{name}" for name in models.list_models(module=models)] + [f"timm:{name}" for name in TIMM]
 
 
 def build(name: str, largest: float = math.inf) -> tuple[nn.Module, tuple[int, int, int]]:
-    """A network in eval mode with random weights and norms, and (C, H, W) of its usual images.
+    """Return a network in eval mode with random weights and norms, and its default input shape (C, H, W).
 
-    One with more parameters than `largest` stays without numbers.
+    A network with more than `largest` parameters stays uninitialised.
     """
     with warnings.catch_warnings(), _Unfilled():
         warnings.simplefilter("ignore")
         model, shape = open_network(name)
-    if sum(each.numel() for each in model.parameters()) <= largest:
+    if sum(parameter.numel() for parameter in model.parameters()) <= largest:
         randomised(model)
     return model.eval(), shape
 
 
 def family(model: nn.Module) -> str:
-    """The library and the file of it that the network's class is defined in."""
+    """Return the library and the module that define the network's class."""
     parts = type(model).__module__.split(".")
     return f"{parts[0]} {parts[-1]}"
 
 
 def sizes(shape: tuple[int, int, int]) -> Iterator[tuple[int, int, int]]:
-    """Sizes of images to try, from small to the network's own."""
+    """Yield the input shapes to try, from small to the network's own."""
     for side in sorted({*(side for side in SMALL if side < shape[1]), shape[1]}):
         yield (shape[0], side, side)
 
 
 @torch.no_grad()
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
-    """In place: weights that keep signals alive, random biases, random statistics and weights of norms.
+    """Initialise in place: variance-preserving weights, random biases, random norm weights and statistics.
 
-    One in eight of the norms' weights is negative.
+    One in eight norm weights is negative.
     """
     torch.manual_seed(seed)
     for module in model.modules():
-        held: Mapping[str, Tensor | None] = {**module._parameters, **module._buffers}
-        for name, tensor in held.items():
+        tensors: Mapping[str, Tensor | None] = {**module._parameters, **module._buffers}
+        for name, tensor in tensors.items():
             if tensor is None or not tensor.is_floating_point() or (name in module._buffers and "running" not in name):
                 continue
             if name == "running_var" or (name == "weight" and tensor.dim() == 1):
@@ -91,9 +91,9 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
 
 @torch.no_grad()
 def calibrated(model: nn.Module, images: Tensor, seed: int = 2) -> nn.Module:
-    """In place: batch norms with the statistics of what they are given of these images, each wrong by up to a half.
+    """Set batch norm statistics in place to those of these images, each perturbed by up to a half.
 
-    With statistics drawn from nowhere the numbers grow from layer to layer, until rounding alone changes the output.
+    With unrelated statistics, activations grow from layer to layer until rounding alone changes the output.
     """
     source = torch.Generator().manual_seed(seed)
 
@@ -105,7 +105,7 @@ def calibrated(model: nn.Module, images: Tensor, seed: int = 2) -> nn.Module:
             norm.running_mean.copy_(mean + (drawn[0] - 0.5) * variance.sqrt())
             norm.running_var.copy_(variance * (0.5 + drawn[1]))
 
-    norms = [each for each in model.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
     try:
         model(images)
@@ -116,14 +116,14 @@ def calibrated(model: nn.Module, images: Tensor, seed: int = 2) -> nn.Module:
 
 
 class _Unfilled(TorchFunctionMode):
-    """Leaves out the first weights, which are replaced at once and take minutes for the largest networks."""
+    """Skip the library's initialisation, which takes minutes for large networks and is overwritten."""
 
     RANDOM = ("normal_", "uniform_", "trunc_normal_", "erfinv_")
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        given = dict(kwargs or {})
+        options = dict(kwargs or {})
         if getattr(func, "__module__", "") == "torch.nn.init" or getattr(func, "__name__", "") in self.RANDOM:
-            return (args[0] if args else given["tensor"]).detach().zero_()  # some draw until all numbers are small
-        return func(*args, **given)
+            return (args[0] if args else options["tensor"]).detach().zero_()  # rejection sampling must terminate
+        return func(*args, **options)

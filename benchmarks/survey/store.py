@@ -1,4 +1,4 @@
-"""The results of the survey on disk: one JSON file with one line for each network, written whole after each."""
+"""Store the results of the survey: one JSON file with one line per network, rewritten after each network."""
 
 from __future__ import annotations
 
@@ -25,41 +25,41 @@ LIBRARIES = ("torchvision", "timm")
 
 @dataclass
 class Store:
-    """What has been found so far."""
+    """Results so far."""
 
     path: Path
     content: dict[str, Any]
 
     @classmethod
     def read(cls, path: Path = RESULTS / "coverage.json") -> Store:
-        """The results of earlier runs, if there are any."""
+        """Read the results of earlier runs, if any."""
         content = json.loads(path.read_text("utf-8")) if path.is_file() else {"networks": {}}
         return cls(path, content)
 
     def __contains__(self, name: str) -> bool:
         return name in self.content["networks"]
 
-    def put(self, name: str, found: dict[str, Any], *, whole: bool = True) -> None:
-        """Keep what was found of a network; if not `whole`, with its operations that were not looked at now.
+    def put(self, name: str, result: dict[str, Any], *, whole: bool = True) -> None:
+        """Store the result of a network; unless `whole`, keep the operations that were not run this time.
 
-        Another run may have written since: its results are kept.
+        Results that another process wrote in the meantime are kept.
         """
         with open(Path(tempfile.gettempdir()) / "mlpconv-coverage.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self.content["networks"] = Store.read(self.path).content["networks"]
-            self._put(name, found, whole=whole)
+            self._put(name, result, whole=whole)
 
-    def _put(self, name: str, found: dict[str, Any], *, whole: bool) -> None:
+    def _put(self, name: str, result: dict[str, Any], *, whole: bool) -> None:
         before = self.content["networks"].get(name, {})
-        if not whole and "operations" in before and "operations" in found:
-            found = found | {"operations": before["operations"] | found["operations"]}
-        self.content["networks"][name] = found
+        if not whole and "operations" in before and "operations" in result:
+            result = result | {"operations": before["operations"] | result["operations"]}
+        self.content["networks"][name] = result
         self.write()
 
     def write(self) -> None:
-        """Write everything, so that a reader sees the old file or the new one."""
-        versions = {name: each.version for name in LIBRARIES for each in metadata.distributions(name=name)}
-        about = {
+        """Write the file atomically."""
+        versions = {name: package.version for name in LIBRARIES for package in metadata.distributions(name=name)}
+        about: dict[str, Any] = {
             "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}"]),
             "date": time.strftime("%Y-%m-%d"),
             "machine": machine(),
@@ -73,10 +73,10 @@ class Store:
         write_atomic(self.path, text.encode())
 
     def networks(self, names: list[str]) -> dict[str, dict[str, Any]]:
-        """What was found, in the order of the names."""
+        """Return the results in the order of the names."""
         return {name: self.content["networks"][name] for name in names if name in self}
 
     def judgements(self) -> Iterator[dict[str, Any]]:
-        """Every pair's."""
-        for found in self.content["networks"].values():
-            yield from found.get("operations", {}).values()
+        """Yield the judgement of every network and operation."""
+        for result in self.content["networks"].values():
+            yield from result.get("operations", {}).values()
