@@ -1,4 +1,4 @@
-"""`mlpconv surgery`: files, names and other libraries in; a report, JSON or a model file out."""
+"""Tests of `mlpconv surgery`: model files, names and other libraries; reports, JSON and model files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mlpconv.cli import main
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A small network with norms that do something."""
+    """A small network with non-trivial norms."""
     model = mlpconv.create_model("nin_tiny", num_classes=2, in_channels=3, size=13)
     source = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -35,18 +35,23 @@ def file(tmp_path: Path) -> Path:
 def test_a_report_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["surgery", "pool_head", "nin_tiny"]) == 0
     out = capsys.readouterr().out
-    for part in ("pool_head of nin_tiny, images of 1×8×8", "multiply-adds", "float64", "logits already are averages of maps"):
+    for part in (
+        "pool_head of nin_tiny, images of 1×8×8",
+        "multiply-adds",
+        "float64",
+        "already are averages of maps",
+    ):
         assert part in out
 
 
-def test_json_is_one_object_for_the_size_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_is_one_object_for_the_given_input_shape(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["surgery", "convolutionalize", "nin_tiny", "--input", "1x16x12", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert (data["operation"], data["input_shape"], data["exact"]) == ("convolutionalize", [1, 16, 12], True)
     assert data["details"]["step"] == [4, 4]
 
 
-def test_a_model_file_is_folded_compared_on_images_and_written(
+def test_a_folded_model_file_is_compared_on_images_and_written(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos = tmp_path / "photos"
@@ -68,7 +73,7 @@ def test_a_model_file_is_folded_compared_on_images_and_written(
     assert after.info["surgery"][0]["operation"] == "fold"
 
 
-def test_a_deeper_network_is_written_too(file: Path, tmp_path: Path) -> None:
+def test_a_deepened_network_is_written(file: Path, tmp_path: Path) -> None:
     out = tmp_path / "deeper.safetensors"
     assert main(["surgery", "deepen", str(file), "--where", "blocks.0", "--out", str(out), "--json"]) == 0
     before, after = mlpconv.load(file), mlpconv.load(out)
@@ -92,7 +97,7 @@ def test_a_deeper_network_is_written_too(file: Path, tmp_path: Path) -> None:
         (["pool_head", "nin_tiny", "--output", "logits"], "one output, which needs no name"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(
+def test_invalid_commands_are_refused_in_one_line(
     words: list[str],
     says: str,
     capsys: pytest.CaptureFixture[str],
@@ -109,7 +114,7 @@ def test_what_cannot_be_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize("operation", ["convolutionalize", "pool_head"])
-def test_of_several_outputs_the_one_of_this_name_is_taken(
+def test_output_selects_one_of_several_outputs(
     operation: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     layers = {"conv": nn.Conv2d(3, 5, 3), "animal": nn.Linear(5, 7), "weather": nn.Linear(5, 4)}
@@ -124,10 +129,8 @@ def test_of_several_outputs_the_one_of_this_name_is_taken(
         assert json.loads(capsys.readouterr().out)["details"]["output"] == name
 
 
-def test_a_head_that_cannot_be_rewritten_is_no_wrong_command(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """One sentence and exit code 1: the words were right, the network is not."""
+def test_an_unsupported_head_exits_with_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command is valid but the network is unsupported: one sentence and exit code 1."""
     model = mlpconv.create_model("nin_tiny", num_classes=2, in_channels=3, size=13, head="fc")
     preprocessing = mlpconv.Preprocessing.create(["scale"], 3, (13, 13))
     path = tmp_path / "model.safetensors"

@@ -1,4 +1,4 @@
-"""Heads as convolutions: the same logits, and for larger images a map that equals the original on crops."""
+"""Tests of convolutionalize: the same logits, and for larger images a map that equals the original on crops."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mlpconv.surgery import convolutionalize
 
 @settings(max_examples=15)
 @given(networks())
-def test_the_logits_stay_whatever_the_graph(network: tuple[nn.Module, tuple[int, int, int]]) -> None:
+def test_the_logits_are_preserved_for_every_graph(network: tuple[nn.Module, tuple[int, int, int]]) -> None:
     model, shape = network
     result = convolutionalize(model, shape, latency=False)
     before, after = copy.deepcopy(model).double().eval(), copy.deepcopy(result.model).double().eval()
@@ -33,7 +33,9 @@ def test_the_logits_stay_whatever_the_graph(network: tuple[nn.Module, tuple[int,
 
 @settings(max_examples=10)
 @given(networks(rules=Rules(padded=False, gates=False, strides=False)))
-def test_a_larger_image_gives_the_original_on_every_crop(network: tuple[nn.Module, tuple[int, int, int]]) -> None:
+def test_a_larger_image_equals_the_original_on_every_crop(
+    network: tuple[nn.Module, tuple[int, int, int]],
+) -> None:
     model, (channels, height, width) = network
     result = convolutionalize(model, (channels, height, width), latency=False)
     before, after = copy.deepcopy(model).double().eval(), copy.deepcopy(result.model).double().eval()
@@ -50,8 +52,8 @@ def test_a_larger_image_gives_the_original_on_every_crop(network: tuple[nn.Modul
 
 
 @pytest.mark.parametrize("spelling", FLATTENS)
-def test_every_step_is_done_once_however_flattening_is_spelled(spelling: str) -> None:
-    """Sizes that only the old flattening asked for keep none of the old steps alive."""
+def test_every_step_runs_once_for_every_spelling_of_flatten(spelling: str) -> None:
+    """Size queries of the removed flattening do not keep old steps alive."""
     trunk = nn.Sequential(nn.Conv2d(3, 6, 3), nn.AvgPool2d(2, 1), nn.BatchNorm2d(6), nn.Dropout(0.3))
     layers = nn.Sequential(nn.Linear(6 * 4 * 2, 11), nn.Dropout(0.4), nn.Linear(11, 7))
     changed = convolutionalize(Network(trunk, Head(spelling, FLATTENS[spelling], layers)), (3, 7, 5)).model.train()
@@ -66,10 +68,10 @@ def test_every_step_is_done_once_however_flattening_is_spelled(spelling: str) ->
 
 @settings(max_examples=12)
 @given(networks())
-def test_training_is_the_same_too(network: tuple[nn.Module, tuple[int, int, int]]) -> None:
-    """Batch statistics and dropout draw from the same numbers in the same order."""
+def test_training_is_preserved(network: tuple[nn.Module, tuple[int, int, int]]) -> None:
+    """Batch statistics and dropout use the same random numbers in the same order."""
     model, shape = network
-    # Dropout right after flattening draws its numbers in the order in which the elements lie.
+    # Dropout directly after flattening draws random numbers in the order of the elements.
     head = model.get_submodule("head")
     assume(head.spelling in POOLS or not isinstance(head.layers[0], nn.Dropout))
     model.train()
@@ -105,7 +107,7 @@ class LeNet(nn.Module):
         return self.fc3(torch.tanh(self.fc2(torch.tanh(self.fc1(x)))))
 
 
-def test_lenet_becomes_its_paper_convolutions() -> None:
+def test_lenet_becomes_the_convolutions_of_its_paper() -> None:
     model = randomised(LeNet())
     result = convolutionalize(model, (1, 32, 32), latency=False)
     kernels = {name: tuple(getattr(result.model, name).weight.shape) for name in ("fc1", "fc2", "fc3")}
@@ -154,8 +156,8 @@ def test_adaptive_pools_of_every_ratio(
     assert ("uneven windows" in str(result.report)) == (kernel != pool)
 
 
-def test_what_happens_to_uneven_averages_happens_to_them() -> None:
-    """Dropout between the pool and the linear layer: the averages must be there, also in training."""
+def test_dropout_applies_to_uneven_averages() -> None:
+    """Dropout between the pool and the linear layer needs the values of the averages, also in training."""
     model = vgg((3, 3), drop=True)
     changed = convolutionalize(model, (3, 9, 9), latency=False).model
     x = images(2, 3, 9, 9)
@@ -169,8 +171,8 @@ def test_what_happens_to_uneven_averages_happens_to_them() -> None:
         assert changed(images(1, 3, 13, 11)).shape == (1, 7, 3, 2)
 
 
-def test_dense_windows_pool_as_the_crop_does() -> None:
-    """No padding, 2x2 windows: each cell of the map is the original on the crop."""
+def test_dense_windows_equal_the_pooled_crop() -> None:
+    """Without padding and with 2x2 windows, each cell of the map equals the original on the crop."""
     features = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU())
     model = randomised(nn.Sequential(features, nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(45, 7))).double().eval()
     changed = convolutionalize(model, (3, 8, 8), latency=False).model
@@ -181,7 +183,7 @@ def test_dense_windows_pool_as_the_crop_does() -> None:
     assert close(torch.stack(crops, 2).reshape(1, 7, 4, 2), dense)
 
 
-def test_where_padding_makes_crops_differ_the_report_says_by_how_much() -> None:
+def test_the_report_gives_the_difference_that_padding_causes() -> None:
     model = vgg((7, 7)).eval()
     report = convolutionalize(model, (3, 14, 14), latency=False).report
     x = mlpconv.surgery.proof.compare.random_images(1, (3, 16, 16))
@@ -199,7 +201,7 @@ def test_where_padding_makes_crops_differ_the_report_says_by_how_much() -> None:
     assert "0.0 pad: at the border of a crop" in str(report)
 
 
-def test_logits_that_hardly_depend_on_the_image_prove_nothing() -> None:
+def test_nearly_constant_logits_are_reported_as_weak_evidence() -> None:
     model = vgg((7, 7)).eval()
     with torch.no_grad():
         model.get_submodule("0.0").weight.mul_(1e-12)
@@ -209,8 +211,7 @@ def test_logits_that_hardly_depend_on_the_image_prove_nothing() -> None:
 
 
 @pytest.mark.parametrize("spelling", [*POOLS, *FLATTENS])
-def test_every_spelling_is_understood(spelling: str) -> None:
-    """One after another, so that a failure names the spelling."""
+def test_every_spelling_is_supported(spelling: str) -> None:
     pooled = spelling in POOLS
     trunk = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU())
     layers = nn.Linear(5 if pooled else 5 * 7 * 5, CLASSES)
@@ -222,7 +223,7 @@ def test_every_spelling_is_understood(spelling: str) -> None:
         assert changed(images(1, 3, 12, 8).float()).shape == (1, CLASSES, 4, 2)
 
 
-def test_a_layer_norm_and_a_softmax_stay_at_each_cell() -> None:
+def test_layer_norm_and_softmax_apply_at_each_cell() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -238,7 +239,7 @@ def test_a_layer_norm_and_a_softmax_stay_at_each_cell() -> None:
     assert close(model(images(1, 3, 10, 9).float()[:, :, 1:, 2:]), dense[:, :, 1, 2], 1e-5)
 
 
-def test_a_network_that_only_pools_gives_its_maps_windowed() -> None:
+def test_a_network_without_a_linear_layer_pools_windows() -> None:
     model = mlpconv.create_model("nin_tiny", in_channels=3, num_classes=7, size=13).eval()
     result = convolutionalize(model, (3, 13, 13), latency=False)
     assert result.model(torch.zeros(1, 3, 13, 13)).shape == (1, 7)
@@ -252,7 +253,7 @@ def test_a_network_of_linear_layers_slides_over_the_image_itself() -> None:
     assert result.model.get_submodule("1").weight.shape == (11, 3, 5, 7)
 
 
-# ---- what cannot be
+# ---- unsupported networks
 
 
 class Attention(nn.Module):
@@ -270,7 +271,7 @@ class Attention(nn.Module):
 
 
 class Mixing(nn.Module):
-    """Its linear layer sees some channels of every image of the batch."""
+    """A network whose linear layer mixes channels of all images of the batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -282,7 +283,7 @@ class Mixing(nn.Module):
 
 
 class Tokens(nn.Module):
-    """Patches, one more token for the class, and a mixer of tokens."""
+    """Patches with a class token and a linear layer on tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -314,7 +315,7 @@ class Tokens(nn.Module):
         (nn.Conv2d(3, 5, 3), "logits (N, K)"),
     ],
 )
-def test_heads_that_are_no_convolutions_are_refused_with_the_step(model: nn.Module, says: str) -> None:
+def test_unsupported_heads_are_refused_with_the_step(model: nn.Module, says: str) -> None:
     with pytest.raises(SurgeryError) as caught:
         convolutionalize(model, (3, 9, 9), latency=False)
     assert says in str(caught.value)

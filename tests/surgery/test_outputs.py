@@ -1,4 +1,4 @@
-"""Networks that return more than logits: the maps are those of the logits, and everything else stays what it was."""
+"""Networks that return several tensors: the maps belong to the logits, and the other outputs are unchanged."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Answer:
 
 
 class Backbone(nn.Module):
-    """Maps and pooled maps, in an object of its own, as Hugging Face's backbones return them."""
+    """Return maps and pooled maps as an object, like Hugging Face backbones."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Backbone(nn.Module):
 
 
 def net(function: Callable[..., Any]) -> nn.Module:
-    """A network of a convolution, a linear layer, and what a function makes of both."""
+    """Return a network of a convolution, a linear layer and this forward function."""
     layers = {"fc": nn.Linear(FEATURES, CLASSES), "other": nn.Linear(FEATURES, 4), "backbone": Backbone()}
     return randomised(Lambda(function, conv=nn.Conv2d(3, FEATURES, 3), **layers)).eval()
 
@@ -56,7 +56,7 @@ def pooled(m: Any, x: Tensor) -> Tensor:
 
 
 def both(kind: Callable[[Tensor, Tensor], Any]) -> Callable[..., Any]:
-    """A forward pass that returns features and logits in an object of this kind."""
+    """Return a forward function that returns features and logits in a container of this kind."""
 
     def forward(m: Any, x: Tensor) -> Any:
         features = pooled(m, x)
@@ -106,7 +106,7 @@ def test_the_maps_are_those_of_the_logits(shape: str, wrapped: bool) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_output_slides(shape: str) -> None:
+def test_every_output_slides_over_larger_images(shape: str) -> None:
     kind, name = SHAPES[shape]
     model = net(both(kind))
     result = convolutionalize(model, SHAPE, latency=False)
@@ -122,7 +122,7 @@ def test_every_output_slides(shape: str) -> None:
             assert all(close(crop[key].double(), after[key][..., row, column].double()) for key in crop)
 
 
-def test_maps_beside_logits_stay_maps_of_the_image() -> None:
+def test_feature_map_outputs_are_unchanged() -> None:
     model = net(lambda m, x: (m.conv(x), m.fc(pooled(m, x))))
     result = convolutionalize(model, SHAPE, latency=False)
     x = images(1, 3, 12, 9)
@@ -132,7 +132,7 @@ def test_maps_beside_logits_stay_maps_of_the_image() -> None:
     assert result.report.details["equal"]
 
 
-def test_of_two_heads_the_first_is_taken_and_said_and_output_chooses_another() -> None:
+def test_the_first_of_two_heads_is_the_default_and_output_selects_another() -> None:
     def forward(m: Any, x: Tensor) -> dict[str, Tensor]:
         features = pooled(m, x)
         return {"animal": m.fc(features), "weather": m.other(features)}
@@ -148,7 +148,7 @@ def test_of_two_heads_the_first_is_taken_and_said_and_output_chooses_another() -
         assert dense.report.details["output"] == name
 
 
-def test_features_can_be_asked_for() -> None:
+def test_output_can_select_features() -> None:
     model, x = net(both(lambda f, y: (f, y))), images(2, 3, 11, 13)
     result = pool_head(model, SHAPE, output=0, latency=False)
     assert close(outputs(model, x)["0"], maps(result.model, x).mean((2, 3)))
@@ -163,7 +163,7 @@ def test_features_can_be_asked_for() -> None:
         ("maps", ["maps (N, 5, 7, 5), which is not (N, K)"]),
     ],
 )
-def test_an_output_that_is_no_logits_is_refused(operation: Any, output: Any, says: list[str]) -> None:
+def test_an_output_that_is_not_logits_is_refused(operation: Any, output: Any, says: list[str]) -> None:
     model = net(lambda m, x: {"maps": m.conv(x), "features": pooled(m, x), "logits": m.fc(pooled(m, x))})
     with pytest.raises(UsageError) as caught:
         operation(model, SHAPE, output=output)
@@ -172,7 +172,7 @@ def test_an_output_that_is_no_logits_is_refused(operation: Any, output: Any, say
         operation(net(lambda m, x: m.fc(pooled(m, x))), SHAPE, output="logits")
 
 
-def test_a_backbone_that_returns_an_object_is_looked_into() -> None:
+def test_a_backbone_that_returns_an_object_is_traced() -> None:
     model, x = net(lambda m, x: Answer(logits=m.fc(m.backbone(x).logits.flatten(1)))), images(2, 3, 11, 13)
     result = pool_head(model, SHAPE, latency=False)
     assert close(outputs(model, x)["logits"], maps(result.model, x).mean((2, 3)))
@@ -181,13 +181,13 @@ def test_a_backbone_that_returns_an_object_is_looked_into() -> None:
     assert maps(dense.model, x).shape == (2, CLASSES, 3, 7)
 
 
-def test_a_loss_over_the_batch_does_not_slide_and_stays_behind_the_pool() -> None:
+def test_a_loss_over_the_batch_is_refused() -> None:
     model = net(lambda m, x: (m.fc(pooled(m, x)), m.fc(pooled(m, x)).square().mean((0, 1), keepdim=True)))
     with pytest.raises(SurgeryError, match="mixes the images of a batch"):
         convolutionalize(model, SHAPE, latency=False)
 
 
-def test_pooled_numbers_that_go_back_into_a_map_do_not_slide() -> None:
+def test_pooled_features_fed_back_into_maps_do_not_slide() -> None:
     def forward(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         x = m.conv(x)
         features = x.mean((2, 3))
@@ -203,7 +203,7 @@ def test_pooled_numbers_that_go_back_into_a_map_do_not_slide() -> None:
 
 
 @pytest.mark.parametrize("output", [0, 1])
-def test_a_dropout_before_both_outputs_trains_as_it_did(output: int) -> None:
+def test_a_dropout_before_both_outputs_trains_as_before(output: int) -> None:
     def forward(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         features = m.drop(pooled(m, x))
         return features, m.fc(features)
@@ -218,7 +218,7 @@ def test_a_dropout_before_both_outputs_trains_as_it_did(output: int) -> None:
     assert all(close(found[0][key], found[1][key]) for key in ("0", "1"))
 
 
-def test_a_module_of_the_head_in_training_alone_stays_what_it_was() -> None:
+def test_a_head_module_used_in_training_only_is_unchanged() -> None:
     def forward(m: Any, x: Tensor) -> Any:
         y = m.fc(pooled(m, x))
         return m.last(y) if m.training else (y, m.last(y))

@@ -1,4 +1,4 @@
-"""Pool and linear layer as 1x1 and pool: the same logits in eval and in training, and exact maps for each class."""
+"""Tests of pool_head: the same logits in eval and training mode, and exact class activation maps (CAM)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mlpconv.surgery import fold, pool_head
 
 @settings(max_examples=15)
 @given(networks(heads=("pool",), hidden=False))
-def test_the_mean_of_the_maps_is_the_logits_whatever_the_graph(
+def test_the_mean_of_the_maps_is_the_logits_for_every_graph(
     network: tuple[nn.Module, tuple[int, int, int]],
 ) -> None:
     model, (channels, height, width) = network
@@ -38,7 +38,7 @@ def test_the_mean_of_the_maps_is_the_logits_whatever_the_graph(
 
 @settings(max_examples=10)
 @given(networks(heads=("pool",), hidden=False))
-def test_training_draws_the_same_numbers_and_gives_the_same_gradients(
+def test_training_uses_the_same_random_numbers_and_gradients(
     network: tuple[nn.Module, tuple[int, int, int]],
 ) -> None:
     model, shape = network
@@ -60,7 +60,7 @@ def test_training_draws_the_same_numbers_and_gives_the_same_gradients(
 
 
 @pytest.mark.parametrize("spelling", sorted(POOLS))
-def test_every_spelling_is_understood(spelling: str) -> None:
+def test_every_spelling_is_supported(spelling: str) -> None:
     head = Head(spelling, POOLS[spelling], nn.Sequential(nn.Dropout(0.4), nn.Linear(5, CLASSES)))
     model = randomised(Network(nn.Conv2d(3, 5, 3), head)).eval()
     result = pool_head(model, (3, 9, 7), latency=False)
@@ -73,9 +73,9 @@ def test_every_spelling_is_understood(spelling: str) -> None:
     assert isinstance(result.model.get_submodule("head.layers.0"), nn.Dropout2d)
 
 
-def test_several_linear_steps_and_two_heads_go_before_the_pool() -> None:
+def test_several_linear_steps_and_two_heads_move_before_the_pool() -> None:
     class Net(nn.Module):
-        """Two linear layers on two pools, averaged, as distilled networks have them."""
+        """Two averaged linear layers on two pools, as in distilled networks."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -94,7 +94,7 @@ def test_several_linear_steps_and_two_heads_go_before_the_pool() -> None:
         assert close(model(x), result.model.category_maps(x).mean((2, 3)), 1e-5)
 
 
-def test_what_follows_the_logits_stays_there() -> None:
+def test_steps_after_the_logits_stay_after_the_pool() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -112,7 +112,7 @@ def test_what_follows_the_logits_stays_there() -> None:
     assert any("softmax" in note for note in result.report.notes)
 
 
-def test_our_own_networks() -> None:
+def test_built_in_networks() -> None:
     model = mlpconv.create_model("googlenet", num_classes=7, in_channels=3, size=64, width=0.125).eval()
     result = pool_head(randomised(model, 2), (3, 64, 64), latency=False)
     x = images(1, 3, 64, 64).float()
@@ -120,11 +120,11 @@ def test_our_own_networks() -> None:
         assert close(model(x), result.model.category_maps(x).mean((2, 3)), 1e-5)
         assert close(model.category_maps(x), result.model.category_maps(x), 1e-5)
     nin = mlpconv.create_model("nin_tiny")
-    assert "logits already are averages of maps" in str(pool_head(nin, (1, 8, 8), latency=False).report)
+    assert "already are averages of maps" in str(pool_head(nin, (1, 8, 8), latency=False).report)
 
 
 class Auxiliary(nn.Module):
-    """As GoogLeNet: a second head in training only, and outputs by name."""
+    """Like GoogLeNet: an auxiliary head in training mode, and named outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ def test_an_auxiliary_head_is_kept_and_used_in_training() -> None:
     assert torch.equal(before["aux"], after["aux"])
 
 
-# ---- what cannot be
+# ---- unsupported networks
 
 
 def after_pool(*layers: nn.Module) -> nn.Module:
@@ -188,7 +188,7 @@ def test_heads_that_are_not_linear_are_refused_with_the_step(model: nn.Module, s
         assert text in str(caught.value)
 
 
-def test_a_norm_of_pooled_numbers_is_folded_first_as_the_refusal_says() -> None:
+def test_a_norm_of_pooled_features_can_be_folded_first() -> None:
     model = randomised(after_pool(nn.BatchNorm1d(5), nn.Linear(5, 7))).eval()
     with pytest.raises(SurgeryError, match="fold the network first"):
         pool_head(model, (3, 9, 9), latency=False)
@@ -198,7 +198,7 @@ def test_a_norm_of_pooled_numbers_is_folded_first_as_the_refusal_says() -> None:
         assert close(model.double()(x), changed.category_maps(x).mean((2, 3)), 1e-5)
 
 
-# ---- other people's networks
+# ---- torchvision and timm
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""On networks made at random every operation gives the same outputs or says why not, and touches nothing else.
+"""Every operation preserves the outputs of random networks or refuses with a reason, and changes nothing else.
 
-What is equal is found out here, in float64 and by gradients, not by the operations' own proof.
+Equality is tested here in float64 and on gradients, independently of the operations' own verification.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 def examples(few: int) -> Any:
-    """A few networks always, and ten times as many where there is time."""
+    """Parametrize with a few networks, and with ten times as many as a slow test."""
     return pytest.mark.parametrize("count", [few, pytest.param(10 * few, marks=pytest.mark.slow)])
 
 
-def on_random_networks(count: int, look: Callable[..., str], heads: tuple[str, ...] = HEADS) -> Counter[str]:
-    """How often each answer came, over so many networks in float64; one that fails is made as small as it goes."""
+def on_random_networks(count: int, check: Callable[..., str], heads: tuple[str, ...] = HEADS) -> Counter[str]:
+    """Count the answers of `check` over random networks in float64; hypothesis shrinks a failing network."""
     answers: Counter[str] = Counter()
     rules = st.sampled_from([Rules(functions=True), Rules(padded=False)])
 
     @settings(max_examples=count)
     @given(rules.flatmap(lambda each: networks(heads, each, least=2)), st.randoms(use_true_random=False))
     def run(network: tuple[Network, Shape], chance: random.Random) -> None:
-        answers[look(*prepared(*network, chance), chance)] += 1
+        answers[check(*prepared(*network, chance), chance)] += 1
 
     run()
     return answers
 
 
 def prepared(model: nn.Module, shape: Shape, chance: random.Random) -> tuple[nn.Module, Shape]:
-    """The network in float64, with some parameters frozen and some norms in eval mode."""
+    """Return the network in float64 with some frozen parameters and some norms in eval mode."""
     for parameter in model.double().parameters():
         parameter.requires_grad_(chance.random() < 0.8)
     for module in model.modules():
@@ -59,8 +59,8 @@ def prepared(model: nn.Module, shape: Shape, chance: random.Random) -> tuple[nn.
     return model, shape
 
 
-def everything(model: nn.Module) -> dict[str, Any]:
-    """All that can be changed about a network: its numbers, and which objects, modes and hooks it has."""
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    """Return a snapshot of a network: its values, objects, modes and hooks, and the random state."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return {
         "numbers": {name: tensor.detach().clone() for name, tensor in tensors.items()},
@@ -77,25 +77,25 @@ def unchanged(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     return same and all(before[key] == after[key] for key in rest) and torch.equal(before["random"], after["random"])
 
 
-def operated(operation: Callable[[], Surgery], model: nn.Module) -> Surgery | None:
-    """What an operation gives; None where it refuses, with a module's name and a reason. The network stays as it is."""
-    before = everything(model)
+def run_operation(operation: Callable[[], Surgery], model: nn.Module) -> Surgery | None:
+    """Run an operation; return None if it refuses, with a module's name and a reason. The network must not change."""
+    before = snapshot(model)
     try:
         result = operation()
     except SurgeryError as error:
-        assert unchanged(before, everything(model))
+        assert unchanged(before, snapshot(model))
         names = [name for name, _ in model.named_modules() if name] + [type(model).__name__]
         assert any(name in str(error) for name in names), error
         assert "bug" not in str(error), error
         assert len(str(error)) > 40
         return None
-    assert unchanged(before, everything(model))
-    keeps_names(model, result)
+    assert unchanged(before, snapshot(model))
+    check_names(model, result)
     return result
 
 
-def keeps_names(model: nn.Module, result: Surgery) -> None:
-    """What was not changed has its name, numbers, mode and requires_grad; what is new belongs to what was changed."""
+def check_names(model: nn.Module, result: Surgery) -> None:
+    """Check that unchanged modules keep names, values, modes and requires_grad, and new ones are reported."""
     old, new = (dict(net.named_parameters()) | dict(net.named_buffers()) for net in (model, result.model))
     changed = tuple(f"{name}." for name in result.report.changed)
     for name in set(old) & set(new):
@@ -110,21 +110,21 @@ def keeps_names(model: nn.Module, result: Surgery) -> None:
 
 
 def same_outputs(model: nn.Module, changed: nn.Module, shape: Shape) -> None:
-    """The same logits in eval mode, and the same gradients for the image."""
-    found = []
-    for each in (copy.deepcopy(model).eval(), copy.deepcopy(changed).eval()):
+    """Check for equal logits in eval mode and equal gradients of the image."""
+    results = []
+    for network in (copy.deepcopy(model).eval(), copy.deepcopy(changed).eval()):
         x = images(3, *shape).requires_grad_()
-        logits = each(x)
-        found.append((logits, torch.autograd.grad(logits.square().sum(), x)[0]))
-    assert found[0][0].std() > 0
-    assert close(found[0][0], found[1][0])
-    assert close(found[0][1], found[1][1], 1e-7)
+        logits = network(x)
+        results.append((logits, torch.autograd.grad(logits.square().sum(), x)[0]))
+    assert results[0][0].std() > 0
+    assert close(results[0][0], results[1][0])
+    assert close(results[0][1], results[1][1], 1e-7)
 
 
 def same_training(model: nn.Module, changed: nn.Module, shape: Shape, *, in_order: bool = True) -> None:
-    """The same outputs in training, from the same random numbers, and the same gradients for what has its old name.
+    """Check for equal outputs in training mode with the same random numbers, and equal parameter gradients.
 
-    With `in_order=False` the elements of a parameter may have changed places.
+    With `in_order=False` the elements of a parameter may be permuted.
     """
     gradients, outputs, statistics = [], [], []
     for each in (copy.deepcopy(model).train(), copy.deepcopy(changed).train()):
@@ -147,9 +147,9 @@ def same_training(model: nn.Module, changed: nn.Module, shape: Shape, *, in_orde
 
 
 @examples(20)
-def test_fold(count: int) -> None:
-    def look(model: nn.Module, shape: Shape, _: random.Random) -> str:
-        result = operated(lambda: fold(model, shape), model)
+def test_fold_of_random_networks(count: int) -> None:
+    def check(model: nn.Module, shape: Shape, _: random.Random) -> str:
+        result = run_operation(lambda: fold(model, shape), model)
         if result is None:
             return "refused"
         same_outputs(model, result.model, shape)
@@ -161,16 +161,16 @@ def test_fold(count: int) -> None:
             return "none there"
         return "gone" if norms[1] == functions else "some gone" if norms[1] < norms[0] else "none gone"
 
-    answers = on_random_networks(count, look)
+    answers = on_random_networks(count, check)
     assert answers["refused"] == 0
     assert answers["gone"] + answers["some gone"] >= answers["none gone"]
     assert answers["gone"] > 0.1 * count
 
 
 @examples(15)
-def test_convolutionalize(count: int) -> None:
-    def look(model: nn.Module, shape: Shape, _: random.Random) -> str:
-        result = operated(lambda: convolutionalize(model, shape, latency=False), model)
+def test_convolutionalize_of_random_networks(count: int) -> None:
+    def check(model: nn.Module, shape: Shape, _: random.Random) -> str:
+        result = run_operation(lambda: convolutionalize(model, shape, latency=False), model)
         if result is None:
             return "refused"
         same_outputs(model, result.model, shape)
@@ -187,32 +187,32 @@ def test_convolutionalize(count: int) -> None:
                 return "equal on crops"
         return "equal"
 
-    answers = on_random_networks(count, look)
+    answers = on_random_networks(count, check)
     assert answers["refused"] == 0
     assert answers["equal on crops"] > 0.15 * count
 
 
 @examples(15)
-def test_convolutionalize_trains_alike(count: int) -> None:
-    def look(model: nn.Module, shape: Shape, _: random.Random) -> str:
+def test_convolutionalize_preserves_training_of_random_networks(count: int) -> None:
+    def check(model: nn.Module, shape: Shape, _: random.Random) -> str:
         head = model.get_submodule("head")
         if isinstance(head.layers[0], nn.Dropout) and head.flattened not in POOLS.values():
-            return "drawn in another order"
+            return "other random order"
         result = convolutionalize(model, shape, latency=False)
         same_training(model, result.model, shape, in_order=False)
-        return "alike"
+        return "equal"
 
-    assert on_random_networks(count, look, HEADS[:3])["alike"] > 0.5 * count
+    assert on_random_networks(count, check, HEADS[:3])["equal"] > 0.5 * count
 
 
 @examples(15)
-def test_pool_head(count: int) -> None:
-    def look(model: nn.Module, shape: Shape, _: random.Random) -> str:
+def test_pool_head_of_random_networks(count: int) -> None:
+    def check(model: nn.Module, shape: Shape, _: random.Random) -> str:
         head = model.get_submodule("head")
         linear = not any(isinstance(each, nn.ReLU) for each in head.layers)
         to_one_cell = isinstance(head.flattened, Pooled) and head.flattened.pool.output_size == (1, 1)
         pooled = to_one_cell or head.flattened in POOLS.values()
-        result = operated(lambda: pool_head(model, shape, latency=False), model)
+        result = run_operation(lambda: pool_head(model, shape, latency=False), model)
         if result is None:
             assert not (linear and pooled)
             return "refused"
@@ -226,17 +226,17 @@ def test_pool_head(count: int) -> None:
                 assert maps.shape == (2, 7, *model.get_submodule("trunk")(images(2, *size)).shape[2:])
         return "maps"
 
-    answers = on_random_networks(count, look, ("pool", "pool", "adaptive", "flatten"))
+    answers = on_random_networks(count, check, ("pool", "pool", "adaptive", "flatten"))
     assert answers["maps"] > 0.1 * count
 
 
 @examples(15)
-def test_deepen(count: int) -> None:
-    def look(model: nn.Module, shape: Shape, chance: random.Random) -> str:
+def test_deepen_of_random_networks(count: int) -> None:
+    def check(model: nn.Module, shape: Shape, chance: random.Random) -> str:
         where = chance.choice([name for name, _ in model.named_modules() if name])
         activation = chance.choice(["auto", "auto", "prelu", "maxout", "identity", "relu"])
         options = {"input_shape": shape, "activation": activation, "norm": chance.random() < 0.3}
-        result = operated(lambda: deepen(model, where, **options), model)
+        result = run_operation(lambda: deepen(model, where, **options), model)
         if result is None:
             return "refused"
         same_outputs(model, result.model, shape)
@@ -247,19 +247,19 @@ def test_deepen(count: int) -> None:
         assert all(name.startswith(where) and "deepened" in name for name in new)
         return "deeper"
 
-    answers = on_random_networks(count, look)
+    answers = on_random_networks(count, check)
     assert answers["deeper"] > 0.6 * count, answers
 
 
 @examples(6)
-def test_bottleneck(count: int) -> None:
-    def look(model: nn.Module, shape: Shape, chance: random.Random) -> str:
+def test_factorize_of_random_networks(count: int) -> None:
+    def check(model: nn.Module, shape: Shape, chance: random.Random) -> str:
         data, macs = images(24, *shape), profile(model, shape).totals.macs
-        whole = operated(lambda: factorize(model, data, macs, curve=False), model)
+        whole = run_operation(lambda: factorize(model, data, macs, curve=False), model)
         assert whole is not None
         same_outputs(model, whole.model, shape)
         share, way = chance.uniform(0.5, 0.95), chance.choice(["activations", "weights"])
-        result = operated(lambda: factorize(model, data, share, by=way, curve=False), model)
+        result = run_operation(lambda: factorize(model, data, share, by=way, curve=False), model)
         if result is None:
             return "refused"
         assert profile(result.model, shape).totals.macs <= share * macs
@@ -267,18 +267,18 @@ def test_bottleneck(count: int) -> None:
             assert result.model.eval()(data).isfinite().all()
         return "cheaper"
 
-    answers = on_random_networks(count, look)
+    answers = on_random_networks(count, check)
     assert answers["cheaper"] >= 0.5 * count, answers
 
 
-# ---- what is counted and seen
+# ---- profile
 
 
 @examples(15)
-def test_multiply_adds_and_parameters(count: int) -> None:
-    """PyTorch's own counter, which calls a multiply-add two operations, sees the same number of them."""
+def test_profile_counts_multiply_adds_and_parameters(count: int) -> None:
+    """The multiply-adds equal half of the operations that PyTorch's own counter reports."""
 
-    def look(model: nn.Module, shape: Shape, _: random.Random) -> str:
+    def check(model: nn.Module, shape: Shape, _: random.Random) -> str:
         totals = profile(model, shape).totals
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             copy.deepcopy(model).eval().to("meta")(torch.empty((1, *shape), dtype=torch.float64, device="meta"))
@@ -286,27 +286,27 @@ def test_multiply_adds_and_parameters(count: int) -> None:
         assert totals.params == sum(parameter.numel() for parameter in model.parameters())
         return "counted"
 
-    assert on_random_networks(count, look)["counted"] >= count
+    assert on_random_networks(count, check)["counted"] >= count
 
 
 @examples(40)
-def test_receptive_fields(count: int) -> None:
-    """Corners and a middle cell of the trunk's maps see exactly the pixels that have a gradient."""
+def test_receptive_fields_match_gradients(count: int) -> None:
+    """The receptive fields of corner and middle cells are exactly the pixels with a gradient."""
 
-    def look(model: nn.Module, shape: Shape, _: random.Random) -> str:
+    def check(model: nn.Module, shape: Shape, _: random.Random) -> str:
         trunk = model.get_submodule("trunk")
-        found = profile(trunk, shape).field
-        assert found is not None
-        cells = [(0, 0), (-1, -1), (0, -1), (len(found[0].spans) // 2, len(found[1].spans) // 2)]
-        if any(axis.jump is None for axis in found):
+        field = profile(trunk, shape).field
+        assert field is not None
+        cells = [(0, 0), (-1, -1), (0, -1), (len(field[0].spans) // 2, len(field[1].spans) // 2)]
+        if any(axis.jump is None for axis in field):
             return "no cells"
         size, seen = seen_by(trunk, shape, cells)
-        assert size == tuple(len(axis.spans) for axis in found)
-        assert [tuple(axis.spans[at] for axis, at in zip(found, cell, strict=True)) for cell in cells] == seen
-        for axis in (axis for axis in found if axis.outside is not None):  # a gate sees all from every cell
+        assert size == tuple(len(axis.spans) for axis in field)
+        assert [tuple(axis.spans[at] for axis, at in zip(field, cell, strict=True)) for cell in cells] == seen
+        for axis in (axis for axis in field if axis.outside is not None):  # a gate sees all from every cell
             inside = [(at, span) for at, span in enumerate(axis.spans) if span[1] - span[0] + 1 == axis.size]
             assert axis.outside == (len(axis.spans) - len(inside)) / len(axis.spans)
             assert all(sum(span) / 2 == axis.start + at * axis.jump for at, span in inside)
         return "seen"
 
-    assert on_random_networks(count, look)["seen"] > 0.9 * count
+    assert on_random_networks(count, check)["seen"] > 0.9 * count

@@ -1,4 +1,4 @@
-"""Steps after the pool, whatever they are: at each cell of larger images, or before the pool where they are linear."""
+"""Arbitrary steps after the pool: applied at each cell of larger images, or moved before the pool if linear."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Forward = Callable[[Any, Tensor], Tensor]
 
 
 class GeM(nn.Module):
-    """Generalised mean: a power, an average and a root, learned."""
+    """Generalised mean pooling with a learned exponent."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ def logits(m: Any, x: Tensor) -> Tensor:
 
 
 def dueling(m: Any, x: Tensor) -> Tensor:
-    """Advantages less their mean."""
+    """Dueling head: advantages minus their mean."""
     y = logits(m, x)
     return y - y.mean(1, keepdim=True)
 
@@ -93,7 +93,7 @@ BENT: dict[str, Forward] = {
     "two heads' product": lambda m, x: logits(m, x) * m.other(mean(m, x)),
     "two heads' maximum": lambda m, x: torch.maximum(logits(m, x), m.other(mean(m, x))),
 }
-"""Heads without exact maps, which slide."""
+"""Heads that slide but have no exact maps."""
 LINEAR: dict[str, Forward] = {
     "negation": lambda m, x: -m.fc(-mean(m, x)),
     "temperature": lambda m, x: logits(m, x) / m.temperature,
@@ -114,7 +114,7 @@ LINEAR: dict[str, Forward] = {
     "two heads": lambda m, x: torch.cat([logits(m, x), m.other(mean(m, x))], 1),
     "another number format": lambda m, x: m.fc(mean(m, x).type(torch.float64).type(x.dtype)),
 }
-"""Heads of which an average does not notice that it comes last."""
+"""Heads that commute with an average."""
 AFTER: dict[str, Forward] = {
     "softmax": lambda m, x: logits(m, x).softmax(1),
     "softmax by hand": lambda m, x: logits(m, x).exp() / logits(m, x).exp().sum(1, keepdim=True),
@@ -129,7 +129,7 @@ def in_float64(model: nn.Module, x: Tensor, method: str = "forward") -> Tensor:
 
 
 @pytest.mark.parametrize("head", [*BENT, *LINEAR, *AFTER])
-def test_every_head_slides_to_what_the_original_says_of_crops(head: str) -> None:
+def test_every_head_equals_the_original_on_crops(head: str) -> None:
     model = net((BENT | LINEAR | AFTER)[head])
     result = convolutionalize(model, SHAPE, latency=False)
     x = images(2, 3, 11, 9)
@@ -155,7 +155,7 @@ def test_the_mean_of_the_maps_is_the_logits_of_every_linear_head(head: str) -> N
 
 
 @pytest.mark.parametrize("head", ["layer norm", "generalised mean", "cosines", "gate"])
-def test_what_slides_trains_as_it_did(head: str) -> None:
+def test_sliding_heads_train_as_before(head: str) -> None:
     model = net(BENT[head]).double().train()
     changed = convolutionalize(model, SHAPE, latency=False).model
     gradients = []
@@ -170,7 +170,7 @@ def test_what_slides_trains_as_it_did(head: str) -> None:
 
 
 @pytest.mark.parametrize("operation", [pool_head, convolutionalize])
-def test_dropout_draws_for_the_same_numbers_where_they_changed_places(operation: Any) -> None:
+def test_dropout_uses_the_same_random_numbers_after_a_permutation(operation: Any) -> None:
     model = net(lambda m, x: F.dropout(logits(m, x).flip(1), 0.4, m.training)).double().train()
     changed, found = operation(model, SHAPE, latency=False).model, []
     for each in (model, changed):
@@ -180,7 +180,7 @@ def test_dropout_draws_for_the_same_numbers_where_they_changed_places(operation:
 
 
 @pytest.mark.parametrize("head", BENT)
-def test_a_head_that_is_not_linear_is_refused_with_the_reason(head: str) -> None:
+def test_a_nonlinear_head_is_refused_with_the_reason(head: str) -> None:
     with pytest.raises(SurgeryError, match="not linear") as caught:
         pool_head(net(BENT[head]), SHAPE, latency=False)
     assert "bug" not in str(caught.value)
@@ -188,7 +188,7 @@ def test_a_head_that_is_not_linear_is_refused_with_the_reason(head: str) -> None
 
 
 @pytest.mark.parametrize("head", ["softmax", "reciprocals", "powers"])
-def test_maps_of_what_is_not_linear_are_those_of_what_enters_it(head: str) -> None:
+def test_the_maps_are_the_inputs_of_the_first_nonlinear_step(head: str) -> None:
     model = net(AFTER[head])
     result = pool_head(model, SHAPE, latency=False)
     x = images(2, 3, 11, 13)
@@ -197,7 +197,7 @@ def test_maps_of_what_is_not_linear_are_those_of_what_enters_it(head: str) -> No
     assert "mean of the category maps is what enters" in str(result.report)
 
 
-def test_classes_chosen_after_a_softmax_keep_their_own_maps() -> None:
+def test_classes_selected_after_a_softmax_keep_their_maps() -> None:
     model = net(lambda m, x: logits(m, x).softmax(1)[:, [4, 1]])
     maps = in_float64(pool_head(model, SHAPE, latency=False).model, images(2, 3, 11, 13), "category_maps")
     assert close(in_float64(net(logits), images(2, 3, 11, 13))[:, [4, 1]], maps.mean((2, 3)))
@@ -207,7 +207,7 @@ def test_classes_chosen_after_a_softmax_keep_their_own_maps() -> None:
     "pool", [lambda x: x.amax((2, 3)), lambda x: F.adaptive_max_pool2d(x, 1).flatten(1), lambda x: x.amax(3).amax(2)]
 )
 @pytest.mark.parametrize("then", [lambda y: y, lambda y: y.softmax(1)])
-def test_maps_whose_maxima_are_the_logits_are_given_as_that(pool: Any, then: Any) -> None:
+def test_maps_whose_maximum_is_the_logit_are_reported(pool: Any, then: Any) -> None:
     model = net(lambda m, x: then(pool(m.conv(x))))
     result = pool_head(model, SHAPE, latency=False)
     x = images(2, 3, 11, 13)
@@ -218,7 +218,7 @@ def test_maps_whose_maxima_are_the_logits_are_given_as_that(pool: Any, then: Any
 
 
 @pytest.mark.parametrize("module", [False, True])
-def test_an_average_that_divides_by_a_number_of_its_own(module: bool) -> None:
+def test_an_average_with_divisor_override(module: bool) -> None:
     pool = nn.AvgPool2d((7, 5), divisor_override=11)
     call = (
         (lambda m, x: m.fc(m.pool(m.conv(x)).flatten(1)))
@@ -234,8 +234,8 @@ def test_an_average_that_divides_by_a_number_of_its_own(module: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["avg_pool2d", "max_pool2d"])
-def test_windows_of_a_fixed_size_keep_it(name: str) -> None:
-    """5x5 windows of 7x5 maps leave out two rows, and a larger image has the next window 5 rows further down."""
+def test_windows_of_a_fixed_size_keep_their_size(name: str) -> None:
+    """5x5 windows on 7x5 maps skip two rows; in a larger image the next window starts 5 rows below."""
     model = net(lambda m, x: m.fc(getattr(F, name)(m.conv(x), 5).flatten(1)))
     with pytest.raises(SurgeryError, match=r"7x5 cells to 1x1 with a fixed window size"):
         pool_head(model, SHAPE, latency=False)
@@ -249,16 +249,19 @@ def test_windows_of_a_fixed_size_keep_it(name: str) -> None:
         (lambda m, x: logits(m, x) - logits(m, x).mean(0), "mean() in the forward mixes the images of a batch"),
         (lambda m, x: logits(m, x) * torch.rand_like(logits(m, x)), "mixes the images of a batch, depends"),
         (lambda m, x: m.fc(m.conv(x).flatten(2).var(-1)), "var() in the forward"),
-        (lambda m, x: torch.gather(logits(m, x), 1, m.conv(x).flatten(2).max(-1)[1] % 3), "reads the indices of a maximum"),
+        (
+            lambda m, x: torch.gather(logits(m, x), 1, m.conv(x).flatten(2).max(-1)[1] % 3),
+            "reads the indices",
+        ),
     ],
 )
-def test_what_has_no_counterpart_on_cells_is_refused_with_the_step(function: Forward, says: str) -> None:
+def test_a_step_that_cannot_run_per_cell_is_refused(function: Forward, says: str) -> None:
     with pytest.raises(SurgeryError) as caught:
         convolutionalize(net(function), SHAPE, latency=False)
     assert says in str(caught.value)
 
 
-# ---- networks that do not slide
+# ---- networks that cannot slide
 
 
 def strict(m: Any, x: Tensor) -> Tensor:
@@ -273,7 +276,7 @@ def strict(m: Any, x: Tensor) -> Tensor:
         (lambda m, x: m.fc((m.conv(x) * m.places).mean((2, 3))), "a larger image is an error: The size of tensor a"),
     ],
 )
-def test_a_network_that_never_slides_is_refused_with_the_cause(function: Forward, says: str) -> None:
+def test_a_network_that_cannot_slide_is_refused_with_the_cause(function: Forward, says: str) -> None:
     model = net(function)
     model.places = nn.Parameter(torch.rand(7, 5))
     with pytest.raises(SurgeryError) as caught:
@@ -282,8 +285,8 @@ def test_a_network_that_never_slides_is_refused_with_the_cause(function: Forward
     assert says in str(caught.value)
 
 
-def test_a_step_that_no_field_tells_is_inferred_from_sizes() -> None:
-    """An instance norm sees all of the image, so no cell has a place of its own; strides are 2 all the same."""
+def test_the_stride_is_inferred_from_sizes_without_a_receptive_field() -> None:
+    """An instance norm sees the whole image, so cells have no own receptive field; the stride is still defined."""
     model = randomised(
         nn.Sequential(nn.Conv2d(3, 6, 3, 2), nn.InstanceNorm2d(6, affine=True), nn.Conv2d(6, 5, 3, 3), nn.Flatten())
     )
@@ -293,8 +296,8 @@ def test_a_step_that_no_field_tells_is_inferred_from_sizes() -> None:
     assert "sees more of the image than the crop" in str(report)
 
 
-def test_uneven_windows_are_compared_with_weights_that_are_not_rounded() -> None:
-    """7x5 cells to 3x3: kernels in float32 are 1e-8 beside the original, which is no more of the image."""
+def test_uneven_windows_are_compared_with_unrounded_weights() -> None:
+    """7x5 cells to 3x3: float32 kernels differ by 1e-8, which must not look like an effect of the image."""
     model = net(lambda m, x: m.wide(F.adaptive_avg_pool2d(m.conv(x), 3).flatten(1)))
     model.wide = nn.Linear(9 * FEATURES, CLASSES)
     report = convolutionalize(model.eval(), SHAPE, latency=False).report
@@ -302,7 +305,7 @@ def test_uneven_windows_are_compared_with_weights_that_are_not_rounded() -> None
     assert report.details["relative"] < 1e-12
 
 
-def test_a_head_that_always_computes_in_float32_is_compared_by_its_own_rounding() -> None:
+def test_a_float32_head_is_compared_within_its_own_rounding() -> None:
     model = net(lambda m, x: F.linear(mean(m, x).float(), m.fc.weight.float(), m.fc.bias.float()).to(x.dtype))
     report = convolutionalize(model, SHAPE, latency=False).report
     assert report.details["equal"]
