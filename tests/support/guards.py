@@ -145,7 +145,7 @@ GUARDS = (
         "surgery/pool_head.py",
         "nn.Dropout2d(module.p)",
         "nn.Dropout2d(0.9)",
-        "surgery/test_pool_head.py::test_training_uses_the_same_random_numbers_and_gradients",
+        "surgery/test_pool_head.py::test_training_draws_the_same_numbers_and_gives_the_same_gradients",
     ),
     Mutant(
         "surgery/insertion.py",

@@ -38,7 +38,7 @@ def test_the_mean_of_the_maps_is_the_logits_for_every_graph(
 
 @settings(max_examples=10)
 @given(networks(heads=("pool",), hidden=False))
-def test_training_uses_the_same_random_numbers_and_gradients(
+def test_training_draws_the_same_numbers_and_gives_the_same_gradients(
     network: tuple[nn.Module, tuple[int, int, int]],
 ) -> None:
     model, shape = network
@@ -154,6 +154,14 @@ def test_an_auxiliary_head_is_kept_and_used_in_training() -> None:
     assert set(after) == {"logits", "aux"}
     assert close(before["logits"], after["logits"], 1e-5)
     assert torch.equal(before["aux"], after["aux"])
+
+
+@pytest.mark.xfail(raises=SurgeryError, reason="the windowed pool before the global one is taken for the head's pool")
+@pytest.mark.parametrize("spelling", ["mean of two", "mean of mean", "mean of flat", "channels last"])
+def test_a_backbone_that_ends_in_a_windowed_pool(spelling: str) -> None:
+    trunk = nn.Sequential(nn.Conv2d(3, 5, 3), nn.AvgPool2d(2, 1))
+    model = randomised(Network(trunk, Head(spelling, POOLS[spelling], nn.Linear(5, CLASSES)))).eval()
+    pool_head(model, (3, 9, 9), latency=False)
 
 
 # ---- unsupported networks

@@ -73,7 +73,7 @@ def _check_reads(graph: fx.Graph, edits: ModuleEdits) -> None:
     for node in graph.find_nodes(op="get_attr"):
         owner, _, key = str(node.target).rpartition(".")
         if owner in edits.modules and not isinstance(edits.modules[owner], nn.BatchNorm2d):
-            raise SurgeryError(f"{owner} must be replaced, but its {key} is used elsewhere.")
+            raise SurgeryError(f"{owner} is replaced, and its {key} is used elsewhere.")
 
 
 def _check_calls(graph: fx.Graph, edits: ModuleEdits, edited: set[str]) -> None:
