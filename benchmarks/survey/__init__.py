@@ -1,1 +1,1 @@
-"""Every operation of mlpconv.surgery on many networks of other libraries, each result judged anew: see coverage.py."""
+"""Run every operation of mlpconv.surgery on networks of other libraries and check each result: see coverage.py."""

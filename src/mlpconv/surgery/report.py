@@ -101,13 +101,13 @@ class Surgery:
 
 
 def measure_figures(
-    model: nn.Module, input_shape: tuple[int, int, int], *, latency: bool = True, seen: Profile | None = None
+    model: nn.Module, input_shape: tuple[int, int, int], *, latency: bool = True, profiled: Profile | None = None
 ) -> Figures:
     """Return the cost of a network for one image (C, H, W), without modifying the network.
 
-    `seen` is its profile, if it is already known.
+    `profiled` is its profile, if it is already known.
     """
-    result = seen or profile(model, input_shape)
+    result = profiled or profile(model, input_shape)
     return Figures(
         result.totals.params,
         result.totals.macs,
@@ -151,9 +151,9 @@ def make_report(
     latency: bool = True,
     notes: Sequence[str] = (),
     details: Mapping[str, Any] | None = None,
-    seen: Profile | None = None,
+    profiled: Profile | None = None,
 ) -> Report:
-    """Return the report of an operation; `seen` is the profile of the new network, if it is already known."""
+    """Return the report of an operation; `profiled` is the profile of the new network, if it is already known."""
     name = getattr(getattr(original, "config", None), "name", None)
     return Report(
         operation=operation,
@@ -163,7 +163,7 @@ def make_report(
         changed=tuple(names),
         differences=proof.differences,
         before=measure_figures(original, input_shape, latency=latency),
-        after=measure_figures(changed, input_shape, latency=latency, seen=seen),
+        after=measure_figures(changed, input_shape, latency=latency, profiled=profiled),
         notes=(*notes, *proof.notes),
         details=details or {},
     )

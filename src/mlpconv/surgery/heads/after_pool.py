@@ -27,7 +27,7 @@ DIVISOR = 6
 class AfterPool(Rewriter):
     """Insert the deferred pool before the first nonlinear step, and track the classes from there on."""
 
-    whole = False
+    all_outputs = False
 
     def __init__(self, graph: fx.Graph, head: Head, shadow: nn.Module, edits: ModuleEdits) -> None:
         super().__init__(graph, head, shadow, edits)

@@ -189,8 +189,8 @@ def _run(
         if latency and len(batches) == 1:
             copy(batches[0])  # warm up for the new image size; crops have a size that was run before
         start = time.perf_counter()
-        found = [dict(flat_tensors(copy(batch)))[output] for batch in batches]
-    return found, (time.perf_counter() - start) * 1e3 if latency else None
+        outputs = [dict(flat_tensors(copy(batch)))[output] for batch in batches]
+    return outputs, (time.perf_counter() - start) * 1e3 if latency else None
 
 
 def _gap(dense: Tensor, single: list[Tensor]) -> tuple[float, float]:

@@ -63,11 +63,11 @@ def find_head(
     like: HeadValue | None = None,
     *,
     output: int | str | None = None,
-    whole: bool = True,
+    all_outputs: bool = True,
 ) -> Head:
     """Return the head of a graph, from its outputs (N, K) back to the last maps or the maps before the last pool.
 
-    `output` selects the logits; by default they are inferred. With `whole`, the head includes every output (N, K) and
+    `output` selects the logits; by default they are inferred. With `all_outputs`, the head includes every output (N, K) and
     every other output computed from its steps, except maps; otherwise only the logits. In training mode, auxiliary
     heads, which call no module of `like`, are excluded. Raises SurgeryError if no output is (N, K), UsageError for an
     unknown `output`.
@@ -86,11 +86,11 @@ def find_head(
     else:
         scores, alternatives = next((out for out in logits if out.name == like.output), logits[0]), ()
     nodes = [scores.node]
-    if whole or like is not None:
+    if all_outputs or like is not None:
         missing = like.modules - _called(paths[scores.node][0]) if like is not None else frozenset()
-        nodes += [out.node for out in logits if whole or _called(paths[out.node][0]) & missing]
+        nodes += [out.node for out in logits if all_outputs or _called(paths[out.node][0]) & missing]
     steps = {step for node in nodes for step in paths[node][0]}
-    if whole:
+    if all_outputs:
         nodes += [out.node for out in outputs if len(out.shape) != MAP and paths[out.node][0] & steps]
         steps |= {step for node in nodes for step in paths[node][0]}
     starts = {start for node in nodes for start in paths[node][1]} - steps
@@ -214,7 +214,7 @@ def trace_head(
     *,
     like: HeadValue | None = None,
     output: int | str | None = None,
-    whole: bool = True,
+    all_outputs: bool = True,
 ) -> tuple[fx.Graph, Head]:
     """Trace a network and return its graph and its head (see `find_head`); only modules of the head are traced.
 
@@ -228,7 +228,7 @@ def trace_head(
             opened |= inner
             continue
         unpack_outputs(graph)
-        head = find_head(graph, shadow, like, output=output, whole=whole)
+        head = find_head(graph, shadow, like, output=output, all_outputs=all_outputs)
         untraced = {str(node.target) for node in head.steps if _opens(node, shadow)}
         if not untraced:
             return graph, head
@@ -240,7 +240,9 @@ def trace_head(
             name = min(refused)
             kind = type(shadow.get_submodule(name)).__name__
             reason = graph.refusals[name]  # type: ignore[attr-defined]
-            raise SurgeryError(f"{name} ({kind}) is in the head, and its forward pass cannot be traced: {reason}.")
+            raise SurgeryError(
+                f"{name} ({kind}) is a part of the head, and its forward pass cannot be traced: {reason}."
+            )
         opened |= {name for module_name in untraced for name in _path(module_name)}
 
 

@@ -30,7 +30,7 @@ def rewrite_head(
     edits = ModuleEdits(deep_copy(original))
     opened: set[str] = set()
     try:
-        graph, head = trace_head(shadow, shape, opened, output=output, whole=rewriter.whole)
+        graph, head = trace_head(shadow, shape, opened, output=output, all_outputs=rewriter.all_outputs)
         eval_rewriter = rewriter(graph, head, shadow, edits)
         eval_rewriter.run()
         _check_reads(graph, edits)
@@ -42,7 +42,7 @@ def rewrite_head(
     edited = dict(edits.modules)
     try:
         like = HeadValue(names, edits.output)
-        graph, head = trace_head(shadow.train(), shape, opened, like=like, whole=rewriter.whole)
+        graph, head = trace_head(shadow.train(), shape, opened, like=like, all_outputs=rewriter.all_outputs)
         rewriter(graph, head, shadow, edits).run()
         _check_reads(graph, edits)
         _check_calls(graphs["eval"], edits, set(edited))

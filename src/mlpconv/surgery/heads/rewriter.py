@@ -32,7 +32,7 @@ CHANNELS_LAST = ([1, 2], (1, 2))
 class Rewriter(LinearSteps, ABC):
     """Rewrite the head of one graph; subclasses define how pools and outputs are rewritten."""
 
-    whole = True
+    all_outputs = True
     """Whether to rewrite every output of the head instead of the logits only."""
 
     def run(self) -> None:
