@@ -60,8 +60,8 @@ def convolutionalize(
         original, changed, input_shape, profiled, latency=latency, output=edits.output, precise=precise
     )
     report = make_report(
-        "convolutionalize", original, changed, input_shape, proof, names=edits.names, latency=latency, profiled=profiled,
-        notes=[*edits.notes, *crops.notes], details=crops.to_dict() | {"output": edits.output},
+        "convolutionalize", original, changed, input_shape, proof, names=edits.names, latency=latency,
+        profiled=profiled, notes=[*edits.notes, *crops.notes], details=crops.to_dict() | {"output": edits.output},
     )  # fmt: skip
     return Surgery(changed, report)
 
