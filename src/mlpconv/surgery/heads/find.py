@@ -69,8 +69,9 @@ def find_head(
 
     `output` selects the logits; by default they are inferred. With `all_outputs`, the head includes every output
     (N, K) and every other output computed from its steps, except maps; otherwise only the logits. In training mode,
-    auxiliary heads, which call no module of `like`, are excluded. Raises SurgeryError if no output is (N, K), UsageError for
-    an unknown `output`.
+    auxiliary heads, which call no module of `like`, are excluded.
+
+    Raises SurgeryError if no output is (N, K), UsageError for an unknown `output`.
     """
     image = _from_image(graph)
     outputs = [out for out in outputs_of(graph) if out.node in image]
