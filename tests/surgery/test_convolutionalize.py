@@ -319,3 +319,15 @@ def test_unsupported_heads_are_refused_with_the_step(model: nn.Module, says: str
     with pytest.raises(SurgeryError) as caught:
         convolutionalize(model, (3, 9, 9), latency=False)
     assert says in str(caught.value)
+
+
+def test_a_global_pool_of_a_single_cell_slides_on_larger_images() -> None:
+    layers = [nn.Conv2d(3, 5, 9), nn.ReLU(), nn.Conv2d(5, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.3)]
+    model = nn.Sequential(*layers, nn.Linear(5, 7)).eval()
+    result = convolutionalize(model, (3, 9, 9), latency=False)
+    image = torch.randn(1, 3, 12, 11)
+    with torch.no_grad():
+        maps = result.model(image)
+        expected = model(image[:, :, 2:11, 1:10])
+    assert maps.shape == (1, 7, 4, 3)
+    torch.testing.assert_close(maps[:, :, 2, 1], expected, rtol=1e-4, atol=1e-5)

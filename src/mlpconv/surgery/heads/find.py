@@ -141,7 +141,8 @@ def _steps_to(node: fx.Node, root: nn.Module, image: set[fx.Node]) -> tuple[set[
         stack += data_inputs(step, image)
     starts: set[fx.Node] = set()
     for last in last_maps:
-        pooled = _steps_from_pool(last, root, image) or _permutes(last, root)
+        pooled = set() if _is_pooled(last, steps, root) else _steps_from_pool(last, root, image)
+        pooled = pooled or _permutes(last, root)
         steps |= pooled
         starts |= {source for step in pooled for source in data_inputs(step, image) if source not in pooled} or {last}
     return steps, starts - steps
@@ -165,7 +166,23 @@ def _steps_from_pool(last: fx.Node, root: nn.Module, image: set[fx.Node]) -> set
     if kind == "open":
         return {last}
     paths = [_steps_from_pool(source, root, image) for source in inputs]
-    return {last}.union(*paths) if all(paths) else set()
+    if all(paths):
+        return {last}.union(*paths)
+    # A pool of a single cell is the head's all the same: on a larger image it has more to pool.
+    return {last} if kind == "pool" and op_name(last, root) not in REDUCTIONS else set()
+
+
+def _is_pooled(maps: fx.Node, steps: set[fx.Node], root: nn.Module) -> bool:
+    """Return whether one of these steps pools the maps, directly or after steps that only move elements."""
+    waiting = [maps]
+    while waiting:
+        for user in waiting.pop().users:
+            kind = op_kind(user, root) if user in steps else ""
+            if kind == "pool":
+                return True
+            if kind == "shape":
+                waiting.append(user)
+    return False
 
 
 def _on_one_cell(node: fx.Node, inputs: list[fx.Node], root: nn.Module) -> bool:
