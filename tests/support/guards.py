@@ -33,13 +33,13 @@ GUARDS = (
     ),
     Mutant(
         "receptive_field/rules.py",
-        "    if one and math.prod(",
+        "    if together and math.prod(",
         "    if math.prod(",
         "receptive_field/test_field.py::test_a_dimension_shared_with_channels_has_no_grid",
     ),
     Mutant(
         "receptive_field/rules.py",
-        '(name == "as_strided" and not _shows_all(call.inputs[0]))',
+        '(name == "as_strided" and not _covers_storage(call.inputs[0]))',
         "False",
         "analysis/test_field.py::test_as_strided_is_exact_if_the_whole_storage_is_known",
     ),
