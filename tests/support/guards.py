@@ -83,9 +83,9 @@ GUARDS = (
     # Surgery changes nothing else
     Mutant(
         "surgery/proof/prove.py",
-        "        if each.relative <= allowed:",
+        "        if difference.relative <= allowed:",
         "        if True:",
-        "surgery/test_proof.py::test_a_weight_that_is_off_is_found_however_little",
+        "surgery/test_proof.py::test_a_small_weight_error_is_detected",
     ),
     Mutant(
         "surgery/fold.py",

@@ -131,9 +131,9 @@ def data_inputs(node: fx.Node, image: set[fx.Node]) -> Iterator[fx.Node]:
     """Yield the inputs of a node that depend on the image and hold tensors."""
     for source in node.all_input_nodes:
         value = source.meta.get("val")
-        if source in image and not isinstance(value, torch.Size):
-            if isinstance(value, Tensor | tuple | list | dict) or is_dataclass(value):
-                yield source
+        holds_tensors = isinstance(value, Tensor | tuple | list | dict) or is_dataclass(value)
+        if source in image and holds_tensors and not isinstance(value, torch.Size):
+            yield source
 
 
 def as_pair(value: Any) -> tuple[Any, Any]:
