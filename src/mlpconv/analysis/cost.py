@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
+from mlpconv.receptive_field import op_names
 from mlpconv.receptive_field.call import Call
+from mlpconv.receptive_field.op_names import ARITHMETIC, COPIES
 from mlpconv.receptive_field.rules import ignores_values, rule_of
 
 __all__ = ["KINDS", "Cost", "cost_of", "size_in_bytes"]
@@ -29,18 +31,13 @@ KINDS = ("kxk", "1x1", "depthwise", "linear", "matmul", "norm", "pool", "activat
 
 POOLS = ("avg_pool", "max_pool", "_adaptive_avg_pool", "adaptive_max_pool")
 NORMS = ("_native_batch_norm", "native_batch_norm", "native_layer_norm", "native_group_norm")
-ACTIVATIONS = frozenset({
-    "_log_softmax", "_prelu_kernel", "_safe_softmax", "_softmax", "celu", "clamp", "clamp_min", "elu", "gelu", "glu",
-    "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "log_sigmoid_forward", "mish", "prelu", "relu", "relu6",
-    "selu", "sigmoid", "silu", "softplus", "tanh", "threshold",
-})  # fmt: skip
-MERGES = frozenset({"add", "cat", "maximum", "minimum", "mul", "stack", "sub"})
+ACTIVATIONS = op_names.ACTIVATIONS | {
+    "_log_softmax", "_prelu_kernel", "_safe_softmax", "_softmax", "clamp_min", "glu", "log_sigmoid_forward", "prelu",
+}  # fmt: skip
+MERGES = ARITHMETIC | {"cat", "stack"}
 REDUCTIONS = frozenset({"amax", "amin", "max", "mean", "min", "sum"})
-STILL = frozenset({
-    "_reshape_alias", "_to_copy", "_unsafe_view", "cat", "clone", "constant_pad_nd", "copy", "flip", "index",
-    "native_channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "repeat", "roll", "stack",
-})  # fmt: skip
-"""Operations that only rearrange elements."""
+FREE = COPIES | {"_to_copy", "cat", "copy", "stack"}
+"""Operations without arithmetic."""
 CONVOLUTIONS = frozenset({"convolution", "deform_conv2d"})
 SUMMED: dict[str, tuple[int, ...]] = {
     "addbmm": (0, -1), "addmm": (-1,), "addmv": (-1,), "addr": (), "baddbmm": (-1,), "bmm": (-1,), "dot": (-1,),
@@ -106,7 +103,7 @@ def cost_of(call: Call, tracked: Sequence[Tensor]) -> Cost:
     if name in REDUCTIONS and len(call.inputs) == 1:
         return _reduction(call)
     merges = name in MERGES and len(tracked) > 1
-    if call.func.is_view or name in STILL:
+    if call.func.is_view or name in FREE:
         return Cost("merge" if merges else "other")
     if not _is_cheap(call):
         return Cost("other", counted=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -19,6 +19,7 @@ __all__ = [
     "failure_of",
     "is_compiled",
     "isolated",
+    "meta_images",
     "on_meta",
     "replaced",
     "shape_only",
@@ -64,6 +65,12 @@ def _is_off_meta(leaf: object) -> bool:
 def shape_only(tensor: Tensor) -> Tensor:
     """Return a meta tensor of the same shape, strides and dtype."""
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def meta_images(model: nn.Module, count: int, shape: Sequence[int]) -> Tensor:
+    """Return meta images (count, *shape) in the dtype of the model's first floating-point parameter."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    return torch.empty((count, *shape), dtype=dtype, device="meta")
 
 
 def is_compiled(module: nn.Module) -> bool:

@@ -8,15 +8,11 @@ from typing import Any
 
 import torch
 
+from mlpconv.analysis.table import CONVENTION, as_text
 from mlpconv.errors import UsageError, did_you_mean
 from mlpconv.receptive_field.field import FIRST, LAST, Axis
 
 __all__ = ["AxisField", "LayerProfile", "Profile", "Totals", "axis_field"]
-
-CONVENTION = (
-    "1 MAC = 1 multiply-add, of convolutions, linear layers and matrix products; biases, pooling and everything else "
-    "are counted separately. Activations are those of inference, in bytes of the model's own dtype."
-)
 
 MAX_LISTED = 5
 """Layers that an error about an ambiguous name lists."""
@@ -158,8 +154,6 @@ class Profile:
 
     def table(self) -> str:
         """Return the table as text."""
-        from mlpconv.analysis.table import as_text
-
         return as_text(self)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from mlpconv.analysis.result import CONVENTION, AxisField, LayerProfile, Profile
+if TYPE_CHECKING:
+    from mlpconv.analysis.result import AxisField, LayerProfile, Profile
 
 __all__ = [
     "COLUMNS",
+    "CONVENTION",
     "KIND_COLUMNS",
     "aligned",
     "as_text",
@@ -20,6 +23,10 @@ __all__ = [
 ]
 
 COLUMNS = ("layer", "kind", "output", "params", "MACs", "activation", "MAC/byte", "field", "stride", "start", "padded")
+CONVENTION = (
+    "1 MAC = 1 multiply-add, of convolutions, linear layers and matrix products; biases, pooling and everything else "
+    "are counted separately. Activations are those of inference, in bytes of the model's own dtype."
+)
 FIELDS = (
     "Field (receptive field), stride and start are pixels, rows×columns, ignoring the image's border; start is the "
     "centre of cell 0, padded the fraction of cells whose field extends into padding."

@@ -19,7 +19,7 @@ from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
 from mlpconv.analysis.cost import Cost, cost_of, size_in_bytes
-from mlpconv.analysis.meta import batches_taken, isolated, on_meta, shape_only, uncompiled
+from mlpconv.analysis.meta import batches_taken, isolated, meta_images, on_meta, shape_only, uncompiled
 from mlpconv.errors import MlpconvError, UsageError, first_line
 from mlpconv.receptive_field.call import Call, bind
 from mlpconv.receptive_field.field import Field
@@ -186,8 +186,7 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
     shadow = without_storage(model)
     recorder = _Recorder(shadow)
     recorder.watch(shadow)
-    kinds = [p.dtype for p in shadow.parameters() if p.is_floating_point()]
-    image = torch.empty((1, *input_shape), dtype=kinds[0] if kinds else torch.float32, device="meta")
+    image = meta_images(shadow, 1, input_shape)
     recorder.start(image)
     recorder.hold(image)
     try:

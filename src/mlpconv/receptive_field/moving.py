@@ -14,15 +14,15 @@ from torch import Tensor
 
 from mlpconv.receptive_field.call import Call
 from mlpconv.receptive_field.field import FIRST, LAST, UNMARKED, Axis, Field, Grid, compact, followed, marked, stripped
+from mlpconv.receptive_field.op_names import COPIES
 
 __all__ = ["circular", "moved", "moves"]
 
-MOVES = frozenset({
-    "_reshape_alias", "_unsafe_view", "channel_shuffle", "clone", "constant_pad_nd", "contiguous", "flip", "index",
-    "index_select", "native_channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "reflection_pad1d",
-    "reflection_pad2d", "reflection_pad3d", "repeat", "replication_pad1d", "replication_pad2d", "replication_pad3d",
-    "roll", "rot90", "tril", "triu", "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes",
-})  # fmt: skip
+MOVES = COPIES | {
+    "channel_shuffle", "contiguous", "index_select", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d",
+    "replication_pad1d", "replication_pad2d", "replication_pad3d", "rot90", "tril", "triu", "unsafe_chunk",
+    "unsafe_split", "unsafe_split_with_sizes",
+}  # fmt: skip
 """Operations besides views that rearrange elements and compute nothing."""
 RESHAPES = frozenset({"view", "_unsafe_view", "_reshape_alias"})
 BORDERS = ("reflection_pad", "replication_pad")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 
-from mlpconv.analysis.meta import on_meta
+from mlpconv.analysis.meta import meta_images, on_meta
 from mlpconv.receptive_field.channel_layout import ChannelFollower
 from mlpconv.surgery.tracing.graph import meta_copy
 
@@ -32,8 +32,7 @@ def channel_dim(model: nn.Module, where: str, input_shape: tuple[int, int, int])
     Returns None if it does not follow from the preceding convolutions and linear layers. The module is called once.
     """
     shadow, follower = meta_copy(model).eval(), _WithoutStorage()
-    dtype = next((p.dtype for p in shadow.parameters() if p.is_floating_point()), torch.float32)
-    image = torch.empty((1, *input_shape), dtype=dtype, device="meta")
+    image = meta_images(shadow, 1, input_shape)
     dims: list[int | None] = []
 
     def record(_: nn.Module, __: object, output: Tensor) -> None:

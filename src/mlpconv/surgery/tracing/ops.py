@@ -13,6 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from mlpconv.receptive_field import op_names
+from mlpconv.receptive_field.op_names import ACTIVATIONS
 from mlpconv.surgery.tracing.graph import module_of, shape_of
 
 __all__ = ["ARITHMETIC", "MAP", "Kind", "argument_of", "as_pair", "data_inputs", "describe", "op_kind", "op_name"]
@@ -28,14 +30,11 @@ SHAPES = frozenset({
     "view",
 })  # fmt: skip
 """Operations that only rearrange elements."""
-ACTIVATIONS = frozenset({
-    "celu", "clamp", "clip", "elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "logsigmoid",
-    "log_sigmoid", "mish", "relu", "relu6", "selu", "sigmoid", "silu", "softplus", "softsign", "tanh", "tanhshrink",
-    "threshold", "identity", "clone", "detach", "float", "double", "half", "to", "exp", "log", "abs", "sqrt", "square",
-    "neg", "hardshrink", "softshrink",
-})  # fmt: skip
-"""Elementwise operations."""
-ARITHMETIC = frozenset({"add", "sub", "mul", "truediv", "div", "maximum", "minimum"})
+ELEMENTWISE = ACTIVATIONS | {
+    "abs", "clip", "clone", "detach", "double", "exp", "float", "half", "hardshrink", "identity", "log", "log_sigmoid",
+    "logsigmoid", "neg", "softshrink", "softsign", "sqrt", "square", "tanhshrink", "to",
+}  # fmt: skip
+ARITHMETIC = op_names.ARITHMETIC | {"div", "truediv"}
 DROPOUTS = frozenset({"dropout", "alpha_dropout"})
 FEATURE_DROPOUTS = frozenset({"dropout2d", "feature_dropout", "feature_alpha_dropout", "featurealphadropout"})
 ADAPTIVE = frozenset({
@@ -86,7 +85,7 @@ def op_kind(node: fx.Node, root: nn.Module) -> Kind:  # noqa: C901  (one line pe
         return "dropout"
     if name in FEATURE_DROPOUTS:
         return "feature"
-    if name in ACTIVATIONS or (name == "prelu" and _one_slope(node, module)):
+    if name in ELEMENTWISE or (name == "prelu" and _one_slope(node, module)):
         return "elementwise"
     if name in ARITHMETIC:
         tensors = sum(isinstance(arg, fx.Node) and shape_of(arg) is not None for arg in node.args[:BINARY])

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves, tree_map
 
-from mlpconv.analysis.meta import OnMeta, isolated
+from mlpconv.analysis.meta import OnMeta, isolated, meta_images
 from mlpconv.errors import MlpconvError, SurgeryError, first_line
 from mlpconv.surgery.tracing.contexts import changed_setting, current_settings
 from mlpconv.surgery.tracing.hidden_calls import hidden_calls_traced
@@ -205,8 +205,7 @@ def trace_graph(shadow: nn.Module, input_shape: tuple[int, int, int], opens: Ope
     output for a batch of two. A module that cannot be traced becomes a single node, and the graph's `refusals` holds
     the reason. Raises SurgeryError if the network itself cannot be traced or rejects such images.
     """
-    kinds = [p.dtype for p in shadow.parameters() if p.is_floating_point()]
-    image = torch.empty((BATCH, *input_shape), dtype=kinds[0] if kinds else torch.float32, device="meta")
+    image = meta_images(shadow, BATCH, input_shape)
     opaque: dict[str, str] = {}
     while True:
         tracer = _Tracer(opens, opaque)
