@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
 
 import pytest
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlpconv.receptive_field import Axis, Field, Grid, field_of
-from mlpconv.receptive_field.field import follow, image_axis, join_grids
+from mlpconv.receptive_field.field import UNMARKED, grid_of_moved, image_axis, join_grids, mark_cells
 
 ONE, HALF = Fraction(1), Fraction(1, 2)
 
@@ -23,8 +24,13 @@ def numbers_of(grid: Grid, shape: torch.Size) -> Tensor:
     """Return the position of every element in pixels, broadcast to the shape."""
     wide = [1] * len(shape)
     wide[grid.dim] = shape[grid.dim]
-    places = grid.numbers(shape[grid.dim]) * float(grid.jump) + float(grid.start)
+    places = grid.cell_indices(shape[grid.dim]) * float(grid.jump) + float(grid.start)
     return places.reshape(wide).expand(shape)
+
+
+def follow(grid: Grid, shape: torch.Size, move: Callable[[Tensor, float], Tensor]) -> Grid | None:
+    """Return the grid after `move(values, fill)` rearranged the elements of a tensor of this shape."""
+    return grid_of_moved(grid, shape, move(mark_cells(grid, shape), UNMARKED))
 
 
 SHAPES = ((5, 7, 3), (7, 5, 3), (35, 3), (5, 21), (105,), (3, 35), (7, 15), (3, 5, 7), (1, 5, 7, 3), (5, 1, 7, 3))

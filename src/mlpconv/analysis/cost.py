@@ -96,7 +96,7 @@ def cost_of(call: Call, tracked: Sequence[Tensor]) -> Cost:
         if "kernel_size" not in call.args:
             return Cost("pool", pool_ops=call.inputs[0].numel())
         count = int(name.split("pool")[1][0])
-        return Cost("pool", pool_ops=out.numel() * math.prod(call.numbers("kernel_size", count)))
+        return Cost("pool", pool_ops=out.numel() * math.prod(call.sizes("kernel_size", count)))
     if name.startswith(NORMS):
         simple = name.endswith("no_training") or call.args.get("training") is False
         return Cost("norm", other_ops=out.numel() * (2 if simple else 4))

@@ -121,19 +121,19 @@ class Profile:
 
         Raises UsageError, with the closest names, if no row or several rows match.
         """
-        found = [row for row in self.rows if row.name == name] or [
+        matches = [row for row in self.rows if row.name == name] or [
             row for row in self.rows if row.name.endswith(f".{name}")
         ]
-        if len(found) > 1:
-            names = ", ".join(row.name for row in found[:MAX_LISTED])
-            more = f" and {len(found) - MAX_LISTED} more" if len(found) > MAX_LISTED else ""
+        if len(matches) > 1:
+            names = ", ".join(row.name for row in matches[:MAX_LISTED])
+            more = f" and {len(matches) - MAX_LISTED} more" if len(matches) > MAX_LISTED else ""
             raise UsageError(
                 f"{self.model} has several layers that end in {name[:100]!r}: {names}{more}; pass the full name."
             )
-        if not found:
+        if not matches:
             known = [row.name for row in self.rows]
             raise UsageError(f"{self.model} has no layer {name[:100]!r}; {did_you_mean(name[:100], known)}")
-        return found[0]
+        return matches[0]
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-serialisable dict of everything except the spans of single cells."""
@@ -191,7 +191,7 @@ def _spans(axis: Axis, shape: Sequence[int]) -> tuple[tuple[int, int], ...]:
     lo, hi = (axis.lo.amin(others), axis.hi.amax(others)) if others else (axis.lo, axis.hi)
     lo, hi = lo.reshape(-1), hi.reshape(-1)
     if grid is not None:
-        numbers = grid.numbers(shape[grid.dim])
+        numbers = grid.cell_indices(shape[grid.dim])
         cells = int(numbers.max()) + 1
         lo = torch.full((cells,), FIRST).scatter_reduce(0, numbers, lo.expand(len(numbers)), "amin")
         hi = torch.full((cells,), LAST).scatter_reduce(0, numbers, hi.expand(len(numbers)), "amax")

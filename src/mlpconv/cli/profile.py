@@ -116,10 +116,10 @@ def _parse_drawing(field: str | None, image: Path | None, cell: str | None, out:
         return None
     if out is None:
         raise UsageError("--field needs --out FILE.png, the file to draw to.")
-    numbers = re.fullmatch(r"(\d{1,6})[,x](\d{1,6})", cell.strip()) if cell is not None else None
-    if cell is not None and numbers is None:
+    match = re.fullmatch(r"(\d{1,6})[,x](\d{1,6})", cell.strip()) if cell is not None else None
+    if cell is not None and match is None:
         raise UsageError(f"--cell is {cell!r}; pass a row and a column, such as 3,4.")
-    return _Drawing(field, (int(numbers[1]), int(numbers[2])) if numbers is not None else None, out)
+    return _Drawing(field, (int(match[1]), int(match[2])) if match is not None else None, out)
 
 
 def _draw_field(result: Profile, drawing: _Drawing, image: Path | None) -> None:

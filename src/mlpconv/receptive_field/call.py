@@ -34,7 +34,7 @@ class Call:
         """Return the first tensor among the arguments with these names."""
         return next(value for name in names if isinstance(value := self.args.get(name), Tensor))
 
-    def numbers(self, argument: str, count: int, default: int = 1) -> list[int]:
+    def sizes(self, argument: str, count: int, default: int = 1) -> list[int]:
         """Return a size argument as one integer per spatial dimension: [3] is repeated, [] means the default."""
         sizes = [int(number) for number in self.args.get(argument) or [default]]
         return sizes * count if len(sizes) == 1 else sizes

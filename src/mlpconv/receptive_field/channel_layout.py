@@ -15,7 +15,7 @@ from mlpconv.receptive_field.call import Call
 from mlpconv.receptive_field.field import Axis, Field
 from mlpconv.receptive_field.following import Follower
 from mlpconv.receptive_field.moving import moves
-from mlpconv.receptive_field.rules import PRODUCTS, REDUCTIONS, fields_after, ranked
+from mlpconv.receptive_field.rules import PRODUCTS, REDUCTIONS, fields_after, pad_rank
 
 __all__ = ["ChannelFollower"]
 
@@ -38,7 +38,7 @@ class ChannelFollower(Follower):  # type: ignore[no-untyped-call]
         if moves(call):
             return fields, exact
         return [
-            None if field is None else (ranked(self._channels(call, out, field[0]), out.dim()), *field[1:])
+            None if field is None else (pad_rank(self._channels(call, out, field[0]), out.dim()), *field[1:])
             for out, field in zip(call.outputs, fields, strict=True)
         ], exact
 

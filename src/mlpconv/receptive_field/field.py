@@ -28,15 +28,14 @@ __all__ = [
     "Field",
     "Grid",
     "compact",
-    "follow",
-    "followed",
+    "drop_expanded",
+    "grid_of_moved",
     "image_axis",
     "join_grids",
-    "marked",
+    "mark_cells",
     "merge",
     "regroup",
     "squash",
-    "stripped",
     "windows",
 ]
 
@@ -63,7 +62,7 @@ class Grid:
     repeat: int = 1
     """Number of consecutive elements of one cell."""
 
-    def numbers(self, length: int) -> Tensor:
+    def cell_indices(self, length: int) -> Tensor:
         """Return the cell number of each element along the dimension, (length,)."""
         return torch.arange(length) // self.repeat % (self.cells or length)
 
@@ -73,7 +72,7 @@ class Grid:
         half = (self.size or Fraction(0)) / 2
         return self.start - half, self.start + half
 
-    def lies_like(self, other: Grid) -> bool:
+    def has_same_cells(self, other: Grid) -> bool:
         """Return whether two grids agree in everything but start and size."""
         return (self.dim, self.jump, self.cells, self.repeat) == (other.dim, other.jump, other.cells, other.repeat)
 
@@ -99,7 +98,7 @@ def image_axis(dims: int, dim: int, size: int) -> Axis:
     return Axis(pixels, pixels, Grid(dim, Fraction(1), Fraction(0), Fraction(1)))
 
 
-def stripped(values: Tensor, kept: Sequence[int] = ()) -> Tensor:
+def drop_expanded(values: Tensor, kept: Sequence[int] = ()) -> Tensor:
     """Reduce dimensions with stride 0 (expanded ones) to size 1, except those to keep (negative)."""
     for dim in range(-values.dim(), 0):
         if values.stride(dim) == 0 and values.shape[dim] > 1 and dim not in kept:
@@ -109,7 +108,7 @@ def stripped(values: Tensor, kept: Sequence[int] = ()) -> Tensor:
 
 def compact(values: Tensor) -> Tensor:
     """Reduce dimensions in which the values are constant to size 1."""
-    values = stripped(values)
+    values = drop_expanded(values)
     for dim, size in enumerate(values.shape):
         if size > 1:
             first = values.narrow(dim, 0, 1)
@@ -177,7 +176,7 @@ def merge(axes: Sequence[Axis], shape: Sequence[int], shapes: Sequence[Sequence[
 def join_grids(grids: Sequence[Grid | None]) -> Grid | None:
     """Return the grid of the union of these fields; None if their cells differ."""
     known = [grid for grid in grids if grid is not None]
-    if not known or not all(known[0].lies_like(grid) for grid in known[1:]):
+    if not known or not all(known[0].has_same_cells(grid) for grid in known[1:]):
         return None
     sized = list(takewhile(lambda grid: grid.size is not None, known))
     if len(sized) < 2:
@@ -188,25 +187,16 @@ def join_grids(grids: Sequence[Grid | None]) -> Grid | None:
     return replace(known[0], start=start, size=size if len(sized) == len(grids) else None)
 
 
-def follow(grid: Grid, shape: Sequence[int], move: Callable[[Tensor, float], Tensor]) -> Grid | None:
-    """Return the grid after elements were rearranged: cropped, transposed, reshaped, padded.
-
-    `move(values, fill)` applies the same rearrangement to an array of `shape`; new elements get `fill`. Returns None if
-    the cells are no longer in order along one dimension, alone or flattened with others (rows and columns).
-    """
-    return followed(grid, shape, move(marked(grid, shape), UNMARKED))
-
-
-def marked(grid: Grid, shape: Sequence[int]) -> Tensor:
+def mark_cells(grid: Grid, shape: Sequence[int]) -> Tensor:
     """Return the cell number of each element of a tensor of this shape."""
     wide = [1] * len(shape)
     wide[grid.dim] = shape[grid.dim]
-    return grid.numbers(shape[grid.dim]).float().reshape(wide).expand(tuple(shape))
+    return grid.cell_indices(shape[grid.dim]).float().reshape(wide).expand(tuple(shape))
 
 
-def followed(grid: Grid, shape: Sequence[int], numbers: Tensor) -> Grid | None:
+def grid_of_moved(grid: Grid, shape: Sequence[int], numbers: Tensor) -> Grid | None:
     """Return the grid of a tensor of this shape after its cells moved to `numbers`; new elements are UNMARKED."""
-    high = stripped(numbers)
+    high = drop_expanded(numbers)
     low = torch.where(high == UNMARKED, FIRST, high)
     same = numbers.numel() == math.prod(shape)
     fits = [

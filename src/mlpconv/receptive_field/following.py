@@ -19,7 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from mlpconv.receptive_field.call import Call, bind
 from mlpconv.receptive_field.field import FIRST, LAST, Axis, Field, Grid, compact, image_axis, join_grids
-from mlpconv.receptive_field.moving import circular
+from mlpconv.receptive_field.moving import pad_circular
 from mlpconv.receptive_field.rules import fields_after
 
 __all__ = ["Follower", "field_of"]
@@ -44,7 +44,7 @@ class _CircularPads(TorchFunctionMode):
             fields = self.follower.fields
             unpadded, padded = fields.get(source), fields.get(result)
             if mode == "circular" and unpadded is not None and padded is not None:
-                self.follower.amend(result, circular(padded, unpadded, source.shape, pad))
+                self.follower.amend(result, pad_circular(padded, unpadded, source.shape, pad))
         return result
 
 

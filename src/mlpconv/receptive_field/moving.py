@@ -13,10 +13,21 @@ import torch
 from torch import Tensor
 
 from mlpconv.receptive_field.call import Call
-from mlpconv.receptive_field.field import FIRST, LAST, UNMARKED, Axis, Field, Grid, compact, followed, marked, stripped
+from mlpconv.receptive_field.field import (
+    FIRST,
+    LAST,
+    UNMARKED,
+    Axis,
+    Field,
+    Grid,
+    compact,
+    drop_expanded,
+    grid_of_moved,
+    mark_cells,
+)
 from mlpconv.receptive_field.op_names import COPIES
 
-__all__ = ["circular", "moved", "moves"]
+__all__ = ["move_axis", "moves", "pad_circular"]
 
 MOVES = COPIES | {
     "channel_shuffle", "contiguous", "index_select", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d",
@@ -33,26 +44,26 @@ def moves(call: Call) -> bool:
     return call.func.is_view or call.name in MOVES
 
 
-def moved(call: Call, axis: Axis) -> list[Axis]:
+def move_axis(call: Call, axis: Axis) -> list[Axis]:
     """Return one axis of the field of each output; `axis` is that of the first input."""
     shape = call.inputs[0].shape
     lows = _arranged(call, axis.lo.expand(shape), FIRST)
     highs = _arranged(call, axis.hi.expand(shape), LAST)
     grids: list[Grid | None] = [None] * len(lows)
     if axis.grid is not None:
-        numbers = _arranged(call, marked(axis.grid, shape), UNMARKED, cells=True)
-        grids = [followed(axis.grid, shape, moved_numbers) for moved_numbers in numbers]
+        numbers = _arranged(call, mark_cells(axis.grid, shape), UNMARKED, cells=True)
+        grids = [grid_of_moved(axis.grid, shape, moved_numbers) for moved_numbers in numbers]
     return [Axis(compact(lo), compact(hi), grid) for lo, hi, grid in zip(lows, highs, grids, strict=True)]
 
 
-def circular(padded: Field, source: Field, shape: Sequence[int], pad: Sequence[int]) -> Field:
+def pad_circular(padded: Field, source: Field, shape: Sequence[int], pad: Sequence[int]) -> Field:
     """Return the field after circular padding, whose grid continues beyond the border as with any padding."""
     axes = []
     for axis, unpadded in zip(padded, source, strict=True):
         grid = unpadded.grid
         if grid is not None:
-            numbers = torch.constant_pad_nd(marked(grid, shape), list(pad), UNMARKED)
-            grid = followed(grid, shape, numbers)
+            numbers = torch.constant_pad_nd(mark_cells(grid, shape), list(pad), UNMARKED)
+            grid = grid_of_moved(grid, shape, numbers)
         axes.append(Axis(axis.lo, axis.hi, grid))
     return tuple(axes)
 
@@ -69,7 +80,7 @@ def _arranged(call: Call, values: Tensor, fill: float, *, cells: bool = False) -
         source = call.inputs[0]
         values = torch.empty_strided(source.shape, source.stride()).copy_(values)
     elif not call.func.is_view:
-        values = stripped(values, _touched(call))
+        values = drop_expanded(values, _touched(call))
     if cells and name.startswith(BORDERS):
         moved_values = torch.constant_pad_nd(values, call["padding"], fill)
     else:
@@ -91,7 +102,7 @@ def _touched(call: Call) -> list[int]:
 
 def _reshaped(values: Tensor, shape: Sequence[int]) -> Tensor:
     """Reshape values; constant dimensions stay reduced where a group of dimensions maps onto another."""
-    small = stripped(values)
+    small = drop_expanded(values)
     if not values.numel():
         return values.reshape(shape)
     wide, target = list(small.shape), list(shape)

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from mlpconv.receptive_field.call import Call
 from mlpconv.receptive_field.field import FIRST, LAST, Axis, Field, Grid, compact, join_grids, merge, squash
-from mlpconv.receptive_field.moving import moved, moves
+from mlpconv.receptive_field.moving import move_axis, moves
 from mlpconv.receptive_field.sliding import SLIDING
 
-__all__ = ["PRODUCTS", "REDUCTIONS", "Lookup", "fields_after", "ignores_values", "ranked", "rule_of"]
+__all__ = ["PRODUCTS", "REDUCTIONS", "Lookup", "fields_after", "ignores_values", "pad_rank", "rule_of"]
 
 Lookup = Callable[[Tensor], "Field | None"]
 
@@ -50,7 +50,7 @@ def fields_after(call: Call, lookup: Lookup) -> tuple[list[Field | None], bool]:
     for out in call.outputs[len(fields) :]:  # secondary outputs: the indices of a maximum, the mean of a norm
         same = out.shape == call.outputs[0].shape
         fields.append(fields[0] if same else tuple(_all_of([axis], out.dim()) for axis in fields[0]))
-    return [tuple(ranked(a, out.dim()) for a in field) for field, out in zip(fields, call.outputs, strict=True)], True
+    return [tuple(pad_rank(a, out.dim()) for a in field) for field, out in zip(fields, call.outputs, strict=True)], True
 
 
 def ignores_values(call: Call) -> bool:
@@ -85,7 +85,7 @@ def _all_of(axes: Sequence[Axis], rank: int) -> Axis:
     return Axis(torch.full([1] * rank, lo), torch.full([1] * rank, hi))
 
 
-def ranked(axis: Axis, rank: int) -> Axis:
+def pad_rank(axis: Axis, rank: int) -> Axis:
     """Return the axis with leading dimensions of size 1, up to the tensor's rank."""
     lo, hi = (ends.reshape((*[1] * (rank - ends.dim()), *ends.shape)) for ends in (axis.lo, axis.hi))
     return replace(axis, lo=lo, hi=hi)
@@ -194,7 +194,7 @@ def _joined(call: Call, lookup: Lookup, k: int) -> Axis:
 def _moved(call: Call, lookup: Lookup, k: int) -> list[Axis]:
     """Return one axis of each output of an operation that rearranges elements."""
     field = lookup(call.inputs[0])
-    return [_pointwise(call, lookup, k)] * len(call.outputs) if field is None else moved(call, field[k])
+    return [_pointwise(call, lookup, k)] * len(call.outputs) if field is None else move_axis(call, field[k])
 
 
 def _after_moves(call: Call, lookup: Lookup, axes: Sequence[int]) -> list[Field]:

@@ -26,7 +26,7 @@ def _convolution(call: Call, axis: Axis) -> Axis:
     count = image.dim() - 2
     seen = regroup(_unfolded(axis), -1 - count, call["groups"], out.shape[1])
     grid, kernel = seen.grid, call.tensor("weight").shape[2:]
-    slides = [call.numbers(name, count, default) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))]
+    slides = [call.sizes(name, count, default) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))]
     for j, (width, stride, padding, dilation) in enumerate(zip(kernel, *slides, strict=True)):
         dim = j - count
         make, slide = (_scattered, _enlarged_grid) if call["transposed"] else (_taps, _slid_grid)
@@ -40,9 +40,9 @@ def _pool(call: Call, axis: Axis) -> Axis:
     """Max and average pool; `ceil_mode` only adds windows that extend beyond the border."""
     image, out = call.inputs[0], call.outputs[0]
     axis, count = _unfolded(axis), int(call.name.split("pool")[1][0])
-    kernel = call.numbers("kernel_size", count)
-    stride = call.numbers("stride", count) if call.args.get("stride") else kernel
-    padding, dilation = call.numbers("padding", count, 0), call.numbers("dilation", count)
+    kernel = call.sizes("kernel_size", count)
+    stride = call.sizes("stride", count) if call.args.get("stride") else kernel
+    padding, dilation = call.sizes("padding", count, 0), call.sizes("dilation", count)
     grid, seen = axis.grid, axis
     for j in range(count):
         dim, slide = j - count, (kernel[j], stride[j], padding[j], dilation[j])
