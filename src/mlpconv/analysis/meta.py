@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -22,6 +22,7 @@ __all__ = [
     "meta_images",
     "on_meta",
     "replaced",
+    "run_on_meta",
     "shape_only",
     "uncompiled",
 ]
@@ -37,8 +38,13 @@ class OnMeta(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run one operation on the meta device."""
-        args, kwargs = on_meta(args, kwargs or {})
-        return func(*args, **kwargs)
+        return run_on_meta(func, args, kwargs or {})
+
+
+def run_on_meta(func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
+    """Run an operation with its arguments moved by `on_meta`."""
+    args, kwargs = on_meta(args, kwargs)
+    return func(*args, **kwargs)
 
 
 def on_meta(args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -9,19 +9,17 @@ from __future__ import annotations
 import copy
 import sys
 import weakref
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
 from mlpconv.analysis.cost import Cost, cost_of, size_in_bytes
-from mlpconv.analysis.meta import batches_taken, isolated, meta_images, on_meta, shape_only, uncompiled
+from mlpconv.analysis.meta import batches_taken, isolated, meta_images, run_on_meta, shape_only, uncompiled
 from mlpconv.errors import MlpconvError, UsageError, first_line
-from mlpconv.receptive_field.call import Call, bind
+from mlpconv.receptive_field.call import Call
 from mlpconv.receptive_field.field import Field
 from mlpconv.receptive_field.following import Follower
 
@@ -71,7 +69,7 @@ class _Recorder(Follower):  # type: ignore[no-untyped-call]
     """Record field, cost and memory of every operation."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__(run_on_meta)
         self.steps: list[TracedOp] = []
         self.places: list[tuple[str, nn.Module]] = [("", model)]
         self.stack = [0]
@@ -110,25 +108,17 @@ class _Recorder(Follower):  # type: ignore[no-untyped-call]
         self.peak = max(self.peak, sum(self.live.values()))
         return size
 
-    def __torch_dispatch__(
-        self, func: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Run one operation and record it."""
-        meta_args, meta_kwargs = on_meta(args, kwargs or {})
-        result = func(*meta_args, **meta_kwargs)
-        call = bind(func, args, kwargs or {}, result)
-        if call.outputs and call.outputs[0].is_meta:
-            self._record(call)
-        return result
-
     def amend(self, tensor: Tensor, field: Field) -> None:
         """Set the field of the result of several operations, and attribute it to the last of them."""
         super().amend(tensor, field)
         self.steps[-1] = replace(self.steps[-1], shape=tuple(tensor.shape), field=field)
 
-    def _record(self, call: Call) -> None:
+    def see(self, call: Call) -> list[Field | None]:
+        """Record an operation, unless it runs on real values."""
+        if not call.outputs[0].is_meta:
+            return []
         tracked = [tensor for tensor in call.inputs if self.fields.get(tensor) is not None]
-        fields = self.see(call)
+        fields = super().see(call)
         view = call.func.is_view or call.in_place
         self.steps.append(
             TracedOp(
@@ -141,6 +131,7 @@ class _Recorder(Follower):  # type: ignore[no-untyped-call]
                 fields[0],
             )
         )
+        return fields
 
     def _first_read(self, call: Call) -> int:
         return sum(self.unread.pop(tensor.untyped_storage()._cdata, 0) for tensor in call.inputs)

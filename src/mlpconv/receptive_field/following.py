@@ -59,10 +59,14 @@ def _pad_arguments(
 
 
 class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Record the field of every tensor computed from an image (N, C, H, W) while active."""
+    """Record the field of every tensor computed from an image (N, C, H, W) while active.
 
-    def __init__(self) -> None:
+    `run(operation, args, kwargs)` runs each operation (default: call it).
+    """
+
+    def __init__(self, run: Callable[[OpOverload, Any, Any], Any] = lambda func, a, kw: func(*a, **kw)) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.run = run
         self.fields: Any = WeakTensorKeyDictionary()
         self.bounds: set[str] = set()
         self.pads = _CircularPads(self)
@@ -89,15 +93,11 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run one operation and record the fields of its outputs."""
-        result = self.compute(func, args, kwargs or {})
+        result = self.run(func, args, kwargs or {})
         call = bind(func, args, kwargs or {}, result)
         if call.outputs:
             self.see(call)
         return result
-
-    def compute(self, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Run one operation."""
-        return func(*args, **kwargs)
 
     def fields_of(self, call: Call) -> tuple[list[Field | None], bool]:
         """Return the field of each output of an operation, and whether it is exact."""

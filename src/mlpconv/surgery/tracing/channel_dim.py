@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch._ops import OpOverload
 
-from mlpconv.analysis.meta import meta_images, on_meta
+from mlpconv.analysis.meta import meta_images, run_on_meta
 from mlpconv.receptive_field.channel_layout import ChannelFollower
 from mlpconv.surgery.tracing.graph import meta_copy
 
 __all__ = ["channel_dim"]
-
-
-class _WithoutStorage(ChannelFollower):  # type: ignore[no-untyped-call]
-    """Trace an image on the meta device, next to tables of indices with real values."""
-
-    def compute(self, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Run one operation."""
-        args, kwargs = on_meta(args, kwargs)
-        return func(*args, **kwargs)
 
 
 @torch.no_grad()
@@ -31,7 +18,7 @@ def channel_dim(model: nn.Module, where: str, input_shape: tuple[int, int, int])
 
     Returns None if it does not follow from the preceding convolutions and linear layers. The module is called once.
     """
-    shadow, follower = meta_copy(model).eval(), _WithoutStorage()
+    shadow, follower = meta_copy(model).eval(), ChannelFollower(run_on_meta)
     image = meta_images(shadow, 1, input_shape)
     dims: list[int | None] = []
 
