@@ -24,5 +24,5 @@ def input_shape_of(model: nn.Module) -> tuple[int, int, int]:
     config = getattr(model, "default_cfg", None)
     size = getattr(model, "input_size", None) or (config.get("input_size") if isinstance(config, dict) else None)
     if not isinstance(size, tuple | list):
-        raise UsageError(f"{type(model).__name__} does not state its input size: pass input_shape=(C, H, W).")
+        raise UsageError(f"{type(model).__name__} does not state its input size: give input_shape=(C, H, W).")
     return check_input_shape(size)
