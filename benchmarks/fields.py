@@ -1,12 +1,12 @@
-"""Receptive fields of well-known networks: by this package, by gradients, and by other libraries.
+"""Compare receptive fields of well-known networks: this package, gradients, and other libraries.
 
-    python benchmarks/fields.py            writes results/fields.json and the table in docs/profile.md
-    python benchmarks/fields.py --only resnet18 nin_cifar10      those anew, the others as they were
+    python benchmarks/fields.py                               write results/fields.json and the table in docs/profile.md
+    python benchmarks/fields.py --only resnet18 nin_cifar10   recompute these networks, keep the results of the others
 
-What this package says is verified by gradients (gradients.py): cells of the last maps see exactly the pixels it names,
-and on a strip of an image, long enough for one whole field, the middle cell sees exactly as many as it says. The other
-libraries are compared where they are installed: pip install --no-deps torchscan==0.1.2 receptivefield==0.5.0
-rf-calc==0.0.7 (the last one needs pandas and tabulate). torchscan stopped adding up fields after 0.1.2.
+Gradients (gradients.py) verify this package: cells of the last feature maps see exactly the reported pixels, and on a
+strip that contains a whole field, the middle cell sees exactly the reported number of rows. Other libraries take part
+if they are installed: pip install --no-deps torchscan==0.1.2 receptivefield==0.5.0 rf-calc==0.0.7 (which needs pandas
+and tabulate). torchscan no longer computes receptive fields after 0.1.2.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from mlpconv.inference.open_network import open_network
 PAGE = RESULTS.parents[1] / "docs" / "profile.md"
 MARK = "<!-- fields: {} -->\n"
 CELLS = ((0, 0), (2, 3), (-1, -1))
-"""Cells whose pixels are compared one by one."""
+"""Cells to compare pixel by pixel."""
 LONGEST = 2300
-"""Rows of the longest strip."""
+"""Maximum rows of a strip."""
 CLASSIFIER = {"avgpool", "dropout", "fc", "classifier", "flatten", "AuxLogits", "aux1", "aux2"}
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network to look at, without its head."""
+    """A network to compare, without its head."""
 
     name: str
     kind: str
     width: int = 64
-    """The fewest columns of the strip."""
+    """Minimum columns of the strip."""
     power: float = 1.0
-    """How much smaller positive weights are made; less for networks whose longest way is very long."""
+    """Exponent of the scaling of positive weights; lower for networks with very long paths."""
 
     @property
     def short(self) -> str:
@@ -72,7 +72,7 @@ NETWORKS = (
 
 
 class Maps(nn.Module):
-    """A network of ours up to the maps before its pool."""
+    """One of our networks up to the feature maps before its pool."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Maps(nn.Module):
 
 
 def body(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
-    """The network of this name up to its last maps, and (C, H, W) of its usual images."""
+    """Return a network up to its last feature maps, and its default input size (C, H, W)."""
     if name == "dilated resnet50":
         model, shape = open_network("torchvision:resnet50")
         model = type(model)(type(model.layer1[0]), [3, 4, 6, 3], replace_stride_with_dilation=[False, True, True])
@@ -100,12 +100,12 @@ def body(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
 
 
 def compare(network: Network) -> dict[str, Any]:
-    """One row of the table."""
+    """Return one row of the table."""
     model, shape = body(network.name)
     began = time.process_time()
-    found = profile(model, shape)
+    profiled = profile(model, shape)
     seconds = time.process_time() - began
-    rows, columns = last_field(found)
+    rows, columns = last_field(profiled)
     jump = int(rows.jump or 1)
     strip = (shape[0], min(LONGEST, rows.size + 3 * jump), max(network.width, 4 * jump))
     result: dict[str, Any] = {
@@ -116,29 +116,29 @@ def compare(network: Network) -> dict[str, Any]:
         "stride": [rows.jump, columns.jump],
         "profile_cpu_s": round(seconds, 3),
         "strip": list(strip),
-        "verified": same_cells(model, shape, found, network.power)
+        "verified": same_cells(model, shape, profiled, network.power)
         and same_length(model, strip, rows.size, network.power),
     }
     return result | {"others": {name: library(model, strip) for name, library in LIBRARIES.items()}}
 
 
-def last_field(found: Profile) -> tuple[AxisField, AxisField]:
-    """What the network's own output sees; SystemExit where its cells lie in no rows and columns."""
-    if found.field is None or any(axis.jump is None for axis in found.field):
-        raise SystemExit(f"{found.model}: its output is no map")
-    return found.field
+def last_field(profiled: Profile) -> tuple[AxisField, AxisField]:
+    """Return the receptive field of the network's output; raise SystemExit if the output has no grid."""
+    if profiled.field is None or any(axis.jump is None for axis in profiled.field):
+        raise SystemExit(f"{profiled.model}: its output is no feature map")
+    return profiled.field
 
 
-def same_cells(model: nn.Module, shape: tuple[int, int, int], found: Profile, power: float) -> bool:
-    """Whether some cells of the last maps see exactly the pixels that they are said to see."""
-    rows, columns = last_field(found)
+def same_cells(model: nn.Module, shape: tuple[int, int, int], profiled: Profile, power: float) -> bool:
+    """Return whether gradients confirm the pixels that CELLS of the last feature maps see."""
+    rows, columns = last_field(profiled)
     size, seen = seen_by(model, shape, CELLS, power)
-    said = [(rows.spans[row], columns.spans[column]) for row, column in CELLS]
-    return size == (len(rows.spans), len(columns.spans)) and seen == said
+    expected = [(rows.spans[row], columns.spans[column]) for row, column in CELLS]
+    return size == (len(rows.spans), len(columns.spans)) and seen == expected
 
 
 def same_length(model: nn.Module, strip: tuple[int, int, int], length: int, power: float) -> bool:
-    """Whether a cell in the middle of a strip sees exactly as many rows as a field has."""
+    """Return whether gradients confirm the length of the field of a cell in the middle of a strip."""
     rows, _ = last_field(profile(model, strip))
     whole = [cell for cell, (first, last) in enumerate(rows.spans) if last - first + 1 == length]
     if rows.size != length or not whole:
@@ -149,50 +149,53 @@ def same_length(model: nn.Module, strip: tuple[int, int, int], length: int, powe
 
 
 def table(result: dict[str, Any]) -> str:
-    """The comparison as a table for the page."""
+    """Return the comparison as a Markdown table."""
     names = [f"{name} {version}" for name, version in result["versions"].items()]
     text = "| network | | `mlpconv`, verified | " + " | ".join(names) + " |\n" + "|---|" * (len(names) + 3)
     text = text.replace("||", "|") + "\n"
     for row in result["networks"]:
         own = f"**{row['field'][0]}**" if row["verified"] else f"{row['field'][0]} (not verified)"
-        others = [said(other, row["field"][0]) for other in row["others"].values()]
+        others = [cell_of(other, row["field"][0]) for other in row["others"].values()]
         text += f"| {row['network']} | {row['kind']} | {own} | " + " | ".join(others) + " |\n"
     return text
 
 
-def said(other: dict[str, Any], right: int) -> str:
-    """What a library says, bold where it is right; a dash where it is not installed, or cannot say."""
+def cell_of(other: dict[str, Any], expected: int) -> str:
+    """Return a library's result, bold if correct; a dash if it is not installed."""
     if "field" not in other:
         return other.get("failed", "-")
-    return f"**{other['field']}**" if other["field"] == right else str(other["field"])
+    return f"**{other['field']}**" if other["field"] == expected else str(other["field"])
 
 
 def write_table(result: dict[str, Any]) -> None:
-    """Put the table between its marks in docs/profile.md."""
+    """Write the table between its markers in docs/profile.md."""
     begin, end = MARK.format("written by benchmarks/fields.py"), MARK.format("end")
     before, rest = PAGE.read_text("utf-8").split(begin)
     PAGE.write_text(before + begin + table(result) + end + rest.split(end)[1], "utf-8")
 
 
-def kept() -> dict[str, dict[str, Any]]:
-    """The rows of an earlier run by the network's name."""
+def earlier_rows() -> dict[str, dict[str, Any]]:
+    """Return the rows of an earlier run by network name."""
     path = RESULTS / "fields.json"
     rows = json.loads(path.read_text("utf-8"))["result"]["networks"] if path.is_file() else []
     return {row["network"]: row for row in rows}
 
 
 def main() -> int:
-    """Compare; ends with code 1 where a gradient says something else than this package."""
+    """Compare all networks; return 1 if gradients contradict this package."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", default=None, help="names of networks")
     only = parser.parse_args().only
     torch.set_num_threads(1)
-    rows = kept()
+    rows = earlier_rows()
     for network in NETWORKS:
         if only is None or network.short in only:
             rows[network.short] = compare(network)
             print(table({"versions": versions(), "networks": [rows[network.short]]}).splitlines()[-1], flush=True)
-    result = {"versions": versions(), "networks": [rows[each.short] for each in NETWORKS if each.short in rows]}
+    result = {
+        "versions": versions(),
+        "networks": [rows[network.short] for network in NETWORKS if network.short in rows],
+    }
     write_table(result)
     print(f"written to {write_result('fields', result)} and {PAGE}")
     return int(not all(row["verified"] for row in rows.values()))

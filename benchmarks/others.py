@@ -1,4 +1,4 @@
-"""Other people's receptive field calculators, each asked for the field of a network's last maps."""
+"""Receptive field calculators of other libraries, applied to a network's last feature maps."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ __all__ = ["LIBRARIES", "versions"]
 
 Shape = tuple[int, int, int]
 Answer = dict[str, Any]
-"""Either the "field" along the rows in pixels, or why it "failed"; nothing where the library is not installed."""
+"""The "field" along the rows in pixels, or the error that it "failed" with; empty if not installed."""
 
 
 def versions() -> dict[str, str]:
-    """The libraries' names and versions, in the order of LIBRARIES; "absent" where one is not installed."""
-    found = {}
+    """Return the libraries' versions by name, in the order of LIBRARIES; "absent" if not installed."""
+    versions = {}
     for name in LIBRARIES:
         try:
-            found[name] = metadata.version(name.split(",")[0])
+            versions[name] = metadata.version(name.split(",")[0])
         except metadata.PackageNotFoundError:
-            found[name] = "absent"
-    return found
+            versions[name] = "absent"
+    return versions
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """What the libraries print and warn of is not shown."""
+    """Suppress output, warnings and log messages of the libraries."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.ERROR)
@@ -45,14 +45,14 @@ def quiet() -> Iterator[None]:
 
 
 def torchscan(model: nn.Module, shape: Shape) -> Answer:
-    """The last layer's field, as torchscan adds it up."""
+    """Return the last layer's field according to torchscan."""
     from torchscan import crawl_module
 
     return {"field": round(crawl_module(model, shape)["layers"][-1]["rf"])}
 
 
 def rf_calc(model: nn.Module, shape: Shape) -> Answer:
-    """The last layer's field, as rf-calc reads it from the printed network."""
+    """Return the last layer's field according to rf-calc, which parses the printed network."""
     from rf_calc import receptive_field
 
     frame = receptive_field(model, shape[1])
@@ -60,18 +60,18 @@ def rf_calc(model: nn.Module, shape: Shape) -> Answer:
 
 
 def receptivefield(model: nn.Module, shape: Shape) -> Answer:
-    """What gradients of the network as it is give."""
+    """Return the field from gradients of the unmodified network."""
     return _by_gradients(lambda: model, shape)
 
 
 def receptivefield_positive(model: nn.Module, shape: Shape) -> Answer:
-    """What gradients give after the preparation that the library recommends: average pools, positive weights."""
+    """Return the field from gradients after the recommended preparation: average pools, positive weights."""
     with Straight():
         return _by_gradients(lambda: made_positive(model).float(), shape)
 
 
 class _Kept(nn.Module):
-    """Keeps its maps where the library looks for them."""
+    """Store the feature maps where the library looks for them."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -90,29 +90,29 @@ def _by_gradients(make: Callable[[], nn.Module], shape: Shape) -> Answer:
     torch.manual_seed(0)
     channels, rows, columns = shape
     field = PytorchReceptiveField(lambda: _Kept(make()))
-    (found,) = field.compute(ImageShape(w=columns, h=rows, c=channels))
-    size = max(found.rf.size)  # it counts rows as width
+    (result,) = field.compute(ImageShape(w=columns, h=rows, c=channels))
+    size = max(result.rf.size)  # the library swaps rows and columns
     return {"field": int(size)} if size == size else {"failed": "NaN"}
 
 
-def asked(library: Callable[[nn.Module, Shape], Answer]) -> Callable[[nn.Module, Shape], Answer]:
-    """The library's answer, or the kind of error that it ends with."""
+def guarded(library: Callable[[nn.Module, Shape], Answer]) -> Callable[[nn.Module, Shape], Answer]:
+    """Wrap a library to return the class of its exception instead of raising."""
 
-    def ask(model: nn.Module, shape: Shape) -> Answer:
+    def compute(model: nn.Module, shape: Shape) -> Answer:
         try:
             with quiet():
                 return library(model, shape)
         except ModuleNotFoundError:
             return {}
-        except Exception as error:  # noqa: BLE001  (whatever another library raises is its answer)
+        except Exception as error:  # noqa: BLE001  (any exception is the library's result)
             return {"failed": type(error).__name__}
 
-    return ask
+    return compute
 
 
 LIBRARIES = {
-    "torchscan": asked(torchscan),
-    "rf-calc": asked(rf_calc),
-    "receptivefield": asked(receptivefield),
-    "receptivefield, prepared": asked(receptivefield_positive),
+    "torchscan": guarded(torchscan),
+    "rf-calc": guarded(rf_calc),
+    "receptivefield": guarded(receptivefield),
+    "receptivefield, prepared": guarded(receptivefield_positive),
 }

@@ -1,4 +1,4 @@
-"""The comparison of fields measures what it says, and the page shows what was measured."""
+"""benchmarks/fields.py verifies receptive fields, and docs/profile.md shows its results."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def benchmark_of_fields() -> ModuleType:
 
 
 @pytest.mark.parametrize("name", ["residual", "ceil pooling", "asymmetric", "shuffled channels", "adaptive"])
-def test_both_ways_to_ask_gradients_say_the_same(benchmark_of_fields: ModuleType, name: str) -> None:
-    """The benchmark's gradients replace functions while they run, those of the tests replace modules."""
+def test_both_gradient_methods_agree(benchmark_of_fields: ModuleType, name: str) -> None:
+    """The benchmark patches functions during the pass, the tests replace modules; the gradients agree."""
     shape, cells = (3, 24, 18), [(0, 0), (1, 2), (-1, -1)]
     size, seen = benchmark_of_fields.seen_by(GRAPHS[name], shape, cells)
     oracle = Oracle(GRAPHS[name], shape)
@@ -38,13 +38,13 @@ def test_both_ways_to_ask_gradients_say_the_same(benchmark_of_fields: ModuleType
     assert seen == [oracle.spans(row % size[0], column % size[1]) for row, column in cells]
 
 
-def test_maxima_and_rectifiers_are_straight_whether_modules_or_functions(benchmark_of_fields: ModuleType) -> None:
+def test_max_pools_and_relus_are_linearised_as_modules_and_functions(benchmark_of_fields: ModuleType) -> None:
     class Functions(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.relu_(torch.max_pool2d(-nn.functional.relu(x), 3, 2, ceil_mode=True)) * x.mean().relu()
 
     _, [(rows, columns)] = benchmark_of_fields.seen_by(Functions(), (1, 8, 8), [(1, 1)])
-    assert (rows, columns) == ((0, 7), (0, 7))  # the mean sees all
+    assert (rows, columns) == ((0, 7), (0, 7))  # the mean sees the whole image
     _, [(rows, columns)] = benchmark_of_fields.seen_by(nn.MaxPool2d(3, 2, 1), (1, 9, 9), [(1, 2)])
     assert (rows, columns) == ((1, 3), (3, 5))
 
@@ -69,14 +69,14 @@ def with_field(result: Profile, field: Any) -> Profile:
     return replace(result, field=field)
 
 
-def test_what_was_measured_is_all_verified_and_stands_on_the_page(benchmark_of_fields: ModuleType) -> None:
+def test_all_results_are_verified_and_shown_in_the_docs(benchmark_of_fields: ModuleType) -> None:
     assert len(RESULT["networks"]) == len(benchmark_of_fields.NETWORKS) >= 12
     assert all(row["verified"] for row in RESULT["networks"])
     page = (TOP / "docs" / "profile.md").read_text("utf-8")
     assert benchmark_of_fields.table(RESULT) in page
 
 
-def test_the_table_marks_what_is_right(benchmark_of_fields: ModuleType) -> None:
+def test_correct_results_are_bold(benchmark_of_fields: ModuleType) -> None:
     row = {"network": "net", "kind": "a chain", "field": [27, 27], "verified": True}
     others = {"a": {"field": 27}, "b": {"field": 35}, "c": {"failed": "IndexError"}, "d": {}}
     text = benchmark_of_fields.table({"versions": dict.fromkeys(others, "1.0"), "networks": [row | {"others": others}]})

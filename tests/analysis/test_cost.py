@@ -1,4 +1,4 @@
-"""Multiply-adds of single operations, against sums by hand; what is not known is said and not taken for nothing."""
+"""Multiply-adds of single operations, compared with hand counts; unknown costs are reported."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IMAGE = (C, H, W)
 
 
 class Step(nn.Module):
-    """One function of the image and of parameters of these shapes."""
+    """A function of the image and of parameters with these shapes."""
 
     def __init__(self, function: Callable[..., Tensor], *shapes: tuple[int, ...]) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Step(nn.Module):
 
 
 class Wrapped(nn.Module):
-    """A module on a part of the image."""
+    """A module applied to a slice of the image."""
 
     def __init__(self, module: nn.Module, part: Callable[[nn.Module, Tensor], Tensor]) -> None:
         super().__init__()
@@ -82,14 +82,14 @@ def _six(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("model", "macs"), BY_HAND.values(), ids=BY_HAND.keys())
-def test_products_of_every_spelling_are_counted(model: nn.Module, macs: int) -> None:
+def test_every_form_of_matrix_product_is_counted(model: nn.Module, macs: int) -> None:
     found = profile(model, IMAGE)
     assert found.totals.macs == macs
     assert not any("Not counted" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("name", ["baddbmm", "addmm", "inner", "tensordot", "einsum", "matmul", "matrix_power"])
-def test_torch_counts_the_same(name: str) -> None:
+def test_counts_agree_with_the_flop_counter_of_torch(name: str) -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         BY_HAND[name][0](torch.randn(1, *IMAGE))
     assert counter.get_total_flops() == 2 * BY_HAND[name][1]
@@ -114,13 +114,13 @@ def test_an_operation_of_unknown_cost_is_named(name: str, model: nn.Module) -> N
 
 
 class Distances(nn.Module):
-    """A product and what is not known, in one layer."""
+    """A matrix product and an operation of unknown cost in one layer."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cdist(x @ x.mT, x.flip(-1).mT)
 
 
-def test_a_layer_of_known_and_unknown_work_says_both() -> None:
+def test_a_layer_with_known_and_unknown_cost_shows_both() -> None:
     lines = profile(nn.Sequential(Distances()), (C, H, H)).table().splitlines()
     assert all(
         f"  {C * H * H * H:,} + ?  " in next(line for line in lines if line.startswith(n)) for n in ("0", "total")
@@ -129,7 +129,7 @@ def test_a_layer_of_known_and_unknown_work_says_both() -> None:
 
 @torch.library.custom_op("mlpconv_tests::relu", mutates_args=())
 def foreign(x: Tensor) -> Tensor:
-    """Another library's operation, under a name that PyTorch has too."""
+    """An operation of another library whose name PyTorch also uses."""
     return x.clone()
 
 
@@ -142,7 +142,7 @@ def counted(model: nn.Module) -> Profile:
     return profile(model, IMAGE)
 
 
-def test_an_operation_of_another_library_is_counted_by_its_registered_formula_alone() -> None:
+def test_an_operation_of_another_library_needs_a_registered_formula() -> None:
     model = Step(lambda x: foreign(x))  # noqa: PLW0108  (the operation itself cannot be copied)
     assert counted(model).rows[0].uncounted == ("relu",)
     packet = torch.ops.mlpconv_tests.relu
@@ -156,7 +156,7 @@ def test_an_operation_of_another_library_is_counted_by_its_registered_formula_al
 
 @torch.library.custom_op("mlpconv_tests::deform_conv2d", mutates_args=())
 def deformed(x: Tensor, weight: Tensor, offset: Tensor, bias: Tensor | None, groups: int) -> Tensor:
-    """A deformable convolution, with the arguments of torchvision's that matter."""
+    """A deformable convolution with the relevant arguments of torchvision's."""
     return F.conv2d(x, weight, bias, groups=groups)
 
 
@@ -165,6 +165,6 @@ def _(x: Tensor, weight: Tensor, offset: Tensor, bias: Tensor | None, groups: in
     return F.conv2d(x, weight, bias, groups=groups)
 
 
-def test_a_deformable_convolution_costs_what_a_convolution_does() -> None:
+def test_a_deformable_convolution_costs_as_much_as_a_convolution() -> None:
     found = counted(Step(lambda x, w: deformed(x, w, x[:, :2], None, 1), (2, C, 3, 3)))
     assert (found.totals.macs, found.rows[-1].kind) == ((H - 2) * (W - 2) * C * 9 * 2, "kxk")

@@ -1,4 +1,4 @@
-"""What a layer sees of the image, against the gradients of an independent run."""
+"""Receptive fields of layers, compared with gradients from an independent pass."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def one_thread() -> Any:
 
 
 def last_map(result: Profile) -> tuple[AxisField, AxisField]:
-    """The field of the last row that has cells in both directions."""
+    """Return the field of the last row with a grid along both axes."""
     row = [row for row in result.rows if row.field and all(axis.jump is not None for axis in row.field)][-1]
     assert row.field is not None
     return row.field
 
 
 def agree(model: nn.Module, shape: tuple[int, int, int], cells: int = 25) -> tuple[AxisField, AxisField]:
-    """Corners and evenly spread cells of the last layer see exactly the pixels that have a gradient."""
+    """Corner cells and evenly spaced cells of the last layer see exactly the pixels with a gradient."""
     seen_by_all = profile(model, shape).field
     assert seen_by_all is not None
     rows, columns = seen_by_all
@@ -55,7 +55,7 @@ def agree(model: nn.Module, shape: tuple[int, int, int], cells: int = 25) -> tup
 
 
 def textbook(axis: AxisField, pixels: int) -> None:
-    """Every cell that is not cut by a border lies where size, jump and start say."""
+    """Every cell whose field lies inside the image agrees with size, jump and start."""
     assert axis.jump is not None
     assert axis.start is not None
     for cell, (first, last) in enumerate(axis.spans):
@@ -78,14 +78,14 @@ NINS = {
 
 
 @pytest.mark.parametrize("name", NINS)
-def test_the_papers_networks_have_the_known_fields(name: str) -> None:
+def test_networks_of_the_paper_have_the_known_fields(name: str) -> None:
     model = mlpconv.create_model(name)
     for axis in last_map(profile(model, model.input_size)):
         assert (axis.size, axis.jump) == NINS[name]
 
 
 @pytest.mark.parametrize("name", ["nin_cifar10", "nin_mnist", "nin_imagenet", "googlenet"])
-def test_the_papers_networks_see_what_gradients_say(name: str) -> None:
+def test_networks_of_the_paper_agree_with_gradients(name: str) -> None:
     options = {"width": 0.125, "num_classes": 3}
     model = mlpconv.create_model(name, **options)
     maps = _Maps(model)
@@ -95,7 +95,7 @@ def test_the_papers_networks_see_what_gradients_say(name: str) -> None:
 
 
 class _Maps(nn.Module):
-    """A network up to its category maps, local response norms left out: their gradients are below what floats show."""
+    """A network up to its category maps, without local response norms, whose gradients underflow."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -116,22 +116,22 @@ def test_googlenet_sees_715_pixels_at_stride_32() -> None:
 
 
 def test_resnet_50_sees_427_pixels_at_stride_32() -> None:
-    """With the stride in the 3x3: 427, the number of the published derivation for this version of the network."""
+    """427 is the published value for the version with the stride in the 3x3 convolution."""
     for axis in last_map(profile(resnet(), (3, 224, 224))):
         assert (axis.size, axis.jump, axis.start) == (427, 32, 0)
 
 
-# ---- one of each kind of graph
+# ---- one network per kind of graph
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_graphs_see_what_gradients_say(name: str) -> None:
+def test_fields_of_graphs_agree_with_gradients(name: str) -> None:
     result = profile(GRAPHS[name], (3, 24, 18))
     assert result.field is not None
     if all(axis.jump is not None for axis in result.field):
         agree(GRAPHS[name], (3, 24, 18))
         return
-    oracle = Oracle(GRAPHS[name], (3, 24, 18))  # elements in no row: the largest of all fields
+    oracle = Oracle(GRAPHS[name], (3, 24, 18))  # no grid: the largest field of all elements
     height, width = oracle.output.shape[2:]
     seen = [oracle.spans(i, j) for i in range(height) for j in range(width)]
     for axis, k in zip(result.field, (0, 1), strict=True):
@@ -142,7 +142,7 @@ def test_graphs_see_what_gradients_say(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_computed_numbers_see_what_those_without_storage_see(name: str) -> None:
+def test_real_and_meta_tensors_give_the_same_fields(name: str) -> None:
     model = GRAPHS[name].eval()
     seen, result = field_of(torch.rand(1, 3, 24, 18), model), profile(model, (3, 24, 18))
     assert seen is not None
@@ -151,7 +151,7 @@ def test_computed_numbers_see_what_those_without_storage_see(name: str) -> None:
     assert result.field == (axis_field(seen[0], shape, 24), axis_field(seen[1], shape, 18))
 
 
-def test_a_linear_layer_at_each_place_keeps_rows_and_columns() -> None:
+def test_a_channels_last_linear_layer_keeps_rows_and_columns() -> None:
     result = profile(GRAPHS["linear at each place"], (3, 24, 18))
     assert result["b"].shape == (11, 8, 5)
     assert result["b"].field is not None
@@ -160,11 +160,11 @@ def test_a_linear_layer_at_each_place_keeps_rows_and_columns() -> None:
     assert [(axis.size, axis.jump, axis.start) for axis in last_map(result)] == [(3, 2, 1), (7, 2, 3)]
 
 
-def test_a_storage_looked_at_again_is_exact_where_all_of_it_was_known() -> None:
+def test_as_strided_is_exact_if_the_whole_storage_is_known() -> None:
     assert profile(GRAPHS["cut by strides"], (3, 24, 18)).notes == ()
     part = Lambda(lambda m, x: m.a(x)[:, :2].as_strided((1, 2, 3, 4), (1, 1, 1, 1)), a=conv(3, 4, 3))
     result = profile(part, (3, 24, 18))
-    assert result.notes == ("Fields after these operations are upper bounds: as_strided.",)
+    assert result.notes == ("Receptive fields after these operations are upper bounds: as_strided.",)
     assert result.field is not None
     assert result.field[0].whole
 
@@ -177,7 +177,7 @@ def test_different_strides_on_the_two_axes() -> None:
     assert (rows.size, rows.jump, rows.start, columns.size, columns.jump) == (5, 1, 2, 1, 3)
 
 
-def test_a_global_layer_sees_all_and_a_gate_keeps_the_cells() -> None:
+def test_a_global_layer_sees_everything_and_a_gate_keeps_the_grid() -> None:
     result = profile(Squeeze(4), (3, 24, 18))
     pooled, gated = result["mean"], result.rows[-1]
     assert pooled.field is not None
@@ -190,13 +190,13 @@ def test_a_global_layer_sees_all_and_a_gate_keeps_the_cells() -> None:
     assert gated.padded is None
 
 
-def test_padding_is_what_reaches_over_the_border() -> None:
+def test_padded_is_the_fraction_of_cells_beyond_the_border() -> None:
     row = profile(conv(1, 1, 3, padding=1), (1, 10, 5)).rows[0]
     assert row.padded == pytest.approx(1 - 8 / 10 * 3 / 5)
     assert profile(conv(1, 1, 3), (1, 10, 5)).rows[0].padded == 0
 
 
-def test_an_unknown_operation_gives_an_upper_bound_and_says_so() -> None:
+def test_an_unknown_operation_is_reported_as_an_upper_bound() -> None:
     model = Lambda(lambda m, x: F.unfold(m.a(x), 3), a=conv(3, 4, 3))
     result = profile(model, (3, 9, 9))
     assert any("im2col" in note for note in result.notes)
@@ -206,8 +206,8 @@ def test_an_unknown_operation_gives_an_upper_bound_and_says_so() -> None:
     assert any("index" in note for note in profile(chosen, (3, 9, 9)).notes)
 
 
-def test_the_oracle_sees_a_wrong_answer() -> None:
-    """A test that cannot fail shows nothing: another network's answer is refused."""
+def test_the_oracle_rejects_a_wrong_field() -> None:
+    """The comparison rejects the field of another network."""
     oracle = Oracle(conv(3, 4, 5, 1, 2), (3, 12, 12))
     wrong, _ = last_map(profile(conv(3, 4, 3, 1, 1), (3, 12, 12)))
     assert wrong.spans[6] != oracle.spans(6, 6)[0]
@@ -218,7 +218,7 @@ def test_the_oracle_sees_a_wrong_answer() -> None:
 
 @st.composite
 def layers(draw: Any, channels: int, depth: int) -> tuple[nn.Module, int]:
-    """A random chain of layers and branches; and the channels that leave it."""
+    """Draw a random chain of layers and branches; return it with its output channels."""
     made: list[nn.Module] = []
     for _ in range(draw(st.integers(1, 4))):
         branches = ["sum", "cat", "gate"] if depth else []
@@ -256,7 +256,7 @@ JOINS = {
 
 
 def _geometry(draw: Any) -> tuple[Any, Any, Any, Any]:
-    """Kernel, stride, padding and dilation, each axis its own; the kernel is odd or even."""
+    """Draw kernel, stride, padding and dilation per axis; the kernel may be even."""
     kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
     stride = draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
     padding = draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
@@ -264,7 +264,7 @@ def _geometry(draw: Any) -> tuple[Any, Any, Any, Any]:
 
 
 def _same_size(draw: Any, channels: int) -> nn.Module:
-    """A branch that keeps the size: an odd kernel with the padding that goes with it, or nothing."""
+    """Draw a branch that keeps the size: an odd kernel with same padding, or the identity."""
     if draw(st.booleans()):
         return nn.Identity()
     radius, dilation = draw(st.tuples(st.integers(0, 2), st.integers(0, 2))), draw(st.integers(1, 2))
@@ -275,12 +275,12 @@ def _same_size(draw: Any, channels: int) -> nn.Module:
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(layers(2, depth=1), st.sampled_from([(23, 17), (29, 31), (13, 37)]))
-def test_random_graphs_see_what_gradients_say(made: tuple[nn.Module, int], size: tuple[int, int]) -> None:
+def test_fields_of_random_graphs_agree_with_gradients(made: tuple[nn.Module, int], size: tuple[int, int]) -> None:
     model = nn.Sequential(conv(2, 2, 1), made[0])
     try:
         out = model(torch.zeros(1, 2, *size))
     except RuntimeError:
-        return  # the kernels do not fit: no network
+        return  # the kernels do not fit into the image
     if not out.numel() or not out.shape[2] * out.shape[3]:
         return
     rows, columns = agree(model, (2, *size), cells=6)

@@ -1,4 +1,4 @@
-"""Every kind of padding has the size, stride and start of padding with zeros, and the pixels that gradients say."""
+"""Every padding mode has the size, stride and start of zero padding, and the pixels that gradients show."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAD = (1, 2, 0, 2)
 
 
 def padded(mode: str) -> nn.Module:
-    """A convolution that pads, with a stride and a dilation of its own for each axis."""
+    """A padded convolution with different strides and dilations per axis."""
     made = conv(4, 4, (3, 2), (2, 1), (2, 1), (1, 2))
     made.padding_mode = mode
     made._reversed_padding_repeated_twice = [1, 1, 2, 2]
@@ -28,7 +28,7 @@ def padded(mode: str) -> nn.Module:
 
 
 def byhand(_: Any, x: Tensor) -> Tensor:
-    """Zeros around, written into a larger tensor."""
+    """Zero padding by writing into a larger tensor."""
     made = x.new_zeros(*x.shape[:2], x.shape[2] + 2, x.shape[3] + 3)
     made[:, :, :-2, 1:-2] = x
     return made
@@ -58,7 +58,7 @@ def fields_of(model: nn.Module) -> tuple[AxisField, AxisField]:
 
 
 @pytest.mark.parametrize(("pad", "zeros"), KINDS.values(), ids=KINDS.keys())
-def test_cells_go_on_over_the_border(pad: nn.Module, zeros: nn.Module) -> None:
+def test_the_grid_continues_beyond_the_border(pad: nn.Module, zeros: nn.Module) -> None:
     first, last = conv(3, 4, 3, 2), conv(4, 4, 3, 1)
     torch.manual_seed(3)
     rows, columns = fields_of(nn.Sequential(first, pad, last))
@@ -74,14 +74,14 @@ def test_cells_go_on_over_the_border(pad: nn.Module, zeros: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("pad", [nn.ReflectionPad2d(PAD), nn.CircularPad2d(PAD), nn.ZeroPad2d(PAD)])
-def test_the_row_of_a_pad_has_its_size_and_field(pad: nn.Module) -> None:
+def test_the_row_of_a_padding_layer_has_its_size_and_field(pad: nn.Module) -> None:
     row = profile(nn.Sequential(conv(3, 4, 3, 2), pad), SIZE).rows[-1]
     assert row.shape == (4, 13, 11)
     assert [(a.size, a.jump, a.start) for a in row.field or ()] == [(3, 2, 1), (3, 2, -1)]
 
 
 def halves(_: Any, x: Tensor) -> Tensor:
-    """The image twice, side by side."""
+    """Concatenate the image with itself, side by side."""
     made = x.new_zeros(*x.shape[:3], 2 * x.shape[3])
     made[..., : x.shape[3]] = x
     made[..., x.shape[3] :] = x

@@ -1,4 +1,4 @@
-"""Counts against the paper, against other counters and against sums by hand; and how they are told."""
+"""Counts compared with the paper, other counters and hand counts; and how a profile is formatted."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_papers_networks_cost_what_is_known(name: str) -> None:
+def test_networks_of_the_paper_have_the_known_cost(name: str) -> None:
     model = mlpconv.create_model(name)
     totals = profile(model, model.input_size).totals
     assert (totals.params, totals.macs) == PUBLISHED[name]
@@ -38,11 +38,11 @@ def test_the_papers_networks_cost_what_is_known(name: str) -> None:
 
 
 def others_count(model: nn.Module, shape: tuple[int, int, int]) -> tuple[int, int]:
-    """Multiply-adds of fvcore's counter (convolutions, linear layers, products) and of torchinfo."""
+    """Return the multiply-adds of fvcore (convolutions, linear layers, products) and of torchinfo."""
     logging.getLogger("fvcore").setLevel(logging.ERROR)
     image = torch.zeros(1, *shape)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # both use what PyTorch is about to remove
+        warnings.simplefilter("ignore")  # both use deprecated PyTorch functions
         from fvcore.nn import FlopCountAnalysis
         from torchinfo import summary
 
@@ -62,8 +62,8 @@ def others_count(model: nn.Module, shape: tuple[int, int, int]) -> tuple[int, in
     ],
     ids=["nin", "googlenet", "resnet", "groups"],
 )
-def test_fvcore_and_torchinfo_count_the_same(model: nn.Module, shape: tuple[int, int, int]) -> None:
-    """torchinfo adds what the documentation says: one for each bias, and the parameters of norms."""
+def test_counts_agree_with_fvcore_and_torchinfo(model: nn.Module, shape: tuple[int, int, int]) -> None:
+    """torchinfo also counts one per bias addition and the parameters of norms, as docs/profile.md says."""
     totals = profile(model, shape).totals
     fvcore, torchinfo = others_count(model, shape)
     assert fvcore == totals.macs
@@ -73,7 +73,7 @@ def test_fvcore_and_torchinfo_count_the_same(model: nn.Module, shape: tuple[int,
     assert torchinfo == totals.macs + convolutions + linear + norms
 
 
-def test_resnet_50_costs_what_is_published() -> None:
+def test_resnet_50_has_the_published_cost() -> None:
     result = profile(resnet(), (3, 224, 224))
     assert (result.totals.params, result.totals.macs) == (25_557_032, 4_089_184_256)
     ones = [m for m in resnet().modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
@@ -83,7 +83,7 @@ def test_resnet_50_costs_what_is_published() -> None:
 
 @settings(max_examples=40)
 @given(st.data())
-def test_one_layer_counts_as_the_definition_says(data: Any) -> None:
+def test_a_convolution_costs_what_its_definition_says(data: Any) -> None:
     groups, stride, dilation = (data.draw(st.integers(1, 3)) for _ in range(3))
     kernel = data.draw(st.tuples(st.integers(1, 4), st.integers(1, 3)))
     bias, transposed = data.draw(st.booleans()), data.draw(st.booleans())
@@ -131,7 +131,7 @@ def test_kinds(layer: nn.Module, kind: str) -> None:
     assert row.kind == kind
 
 
-def test_the_small_work_is_counted_apart() -> None:
+def test_other_operations_are_counted_separately() -> None:
     assert profile(nn.Linear(9, 5, bias=False), (2, 9, 9)).totals.bias_adds == 0
     assert profile(nn.Linear(9, 5), (2, 9, 9)).totals.bias_adds == 2 * 9 * 5
     pool = profile(nn.MaxPool2d(3, 2), (2, 9, 9)).totals
@@ -155,7 +155,7 @@ def test_functions_branches_and_repeated_layers_have_rows() -> None:
 
 
 def test_attention_is_counted() -> None:
-    """By hand: 36 windows of 4 tokens, 8 wide: 2 products of 4 x 4 x 8 in each."""
+    """By hand: 36 windows of 4 tokens with 8 channels, each with 2 products of 4 x 4 x 8."""
     totals = profile(WindowAttention(), (3, 36, 36)).totals
     assert totals.by_kind["matmul"]["macs"] == 36 * 2 * 4 * 4 * 8
     assert totals.by_kind["linear"]["macs"] == 144 * 8 * 24
@@ -167,7 +167,7 @@ def test_auxiliary_heads_are_counted_and_named_unused() -> None:
     assert "6,379,728" in result.notes[0]
 
 
-def test_a_batch_multiplies_work_and_bytes_but_not_weights() -> None:
+def test_batch_size_scales_operations_and_bytes_but_not_weights() -> None:
     one, eight = (profile(nn.Conv2d(3, 7, 3), (3, 11, 13), batch=n) for n in (1, 8))
     assert eight.totals.macs == 8 * one.totals.macs
     assert eight.totals.peak_activation_bytes == 8 * one.totals.peak_activation_bytes
@@ -180,8 +180,8 @@ def test_half_precision_takes_half_the_bytes() -> None:
     assert 2 * profile(model.bfloat16(), (3, 11, 13)).totals.activation_bytes == 4 * 7 * 9 * 11
 
 
-def test_the_peak_is_what_is_alive_at_once() -> None:
-    """Against a sum by hand: channels alive, of 10 x 10 cells."""
+def test_peak_memory_is_the_most_that_is_live_at_once() -> None:
+    """By hand: live channels, of 10 x 10 elements each."""
 
     class Branches(nn.Module):
         def __init__(self) -> None:
@@ -200,7 +200,7 @@ def test_the_peak_is_what_is_alive_at_once() -> None:
     assert profile(Branches(), (3, 10, 10))["relu"].activation_bytes == 0
 
 
-# ---- how it is told
+# ---- formatting
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +208,7 @@ def small() -> Profile:
     return profile(mlpconv.create_model("nin_cifar10"), (3, 32, 32))
 
 
-def test_the_data_are_json_and_add_up(small: Profile) -> None:
+def test_the_dict_is_json_and_adds_up(small: Profile) -> None:
     data = json.loads(json.dumps(small.to_dict(), allow_nan=False))
     assert data["model"] == "nin_cifar10"
     assert sum(row["macs"] for row in data["rows"]) == data["totals"]["macs"] == 222_486_528
@@ -232,12 +232,12 @@ def test_the_table_has_equal_lines_totals_and_the_convention(small: Profile) -> 
 
 
 def three_kinds() -> Profile:
-    """5x5 in place of a rectifier's memory, so that every share is one to work out by hand."""
+    """Small enough to compute every share by hand."""
     layers = nn.Sequential(nn.Conv2d(2, 3, 3, bias=False), nn.ReLU(inplace=True), nn.Conv2d(3, 4, 1), nn.MaxPool2d(5))
     return profile(layers, (2, 7, 7))
 
 
-def test_each_kind_has_its_share_of_every_sum() -> None:
+def test_shares_of_each_kind() -> None:
     totals = three_kinds().totals
     assert totals.by_kind["kxk"] == {"layers": 1, "params": 54, "macs": 54 * 25, "activation_bytes": 300}
     assert totals.by_kind["1x1"] == {"layers": 1, "params": 16, "macs": 12 * 25, "activation_bytes": 400}
@@ -256,15 +256,15 @@ def test_each_kind_has_its_share_of_every_sum() -> None:
     assert "<td>1x1</td><td>1</td><td>16</td><td>22.9%</td>" in as_page(three_kinds())
 
 
-def test_the_intensity_of_the_whole_is_that_of_all_that_is_read_and_written() -> None:
-    """Image, weights and result of the two convolutions; the pool has no multiply-adds, and its bytes no part in it."""
+def test_total_intensity_counts_all_bytes_read_and_written() -> None:
+    """The total counts image, weights and output of both convolutions, and excludes the pool, which has no MACs."""
     moved = 4 * ((2 * 49 + 54 + 3 * 25) + (3 * 25 + 16 + 4 * 25))
     assert three_kinds().totals.intensity == pytest.approx(54 * 25 / moved + 12 * 25 / moved)
     assert profile(nn.ReLU(), (2, 7, 7)).totals.intensity is None
     assert profile(nn.ReLU(inplace=True), (2, 7, 7)).totals.activation_share_1x1 == 0.0
 
 
-def test_the_page_asks_for_nothing_and_escapes_names() -> None:
+def test_the_page_makes_no_requests_and_escapes_names() -> None:
     model = nn.Sequential()
     model.add_module("<script>alert(1)</script>", nn.Conv2d(3, 4, 3))
     page = as_page(profile(model, (3, 9, 9)))

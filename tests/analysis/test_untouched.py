@@ -1,4 +1,4 @@
-"""The model that is profiled is only read; what cannot be followed is refused, with the reason."""
+"""Profiling only reads the model, and rejects models that it cannot trace, with the reason."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mlpconv.errors import UsageError
 
 
 class Stateful(nn.Module):
-    """Everything that a careless profiler would change."""
+    """State that a careless profiler would change."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,15 +46,15 @@ def test_the_model_is_untouched() -> None:
     assert torch.is_grad_enabled()
 
 
-def test_no_memory_for_weights() -> None:
-    """Four terabytes of weights."""
+def test_weights_take_no_memory() -> None:
+    """The weights would take four terabytes."""
     with torch.device("meta"):
         model = nn.Sequential(nn.Flatten(), nn.Linear(1_000_000, 1_000_000))
     assert profile(model, (1, 1000, 1000)).totals.macs == 10**12
 
 
-def test_weights_that_are_worked_out_are_followed() -> None:
-    """Weight norm keeps the weight as a plain tensor or computes it on the way; tied weights count once."""
+def test_computed_and_tied_weights_are_counted() -> None:
+    """Weight norm computes the weight in the forward pass; tied weights count once."""
     model = nn.Sequential(
         nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
     )
@@ -65,7 +65,7 @@ def test_weights_that_are_worked_out_are_followed() -> None:
     assert totals.macs == 49 * (4 * 27 + 2 * 16)
 
 
-def test_transformers_are_followed() -> None:
+def test_transformers_are_profiled() -> None:
     class Tokens(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -96,28 +96,28 @@ def test_transformers_are_followed() -> None:
         lambda m, x: m.conv(x).square().mean(),
     ],
 )
-def test_a_number_made_of_the_whole_image_has_seen_it_all(function: Any) -> None:
+def test_a_global_statistic_sees_the_whole_image(function: Any) -> None:
     result = profile(Lambda(function, conv=nn.Conv2d(3, 4, 3)), (3, 9, 7))
     assert result.totals.macs == 7 * 5 * 4 * 27
     assert result.field is not None
     assert all(axis.whole for axis in result.field)
 
 
-def test_a_network_is_named_for_what_fails_in_its_own_forward() -> None:
+def test_a_failing_forward_names_its_module() -> None:
     model = Lambda(lambda m, x: m.conv(x).view(-1, 5), conv=nn.Conv2d(3, 4, 3))
     try:
-        raise KeyError  # an error that is being handled outside is none of the network's
+        raise KeyError  # an unrelated error that the caller is handling
     except KeyError:
         assert "in its forward (Lambda): shape '[-1, 5]' is invalid" in refused(nn.Sequential(model)[0])
     assert "in 0 (Lambda): shape" in refused(nn.Sequential(model, nn.ReLU()))
 
 
-def test_a_network_that_takes_some_batches_only_is_told_which() -> None:
+def test_accepted_batch_sizes_are_named() -> None:
     model = Lambda(lambda m, x: m.conv(x).mean((2, 3)).view(-1, 3, 4).amax(1), conv=nn.Conv2d(3, 4, 3))
-    assert "It takes batches of 3, 6 images and not of 1; a network that works on each image" in refused(model)
+    assert "It accepts batch sizes 3, 6 and not 1; pass a network that processes" in refused(model)
 
 
-# ---- what cannot be
+# ---- errors
 
 
 class Curious(nn.Module):
@@ -140,7 +140,7 @@ def refused(model: Any, shape: Any = (3, 9, 9), **options: Any) -> str:
     return str(caught.value)
 
 
-def test_refusals_name_the_reason_and_the_module() -> None:
+def test_errors_name_the_reason_and_the_module() -> None:
     assert "inner.1" in refused(Curious())
     assert "3x9x9" in refused(nn.Conv2d(5, 4, 3))
     assert "lazy" in refused(nn.LazyConv2d(4, 3))
@@ -154,7 +154,7 @@ def test_refusals_name_the_reason_and_the_module() -> None:
     assert "copied" in refused(locked)
 
 
-def test_an_error_leaves_nothing_behind() -> None:
+def test_an_error_leaves_no_hooks() -> None:
     model = Curious()
     refused(model)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

@@ -1,4 +1,4 @@
-"""`mlpconv profile`: names, files and other libraries in; a table, JSON or a page out."""
+"""`mlpconv profile`: architectures, files and other libraries; output as a table, JSON or HTML."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mlpconv.inference.open_network import open_network
 from mlpconv.models.external import import_vision
 
 
-def test_an_architecture_gives_a_table_with_totals_and_the_convention(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_architecture_prints_a_table_with_totals_and_the_convention(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", "nin_cifar10"]) == 0
     out = capsys.readouterr().out
     for text in ("966,986", "222,486,528", "blocks.2.convs.2", "1 MAC = 1 multiply-add", "padded", "27"):
@@ -30,16 +30,14 @@ def test_an_architecture_gives_a_table_with_totals_and_the_convention(capsys: py
     assert "…" not in out
 
 
-def test_json_is_one_object_with_the_size_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_is_one_object_with_the_requested_size(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", "nin_cifar10", "--input", "3x64x48", "--batch", "2", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert (data["input_shape"], data["batch"]) == ([3, 64, 48], 2)
     assert data["totals"]["macs"] == 2 * 3 * 222_486_528
 
 
-def test_a_model_file_and_its_folder_are_profiled_as_the_model(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_file_and_its_folder_are_accepted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = mlpconv.create_model("nin_tiny", num_classes=2, in_channels=3, size=13)
     preprocessing = mlpconv.Preprocessing.create(["scale"], 3, (13, 13))
     file = tmp_path / "model.safetensors"
@@ -51,7 +49,7 @@ def test_a_model_file_and_its_folder_are_profiled_as_the_model(
         assert data["totals"]["params"] == sum(p.numel() for p in model.parameters())
 
 
-def test_a_page_is_written_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_html_page_is_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "profile.html"
     assert main(["profile", "nin_tiny", "--html", str(page)]) == 0
     assert str(page) in capsys.readouterr().out
@@ -71,7 +69,7 @@ def test_a_page_is_written_whole(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["nin_cifar10", "--html", "absent/page.html"], 2, "--html"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(
+def test_invalid_arguments_print_one_line(
     words: list[str],
     code: int,
     says: str,
@@ -87,14 +85,14 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert captured.out == ""
 
 
-def test_a_damaged_file_is_not_taken_for_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_file_is_not_mistaken_for_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"\x80\x04K\x01.")
     assert main(["profile", str(file)]) == 1
     assert str(file) in capsys.readouterr().err
 
 
-def test_a_narrow_terminal_gets_the_columns_that_fit(
+def test_a_narrow_terminal_shows_the_columns_that_fit(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -102,12 +100,12 @@ def test_a_narrow_terminal_gets_the_columns_that_fit(
     assert main(["profile", "nin_cifar10"]) == 0
     out = capsys.readouterr().out
     assert all(column in out for column in set(COLUMNS) - set(SPARE))
-    assert "No room for output, activation, MAC/byte, start, padded:" in out
+    assert "Columns that do not fit: output, activation, MAC/byte, start, padded." in out
     assert "…" not in out
     assert "blocks.2.activations.2" in out
 
 
-def test_in_a_pipe_no_column_is_left_out_however_long_the_names(
+def test_a_pipe_gets_every_column_however_long_the_names(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = "layer" * 60
@@ -118,7 +116,7 @@ def test_in_a_pipe_no_column_is_left_out_however_long_the_names(
     lines = capsys.readouterr().out.splitlines()
     assert all(column in lines[2] for column in COLUMNS)
     assert any(name in line and "5×5×9" in line for line in lines)
-    assert "No room" not in "".join(lines)
+    assert "do not fit" not in "".join(lines)
 
 
 # ---- other libraries
@@ -130,7 +128,7 @@ def of_libraries() -> list[str]:
 
 @pytest.fixture
 def forgotten() -> Iterator[None]:
-    """The two libraries as if never imported; what the test imports under their names is forgotten after it."""
+    """Unload both libraries, and afterwards whatever the test imported under their names."""
     real = {name: sys.modules.pop(name) for name in of_libraries()}
     yield
     for name in of_libraries():
@@ -146,16 +144,14 @@ def without(forgotten: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("without")
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
-def test_a_library_that_is_absent_is_named_with_what_brings_it(
-    library: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_library_is_named_with_the_install_command(library: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", f"{library}:resnet50"]) == 2
     assert "pip install 'mlpconv[vision]'" in capsys.readouterr().err
 
 
 @pytest.fixture
 def stand_ins(forgotten: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Packages with the interface of the two libraries; one fails as torchvision does beside another PyTorch."""
+    """Fake packages with the interface of both libraries; torchvision fails as it does with a mismatched PyTorch."""
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text(
@@ -191,7 +187,7 @@ def stand_ins(forgotten: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.usefixtures("stand_ins")
-def test_other_libraries_are_asked_for_their_models(capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_of_other_libraries_are_profiled(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", "torchvision:resnet50", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["input_shape"] == [3, 224, 224]
     assert main(["profile", "timm:tiny", "--json"]) == 0
@@ -203,7 +199,7 @@ def test_other_libraries_are_asked_for_their_models(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.usefixtures("stand_ins")
-def test_names_are_accepted_with_tags_and_in_other_capitals() -> None:
+def test_names_accept_tags_and_any_case() -> None:
     sizes = {name: open_network(name)[1] for name in ("torchvision:ResNet50", "timm:Tiny", "timm:tinyvit.A1_in1k")}
     assert list(sizes.values()) == [(3, 224, 224), (1, 17, 19), (1, 17, 19)]
     assert [open_network(f"timm:tiny{tag}")[1][2] for tag in ("", ".a1_in1k", ".wide")] == [19, 19, 23]
@@ -213,7 +209,7 @@ def test_names_are_accepted_with_tags_and_in_other_capitals() -> None:
 
 
 @pytest.mark.usefixtures("stand_ins")
-def test_a_network_that_is_only_looked_at_takes_no_memory_for_its_weights() -> None:
+def test_networks_without_weights_are_on_the_meta_device() -> None:
     for given in ("torchvision:alexnet", "timm:tiny", "nin_mnist"):
         network, size = open_network(given, weights=False)
         assert all(parameter.is_meta for parameter in network.parameters())
@@ -225,7 +221,7 @@ def test_a_network_that_is_only_looked_at_takes_no_memory_for_its_weights() -> N
 
 
 @pytest.mark.usefixtures("stand_ins")
-def test_tables_keep_their_numbers_and_frozen_weights_stay_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_buffers_keep_their_values_and_frozen_weights_stay_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
     class Tabled(nn.Conv2d):
         def __init__(self) -> None:
             super().__init__(1, 2, 3)
@@ -242,7 +238,7 @@ def test_tables_keep_their_numbers_and_frozen_weights_stay_frozen(monkeypatch: p
 
 
 @pytest.mark.usefixtures("stand_ins")
-def test_a_network_that_reads_its_weights_while_it_is_made_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_reads_its_weights_in_its_constructor_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
     class Reading(nn.Conv2d):
         def __init__(self) -> None:
             super().__init__(1, 2, 3)
@@ -263,8 +259,8 @@ def test_a_trained_network_keeps_its_weights() -> None:
     ("given", "size", "params"),
     [("torchvision:squeezenet1_1", "3×224×224", "1,235,496"), ("timm:resnet10t", "3×176×176", "5,435,488")],
 )
-def test_the_libraries_themselves(given: str, size: str, params: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Skipped where they are not installed."""
+def test_installed_libraries(given: str, size: str, params: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Skip libraries that are not installed."""
     try:
         import_vision(given.partition(":")[0])
     except UsageError as error:

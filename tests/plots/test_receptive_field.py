@@ -1,4 +1,4 @@
-"""The picture of what one cell sees: colours exactly there, and the layer found by its name."""
+"""Receptive field plots: colour exactly inside the field, and layers found by name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROWS, COLUMNS = 37, 53
 
 
 def network() -> Profile:
-    """Fields of 7x5, 2 and 3 apart, over padding on the rows only."""
+    """Receptive field 7x5, stride 2x3, with padding along the rows only."""
     layers = nn.Sequential()
     layers.add_module("first", nn.Conv2d(3, 4, (3, 5), (2, 3), (3, 0)))
     layers.add_module("second", nn.Conv2d(4, 5, (3, 1)))
@@ -38,7 +38,7 @@ def red() -> np.ndarray:
 
 
 def is_red(figure: Figure) -> np.ndarray:
-    """(ROWS, COLUMNS): whether each pixel of the image is drawn in its own colour, looked at beside its middle."""
+    """Return (ROWS, COLUMNS) bools: whether each pixel is drawn in colour, sampled next to its centre."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     drawn = np.asarray(canvas.buffer_rgba())[::-1, :, :3].astype(int)
@@ -59,7 +59,7 @@ def boxes(figure: Figure) -> list[tuple[float, float, float, float]]:
 
 
 @pytest.mark.parametrize("cell", [None, (0, 0), (5, 11), (18, 16)])
-def test_the_colours_are_those_of_the_pixels_that_are_seen(cell: tuple[int, int] | None) -> None:
+def test_only_the_receptive_field_is_in_colour(cell: tuple[int, int] | None) -> None:
     result = network()
     assert result["second"].shape == (5, 19, 17)
     rows, columns = result["second"].field or ()
@@ -74,8 +74,8 @@ def test_the_colours_are_those_of_the_pixels_that_are_seen(cell: tuple[int, int]
 
 @pytest.mark.parametrize("times", [1, 4])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_an_image_of_any_resolution_lies_in_the_same_place(times: int, channels: int) -> None:
-    """Its left half is light, its right half dark: the edge is between columns 26 and 27 however fine it is."""
+def test_image_position_does_not_depend_on_its_resolution(times: int, channels: int) -> None:
+    """The left half is light, the right half dark: the edge is between columns 26 and 27 at any resolution."""
     image = np.zeros((channels, ROWS * times, (COLUMNS + 1) * times), np.uint8)
     image[:, :, : 27 * times] = 255
     whole = profile(nn.Conv2d(channels, 2, (2 * ROWS + 1, 2 * COLUMNS + 3), 1, (ROWS, COLUMNS + 1)),
@@ -88,7 +88,7 @@ def test_an_image_of_any_resolution_lies_in_the_same_place(times: int, channels:
     assert (drawn[down.astype(int), across.astype(int)].mean(1) > 128).tolist() == [True, True, False, False]
 
 
-def test_a_field_far_larger_than_the_image_is_drawn_half_an_image_beyond_it() -> None:
+def test_a_large_field_is_drawn_up_to_half_an_image_beyond_the_border() -> None:
     layer = nn.Conv2d(3, 2, (20 * ROWS + 1, 1), 1, (10 * ROWS, 0))
     axes = plots.receptive_field(profile(layer, (3, ROWS, COLUMNS)), "Conv2d", red()).axes[0]
     room = 0.012 * COLUMNS
@@ -96,31 +96,31 @@ def test_a_field_far_larger_than_the_image_is_drawn_half_an_image_beyond_it() ->
     assert axes.get_xlim() == pytest.approx((-0.5 - room, COLUMNS - 0.5 + room))
 
 
-def test_the_dashed_field_reaches_over_the_border_where_the_padding_is() -> None:
+def test_the_dashed_field_extends_into_padding() -> None:
     figure = plots.receptive_field(network(), "second", red(), (0, 0))
     dashed, solid = boxes(figure)
     assert dashed == (-0.5, -3.5, 5, 7)
     assert solid == (-0.5, -0.5, 5, 4)
     assert figure.axes[0].get_ylim()[1] < -3.5
-    assert "19×17 cells, 2×3 apart, see 7×5 pixels" in texts(figure)
-    assert f"{4 / 19:.0%} of the cells reach over a border, into padding" in texts(figure)
+    assert "19×17 cells, stride 2×3, receptive field 7×5" in texts(figure)
+    assert f"{4 / 19:.0%} of the cells' fields extend into padding" in texts(figure)
 
 
-def test_of_many_cells_every_other_one_has_a_dot_and_the_chosen_one_always() -> None:
+def test_many_cells_are_thinned_out_and_the_chosen_cell_is_kept() -> None:
     figure = plots.receptive_field(profile(nn.Conv2d(3, 2, 1), (3, 41, 23)), "Conv2d", cell=(7, 4))
     every, chosen = (np.asarray(dots.get_offsets()) for dots in figure.axes[0].collections)
     assert chosen.tolist() == [[4, 7]]
     assert {(x, y) for x, y in every.tolist()} == {(x, y) for x in range(0, 23, 2) for y in range(1, 41, 3)}
 
 
-def test_cells_of_different_fields_have_no_dashed_one() -> None:
+def test_cells_with_different_fields_have_no_dashed_outline() -> None:
     enlarged = nn.Sequential(nn.Conv2d(3, 2, 3, 2), nn.Upsample(scale_factor=2, mode="bilinear"))
     figure = plots.receptive_field(profile(enlarged, (3, 17, 19)), "1")
     assert len(set(boxes(figure))) == 1
-    assert any("see up to 5×5 pixels" in text for text in texts(figure))
+    assert any("receptive field up to 5×5" in text for text in texts(figure))
 
 
-def test_all_words_fit(tmp_path: Path) -> None:
+def test_the_caption_fits_the_figure(tmp_path: Path) -> None:
     tall = nn.Sequential()
     tall.add_module("a" * 90, nn.Conv2d(3, 2, (101, 7), 1, (50, 3)))
     figure = plots.receptive_field(profile(tall, (3, 97, 11)), "a" * 90)
@@ -135,7 +135,7 @@ def test_all_words_fit(tmp_path: Path) -> None:
 
 
 class Apart(nn.Module):
-    """A layer that sees no image, and one that sees a part of it without rows and columns."""
+    """A layer that does not depend on the image, and one without rows and columns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,10 +150,10 @@ class Apart(nn.Module):
     ("layer", "says"),
     [
         ("embed", "embed does not depend on the image: choose another layer"),
-        ("fc", "fc has no cells in rows and columns: choose a layer before it"),
+        ("fc", "fc has no cells in rows and columns: choose an earlier layer"),
     ],
 )
-def test_a_layer_without_places_is_refused_with_the_reason(layer: str, says: str) -> None:
+def test_a_layer_without_a_grid_is_rejected(layer: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         plots.receptive_field(profile(Apart(), (3, ROWS, COLUMNS)), layer, red())
 
@@ -161,29 +161,29 @@ def test_a_layer_without_places_is_refused_with_the_reason(layer: str, says: str
 @pytest.mark.parametrize(
     ("layer", "cell", "says"),
     [
-        ("head", None, "head sees all of the image: choose a layer before it"),
+        ("head", None, "head sees the whole image: choose an earlier layer"),
         ("secnd", None, "no layer 'secnd'; did you mean 'second'"),
-        ("second", (19, 0), "19,0 is outside second, which has 19x17; 0,0 to 18,16"),
+        ("second", (19, 0), "19,0 is outside second, which has 19x17; pass 0,0 to 18,16"),
         ("second", (0, -1), "0,-1 is outside"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(layer: str, cell: tuple[int, int] | None, says: str) -> None:
+def test_invalid_layers_and_cells_are_rejected(layer: str, cell: tuple[int, int] | None, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         plots.receptive_field(network(), layer, red(), cell)
 
 
-def test_a_layer_is_found_by_the_end_of_its_name_where_that_is_one() -> None:
+def test_a_layer_is_found_by_a_unique_suffix() -> None:
     result = profile(nn.Sequential(nn.Sequential(nn.Conv2d(3, 2, 1)), nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU())),
                      (3, 5, 7))  # fmt: skip
     assert result.row("1.0").name == "1.0"
     assert result.row("1") is result["1.1"]
-    with pytest.raises(UsageError, match=r"several layers that end in '0': 0\.0, 1\.0; name one"):
+    with pytest.raises(UsageError, match=r"several layers that end in '0': 0\.0, 1\.0; pass the full name"):
         result.row("0")
 
 
-def test_of_very_many_layers_with_one_ending_some_are_named() -> None:
+def test_an_ambiguous_suffix_lists_some_layers() -> None:
     layers = nn.Sequential(*(nn.Sequential(nn.Conv2d(1, 1, 1)) for _ in range(70)))
-    with pytest.raises(UsageError, match=r"end in '0': 0\.0, 1\.0, 2\.0, 3\.0, 4\.0 and 65 more; name one"):
+    with pytest.raises(UsageError, match=r"end in '0': 0\.0, 1\.0, 2\.0, 3\.0, 4\.0 and 65 more; pass the full name"):
         profile(layers, (1, 2, 3)).row("0")
 
 
@@ -197,9 +197,9 @@ def photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_profile_draws_a_layer(photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_profile_draws_the_field_of_a_layer(photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--field", "blocks.1.convs.0", "--image", "photo.png", "--cell", "2,3", "--out", "field.png"]
-    assert main(["profile", "nin_tiny", "--input", "3x37x53", *words]) == 2  # it takes grey images
+    assert main(["profile", "nin_tiny", "--input", "3x37x53", *words]) == 2  # it takes grayscale images
     assert main(["profile", "nin_photo", "--input", "3x37x53", *words]) == 0
     assert "Written: field.png" in capsys.readouterr().out
     colours = np.asarray(Image.open("field.png").convert("RGB")).astype(int)
@@ -213,14 +213,14 @@ def test_profile_draws_a_layer(photo: Path, capsys: pytest.CaptureFixture[str]) 
         (["--cell", "1,2"], "--cell is for --field LAYER"),
         (["--image", "photo.png"], "--image is for --field LAYER"),
         (["--out", "f.png"], "--out is for --field LAYER"),
-        (["--field", "head", "--out", "f.png"], "sees all of the image"),
-        (["--field", "blocks.0.convs.0", "--out", "f.png", "--cell", "3"], "--cell is '3'; a row and a column"),
+        (["--field", "head", "--out", "f.png"], "sees the whole image"),
+        (["--field", "blocks.0.convs.0", "--out", "f.png", "--cell", "3"], "--cell is '3'; pass a row and a column"),
         (["--field", "blocks.0.convs.0", "--out", "f.png", "--cell", "99,3"], "cell 99,3 is outside"),
         (["--field", "blocks.0.convs.0", "--out", "absent/f.png"], "--out is 'absent/f.png'; a file in a folder"),
         (["--field", "convs.0", "--out", "f.png"], "several layers that end in 'convs.0': blocks.0.convs.0, "),
     ],
 )
-def test_options_that_do_not_go_together_are_one_sentence(
+def test_invalid_options_print_one_line(
     photo: Path, capsys: pytest.CaptureFixture[str], words: list[str], says: str
 ) -> None:
     assert main(["profile", "nin_tiny", *words]) == 2
@@ -231,7 +231,7 @@ def test_options_that_do_not_go_together_are_one_sentence(
 
 
 @pytest.mark.parametrize("name", ["absent.png", "text.png"])
-def test_an_image_that_cannot_be_read_is_named(photo: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_an_unreadable_image_is_named(photo: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     (photo / "text.png").write_text("no image")
     words = ["--field", "blocks.0.convs.0", "--image", name, "--out", "f.png"]
     assert main(["profile", "nin_tiny", *words]) == 1

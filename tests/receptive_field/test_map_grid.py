@@ -1,4 +1,4 @@
-"""Where the cells of the maps lie: against the gradient of the very network, and the paper's numbers."""
+"""Positions of the cells of category maps, compared with gradients and with the paper."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Chain(nn.Module):
 
 
 class Branches(nn.Module):
-    """Two ways through, of different kernels, added and put side by side."""
+    """Two branches with different kernels, added and concatenated."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Branches(nn.Module):
 
 
 def influence(model: nn.Module, size: tuple[int, int, int], row: int, column: int) -> Box:
-    """The pixels that move one cell, found by differentiating a network made linear and positive."""
+    """Return the pixels with a gradient to one cell, in a linear network with positive weights."""
     for parameter in model.parameters():
         nn.init.constant_(parameter, 0.5)
     image = torch.ones(1, *size, dtype=torch.float64, requires_grad=True)
@@ -55,7 +55,7 @@ WINDOW = st.tuples(
 
 @settings(deadline=None, max_examples=60)
 @given(layers=st.lists(WINDOW, min_size=1, max_size=4), height=st.integers(17, 31), width=st.integers(17, 31))
-def test_the_grid_is_where_the_gradient_is(layers: list[tuple[Any, ...]], height: int, width: int) -> None:
+def test_the_grid_agrees_with_gradients(layers: list[tuple[Any, ...]], height: int, width: int) -> None:
     made: list[nn.Module] = []
     for kind, kernel, stride, padding, dilation in layers:
         if kind == "conv":
@@ -72,7 +72,7 @@ def test_the_grid_is_where_the_gradient_is(layers: list[tuple[Any, ...]], height
         try:
             expected = influence(model, (1, height, width), row, column)
         except ValueError:
-            continue  # the cell lies in the padding
+            continue  # the cell lies in padding
         box = grid.field_box(row, column, (height, width))
         if (box.right - box.left, box.bottom - box.top) == (grid.columns.field, grid.rows.field):
             assert box == expected
@@ -96,7 +96,9 @@ def test_the_grid_covers_every_branch() -> None:
         ("nin_imagenet", 224, 33, 32, 195),
     ],
 )
-def test_fields_and_strides_are_the_papers(name: str, size: int, first: float, stride: float, field: float) -> None:
+def test_fields_and_strides_agree_with_the_paper(
+    name: str, size: int, first: float, stride: float, field: float
+) -> None:
     model = create_model(name, width=0.05).eval()
     expected = MapAxis(first, stride, field)
     assert trace_grid(model, (model.in_channels, size, size)) == MapGrid(expected, expected)
@@ -104,20 +106,20 @@ def test_fields_and_strides_are_the_papers(name: str, size: int, first: float, s
         assert trace_grid(model, (model.in_channels, size, size)) == MapGrid(expected, expected)
 
 
-def test_googlenet_is_followed_through_its_branches() -> None:
+def test_googlenet_is_traced_through_its_branches() -> None:
     grid = trace_grid(create_model("googlenet", width=0.1).eval(), (3, 224, 224))
     assert grid.rows == grid.columns
-    assert (grid.rows.stride, grid.rows.first) == (32, 2 + 4 + 8 + 16)  # the four pools; the convolutions are centred
+    assert (grid.rows.stride, grid.rows.first) == (32, 2 + 4 + 8 + 16)  # the four pools; the convolutions are symmetric
 
 
-def test_a_resize_inside_keeps_the_places_and_may_see_everything() -> None:
+def test_a_resize_keeps_positions_and_may_see_everything() -> None:
     even = trace_grid(Chain(nn.AdaptiveAvgPool2d((2, 5))), (1, 8, 20))
     assert even == MapGrid(MapAxis(1.5, 4, 4), MapAxis(1.5, 4, 4))
     uneven = trace_grid(Chain(nn.AdaptiveAvgPool2d((3, 5))), (1, 8, 20))
     assert uneven == MapGrid(MapAxis(5 / 6, 8 / 3, 8), MapAxis(1.5, 4, 4))
 
 
-def test_cells_in_no_order_are_taken_to_divide_the_image() -> None:
+def test_cells_without_a_grid_divide_the_image_evenly() -> None:
     class Mixed(nn.Module):
         def category_maps(self, x: Tensor) -> Tensor:
             return x.flatten(2)[..., torch.arange(7 * 11).flip(0)].reshape(1, 1, 11, 7)
@@ -125,7 +127,7 @@ def test_cells_in_no_order_are_taken_to_divide_the_image() -> None:
     assert trace_grid(Mixed(), (1, 7, 11)) == MapGrid(MapAxis(-2 / 11, 7 / 11, 7), MapAxis(2 / 7, 11 / 7, 11))
 
 
-def test_maps_made_by_a_linear_layer_at_each_place_are_followed() -> None:
+def test_maps_of_a_channels_last_linear_layer_have_a_grid() -> None:
     class Places(nn.Module):
         def __init__(self) -> None:
             super().__init__()

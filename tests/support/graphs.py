@@ -1,7 +1,7 @@
-"""Networks made at random: branches, strides, dilations, groups, gates, heads of every spelling.
+"""Random networks: branches, strides, dilations, groups, gates, and heads written in many ways.
 
-`networks()` is a hypothesis strategy of whole classifiers; `randomised` gives any network weights and norm statistics
-under which errors show; `vision` imports torchvision or timm, or skips.
+`networks()` is a hypothesis strategy for classifiers; `randomised` gives a network weights and norm statistics that
+expose errors; `vision` imports torchvision or timm, or skips the test.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
-    """The network with weights that keep signals alive, and norm statistics that are not those of a fresh norm."""
+    """Randomise weights, so that signals neither vanish nor explode, and norm statistics; return the network."""
     source = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in model.modules():
@@ -49,7 +49,7 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def vision(module: str) -> Any:
-    """A module of torchvision or timm; the test is skipped where the library is not installed."""
+    """Import torchvision or timm; skip the test if the library is not installed."""
     try:
         return import_vision(module)
     except UsageError as error:
@@ -91,7 +91,7 @@ class Gate(nn.Module):
 
 
 class Functions(nn.Module):
-    """Convolution, norm, rectifier and pool as functions of parameters that other modules hold."""
+    """Functional convolution, norm, ReLU and pool, with the parameters of submodules."""
 
     def __init__(self, channels: int, out: int, stride: int, pool: Callable[..., Tensor], *, ceil: bool) -> None:
         super().__init__()
@@ -107,28 +107,28 @@ class Functions(nn.Module):
 
 @dataclass(frozen=True)
 class Rules:
-    """What a trunk may be made of."""
+    """Building blocks that a trunk may use."""
 
     padded: bool = True
     gates: bool = True
     strides: bool = True
     functions: bool = False
-    """Also blocks that call functions with the parameters of modules."""
+    """Whether to include functional blocks."""
 
 
 @st.composite
 def units(
     draw: Any, channels: int, out: int, rules: Rules, *, stride: int = 1, same: bool = False, bare: bool = False
 ) -> nn.Module:
-    """A convolution, perhaps a norm on either side, perhaps (never if `bare`) an activation.
+    """Draw a convolution, optionally with a norm before or after it and (unless `bare`) an activation.
 
-    `same` keeps rows and columns.
+    `same` keeps the spatial size.
     """
     kernel = draw(st.sampled_from([(1, 1), (3, 3), (3, 1), (1, 3)])) if rules.padded or not same else (1, 1)
     dilation = draw(st.integers(1, 2)) if kernel != (1, 1) else 1
     padding = tuple(dilation * (size // 2) for size in kernel) if rules.padded else (0, 0)
-    groups = draw(st.sampled_from([each for each in (1, 2, 3, 6) if channels % each == 0 and out % each == 0]))
-    norm = draw(st.sampled_from(["after", "before", ""]))  # what is drawn most stands first, here and below
+    groups = draw(st.sampled_from([n for n in (1, 2, 3, 6) if channels % n == 0 and out % n == 0]))
+    norm = draw(st.sampled_from(["after", "before", ""]))  # hypothesis shrinks towards the first option, here and below
     bias = draw(st.booleans()) or norm != "after"
     layers: list[nn.Module] = [nn.Conv2d(channels, out, kernel, stride, padding, dilation, groups, bias)]
     if norm == "before":
@@ -142,7 +142,7 @@ def units(
 
 @st.composite
 def blocks(draw: Any, channels: int, rules: Rules) -> tuple[nn.Module, int]:
-    """A piece of a trunk, and the channels that it makes."""
+    """Draw a block of a trunk; return it with its output channels."""
     kinds = ["residual", "branches", *["functions"] * (rules.functions and rules.padded), "unit", "pool", "dropout"]
     kinds += ["gate"] * rules.gates
     kind = draw(st.sampled_from(kinds))
@@ -154,8 +154,8 @@ def blocks(draw: Any, channels: int, rules: Rules) -> tuple[nn.Module, int]:
         shortcut = nn.Identity() if plain else nn.Conv2d(channels, out, 1, stride, bias=False)
         return Residual(body, shortcut), out
     if kind == "branches":
-        made = [draw(units(channels, 6, rules, stride=stride, same=True)) for _ in range(draw(st.integers(2, 3)))]
-        return Branches(*made), 6 * len(made)
+        branches = [draw(units(channels, 6, rules, stride=stride, same=True)) for _ in range(draw(st.integers(2, 3)))]
+        return Branches(*branches), 6 * len(branches)
     if kind == "pool":
         pool = draw(st.sampled_from([nn.MaxPool2d, nn.AvgPool2d]))
         padding = draw(st.integers(0, 1)) if rules.padded else 0
@@ -170,11 +170,11 @@ def blocks(draw: Any, channels: int, rules: Rules) -> tuple[nn.Module, int]:
     return draw(units(channels, out, rules, stride=stride)), out
 
 
-# ---- heads: each has every step in its forward, spelled in another way
+# ---- heads: equivalent forward passes, written in many ways
 
 
 class Head(nn.Module):
-    """Pool or flatten in some spelling, then linear layers."""
+    """Pool or flatten in one of many ways, then linear layers."""
 
     def __init__(self, spelling: str, flatten: Callable[[Tensor], Tensor], layers: nn.Module) -> None:
         super().__init__()
@@ -209,7 +209,7 @@ FLATTENS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Pooled(nn.Module):
-    """AdaptiveAvgPool2d to more than one cell, and flatten."""
+    """AdaptiveAvgPool2d to several cells, then flatten."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         super().__init__()
@@ -220,7 +220,7 @@ class Pooled(nn.Module):
 
 
 class Dropped(nn.Dropout):
-    """Dropout as a function."""
+    """Functional dropout."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.p, self.training)
@@ -228,7 +228,7 @@ class Dropped(nn.Dropout):
 
 @st.composite
 def linear_layers(draw: Any, features: int, *, hidden: bool) -> nn.Module:
-    """One linear layer, or several with norms, activations and dropout between."""
+    """Draw a linear layer, or two with a norm, an activation and dropout between them."""
     dropout = draw(st.sampled_from([Dropped, nn.Dropout]))
     if not hidden:
         drop = [dropout(0.5)] if draw(st.booleans()) else []
@@ -258,10 +258,10 @@ def networks(
     hidden: bool = True,
     least: int = 0,
 ) -> tuple[nn.Module, tuple[int, int, int]]:
-    """A classifier with random weights, in eval mode or in training, and the (C, H, W) of its images.
+    """Draw a classifier with random weights, in eval or training mode; return it with the (C, H, W) of its images.
 
-    Heads: "pool" to one cell, "flatten", and "adaptive" pools to even windows or ("uneven") to any. The trunk has 3
-    blocks at most, and `least` at least.
+    Heads: "pool" to one cell, "flatten", and "adaptive" pools with even or ("uneven") any windows. The trunk has
+    `least` to 3 blocks.
     """
     rules = rules or Rules(padded=draw(st.booleans()))
     shape = (3, draw(st.sampled_from([17, 19, 23])), draw(st.sampled_from([17, 21])))
@@ -273,7 +273,7 @@ def networks(
     try:
         with torch.no_grad():
             rows, columns = trunk.eval()(torch.zeros(1, *shape)).shape[2:]
-    except RuntimeError:  # strides and kernels without padding have used up the image
+    except RuntimeError:  # strides and unpadded kernels leave no pixels
         reject()
     kind, several = draw(st.sampled_from(heads)), hidden and draw(st.booleans())
     if kind == "pool":
@@ -284,7 +284,7 @@ def networks(
         head = Head(spelling, FLATTENS[spelling], draw(linear_layers(channels * rows * columns, hidden=several)))
     else:
         parts = [[part for part in range(1, n + 1) if kind == "uneven" or n % part == 0] for n in (rows, columns)]
-        sides = [draw(st.sampled_from(each)) for each in parts]
+        sides = [draw(st.sampled_from(sizes)) for sizes in parts]
         layers = draw(linear_layers(channels * sides[0] * sides[1], hidden=several))
         head = Head("adaptive", Pooled((sides[0], sides[1])), layers)
     return randomised(Network(trunk, head), seed).train(draw(st.booleans())), shape

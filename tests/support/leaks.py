@@ -1,6 +1,6 @@
-"""Calls that take a tensor of a forward pass out of Python's sight, each traced in a network of its own.
+"""Calls that bypass Python-level tracing, each traced in its own network.
 
-Run as a program, in a process of its own that such a call might end; it prints one line of JSON for each.
+Run as a program, in a subprocess, because such a call may crash the process; it prints one line of JSON per call.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Part = Callable[[Any, Tensor], Tensor]
 
 
 class Swish(torch.autograd.Function):
-    """As EfficientNet's: less memory in training, by a gradient of its own."""
+    """EfficientNet's swish, whose custom gradient saves memory in training."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def without_overrides(x: Tensor) -> Tensor:
 
 
 def written(x: Tensor) -> Tensor:
-    torch.func.vmap(lambda each: each.mul_(2))(x)
+    torch.func.vmap(lambda image: image.mul_(2))(x)
     return x
 
 
@@ -69,7 +69,7 @@ TRACED: dict[str, Part] = {
     "functional": lambda m, x: torch._from_functional_tensor(torch._to_functional_tensor(x)),
     "jit.fork": lambda m, x: torch.jit.wait(torch.jit.fork(torch.relu, x)),
 }
-"""What is written down all the same."""
+"""Calls that are traced."""
 ONE_STEP: dict[str, Part] = {
     "function bound before": lambda m, x: SWISH(x),
     "as_tensor of another format": lambda m, x: torch.as_tensor(x, dtype=torch.float64).float(),
@@ -84,7 +84,7 @@ ONE_STEP: dict[str, Part] = {
     "set_": lambda m, x: torch.empty(0).set_(x),
     "without overrides": lambda m, x: without_overrides(x),
 }
-"""What makes the module around it one step, and a network of its own refused."""
+"""Calls that make their module a single node, and are rejected in the network's own forward."""
 REFUSED: dict[str, Part] = {
     "data": lambda m, x: filled(x),
     "dlpack": lambda m, x: torch.from_dlpack(x),
@@ -93,7 +93,7 @@ REFUSED: dict[str, Part] = {
     "FloatTensor": lambda m, x: torch.FloatTensor(x),
     "nested": lambda m, x: torch.nested.nested_tensor([x[0], x[1]]).to_padded_tensor(0.0),
 }
-"""What needs memory that is not there."""
+"""Calls that need storage, which meta tensors lack."""
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 7 * 5).reshape(2, 3, 7, 5)
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -101,7 +101,7 @@ with warnings.catch_warnings():
 
 
 def network(part: Part, *, inside: bool) -> nn.Module:
-    """A network whose own forward, or that of its module `part`, makes the call."""
+    """Return a network that makes the call in its own forward, or `inside` a submodule."""
     inner = nn.Conv2d(3, 3, 1)
     if inside:
         return nn.Sequential(nn.Conv2d(3, 3, 1), Lambda(part, inner=inner), nn.ReLU()).eval()
@@ -109,7 +109,7 @@ def network(part: Part, *, inside: bool) -> nn.Module:
 
 
 def outcome(model: nn.Module) -> tuple[str, bool, list[str]]:
-    """What tracing gives: the reason of a refusal, whether the graph computes the same, the modules that it calls."""
+    """Trace a network; return the error, whether the graph is equivalent, and the modules that it calls."""
     try:
         graph = trace(model, (3, 7, 5))
     except SurgeryError as error:

@@ -1,4 +1,4 @@
-"""Small things that the tests of surgery share: norms that do something, images and outputs in float64."""
+"""Helpers for tests of surgery: networks with non-trivial norms, and images and outputs in float64."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 
 def shaken(model: nn.Module, seed: int = 1, *, negative: bool = False) -> nn.Module:
-    """The network in eval mode with no bias and no number of a norm where it starts."""
+    """Randomise the biases and norms of a network; return it in eval mode."""
     generator = torch.Generator().manual_seed(seed)
 
     def fill(tensor: torch.Tensor | None, low: float, high: float) -> None:
@@ -30,30 +30,30 @@ def shaken(model: nn.Module, seed: int = 1, *, negative: bool = False) -> nn.Mod
 
 
 def images(count: int, *shape: int, seed: int = 3) -> torch.Tensor:
-    """(count, *shape) in float64, standard normal."""
+    """Return standard normal float64 images (count, *shape)."""
     return torch.randn((count, *shape), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-9) -> bool:
-    """Whether two tensors of one shape differ by no more than rounding, relative to the largest number."""
+    """Return whether two tensors have equal shapes and differ by rounding only, relative to the largest value."""
     a, b = a.detach(), b.detach()
     return a.shape == b.shape and float((a - b).abs().max()) <= tolerance * max(1e-3, float(a.abs().max()))
 
 
 def outputs(model: nn.Module, size: Sequence[int], count: int = 3) -> torch.Tensor:
-    """(count, ...) in float64: what a copy of the network in eval mode says of random images."""
+    """Return the float64 outputs (count, ...) of a copy of the network in eval mode, on random images."""
     images = torch.randn(count, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
     with torch.no_grad():
         return copy.deepcopy(model).double().eval()(images)
 
 
-def assert_same(one: nn.Module, other: nn.Module, size: Sequence[int], close: float = 1e-9) -> None:
-    """The two say the same, and not nothing."""
-    a, b = outputs(one, size), outputs(other, size)
+def assert_same(first: nn.Module, second: nn.Module, size: Sequence[int], close: float = 1e-9) -> None:
+    """Assert that two networks have equal, non-zero outputs."""
+    a, b = outputs(first, size), outputs(second, size)
     assert a.abs().max() > 0
     assert (a - b).abs().max() <= close * a.abs().max()
 
 
 def count(model: nn.Module, *kinds: type[nn.Module]) -> int:
-    """How many modules of these kinds the network has."""
+    """Return the number of modules of these classes."""
     return sum(isinstance(module, kinds) for module in model.modules())

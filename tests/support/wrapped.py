@@ -1,4 +1,4 @@
-"""Parts of networks that tests write down where they need them: a function as a module, a helper, a chaotic map."""
+"""Building blocks for test networks: a function as a module, a batch-dependent function, a chaotic map."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Lambda(nn.Module):
-    """`function(self, x)` as the forward pass, with these submodules."""
+    """A module with these submodules whose forward is `function(self, x)`."""
 
     def __init__(self, function: Any, **modules: nn.Module) -> None:
         super().__init__()
@@ -21,12 +21,12 @@ class Lambda(nn.Module):
 
 
 def share(x: Tensor) -> Tensor:
-    """Each image's part of the batch."""
+    """Divide by the batch size."""
     return x / len(x)
 
 
 def chaotic(x: Tensor, times: int, rate: float = 3.99) -> Tensor:
-    """The logistic map of numbers in 0..1, so many times: each makes a difference about twice as large."""
+    """Apply the logistic map to values in 0..1 several times; each application about doubles a difference."""
     for _ in range(times):
         x = rate * x * (1 - x)
     return x

@@ -1,4 +1,4 @@
-"""Networks of every shape that profiles must be right on, and an oracle that finds fields by gradients."""
+"""Networks of every kind of graph for tests of profiles, and an oracle that computes receptive fields by gradients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.wrapped import Lambda
 
 
 class Bottleneck(nn.Module):
-    """ResNet's block, version 1.5: 1x1, 3x3 with the stride, 1x1, and a strided 1x1 beside them."""
+    """ResNet v1.5 block: 1x1, strided 3x3, 1x1, and a strided 1x1 shortcut."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def resnet(depths: tuple[int, ...] = (3, 4, 6, 3), width: int = 64, classes: int
 
 
 class Shuffle(nn.Module):
-    """ShuffleNet's unit: half of the channels pass by, the rest is convolved, then the channels are shuffled."""
+    """ShuffleNet unit: convolve half of the channels, then shuffle the channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Shuffle(nn.Module):
 
 
 class Squeeze(nn.Module):
-    """Squeeze and excitation: every cell is multiplied by what the whole image says."""
+    """Squeeze and excitation: every cell is multiplied by a gate computed from the whole image."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Squeeze(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Swin's windows: patches, then attention inside (shifted) windows of cells."""
+    """Swin block: patches, then attention inside (shifted) windows."""
 
     def __init__(self, width: int = 8, window: int = 2, shift: int = 0) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ conv = nn.Conv2d
 
 
 def in_place_on_a_part(m: Any, x: Tensor) -> Tensor:
-    """Channels are replaced inside a tensor that has been looked at before."""
+    """Write in place into a slice of a tensor."""
     y = m.a(x)
     half = y[:, :2]
     half += m.b(x)[:, :2]
@@ -119,19 +119,19 @@ def shifted_copy(m: Any, x: Tensor) -> Tensor:
 
 
 def linear_at_each_place(m: Any, x: Tensor) -> Tensor:
-    """ConvNeXt's way: rows and columns are one dimension while the linear layer works."""
+    """Apply a channels-last linear layer as ConvNeXt does; it flattens rows and columns internally."""
     return m.c(m.b(m.a(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
 
 def pixel_shuffle_by_hand(m: Any, x: Tensor) -> Tensor:
-    """Rows share a dimension with the channels that become rows, but not with columns."""
+    """Rows share a dimension with the channels that become rows, not with columns."""
     y = m.a(x)
     n, _, h, w = y.shape
     return y.view(n, 2, 2, 2, h, w).permute(0, 1, 4, 2, 5, 3).reshape(n, 2, 2 * h, 2 * w)
 
 
 def cut_by_strides(m: Any, x: Tensor) -> Tensor:
-    """The storage looked at again, without its first row and column."""
+    """Crop the first row and column with as_strided."""
     y = m.a(x)
     h, w = y.shape[2:]
     return y.as_strided((1, 4, h - 1, w - 1), (4 * h * w, h * w, w, 1), w + 1)
@@ -208,7 +208,7 @@ GRAPHS: dict[str, nn.Module] = {
 
 
 def generic(model: nn.Module, seed: int = 0) -> nn.Module:
-    """The same graph with nothing that cancels: random positive weights, averages for maxima, no dead halves."""
+    """Return a copy in which no gradients cancel: positive weights, average pools for max pools, no ReLU."""
     model = copy.deepcopy(model).double().eval()
     source = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
@@ -226,7 +226,7 @@ Span = tuple[int, int]
 
 
 class Oracle:
-    """Fields by gradients: a pixel is seen by a cell where the cell's derivative to it is not zero."""
+    """Receptive fields by gradients: a cell sees a pixel if the gradient is not zero."""
 
     def __init__(self, model: nn.Module, input_shape: tuple[int, int, int]) -> None:
         source = torch.Generator().manual_seed(7)
@@ -235,11 +235,11 @@ class Oracle:
         self.mix = torch.rand(self.output.shape[1], generator=source, dtype=torch.float64) + 0.5
 
     def spans(self, row: int, column: int) -> tuple[Span, Span]:
-        """First and last row, first and last column of the image that this cell sees, in any of its channels."""
+        """Return the first and last row and column that this cell sees, in any channel."""
         cell = (self.output[0, :, row, column] * self.mix).sum()
         (gradient,) = torch.autograd.grad(cell, self.image, retain_graph=True, allow_unused=True)
         if gradient is None or not bool(gradient.any()):
             return (0, -1), (0, -1)
-        there = (gradient[0] != 0).any(0)
-        rows, columns = there.any(1).nonzero().flatten(), there.any(0).nonzero().flatten()
+        visible = (gradient[0] != 0).any(0)
+        rows, columns = visible.any(1).nonzero().flatten(), visible.any(0).nonzero().flatten()
         return (int(rows[0]), int(rows[-1])), (int(columns[0]), int(columns[-1]))

@@ -1,4 +1,4 @@
-"""Weights that hooks work out before each pass: they are copied, and where that does not do, it is said what does."""
+"""Weights that hooks compute before each pass are copied, or rejected with the remedy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHAPE = (3, 9, 7)
 
 def old_weight_norm(layer: nn.Module) -> nn.Module:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated, and still in many networks
+        warnings.simplefilter("ignore")  # deprecated, but still in use
         return nn.utils.weight_norm(layer)
 
 
@@ -60,7 +60,7 @@ OPERATIONS: dict[str, Callable[[nn.Module], Any]] = {
 
 @pytest.mark.parametrize("name", sorted(HOOKED))
 @pytest.mark.parametrize("operation", sorted(OPERATIONS))
-def test_a_weight_that_a_hook_works_out_is_worked_out_still(name: str, operation: str) -> None:
+def test_a_hook_still_computes_its_weight(name: str, operation: str) -> None:
     model = network(HOOKED[name][0], on=0)
     before = model(images(2, *SHAPE)).detach()
     changed = OPERATIONS[operation](model).model
@@ -72,7 +72,7 @@ def test_a_weight_that_a_hook_works_out_is_worked_out_still(name: str, operation
     assert is_parametrized(changed.get_submodule("0"))
 
 
-def test_a_copy_works_its_weight_out_of_its_own_numbers() -> None:
+def test_a_copy_computes_its_weight_from_its_own_parameters() -> None:
     model = network(old_weight_norm, on=0)
     copy = deep_copy(model)
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_a_copy_works_its_weight_out_of_its_own_numbers() -> None:
     assert remove_weight_norm(copy[0]).weight.is_leaf
 
 
-def test_a_tensor_with_a_history_is_named() -> None:
+def test_a_tensor_with_autograd_history_is_named() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3))
     model[0].last = model[0].weight * 2
     with pytest.raises(
@@ -94,7 +94,7 @@ def test_a_tensor_with_a_history_is_named() -> None:
 
 @pytest.mark.parametrize("operation", [pool_head, convolutionalize])
 @pytest.mark.parametrize("name", sorted(HOOKED))
-def test_a_head_whose_weight_a_hook_works_out_is_refused_with_the_cure(name: str, operation: Any) -> None:
+def test_a_head_with_a_weight_hook_is_rejected_with_the_remedy(name: str, operation: Any) -> None:
     hook, cure = HOOKED[name]
-    with pytest.raises(SurgeryError, match=rf"6 \(Linear\) .* before each pass: {cure} makes it plain first\."):
+    with pytest.raises(SurgeryError, match=rf"6 \(Linear\) .* before each forward pass: call {cure} first\."):
         operation(network(hook, on=6), SHAPE, latency=False)

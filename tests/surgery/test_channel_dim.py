@@ -1,4 +1,4 @@
-"""Channels lie where the data flow puts them: a 1x1 mixes channels in every layout, and never rows or columns."""
+"""The channel dimension follows from the data flow: a 1x1 mixes channels in every layout, never rows or columns."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Forward = Callable[["Net", torch.Tensor], torch.Tensor]
 
 
 class Net(nn.Module):
-    """A convolution to C channels; `steps` is the forward pass, `place` the module that is deepened."""
+    """A convolution to C channels; `steps` is the forward pass, `place` the module to deepen."""
 
     def __init__(self, steps: Forward, place: nn.Module | None = None) -> None:
         super().__init__()
@@ -36,12 +36,12 @@ class Net(nn.Module):
 
 
 def last(net: Net, x: torch.Tensor) -> torch.Tensor:
-    """ReLU on maps (N, H, W, C), as in the ConvNeXt."""
+    """ReLU on feature maps (N, H, W, C), as in ConvNeXt."""
     return net.head(net.place(net.conv(x).permute(0, 2, 3, 1)).mean((1, 2)))
 
 
 def attended(net: Net, x: torch.Tensor) -> torch.Tensor:
-    """(N, H, W, C) after attention with two heads among the pixels, as in a Swin transformer."""
+    """Return (N, H, W, C) after attention between pixels with two heads, as in a Swin transformer."""
     n, c, h, w = net.conv(x).shape
     q = net.mix(net.conv(x).flatten(2).transpose(1, 2)).reshape(n, h * w, 2, c // 2).transpose(1, 2)
     y = F.scaled_dot_product_attention(q, q, q).transpose(1, 2).reshape(n, h, w, c)
@@ -49,13 +49,13 @@ def attended(net: Net, x: torch.Tensor) -> torch.Tensor:
 
 
 def mixed_places(net: Net, x: torch.Tensor) -> torch.Tensor:
-    """(N, C, H, W) after a linear layer over all places: its last dimension are not channels."""
+    """Return (N, C, H, W) after a linear layer over all positions, whose last dimension is not channels."""
     y = net.conv(x)
     return net.head(net.place(net.tokens(y.flatten(2)).reshape(y.shape)).mean((2, 3)))
 
 
 def grouped(net: Net, x: torch.Tensor) -> torch.Tensor:
-    """(N, C, H, W) after attention over groups of channels, as in a ResNeSt."""
+    """Return (N, C, H, W) after attention over groups of channels, as in ResNeSt."""
     y = net.conv(torch.cat([x, x], 0)[: len(x)])
     z = torch.cat([y, y], 1).reshape(len(y), 2, C, *y.shape[2:])
     return net.head(net.place((z * z.mean((3, 4), keepdim=True).softmax(1)).sum(1)).mean((2, 3)))
@@ -97,7 +97,7 @@ def last_norm(net: Net, x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("steps", "dim"), LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_the_data_flow_tells_where_channels_lie(steps: Forward, dim: int | None) -> None:
+def test_the_channel_dimension_follows_from_the_data_flow(steps: Forward, dim: int | None) -> None:
     net = Net(steps)
     assert channel_dim(net, "place", IMAGE) == dim
     if steps not in [LAYOUTS[name][0] for name in REFUSED]:
@@ -109,7 +109,7 @@ def test_the_data_flow_tells_where_channels_lie(steps: Forward, dim: int | None)
 
 
 @pytest.mark.parametrize("size", [(13, 11), (17, 12)])
-def test_behind_channels_last_a_linear_layer_mixes_channels_at_any_size(size: tuple[int, int]) -> None:
+def test_a_channels_last_linear_layer_mixes_channels_at_any_size(size: tuple[int, int]) -> None:
     net = Net(last).double()
     changed = deepen(net, "place", "he", input_shape=IMAGE, activation="gelu").model
     insert = changed.place.deepened
@@ -121,7 +121,7 @@ def test_behind_channels_last_a_linear_layer_mixes_channels_at_any_size(size: tu
 
 
 @pytest.mark.parametrize("place", [nn.Linear(C, C), nn.LayerNorm(C), nn.Sequential(nn.Linear(C, C), nn.GELU())])
-def test_linear_layers_and_norms_of_the_last_dimension_are_deepened(place: nn.Module) -> None:
+def test_channels_last_linear_layers_and_norms_are_deepened(place: nn.Module) -> None:
     net = shaken(Net(last, place)).double()
     changed = deepen(net, "place", input_shape=IMAGE).model
     assert changed.get_submodule("place.deepened.conv").weight.shape == (C, C)
@@ -130,13 +130,13 @@ def test_linear_layers_and_norms_of_the_last_dimension_are_deepened(place: nn.Mo
 
 
 class Norm2d(nn.LayerNorm):
-    """A layer norm over the second dimension, as timm has it."""
+    """Layer norm over the second dimension, as in timm."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def test_a_layer_norm_that_turns_its_maps_has_its_channels_second() -> None:
+def test_a_layer_norm_that_permutes_its_input_has_channels_second() -> None:
     net = Net(LAYOUTS["second"][0], Norm2d(C))
     changed = deepen(net, "place", input_shape=IMAGE).model
     assert changed.place.deepened.conv.weight.shape == (C, C, 1, 1)
@@ -144,13 +144,13 @@ def test_a_layer_norm_that_turns_its_maps_has_its_channels_second() -> None:
 
 
 @pytest.mark.parametrize(("options", "what"), [({"norm": True}, "a batch norm"), ({"activation": "maxout"}, "maxout")])
-def test_what_works_along_the_second_dimension_is_refused_where_channels_are_last(options: dict, what: str) -> None:
+def test_channels_first_options_are_rejected_for_channels_last(options: dict, what: str) -> None:
     with pytest.raises(SurgeryError, match=f"with the channels last, and {what} works along the second"):
         deepen(Net(last), "place", input_shape=IMAGE, **options)
     deepen(Net(LAYOUTS["second"][0]), "place", input_shape=IMAGE, **options)
 
 
-def test_a_prelu_behind_channels_last_has_one_slope() -> None:
+def test_a_channels_last_prelu_has_one_slope() -> None:
     changed = deepen(Net(last, nn.GELU()), "place", input_shape=IMAGE, activation="prelu").model
     assert changed.place.deepened.activation.num_parameters == 1
     changed(torch.randn(2, 3, 19, 14))

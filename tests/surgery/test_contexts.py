@@ -1,4 +1,4 @@
-"""Settings that a forward pass switches while it runs: the module is one step, or the network is refused."""
+"""Settings that a forward pass switches: the module becomes one node, or the network is rejected."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def images(*shape: int) -> Tensor:
 
 
 def under(context: Callable[[], AbstractContextManager[Any]]) -> Callable[[Any, Tensor], Tensor]:
-    """A forward pass that convolves under a context."""
+    """Convolve under a context manager."""
 
     def forward(m: Any, x: Tensor) -> Tensor:
         with context():
@@ -58,20 +58,20 @@ def network(context: Callable[[], AbstractContextManager[Any]]) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", sorted(CONTEXTS))
-def test_a_module_that_switches_a_setting_is_one_step(name: str) -> None:
+def test_a_module_that_switches_a_setting_is_one_node(name: str) -> None:
     graph = trace(network(CONTEXTS[name][0]), SHAPE)
     assert [str(node.target) for node in graph.graph.find_nodes(op="call_module")] == ["0", "1.fc"]
 
 
 @pytest.mark.parametrize("name", sorted(CONTEXTS))
-def test_a_network_that_switches_a_setting_is_refused_by_its_name(name: str) -> None:
+def test_a_network_that_switches_a_setting_is_rejected(name: str) -> None:
     context, words = CONTEXTS[name]
     model = Lambda(under(context), conv=nn.Conv2d(3, 6, 3)).eval()
     with pytest.raises(SurgeryError, match=f"it switches [^:]*{words}"):
         trace(model, SHAPE)
 
 
-def test_what_runs_in_bfloat16_still_does() -> None:
+def test_bfloat16_autocast_is_preserved() -> None:
     model = network(CONTEXTS["autocast"][0])
     changed = pool_head(model, SHAPE, latency=False).model
     with torch.no_grad():
@@ -79,14 +79,14 @@ def test_what_runs_in_bfloat16_still_does() -> None:
         assert torch.allclose(changed(images(2, *SHAPE)), model(images(2, *SHAPE)), atol=1e-6)
 
 
-def test_gradients_that_are_off_stay_off_whatever_the_caller_does() -> None:
+def test_disabled_gradients_stay_disabled() -> None:
     with torch.no_grad():
         graph = trace(network(torch.no_grad), SHAPE)
     graph(images(2, *SHAPE)).sum().backward()
     assert [p.grad is None for p in graph.parameters()] == [True, True, False, False]
 
 
-def test_settings_and_random_numbers_of_the_caller_stay() -> None:
+def test_settings_and_random_state_of_the_caller_do_not_change() -> None:
     def switching(m: Any, x: Tensor) -> Tensor:
         torch.set_grad_enabled(False)
         torch.manual_seed(7)
@@ -101,8 +101,8 @@ def test_settings_and_random_numbers_of_the_caller_stay() -> None:
     assert torch.is_grad_enabled()
 
 
-def test_autocast_for_the_device_of_a_tensor_is_followed() -> None:
-    """There is none for tensors without storage."""
+def test_autocast_for_the_device_of_a_tensor_is_traced() -> None:
+    """PyTorch has no autocast for the meta device."""
 
     def cast(m: Any, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16):
@@ -114,7 +114,7 @@ def test_autocast_for_the_device_of_a_tensor_is_followed() -> None:
     assert profile(model, SHAPE).totals.macs == 6 * 5 * 3 * 27
 
 
-def test_a_seed_is_no_step_of_a_graph() -> None:
+def test_manual_seed_is_not_traced() -> None:
     def seeded(m: Any, x: Tensor) -> Tensor:
         torch.manual_seed(7)
         return x + torch.rand(x.shape)
@@ -123,7 +123,7 @@ def test_a_seed_is_no_step_of_a_graph() -> None:
     assert torch.equal(graph(images(1, *SHAPE)), graph(images(1, *SHAPE)))
 
 
-def test_a_device_stays_in_the_steps_themselves() -> None:
+def test_device_arguments_stay_in_the_graph() -> None:
     def placed(m: Any, x: Tensor) -> Tensor:
         with torch.device("cpu"):
             return m.conv(x) + torch.ones(x.shape[3] - 2)
@@ -136,12 +136,12 @@ def test_a_device_stays_in_the_steps_themselves() -> None:
         assert torch.equal(graph(images(1, 3, 9, 8)), model(images(1, 3, 9, 8)))
 
 
-def test_attention_without_a_context_is_a_step() -> None:
+def test_attention_without_a_context_is_traced() -> None:
     model = Lambda(lambda m, x: F.scaled_dot_product_attention(x, x, x)).eval()
     assert torch.equal(trace(model, SHAPE)(images(2, *SHAPE)), model(images(2, *SHAPE)))
 
 
-def test_a_norm_beside_what_switches_is_folded() -> None:
+def test_a_norm_next_to_an_untraceable_module_is_folded() -> None:
     model = network(CONTEXTS["autocast"][0])
     model.insert(0, nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)).eval())
     result = fold(model, SHAPE)

@@ -1,4 +1,4 @@
-"""Networks as graphs: what is decided, what stays an expression, what is one step, and that nothing is touched."""
+"""Tracing: which values are fixed, which stay expressions, which modules are one node, and that nothing changes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def images(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
-# ---- what is understood
+# ---- ways to write a forward pass
 
 
 def shuffled(m: Any, x: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def picked(m: Any, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("function", [shuffled, part_in_place, counted, checked, positions, helped, picked])
-def test_a_graph_does_what_the_network_does_for_other_sizes_too(function: Any) -> None:
+def test_a_graph_is_equivalent_at_other_sizes(function: Any) -> None:
     model = Lambda(function, conv=nn.Conv2d(4, 4, 3, padding=1)).eval()
     model.table = torch.tensor(0.5)
     graph = trace(model, (4, 8, 6))
@@ -94,7 +94,7 @@ def test_nodes_know_their_shapes_and_modules() -> None:
     assert [len(calls) for calls in calls_of(twice.graph, twice).values()] == [2, 1]
 
 
-def test_what_is_not_used_is_kept() -> None:
+def test_unused_parameters_are_kept() -> None:
     model = Lambda(lambda m, x: m.conv(x), conv=nn.Conv2d(3, 5, 3), aux=nn.Linear(4, 2))
     model.register_buffer("calls", torch.zeros(()), persistent=False)
     graph = trace(model, (3, 5, 5))
@@ -117,8 +117,8 @@ class Frozen(nn.Module):
             return self.conv(x)
 
 
-def test_a_module_that_switches_gradients_is_one_step() -> None:
-    """A graph knows of no such switch: its inside must not be written down."""
+def test_a_module_that_disables_gradients_is_one_node() -> None:
+    """A graph cannot represent such a switch, so the module must not be traced into."""
     graph = trace(nn.Sequential(Frozen(), nn.ReLU()), (3, 5, 5))
     assert [str(node.target) for node in graph.graph.nodes if node.op == "call_module"] == ["0", "1"]
     assert not graph(images(1, 3, 5, 5)).requires_grad
@@ -153,7 +153,7 @@ class Features:
 
 
 class Output(OrderedDict[str, Tensor]):
-    """As Hugging Face's outputs: a dictionary whose entries are attributes, too."""
+    """Like Hugging Face's outputs: a dictionary whose entries are also attributes."""
 
     def __init__(self, maps: Tensor, pooled: Tensor) -> None:
         super().__init__(maps=maps, pooled=pooled)
@@ -177,7 +177,7 @@ class Backbone(nn.Module):
 
 @pytest.mark.parametrize("holder", [Pair, Features, Output, dict])
 @pytest.mark.parametrize("part", ["maps", "pooled"])
-def test_a_backbone_that_returns_several_maps_is_looked_through(holder: Any, part: str) -> None:
+def test_a_backbone_with_several_outputs_is_traced(holder: Any, part: str) -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         features = m.backbone(x)
         maps = features[part] if holder is dict else getattr(features, part)
@@ -198,24 +198,24 @@ def test_a_backbone_that_returns_several_maps_is_looked_through(holder: Any, par
     "function",
     [lambda m, x: m.conv((x - x.mean()) / x.std()), lambda m, x: m.conv(x / x.max()), lambda m, x: m.conv(x).mean()],
 )
-def test_numbers_of_no_dimension_are_followed(function: Any) -> None:
+def test_scalar_tensors_are_traced(function: Any) -> None:
     model = Lambda(function, conv=nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5))).eval()
     assert mlpconv.surgery.fold(model, (3, 9, 7)).report.changed == ("conv.0", "conv.1")
 
 
 class Reduction(nn.Module):
-    """As einops' layers: what it does to maps is looked up by their number of dimensions."""
+    """Like einops' layers: looks up what to do by the rank of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean({3: (1,), 4: (2, 3)}[x.ndim])
 
 
-def test_a_layer_that_chooses_by_dimensions_is_a_part_of_the_head() -> None:
+def test_a_layer_that_dispatches_on_rank_is_part_of_the_head() -> None:
     model = nn.Sequential(nn.Conv2d(3, 6, 3), Reduction(), nn.Linear(6, 5)).eval()
     assert mlpconv.surgery.pool_head(model, (3, 9, 7), latency=False).model.category_maps(images(1, 3, 9, 7)).dim() == 4
 
 
-# ---- the network is untouched
+# ---- the network is unchanged
 
 
 def test_the_network_is_untouched() -> None:
@@ -245,13 +245,13 @@ def test_the_network_is_untouched() -> None:
     assert model.heard == []
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.is_grad_enabled()
-    # ... and the new one is in the same modes, and as trainable.
+    # The copy has the same modes and the same requires_grad flags.
     assert [result.model.training, result.model.norm.training, result.model.drop.training] == [True, False, True]
     trainable = {name: value.requires_grad for name, value in result.model.named_parameters()}
     assert trainable == {name: value.requires_grad for name, value in model.named_parameters()}
 
 
-# ---- what cannot be
+# ---- errors
 
 
 def refused(model: Any, shape: Any = (3, 9, 9)) -> str:
@@ -261,7 +261,7 @@ def refused(model: Any, shape: Any = (3, 9, 9)) -> str:
 
 
 class Hooked(nn.Module):
-    """A sequence whose second convolution has a hook."""
+    """Return an nn.Sequential whose second convolution has a hook."""
 
 
 def hooked() -> nn.Module:
@@ -277,7 +277,7 @@ def patched() -> nn.Module:
 
 
 class Partial(nn.Module):
-    """Convolves a part of the channels, in one of two ways that it chooses when it is made (FasterNet)."""
+    """Convolve some of the channels, with one of two forward methods chosen by the constructor (FasterNet)."""
 
     def __init__(self, way: str) -> None:
         super().__init__()
@@ -293,7 +293,7 @@ class Partial(nn.Module):
 
 
 @pytest.mark.parametrize("way", ["slicing", "splitting"])
-def test_a_forward_chosen_among_a_modules_own_methods_is_followed(way: str) -> None:
+def test_a_forward_chosen_among_the_modules_own_methods_is_traced(way: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 5, 3), Partial(way), nn.Conv2d(5, 4, 1)).eval()
     before = model(images(2, 3, 9, 7))
     graph = trace(model, (3, 9, 7))
@@ -334,22 +334,22 @@ def locked() -> nn.Module:
         (lambda: nn.Conv2d(3, 4, 3, device="meta"), ["meta", "load its weights"]),
         (lambda: "resnet50", ["str", "nn.Module"]),
         (lambda: nn.Conv2d(5, 4, 3), ["3x9x9", "channel"]),
-        (Peek, ["Peek", "numbers in a tensor"]),
-        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), Peek()), ["in 1", "numbers in a tensor"]),
+        (Peek, ["Peek", "values in a tensor"]),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), Peek()), ["in 1", "values in a tensor"]),
         (lambda: nn.Bilinear(3, 3, 3), ["input2"]),
-        (lambda: Lambda(lambda m, x: x.view(-1, 3, *x.shape[1:]).mean(1)), ["batches of 3, 6 images and not of 2"]),
+        (lambda: Lambda(lambda m, x: x.view(-1, 3, *x.shape[1:]).mean(1)), ["batch sizes 3, 6 and not 2"]),
         (lambda: mlpconv.create_model("nin_cifar10", in_channels=1), ["3 channels", "1 are accepted"]),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:Lazy modules:UserWarning")
-def test_refusals_name_the_module_and_the_reason(model: Any, says: list[str]) -> None:
+def test_trace_errors_name_the_module_and_the_reason(model: Any, says: list[str]) -> None:
     text = refused(model())
     for part in says:
         assert part in text
 
 
 class Remembering(nn.Module):
-    """Makes a table of its weights once, and keeps it by device, as attention with biases does (LeViT)."""
+    """Cache a table of weights per device, as attention with biases does (LeViT)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -362,7 +362,7 @@ class Remembering(nn.Module):
         return x + self.tables[str(x.device)][:, None, None]
 
 
-def test_what_a_module_remembers_of_one_look_is_gone_before_the_next() -> None:
+def test_values_cached_during_tracing_are_removed() -> None:
     shadow = meta_copy(nn.Sequential(nn.Conv2d(3, 5, 3), Remembering())).eval()
     before = [dict(vars(module)) for module in shadow.modules()]
     trace_graph(shadow, (3, 9, 7), lambda *_: False)
@@ -373,31 +373,31 @@ def test_what_a_module_remembers_of_one_look_is_gone_before_the_next() -> None:
     assert again.owning_constants == {}
 
 
-def test_what_cannot_be_copied_is_refused() -> None:
+def test_a_model_that_cannot_be_copied_is_rejected() -> None:
     assert "cannot be copied" in refused(locked())
 
 
-def test_a_part_of_the_head_that_cannot_be_traced_is_named_with_the_reason() -> None:
+def test_an_untraceable_part_of_the_head_is_named_with_the_reason() -> None:
     scaled = Lambda(lambda m, x: x.mean((2, 3)) * {7: 2.0}[x.shape[2]], pool=nn.AdaptiveAvgPool2d(1))
-    with pytest.raises(SurgeryError, match=r"1 \(Lambda\) is a part of the head, .*: it looks up a size of the image"):
+    with pytest.raises(SurgeryError, match=r"1 \(Lambda\) is a part of the head, .*: it looks up an image size"):
         mlpconv.surgery.pool_head(nn.Sequential(nn.Conv2d(3, 4, 3), scaled, nn.Linear(4, 5)), (3, 9, 7))
 
 
-def test_a_network_that_fails_on_one_image_is_refused() -> None:
+def test_a_network_that_fails_on_one_image_is_rejected() -> None:
     model = Lambda(lambda m, x: m.conv(x).mean((2, 3)).view(-1, 2, 4).mean(1), conv=nn.Conv2d(3, 4, 3))
     with pytest.raises(SurgeryError, match=r"itself fails on a batch of 1 .*: shape '\[-1, 2, 4\]' is invalid"):
         mlpconv.surgery.fold(model, (3, 9, 7))
 
 
 @pytest.mark.parametrize("shape", [(3, 9), (3, 0, 9), 32, (3, 9, 9.0)])
-def test_a_size_that_is_none_is_refused(shape: Any) -> None:
+def test_an_invalid_input_shape_is_rejected(shape: Any) -> None:
     assert "(3, 32, 32)" in refused(nn.Conv2d(3, 4, 3), shape)
 
 
-# ---- small changes
+# ---- replacing modules, and helpers of these tests
 
 
-def test_a_module_is_replaced_wherever_it_stands() -> None:
+def test_a_shared_module_is_replaced_everywhere() -> None:
     shared, other = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
     shared.weight.requires_grad_(False)
     other.bias.requires_grad_(False)
@@ -418,7 +418,7 @@ def test_shared_and_computed_parameters_are_found() -> None:
     assert [is_parametrized(module) for module in model] == [False, False, True]
 
 
-def test_randomised_networks_have_norms_that_matter() -> None:
+def test_randomised_networks_have_non_trivial_norms() -> None:
     model = randomised(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
     assert model[1].running_mean.abs().min() > 0
     assert model[1].running_var.min() >= 0.5

@@ -1,4 +1,4 @@
-"""Functions with gradients of their own, checkpoints and compiled functions in the forward pass of a network."""
+"""Autograd functions, checkpoints and compiled functions in a forward pass."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHAPE = (3, 9, 7)
 
 @pytest.fixture(autouse=True)
 def no_crash() -> None:
-    """PyTorch's C++ reads a symbol as a tensor: one that is none would end this process, and the suite with it."""
+    """PyTorch's C++ code reads a proxy as a tensor: one that is none would crash this process, and the suite."""
     assert issubclass(TensorProxy, Tensor)
 
 
@@ -33,7 +33,7 @@ def images(*shape: int) -> Tensor:
 
 
 class Straight(torch.autograd.Function):
-    """Rounds, with the gradient of what is not rounded, twice as large."""
+    """Round, with twice the gradient of the identity."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, digits: int = 0) -> Tensor:
@@ -45,7 +45,7 @@ class Straight(torch.autograd.Function):
 
 
 class Rounded(nn.Module):
-    """Its own forward calls the function."""
+    """Call the function in forward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Rounded(nn.Module):
 
 
 @pytest.mark.parametrize("operation", [pool_head, convolutionalize])
-def test_a_function_keeps_its_own_gradient(operation: Any) -> None:
+def test_an_autograd_function_keeps_its_gradient(operation: Any) -> None:
     model = Rounded().eval()
     changed = operation(model, SHAPE, latency=False).model
     for network in (changed, copy.deepcopy(changed), pickle.loads(pickle.dumps(changed))):
@@ -67,14 +67,14 @@ def test_a_function_keeps_its_own_gradient(operation: Any) -> None:
         assert float(network.conv.weight.grad.abs().max()) > 0
 
 
-def test_a_function_is_a_step_with_its_arguments() -> None:
+def test_an_autograd_function_is_one_step_with_its_arguments() -> None:
     graph = trace(Rounded(), SHAPE).graph
     (step,) = [node for node in graph.nodes if getattr(node.target, "function", None) is Straight]
     assert step.args[1] == 1
     assert "Straight" in graph.python_code("self").src
 
 
-def test_norms_around_a_function_are_folded() -> None:
+def test_norms_around_an_autograd_function_are_folded() -> None:
     norm = nn.BatchNorm2d(6).eval()
     norm.running_var.fill_(3.0)
     model = Lambda(lambda m, x: m.fc(Swish.apply(m.norm(m.conv(x))).mean((2, 3))), norm=norm)
@@ -82,12 +82,12 @@ def test_norms_around_a_function_are_folded() -> None:
     assert fold(model.eval(), SHAPE).report.changed == ("conv", "norm")
 
 
-def test_a_function_bound_before_tracing_is_refused_for_its_gradient() -> None:
+def test_an_apply_bound_before_tracing_is_rejected() -> None:
     with pytest.raises(SurgeryError, match=r"gradients off in an autograd\.Function whose apply"):
         trace(Lambda(lambda m, x: SWISH(x)), SHAPE)
 
 
-def test_functions_are_as_they_were_after_tracing() -> None:
+def test_patched_functions_are_restored_after_tracing() -> None:
     before = vars(torch.autograd.Function)["apply"]
     trace(Rounded(), SHAPE)
     with pytest.raises(SurgeryError):
@@ -98,7 +98,7 @@ def test_functions_are_as_they_were_after_tracing() -> None:
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_checkpoints_are_traced_through(reentrant: bool) -> None:
+def test_checkpoints_are_traced_into(reentrant: bool) -> None:
     trunk = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU())
     model = Lambda(lambda m, x: m.fc(checkpoint(m.trunk, x, use_reentrant=reentrant).mean((2, 3))), trunk=trunk)
     model.fc = nn.Linear(6, 5)
@@ -113,7 +113,7 @@ def test_checkpoints_are_traced_through(reentrant: bool) -> None:
     assert torch.allclose(*gradients, atol=1e-6)
 
 
-def test_compiled_functions_are_traced_and_profiled_as_they_were_written() -> None:
+def test_compiled_functions_are_traced_and_profiled_uncompiled() -> None:
     compiled = []
 
     def backend(graph: Any, inputs: object) -> Any:
@@ -128,5 +128,7 @@ def test_compiled_functions_are_traced_and_profiled_as_they_were_written() -> No
     plain = nn.Sequential(torch.compile(nn.Conv2d(3, 6, 3), backend=backend), nn.ReLU())
     assert [row.name for row in profile(plain, SHAPE).rows] == ["0", "1"]
     assert compiled == []
-    with pytest.raises(SurgeryError, match=r"0 \(OptimizedModule\) is compiled by torch.compile: put .* ._orig_mod"):
+    with pytest.raises(
+        SurgeryError, match=r"0 \(OptimizedModule\) is compiled by torch.compile: restore .* ._orig_mod"
+    ):
         trace(plain, SHAPE)

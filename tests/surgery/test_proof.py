@@ -1,4 +1,4 @@
-"""Proofs: a wrong network is found, rounding is not called wrong, and nothing of the caller's changes."""
+"""Proofs: errors are detected, rounding is accepted, and the caller's state does not change."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def network() -> nn.Sequential:
 SHAPE = (3, 9, 7)
 
 
-def test_a_copy_differs_by_nothing() -> None:
+def test_a_copy_has_no_difference() -> None:
     model = network()
     proof = prove(model, copy.deepcopy(model), SHAPE)
     assert {(each.dtype, each.absolute) for each in proof.differences} == {("float32", 0.0), ("float64", 0.0)}
     assert proof.notes == ()
 
 
-def test_what_rounding_does_to_the_original_is_no_error() -> None:
-    """Fifty thousand are added and taken away: in float32 a part of every number is lost on the way."""
+def test_the_originals_own_rounding_is_accepted() -> None:
+    """Add and subtract 50,000, which loses precision in float32."""
     torch.manual_seed(3)
     far = nn.Conv2d(3, 5, 3)
     model = nn.Sequential(far, nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 35, 7)).eval()
@@ -59,7 +59,7 @@ def test_what_rounding_does_to_the_original_is_no_error() -> None:
 
 
 def folded_by_hand(times: int) -> tuple[nn.Module, nn.Module]:
-    """A network that multiplies rounding, and the same with its norm worked into the convolution by hand."""
+    """Return a network that amplifies rounding, and the same network with its norm folded by hand."""
     torch.manual_seed(3)
     chaos = Lambda(lambda _, x: chaotic(x.sigmoid(), times))
     model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), chaos, nn.Flatten(), nn.Linear(5 * 35, 7))
@@ -75,7 +75,7 @@ def folded_by_hand(times: int) -> tuple[nn.Module, nn.Module]:
     return model, same
 
 
-def test_a_network_that_multiplies_rounding_is_judged_by_its_own() -> None:
+def test_amplified_rounding_is_compared_with_the_originals_own() -> None:
     model, same = folded_by_hand(28)
     proof = prove(model, same, SHAPE)
     assert 1e-9 < proof.worst("float64").relative < 1e-5
@@ -86,8 +86,8 @@ def test_a_network_that_multiplies_rounding_is_judged_by_its_own() -> None:
         prove(model, same, SHAPE)
 
 
-def test_one_image_that_multiplies_rounding_excuses_nothing_on_the_others() -> None:
-    """Bright images go through chaos, all others through a map that forgets differences."""
+def test_rounding_on_one_image_does_not_excuse_errors_on_others() -> None:
+    """Bright images go through a chaotic map, all others through a contracting one."""
     torch.manual_seed(3)
 
     def moody(m: Any, x: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ def test_one_image_that_multiplies_rounding_excuses_nothing_on_the_others() -> N
         prove(model, shifted, SHAPE, images=bright)
 
 
-def test_where_rounding_is_everything_nothing_is_proven_and_nothing_called_a_bug() -> None:
+def test_dominant_rounding_is_reported_as_unverifiable() -> None:
     model, same = folded_by_hand(60)
     with pytest.raises(SurgeryError, match="cannot be shown that the changed Sequential") as found:
         prove(model, same, SHAPE)
@@ -115,8 +115,8 @@ def test_where_rounding_is_everything_nothing_is_proven_and_nothing_called_a_bug
 
 
 @pytest.mark.parametrize("size", [1e-7, 1e-3])
-def test_a_weight_that_is_off_is_found_however_little(size: float) -> None:
-    """1e-7 is below the rounding of float32, and far above that of float64."""
+def test_a_small_weight_error_is_detected(size: float) -> None:
+    """1e-7 is below the rounding error of float32 and far above that of float64."""
     model, wrong = network(), network()
     with torch.no_grad():
         wrong = wrong.double()
@@ -125,7 +125,7 @@ def test_a_weight_that_is_off_is_found_however_little(size: float) -> None:
         prove(model, wrong, SHAPE, precise=wrong)
 
 
-def test_the_figure_is_the_difference() -> None:
+def test_the_reported_difference_is_correct() -> None:
     model, wrong = network(), network()
     with torch.no_grad():
         wrong[4].bias[3] += 0.25
@@ -135,7 +135,7 @@ def test_the_figure_is_the_difference() -> None:
     assert compare(model, wrong, SHAPE).worst("float16") is None
 
 
-def test_float32_is_judged_too() -> None:
+def test_errors_in_float32_alone_are_detected() -> None:
     model, wrong = network(), network()
     with torch.no_grad():
         wrong[4].bias[3] += 1
@@ -144,8 +144,8 @@ def test_float32_is_judged_too() -> None:
     assert prove(model, wrong, SHAPE, precise=model, tolerance=1.0).worst("float32")
 
 
-def test_images_of_the_users_own_are_compared() -> None:
-    """A difference that random images of deviation 1 do not show: far out, a clamp."""
+def test_user_images_are_compared() -> None:
+    """Standard normal images do not show this difference: a clamp at a large value."""
     model = network()
     wrong = nn.Sequential(nn.Hardtanh(-50, 50), *model)
     assert prove(model, wrong, SHAPE)
@@ -154,7 +154,7 @@ def test_images_of_the_users_own_are_compared() -> None:
 
 
 @pytest.mark.parametrize("images", [torch.zeros(2, 5, 9, 7), torch.zeros(3, 9, 7), "photos", torch.zeros(0, 3, 9, 7)])
-def test_images_that_do_not_fit_are_refused(images: Any) -> None:
+def test_invalid_images_are_rejected_by_prove(images: Any) -> None:
     with pytest.raises(UsageError, match="N, 3, H, W"):
         compare(network(), network(), SHAPE, images)
     with pytest.raises(UsageError, match="preprocessing"):
@@ -178,17 +178,17 @@ class Several(nn.Module):
         return Outputs(x, {"a": (x.mean(1), None), "b": [x[:, 0] + self.wrong]})
 
 
-def test_outputs_of_every_make_are_compared_whole() -> None:
+def test_nested_outputs_are_compared() -> None:
     names = [name for name, _ in flat_tensors(Several()(torch.zeros(1, *SHAPE)))]
     assert names == ["logits", "others.a.0", "others.b.0"]
     assert prove(Several(), Several(), SHAPE)
-    with pytest.raises(SurgeryError, match="was to compute the same"):
+    with pytest.raises(SurgeryError, match="is not equivalent to the original"):
         prove(Several(), Several(0.5), SHAPE)
     with pytest.raises(SurgeryError, match="set"):
         list(flat_tensors({1, 2}))
 
 
-def test_other_shapes_and_nan_prove_nothing() -> None:
+def test_other_shapes_and_nan_are_rejected() -> None:
     model = network()
     with pytest.raises(SurgeryError, match="returns"):
         prove(model, nn.Sequential(*model, nn.Unflatten(1, (7, 1))), SHAPE)
@@ -196,11 +196,11 @@ def test_other_shapes_and_nan_prove_nothing() -> None:
     with torch.no_grad():
         broken[4].weight[0, 0] = torch.nan
     for pair, which in (((broken, model), "original"), ((model, broken), "changed")):
-        with pytest.raises(SurgeryError, match=f"{which} network gives NaN"):
+        with pytest.raises(SurgeryError, match=f"{which} network returns NaN"):
             prove(*pair, SHAPE)
 
 
-def test_a_proof_on_outputs_that_do_not_depend_on_the_image_says_so() -> None:
+def test_outputs_independent_of_the_image_are_noted() -> None:
     model = network()
     with torch.no_grad():
         model[0].weight.zero_()
@@ -209,7 +209,7 @@ def test_a_proof_on_outputs_that_do_not_depend_on_the_image_says_so() -> None:
 
 
 class Single(nn.Module):
-    """Computes in float32 whatever it is given."""
+    """Compute in float32 for any input dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.float().mul(1 / 3).to(x.dtype)
@@ -220,29 +220,29 @@ class Fused(nn.Module):
         return x.mul(1 / 3)
 
 
-def test_a_network_that_rounds_by_itself_is_judged_by_float32() -> None:
+def test_a_network_that_downcasts_is_compared_in_float32() -> None:
     model = network()
     proof = prove(nn.Sequential(model, Single()), nn.Sequential(model, Fused()), SHAPE)
-    assert any("less than float64" in note for note in proof.notes)
+    assert any("lower precision than float64" in note for note in proof.notes)
     worst = proof.worst("float64")
     assert worst is not None
     assert 1e-9 < worst.relative < 1e-6
 
 
-def test_random_numbers_and_modes_stay_as_they_were() -> None:
+def test_random_state_and_modes_do_not_change() -> None:
     class Noisy(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x + torch.rand(1)
 
     model = nn.Sequential(network(), Noisy()).train()
     before, state = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
-    assert prove(model, copy.deepcopy(model), SHAPE).differences[0].absolute == 0  # both draw the same numbers
+    assert prove(model, copy.deepcopy(model), SHAPE).differences[0].absolute == 0  # both draw the same random numbers
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(module.training for module in model.modules())
 
 
-def test_networks_in_other_formats() -> None:
+def test_networks_of_other_dtypes() -> None:
     double = network().double()
     assert {each.dtype for each in prove(double, copy.deepcopy(double), SHAPE).differences} == {"float64"}
     half = network().bfloat16()
@@ -250,7 +250,7 @@ def test_networks_in_other_formats() -> None:
 
 
 def test_two_networks_are_compared_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy in float64 is twice the network: two of them at a time are more memory than a large network leaves."""
+    """A float64 copy takes twice the memory of the network, so there must be only one at a time."""
     copies: list[weakref.ref[nn.Module]] = []
     most = []
 

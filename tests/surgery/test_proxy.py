@@ -1,4 +1,4 @@
-"""What flows through a network while it is traced: no call may take it for something that it is not."""
+"""Proxies during tracing: no call may mistake a proxy for a real tensor."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Outcome = tuple[str, bool, list[str]]
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[tuple[str, bool], Outcome]:
-    """What tracing gave for each call, in the network's own forward and in a module's, in another process."""
+    """Return the outcome of tracing each call, in the network's own forward and in a submodule, in a subprocess."""
     paths = os.pathsep.join([str(HERE), str(HERE.parent), *filter(None, sys.path)])
     done = subprocess.run(
         [sys.executable, str(HERE.parent / "support" / "leaks.py")],
@@ -38,7 +38,7 @@ def outcomes() -> dict[tuple[str, bool], Outcome]:
 
 
 @pytest.mark.parametrize("name", sorted(TRACED))
-def test_a_call_that_can_be_recorded_is(name: str, outcomes: dict[tuple[str, bool], Outcome]) -> None:
+def test_recordable_calls_are_recorded(name: str, outcomes: dict[tuple[str, bool], Outcome]) -> None:
     for inside in (False, True):
         reason, same, modules = outcomes[name, inside]
         assert (reason, same) == ("", True)
@@ -46,19 +46,19 @@ def test_a_call_that_can_be_recorded_is(name: str, outcomes: dict[tuple[str, boo
 
 
 @pytest.mark.parametrize("name", sorted(ONE_STEP))
-def test_a_call_out_of_sight_makes_its_module_one_step(name: str, outcomes: dict[tuple[str, bool], Outcome]) -> None:
+def test_an_unrecordable_call_makes_its_module_one_node(name: str, outcomes: dict[tuple[str, bool], Outcome]) -> None:
     assert outcomes[name, True] == ("", True, ["0", "1", "2"])
     reason, _, _ = outcomes[name, False]
     assert "Lambda, on images of 3x7x5, cannot be traced" in reason
 
 
 @pytest.mark.parametrize("name", ["vmap", "func.grad", "TorchScript", "tensor", "without overrides"])
-def test_a_call_out_of_sight_is_named(name: str, outcomes: dict[tuple[str, bool], Outcome]) -> None:
+def test_an_unrecordable_call_is_named(name: str, outcomes: dict[tuple[str, bool], Outcome]) -> None:
     assert "it runs aten." in outcomes[name, False][0]
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
-def test_a_call_that_needs_memory_is_refused(name: str, outcomes: dict[tuple[str, bool], Outcome]) -> None:
+def test_a_call_that_needs_storage_is_rejected(name: str, outcomes: dict[tuple[str, bool], Outcome]) -> None:
     for inside in (False, True):
         assert outcomes[name, inside][0].startswith(("Lambda, on images", "Sequential, on images"))
 
@@ -75,10 +75,10 @@ def by_rank(m: Any, x: Tensor) -> Tensor:
 
 
 def attempted(x: Tensor) -> Tensor:
-    """Catches whatever tracing raises."""
+    """Catch any exception of tracing."""
     try:
         return x * float(x.mean())
-    except Exception:  # noqa: BLE001  (as in networks that must run everywhere)
+    except Exception:  # noqa: BLE001  (as some networks do for portability)
         return x * 3
 
 
@@ -98,13 +98,13 @@ def tagged(m: Any, x: Tensor) -> Tensor:
         lambda m, x: {x: m.conv(x)}[x],
     ],
 )
-def test_python_sees_a_tensor(function: Any) -> None:
+def test_python_protocols_treat_a_proxy_as_a_tensor(function: Any) -> None:
     model = Lambda(function, conv=nn.Conv2d(3, 3, 1)).eval()
     with torch.no_grad():
         assert torch.equal(trace(model, (3, 7, 5))(images(3, 3, 9, 5)), model(images(3, 3, 9, 5)))
 
 
-def test_a_symbol_claims_no_class_that_it_is_not_where_memory_is_read() -> None:
+def test_a_proxy_reports_no_class_whose_memory_c_code_reads() -> None:
     claimed = []
 
     def forward(m: Any, x: Tensor) -> Tensor:
@@ -117,13 +117,13 @@ def test_a_symbol_claims_no_class_that_it_is_not_where_memory_is_read() -> None:
 
 
 class Masked(nn.Module):
-    """As attention: what it makes, and weights or nothing."""
+    """Like attention: returns the output, and weights or None."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         return x * 2, None
 
 
-def test_nothing_is_nothing() -> None:
+def test_none_outputs_are_none() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         y, mask = m.part(x)
         return -y if mask is not None else y
@@ -136,13 +136,13 @@ def test_nothing_is_nothing() -> None:
 @pytest.mark.parametrize(
     ("function", "says"),
     [
-        (lambda m, x: x if x.shape[2] in {7, 14} else -x, "looks up a size of the image"),
-        (lambda m, x: x * {7: 2.0}[x.shape[2]], "looks up a size of the image"),
-        (lambda m, x: attempted(x), "decides by the numbers"),
+        (lambda m, x: x if x.shape[2] in {7, 14} else -x, "looks up an image size"),
+        (lambda m, x: x * {7: 2.0}[x.shape[2]], "looks up an image size"),
+        (lambda m, x: attempted(x), "depends on the values"),
         (lambda m, x: setattr(x, "requires_grad", False) or x, "sets .requires_grad of a Tensor"),
     ],
 )
-def test_what_a_graph_cannot_hold_is_one_step(function: Any, says: str) -> None:
+def test_untraceable_modules_are_one_node(function: Any, says: str) -> None:
     inside = nn.Sequential(nn.Conv2d(3, 3, 1), Lambda(function)).eval()
     graph = trace(inside, (3, 7, 5))
     assert [str(node.target) for node in graph.graph.find_nodes(op="call_module")] == ["0", "1"]

@@ -1,4 +1,4 @@
-"""What a forward pass reads of a module, beside what the module makes, keeps that module; the rest is folded."""
+"""Modules of which a forward pass uses more than the output are kept; the others are folded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IMAGE = (3, 11, 7)
 
 
 class Net(nn.Module):
-    """`steps` is the forward pass; the second convolution and norm are like the first, and always folded."""
+    """`steps` is the forward pass; the second convolution and norm equal the first and are always folded."""
 
     def __init__(self, steps: Callable[[Net, torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ READ: dict[str, tuple[Callable[[Net, torch.Tensor], torch.Tensor], str]] = {
 
 
 @pytest.mark.parametrize(("steps", "reason"), READ.values(), ids=READ.keys())
-def test_a_module_that_is_read_keeps_its_norm_and_the_others_are_folded(
+def test_an_irreplaceable_module_keeps_its_norm_and_others_are_folded(
     steps: Callable[[Net, torch.Tensor], torch.Tensor], reason: str
 ) -> None:
     net = shaken(Net(steps)).double()
@@ -62,7 +62,7 @@ def test_a_module_that_is_read_keeps_its_norm_and_the_others_are_folded(
     assert not isinstance(result.model.other_norm, nn.BatchNorm2d)
 
 
-def test_a_dropout_of_which_the_rate_is_read_stays() -> None:
+def test_a_dropout_whose_rate_is_read_is_kept() -> None:
     net = shaken(Net(lambda n, x: n.norm(n.conv(x)) * n.drop(x).mean((1, 2, 3), True) * n.drop.p)).double()
     result = fold(net, IMAGE)
     assert_same(net, result.model, IMAGE)
@@ -70,7 +70,7 @@ def test_a_dropout_of_which_the_rate_is_read_stays() -> None:
     assert not result.report.details["kept"]
 
 
-def test_layers_in_a_row_of_which_one_is_read_stay_two() -> None:
+def test_consecutive_layers_with_an_irreplaceable_one_are_kept() -> None:
     net = Net(lambda n, x: n.drop(n.conv(x)) + F.conv2d(x, n.conv.weight)).double().eval()
     net.drop = nn.Conv2d(5, 5, 1).double()
     result = fold(net, IMAGE)
@@ -78,7 +78,7 @@ def test_layers_in_a_row_of_which_one_is_read_stay_two() -> None:
     assert isinstance(result.model.drop, nn.Conv2d)
 
 
-def test_a_reason_stands_once() -> None:
+def test_a_reason_is_reported_once() -> None:
     result = fold(shaken(Net(lambda n, x: n.norm(n.norm(n.conv(x))))), IMAGE)
     assert result.report.details["kept"] == {"norm": "norm is used more than once, or shares its weights"}
     branch = fold(shaken(Net(lambda n, x: n.norm(y := n.conv(x)) * y)), IMAGE)
@@ -87,7 +87,7 @@ def test_a_reason_stands_once() -> None:
 
 
 class Bent(nn.Module):
-    """Norms between functions."""
+    """Norms between functional calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class Bent(nn.Module):
         return F.relu(self.two(F.relu(self.one(F.relu(x)))))
 
 
-def test_norms_that_stay_for_one_reason_are_named_together() -> None:
+def test_norms_kept_for_one_reason_are_reported_together() -> None:
     (note,) = (note for note in fold(shaken(Bent()), IMAGE).report.notes if "stay" in note)
     assert note == (
         "2 batch norms stay: one, two (no convolution or linear layer comes before it (relu does); no plain "
@@ -105,19 +105,19 @@ def test_norms_that_stay_for_one_reason_are_named_together() -> None:
     )
 
 
-def test_what_is_looked_into_is_told_and_the_model_is_as_before() -> None:
+def test_irreplaceable_modules_are_found_and_the_model_is_unchanged() -> None:
     net = Net(lambda n, x: n.norm(n.conv(x)) * n.norm.eps).eval()
     modules = dict(net.named_modules())
     assert find_irreplaceable(net, ["conv", "norm", "other"], torch.randn(2, *IMAGE)) == ["norm"]
     assert dict(net.named_modules()) == modules
 
 
-def test_a_network_that_gives_nan_looks_into_nothing_by_that() -> None:
+def test_nan_outputs_do_not_make_modules_irreplaceable() -> None:
     net = Net(lambda n, x: n.norm(n.conv(x)) * torch.full((5, 1, 1), torch.nan)).eval()
     assert find_irreplaceable(net, ["conv", "norm"], torch.randn(2, *IMAGE)) == []
 
 
-def test_outputs_of_every_number_format_are_compared() -> None:
+def test_outputs_of_every_dtype_are_compared() -> None:
     net = Net(lambda n, x: n.norm(n.conv(x))).eval()
     whole = nn.ModuleDict({"net": net})
     whole.forward = lambda x: {"logits": net(x), "sure": net(x) > 0, "best": net(x).argmax(1)}  # type: ignore[assignment]

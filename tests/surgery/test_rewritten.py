@@ -1,4 +1,4 @@
-"""The network that comes back: it can be copied, stored, moved, trained and compiled like any other."""
+"""A rewritten network can be copied, saved, moved, trained and compiled like any other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mlpconv.surgery import convolutionalize, pool_head
 
 
 class Net(nn.Module):
-    """Everything that could be lost on the way."""
+    """State that surgery could lose."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ def made() -> tuple[nn.Module, nn.Module]:
     return model, pool_head(model, SHAPE, latency=False).model
 
 
-def test_names_buffers_and_attributes_stay() -> None:
+def test_names_buffers_and_attributes_are_kept() -> None:
     model, changed = made()
     assert list(changed.state_dict()) == list(model.state_dict())
     assert [name for name, _ in changed.named_parameters()] == [name for name, _ in model.named_parameters()]
@@ -54,7 +54,7 @@ def test_names_buffers_and_attributes_stay() -> None:
     assert "rewritten from Net" in repr(changed)
 
 
-def test_copies_and_pickles_compute_the_same_and_share_nothing() -> None:
+def test_copies_and_pickles_are_equivalent_and_independent() -> None:
     _, changed = made()
     for other in (copy.deepcopy(changed), pickle.loads(pickle.dumps(changed))):
         with torch.no_grad():
@@ -64,30 +64,30 @@ def test_copies_and_pickles_compute_the_same_and_share_nothing() -> None:
             assert not torch.equal(other(images()), changed(images()))
 
 
-def test_weights_go_out_and_come_back() -> None:
+def test_the_state_dict_round_trips() -> None:
     _, changed = made()
     file = io.BytesIO()
     torch.save(changed.state_dict(), file)
     file.seek(0)
     other = pool_head(randomised(Net(), seed=4).eval(), SHAPE, latency=False).model
     other.load_state_dict(torch.load(file, weights_only=True))
-    other.offset = changed.offset  # which is not stored
+    other.offset = changed.offset  # not in the state dict
     assert torch.equal(other(images()), changed(images()))
 
 
-def test_it_moves_to_other_formats() -> None:
+def test_it_converts_to_other_dtypes() -> None:
     model, changed = made()
     assert changed.double()(images().double()).dtype is torch.float64
     assert torch.allclose(changed(images().double()), model.double()(images().double()), atol=1e-12)
 
 
-def test_it_is_compiled_and_exported() -> None:
+def test_it_compiles_and_exports() -> None:
     _, changed = made()
     exported = torch.export.export(changed, (images(),))
     assert torch.allclose(exported.module()(images()), changed(images()), atol=1e-6)
 
 
-def test_channels_last_stays() -> None:
+def test_channels_last_is_kept() -> None:
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.Linear(6 * 7 * 5, 7))
     changed = convolutionalize(model.to(memory_format=torch.channels_last), SHAPE, latency=False).model
     for weight in (changed.get_submodule("0").weight, changed.get_submodule("2").weight):
@@ -105,7 +105,7 @@ def test_frozen_layers_stay_frozen() -> None:
 
 
 class Tied(nn.Module):
-    """The last layer's weight is that of the embedding beside it."""
+    """Share the last layer's weight with an embedding."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class Tied(nn.Module):
 
 
 @pytest.mark.parametrize("operation", [pool_head, convolutionalize])
-def test_a_weight_that_is_shared_stays_shared(operation: object) -> None:
+def test_shared_weights_stay_shared(operation: object) -> None:
     model = randomised(Tied()).eval()
     result = operation(model, SHAPE, latency=False)
     changed = result.model
@@ -130,7 +130,7 @@ def test_a_weight_that_is_shared_stays_shared(operation: object) -> None:
         assert torch.allclose(changed(images()), changed.fc.bias.expand(2, 7))
 
 
-def test_a_weight_that_is_worked_out_stays_so() -> None:
+def test_a_parametrized_weight_stays_parametrized() -> None:
     model = Tied()
     model.words = nn.Identity()
     model.fc = nn.utils.parametrizations.weight_norm(nn.Linear(6, 7))
@@ -144,7 +144,7 @@ def test_a_weight_that_is_worked_out_stays_so() -> None:
 
 
 class Stubborn(nn.Module):
-    """In training its forward decides by the numbers in a tensor."""
+    """Control flow depends on tensor values in training mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class Stubborn(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-def test_a_training_that_cannot_be_written_down_is_said_and_refused() -> None:
+def test_an_untraceable_training_pass_is_reported_and_rejected() -> None:
     model = randomised(Stubborn()).eval()
     result = pool_head(model, SHAPE, latency=False)
     assert any("eval mode only" in note for note in result.report.notes)
@@ -167,20 +167,20 @@ def test_a_training_that_cannot_be_written_down_is_said_and_refused() -> None:
 
 
 class Library(nn.Linear):
-    """As timm's: a class of its own that calls the function."""
+    """Like timm's: a subclass that calls the function."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
 
 
 class DropConnect(nn.Linear):
-    """In training it loses weights: another layer than its name says."""
+    """Drop weights in training mode, unlike nn.Linear."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, F.dropout(self.weight, 0.5, self.training), self.bias)
 
 
-def test_a_linear_layer_of_a_librarys_own_class_becomes_a_convolution() -> None:
+def test_a_subclass_of_linear_becomes_a_convolution() -> None:
     model = Net()
     model.fc = Library(6, 7)
     changed = pool_head(randomised(model).eval(), SHAPE, latency=False).model
@@ -188,7 +188,7 @@ def test_a_linear_layer_of_a_librarys_own_class_becomes_a_convolution() -> None:
     assert torch.allclose(changed(images()), model(images()), atol=1e-5)
 
 
-def test_a_weight_that_is_another_in_training_is_so_still() -> None:
+def test_a_weight_that_differs_in_training_still_differs() -> None:
     model = Net()
     model.fc = DropConnect(6, 7)
     changed = pool_head(randomised(model).eval(), SHAPE, latency=False).model
@@ -201,13 +201,13 @@ def test_a_weight_that_is_another_in_training_is_so_still() -> None:
 
 
 class Scaled(Tied):
-    """In training its forward uses the last layer's weight once more."""
+    """Use the last layer's weight a second time in training mode."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x * self.fc.weight.abs().mean() if self.training else x)
 
 
-def test_a_replaced_weight_that_is_read_elsewhere_is_not_read_in_another_shape() -> None:
+def test_a_replaced_weight_used_elsewhere_keeps_its_shape_there() -> None:
     model = Scaled()
     model.words = nn.Identity()
     result = pool_head(randomised(model).eval(), SHAPE, latency=False)
@@ -216,7 +216,7 @@ def test_a_replaced_weight_that_is_read_elsewhere_is_not_read_in_another_shape()
         result.model.train()(images())
 
 
-def test_a_report_is_a_table_and_data() -> None:
+def test_a_report_prints_and_serialises() -> None:
     model = randomised(Net()).eval()
     report = pool_head(model, SHAPE, images=images(3)).report
     text, data = str(report), report.to_dict()

@@ -1,4 +1,4 @@
-"""Graphs as data: however long they are, and whatever they call."""
+"""Stored graphs, of any length and with any function."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mlpconv.surgery.tracing.stored_graph import restore_graph, store_graph
 
 
 class Every(nn.Module):
-    """Functions that Python cannot pickle by themselves, slices, sizes, dictionaries."""
+    """Call functions that Python cannot pickle, with slices, sizes and dictionaries."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ def images(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
-def test_a_graph_comes_back_from_a_pickle() -> None:
+def test_a_graph_survives_pickling() -> None:
     model = Every().eval()
     traced = trace(model, (3, 11, 13))
     again = as_module(traced, restore_graph(pickle.loads(pickle.dumps(store_graph(traced.graph)))))
@@ -43,7 +43,7 @@ def test_a_graph_comes_back_from_a_pickle() -> None:
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_a_convolutionalized_network_comes_back_and_slides(copied: object) -> None:
+def test_a_convolutionalized_network_survives_copying_and_pickling(copied: object) -> None:
     changed = convolutionalize(Every().eval(), (3, 11, 13), latency=False).model
     for other in (copied(changed), copied(copied(changed))):
         for shape in ((2, 3, 11, 13), (1, 3, 19, 17)):
@@ -51,8 +51,8 @@ def test_a_convolutionalized_network_comes_back_and_slides(copied: object) -> No
             assert torch.equal(other.category_maps(images(*shape)), changed.category_maps(images(*shape)))
 
 
-def test_a_long_network_is_pickled_and_copied() -> None:
-    """The nodes of a graph hold each other: one that is pickled as it is exceeds Python's depth of recursion."""
+def test_a_long_network_can_be_pickled_and_copied() -> None:
+    """Nodes reference each other, so pickling a long graph directly exceeds Python's recursion limit."""
     graph = fx.Graph()
     last = graph.placeholder("x")
     for _ in range(1500):
@@ -65,7 +65,7 @@ def test_a_long_network_is_pickled_and_copied() -> None:
         pickle.dumps(graph)
 
 
-def test_a_traced_network_comes_back_from_a_pickle() -> None:
+def test_a_traced_network_survives_pickling() -> None:
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU()).eval()
     assert torch.equal(
         pickle.loads(pickle.dumps(trace(model, (3, 9, 7))))(images(1, 3, 9, 7)), model(images(1, 3, 9, 7))

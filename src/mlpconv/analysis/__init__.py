@@ -1,4 +1,4 @@
-"""What a network costs and what it sees: parameters, multiply-adds, memory and receptive field, for any `nn.Module`."""
+"""Profile any `nn.Module`: parameters, multiply-adds, memory and receptive field of each layer."""
 
 from __future__ import annotations
 

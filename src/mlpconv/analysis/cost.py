@@ -1,12 +1,12 @@
-"""What an operation costs: multiply-adds, and the small work beside them, counted apart.
+"""The cost of an operation: multiply-adds, and separately biases, pooling and other elementwise operations.
 
-One multiply-add (MAC) is one multiplication and one addition. Convolutions, linear layers and matrix products have
-them. Additions of biases, pooling, norms, activations and sums of branches have none and are counted by themselves: one
-operation for each element made or, where many become one, for each element read; two for a batch norm (a
-multiplication and an addition), four for a norm that works out its mean and variance first.
+One multiply-add (MAC) is one multiplication and one addition. Convolutions, linear layers and matrix products consist
+of MACs. Bias additions, pooling, norms, activations and sums of branches have none and are counted separately: one
+operation per output element or, in a reduction, per input element; two for a batch norm (multiply and add), four for a
+norm that computes its own mean and variance.
 
-Operations of which neither is known are not counted, and say so. A formula that is registered with
-`torch.utils.flop_counter.register_flop_formula` counts, half a flop being a multiply-add.
+Operations of unknown cost are marked as not counted. A formula registered with
+`torch.utils.flop_counter.register_flop_formula` is used, at half a flop per multiply-add.
 """
 
 from __future__ import annotations
@@ -19,35 +19,32 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
+from mlpconv.receptive_field import op_names
 from mlpconv.receptive_field.call import Call
-from mlpconv.receptive_field.rules import makes_anew, rule_of
+from mlpconv.receptive_field.op_names import ARITHMETIC, COPIES
+from mlpconv.receptive_field.rules import ignores_values, rule_of
 
 __all__ = ["KINDS", "Cost", "cost_of", "size_in_bytes"]
 
 KINDS = ("kxk", "1x1", "depthwise", "linear", "matmul", "norm", "pool", "activation", "merge", "other")
-"""What a layer is, the kind that decides first: a layer of several operations takes the first of theirs."""
+"""Kinds of layers; a layer of several operations has the first of their kinds in this order."""
 
 POOLS = ("avg_pool", "max_pool", "_adaptive_avg_pool", "adaptive_max_pool")
 NORMS = ("_native_batch_norm", "native_batch_norm", "native_layer_norm", "native_group_norm")
-ACTIVATIONS = frozenset({
-    "_log_softmax", "_prelu_kernel", "_safe_softmax", "_softmax", "celu", "clamp", "clamp_min", "elu", "gelu", "glu",
-    "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "log_sigmoid_forward", "mish", "prelu", "relu", "relu6",
-    "selu", "sigmoid", "silu", "softplus", "tanh", "threshold",
-})  # fmt: skip
-MERGES = frozenset({"add", "cat", "maximum", "minimum", "mul", "stack", "sub"})
+ACTIVATIONS = op_names.ACTIVATIONS | {
+    "_log_softmax", "_prelu_kernel", "_safe_softmax", "_softmax", "clamp_min", "glu", "log_sigmoid_forward", "prelu",
+}  # fmt: skip
+MERGES = ARITHMETIC | {"cat", "stack"}
 REDUCTIONS = frozenset({"amax", "amin", "max", "mean", "min", "sum"})
-STILL = frozenset({
-    "_reshape_alias", "_to_copy", "_unsafe_view", "cat", "clone", "constant_pad_nd", "copy", "flip", "index",
-    "native_channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "repeat", "roll", "stack",
-})  # fmt: skip
-"""Operations that only move elements about."""
+FREE = COPIES | {"_to_copy", "cat", "copy", "stack"}
+"""Operations without arithmetic."""
 CONVOLUTIONS = frozenset({"convolution", "deform_conv2d"})
 SUMMED: dict[str, tuple[int, ...]] = {
     "addbmm": (0, -1), "addmm": (-1,), "addmv": (-1,), "addr": (), "baddbmm": (-1,), "bmm": (-1,), "dot": (-1,),
     "mm": (-1,), "mv": (-1,), "vdot": (-1,), "_addmm_activation": (-1,), "_int_mm": (-1,),
     "affine_grid_generator": (-1,),
 }  # fmt: skip
-"""Matrix products, and the dimensions of their first factor that they sum over."""
+"""Matrix products, with the dimensions of the first factor that they sum over."""
 CHEAP = frozenset({
     "aminmax", "arange", "argsort", "as_strided_scatter", "bincount", "bucketize", "col2im", "count_nonzero", "cummax",
     "cummin", "cumprod", "cumsum", "detach", "diagonal_scatter", "embedding", "eye", "gather", "grid_sampler_2d",
@@ -58,13 +55,13 @@ CHEAP = frozenset({
     "scatter_reduce", "searchsorted", "select_scatter", "slice_scatter", "take", "unique_dim", "_fused_rms_norm",
     "_local_scalar_dense", "_unique2", "_weight_norm_interface",
 })  # fmt: skip
-"""Operations with no rule for receptive fields whose work is one operation or a few for each element."""
+"""Operations without a receptive field rule that cost a few operations per element."""
 SPATIAL = ("_upsample", "upsample", "reflection_pad", "replication_pad")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The work of one operation on one image."""
+    """The cost of one operation on one image."""
 
     kind: str
     """One of KINDS."""
@@ -75,20 +72,20 @@ class Cost:
     other_ops: int = 0
     """Norms, activations, sums of branches."""
     traffic: int = 0
-    """Bytes of activations that an operation with multiply-adds reads and writes."""
+    """Bytes of activations read and written, if the operation has multiply-adds."""
     weight_bytes: int = 0
-    """Bytes of weights that it reads, once for a whole batch."""
+    """Bytes of weights read, once per batch."""
     counted: bool = True
-    """Whether its work is known; else the other numbers are 0."""
+    """Whether the cost is known; if not, all numbers are 0."""
 
 
 def size_in_bytes(tensor: Tensor) -> int:
-    """The bytes of a tensor's own elements."""
+    """Return the bytes of a tensor's elements."""
     return tensor.numel() * tensor.element_size()
 
 
 def cost_of(call: Call, tracked: Sequence[Tensor]) -> Cost:
-    """The cost of a call, given those of its inputs that depend on the image."""
+    """Return the cost of a call; `tracked` are its inputs that depend on the image."""
     out, name = call.outputs[0], call.name
     if name in CONVOLUTIONS:
         return _convolution(call)
@@ -99,14 +96,14 @@ def cost_of(call: Call, tracked: Sequence[Tensor]) -> Cost:
         if "kernel_size" not in call.args:
             return Cost("pool", pool_ops=call.inputs[0].numel())
         count = int(name.split("pool")[1][0])
-        return Cost("pool", pool_ops=out.numel() * math.prod(call.numbers("kernel_size", count)))
+        return Cost("pool", pool_ops=out.numel() * math.prod(call.sizes("kernel_size", count)))
     if name.startswith(NORMS):
         simple = name.endswith("no_training") or call.args.get("training") is False
         return Cost("norm", other_ops=out.numel() * (2 if simple else 4))
     if name in REDUCTIONS and len(call.inputs) == 1:
         return _reduction(call)
     merges = name in MERGES and len(tracked) > 1
-    if call.func.is_view or name in STILL:
+    if call.func.is_view or name in FREE:
         return Cost("merge" if merges else "other")
     if not _is_cheap(call):
         return Cost("other", counted=False)
@@ -115,7 +112,7 @@ def cost_of(call: Call, tracked: Sequence[Tensor]) -> Cost:
 
 
 def _convolution(call: Call) -> Cost:
-    """Each output element (transposed: input element) meets the whole of its group's kernel once."""
+    """Return the cost of a convolution: the size of a group's kernel per output (transposed: input) element."""
     image, weight, bias, out = call.inputs[0], call.tensor("weight"), call["bias"], call.outputs[0]
     macs = (image if call.args.get("transposed") else out).numel() * weight[0].numel()
     return Cost(
@@ -134,7 +131,7 @@ def _convolution_kind(weight: Tensor, groups: int, channels: int) -> str:
 
 
 def _macs_of_product(call: Call) -> int | None:
-    """The multiply-adds of a matrix product, or by a registered formula; None for everything else."""
+    """Return the multiply-adds of a matrix product or of a registered formula; None for other operations."""
     out, factors = call.outputs[0], call.inputs[-2:]
     if call.name in SUMMED:
         return out.numel() * math.prod(factors[0].shape[dim] for dim in SUMMED[call.name])
@@ -144,14 +141,14 @@ def _macs_of_product(call: Call) -> int | None:
     if formula is None:
         return None
     arguments = call.func._schema.arguments
-    plain = [call[argument.name] for argument in arguments if not argument.kwarg_only]
-    named = {argument.name: call[argument.name] for argument in arguments if argument.kwarg_only}
+    args = [call[argument.name] for argument in arguments if not argument.kwarg_only]
+    kwargs = {argument.name: call[argument.name] for argument in arguments if argument.kwarg_only}
     results = call.outputs[0] if len(call.outputs) == 1 else call.outputs
-    return int(formula(*plain, **named, out_val=results)) // 2
+    return int(formula(*args, **kwargs, out_val=results)) // 2
 
 
 def _terms(call: Call) -> int:
-    """What a bilinear layer adds up: a term for each pair of inputs and output."""
+    """Return the multiply-adds of a bilinear layer: one per pair of inputs and output."""
     shapes = []
     for number, tensor in enumerate(call.inputs, 1):
         shape = list(tensor.shape)
@@ -162,7 +159,7 @@ def _terms(call: Call) -> int:
 
 
 def _product(call: Call, tracked: Sequence[Tensor], macs: int) -> Cost:
-    """A matrix product: linear where one side is weights."""
+    """Return the cost of a matrix product; its kind is "linear" if a factor is weights."""
     out, biased = call.outputs[0], bool(call.args.get("beta", 0))
     factors = call.inputs[1:] if "beta" in call.args else call.inputs
     data = [factor for factor in factors if any(factor is tensor for tensor in tracked)]
@@ -177,15 +174,15 @@ def _product(call: Call, tracked: Sequence[Tensor], macs: int) -> Cost:
 
 
 def _is_cheap(call: Call) -> bool:
-    """Whether the work of an operation is known to grow with its elements alone."""
+    """Return whether an operation is known to cost a few operations per element."""
     if call.func.namespace not in ("aten", "prims"):
         return False
-    known = rule_of(call) is not None or makes_anew(call) or torch.Tag.inplace_view in call.func.tags
+    known = rule_of(call) is not None or ignores_values(call) or torch.Tag.inplace_view in call.func.tags
     return known or call.name in CHEAP or call.name.startswith(SPATIAL)
 
 
 def _reduction(call: Call) -> Cost:
-    """A mean over the image is a pool; a maximum over channels is an activation (maxout)."""
+    """Return the cost of a reduction: the mean of an image is a pool, the maximum of channels an activation."""
     image = call.inputs[0]
     dims = call.dims()
     if image.dim() == 4 and sorted(dims) in ([-2, -1], [-3, -2]):

@@ -1,4 +1,4 @@
-"""A profile as one page that needs nothing else: a picture of where the work and the parameters are, and the table."""
+"""Render a profile as one self-contained HTML page: bar charts of multiply-adds and parameters, and the table."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ COLOURS = {
     "merge": "#707880",
     "other": "#9a9a9a",
 }
-"""One for each kind of layer."""
+"""Colour of each kind of layer."""
 HEIGHT, GAP, NAME, BAR = 15, 3, 250, 330
-"""Pixels of the picture: a bar's height, the space between two, the width of the names and of the longest bar."""
+"""Pixels: height of a bar, gap between bars, width of the names, length of the longest bar."""
 
 STYLE = """
 body{font:14px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#222;background:#fff}
@@ -38,7 +38,7 @@ svg{display:block;max-width:100%;height:auto}svg text{font-size:11px;fill:#222}
 
 
 def as_page(profile: Profile) -> str:
-    """The whole page as HTML; no script, no request to anywhere, every name escaped."""
+    """Return the page as HTML, without scripts or requests, with every name escaped."""
     title = escape(heading(profile))
     notes = "".join(f"<p>{escape(line)}</p>" for line in summary(profile))
     return (
@@ -71,7 +71,7 @@ def _cells(texts: tuple[str, ...]) -> str:
 
 
 def _bars(profile: Profile) -> str:
-    """Two bars a layer that has multiply-adds or parameters: its share of each."""
+    """Return a chart with two bars per layer: multiply-adds and parameters."""
     rows = [row for row in profile.rows if row.macs or row.params]
     if not rows:
         return ""
@@ -85,8 +85,8 @@ def _bars(profile: Profile) -> str:
         parts.append(f'<text x="0" y="{index * step + HEIGHT - 4}">{escape(_short(row.name))}</text>')
         parts.append(_bar(row, NAME, index * step, row.macs / macs, f"{row.macs:,} multiply-adds"))
         parts.append(_bar(row, NAME + BAR + GAP, index * step, row.params / params, f"{row.params:,} parameters"))
-    used = [kind for kind in COLOURS if any(row.kind == kind for row in rows)]
-    key = "".join(f'<span><i style="background:{COLOURS[kind]}"></i>{kind}</span>' for kind in used)
+    kinds = [kind for kind in COLOURS if any(row.kind == kind for row in rows)]
+    key = "".join(f'<span><i style="background:{COLOURS[kind]}"></i>{kind}</span>' for kind in kinds)
     height = (len(rows) + 1) * step
     return (
         f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
@@ -94,13 +94,13 @@ def _bars(profile: Profile) -> str:
     )
 
 
-def _bar(row: LayerProfile, left: int, top: int, share: float, says: str) -> str:
+def _bar(row: LayerProfile, left: int, top: int, share: float, label: str) -> str:
     return (
         f'<rect x="{left}" y="{top}" width="{share * BAR:.1f}" height="{HEIGHT}" fill="{COLOURS[row.kind]}">'
-        f"<title>{escape(row.name)}: {says}</title></rect>"
+        f"<title>{escape(row.name)}: {label}</title></rect>"
     )
 
 
-def _short(name: str, most: int = 40) -> str:
-    """A long name by its end, which says more."""
-    return name if len(name) <= most else "…" + name[1 - most :]
+def _short(name: str, limit: int = 40) -> str:
+    """Return the end of a long name."""
+    return name if len(name) <= limit else "…" + name[1 - limit :]

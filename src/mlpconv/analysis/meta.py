@@ -1,9 +1,9 @@
-"""Networks and tensors that have shapes and no storage, on the meta device: how they are run, and what they take."""
+"""Run networks on the meta device, where tensors have shapes and no storage."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -19,60 +19,73 @@ __all__ = [
     "failure_of",
     "is_compiled",
     "isolated",
+    "meta_images",
     "on_meta",
     "replaced",
+    "run_on_meta",
     "shape_only",
     "uncompiled",
 ]
 
-MOST_TRIED = 6
-"""Images in the largest batch that is tried where a network does not take the usual one."""
+MAX_BATCH = 6
+"""Largest batch size to try on a network that rejects the default one."""
 
 
 class OnMeta(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Tables of indices have numbers; where they meet tensors without storage they lose them."""
+    """Move real tensors (tables of indices) to the meta device when an operation also takes a meta tensor."""
 
     def __torch_dispatch__(
         self, func: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run one operation."""
-        args, kwargs = on_meta(args, kwargs or {})
-        return func(*args, **kwargs)
+        """Run one operation on the meta device."""
+        return run_on_meta(func, args, kwargs or {})
+
+
+def run_on_meta(func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
+    """Run an operation with its arguments moved by `on_meta`."""
+    args, kwargs = on_meta(args, kwargs)
+    return func(*args, **kwargs)
 
 
 def on_meta(args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The arguments with every tensor, and every request for a device, on the meta device if any tensor is there."""
+    """Return the arguments with every tensor and device replaced by meta ones, if any tensor is a meta tensor."""
     leaves = tree_leaves((args, dict(kwargs)))
-    there = any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in leaves)
-    if not there or not any(_is_elsewhere(leaf) for leaf in leaves):
+    any_meta = any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in leaves)
+    if not any_meta or not any(_is_off_meta(leaf) for leaf in leaves):
         return args, kwargs
 
-    def bare(leaf: object) -> object:
+    def to_meta(leaf: object) -> object:
         if isinstance(leaf, torch.device):
             return torch.device("meta")
         return shape_only(leaf) if isinstance(leaf, Tensor) and not leaf.is_meta else leaf
 
-    moved: tuple[Any, Any] = tree_map(bare, (args, dict(kwargs)))
+    moved: tuple[Any, Any] = tree_map(to_meta, (args, dict(kwargs)))
     return moved
 
 
-def _is_elsewhere(leaf: object) -> bool:
-    """Whether it is a tensor or a request for a device that is not the meta device."""
+def _is_off_meta(leaf: object) -> bool:
+    """Return whether `leaf` is a tensor off the meta device, or a `torch.device` argument."""
     return not leaf.is_meta if isinstance(leaf, Tensor) else isinstance(leaf, torch.device)
 
 
 def shape_only(tensor: Tensor) -> Tensor:
-    """A tensor of the same shape, strides and dtype without storage."""
+    """Return a meta tensor of the same shape, strides and dtype."""
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
+def meta_images(model: nn.Module, count: int, shape: Sequence[int]) -> Tensor:
+    """Return meta images (count, *shape) in the dtype of the model's first floating-point parameter."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    return torch.empty((count, *shape), dtype=dtype, device="meta")
+
+
 def is_compiled(module: nn.Module) -> bool:
-    """Whether a module is what torch.compile made of another, its `_orig_mod`."""
+    """Return whether torch.compile wraps the module, as `_orig_mod`."""
     return type(module).__name__ == "OptimizedModule" and isinstance(getattr(module, "_orig_mod", None), nn.Module)
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
-    """In place: the original modules where compiled ones were."""
+    """Replace compiled submodules by their originals, in place; return the model."""
     for module in list(model.modules()):
         for name, child in module._modules.items():
             if child is not None and is_compiled(child):
@@ -82,38 +95,38 @@ def uncompiled(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Put another value in the place of an attribute that a class or module has of its own, for a while."""
-    before = vars(owner)[name]
+    """Temporarily replace an attribute that a class or module defines itself."""
+    original = vars(owner)[name]
     setattr(owner, name, value)
     try:
         yield
     finally:
-        setattr(owner, name, before)
+        setattr(owner, name, original)
 
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """Run a forward pass without storage so that it stays cheap and the caller keeps its random numbers.
+    """Prepare PyTorch for a forward pass on the meta device; restore the caller's random state afterwards.
 
-    Functions of torch.compile run as they were written, since compiling for tensors without storage takes long.
-    `torch.autocast(x.device.type)` is that of the CPU, since there is none for the meta device.
+    Compiled functions run eagerly, because compiling them for meta tensors is slow. `torch.autocast("meta")`, which
+    PyTorch lacks, becomes `torch.autocast("cpu")`.
     """
-    begin = torch.autocast.__init__
+    initialise = torch.autocast.__init__
 
-    def begun(self: torch.autocast, device_type: str, *args: Any, **kwargs: Any) -> None:
-        begin(self, "cpu" if str(device_type) == "meta" else device_type, *args, **kwargs)
+    def initialise_on_cpu(self: torch.autocast, device_type: str, *args: Any, **kwargs: Any) -> None:
+        initialise(self, "cpu" if str(device_type) == "meta" else device_type, *args, **kwargs)
 
     compiled = "torch._dynamo" in sys.modules
     with (
         torch.compiler.set_stance("force_eager") if compiled else nullcontext(),
         torch.random.fork_rng(devices=[]),
-        replaced(torch.autocast, "__init__", begun),
+        replaced(torch.autocast, "__init__", initialise_on_cpu),
     ):
         yield
 
 
 def failure_of(shadow: nn.Module, images: Tensor) -> Exception | None:
-    """What a network without storage raises on these images; None where it takes them."""
+    """Return the error that a meta network raises on these images, or None if it accepts them."""
     try:
         with torch.no_grad(), isolated(), OnMeta():  # type: ignore[no-untyped-call]
             shadow(images)
@@ -123,12 +136,12 @@ def failure_of(shadow: nn.Module, images: Tensor) -> Exception | None:
 
 
 def batches_taken(shadow: nn.Module, images: Tensor) -> str:
-    """Say which batches a network takes that fails on these images; empty where it takes none."""
-    batches = [images.new_empty((count, *images.shape[1:])) for count in range(1, MOST_TRIED + 1)]
-    taken = [len(batch) for batch in batches if failure_of(shadow, batch) is None]
-    if not taken or len(images) in taken:
+    """Name the batch sizes that a network accepts which fails on these images; empty if it accepts none."""
+    batches = [images.new_empty((count, *images.shape[1:])) for count in range(1, MAX_BATCH + 1)]
+    accepted = [len(batch) for batch in batches if failure_of(shadow, batch) is None]
+    if not accepted or len(images) in accepted:
         return ""
     return (
-        f". It takes batches of {', '.join(map(str, taken))} images and not of {len(images)}; a network that works "
-        "on each image of a batch by itself is accepted."
+        f". It accepts batch sizes {', '.join(map(str, accepted))} and not {len(images)}; pass a network that "
+        "processes the images of a batch independently."
     )

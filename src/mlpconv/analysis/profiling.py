@@ -1,4 +1,4 @@
-"""From the operations of a forward pass to one row for each layer, and the totals."""
+"""Profile a network: one row per layer, from the operations of a traced forward pass, and the totals."""
 
 from __future__ import annotations
 
@@ -19,21 +19,19 @@ __all__ = ["profile"]
 
 
 def profile(model: nn.Module, input_shape: tuple[int, int, int], *, batch: int = 1) -> Profile:
-    """Cost and receptive field of every layer of any model, for images of (C, H, W).
+    """Return the cost and receptive field of every layer of a model, for images of (C, H, W).
 
-    Parameters, multiply-adds, bytes of activations and their peak at inference, and what each layer sees of the image,
-    exactly, on any graph. Nothing is computed: the forward pass runs in eval mode on a copy without storage, and the
-    model is only read. Work and bytes are those of `batch` images.
-    Raises UsageError for a size that makes no sense, or a model that cannot be followed, with the module's name.
+    The profile holds parameters, multiply-adds, activation bytes, their peak at inference, and the exact receptive
+    field of each layer of any graph. Operations and bytes are those of `batch` images. The forward pass runs in eval
+    mode on a copy on the meta device; the model itself is only read.
+    Raises UsageError for an invalid size, and for a model that cannot be traced, with the module's name.
     """
     if not isinstance(model, nn.Module):
-        raise UsageError(f"profile got a {type(model).__name__}; a torch.nn.Module is accepted.")
+        raise UsageError(f"profile got a {type(model).__name__}; pass a torch.nn.Module.")
     shape = check_input_shape(input_shape)
-    if len(shape) != 3 or not all(type(size) is int and size > 0 for size in shape):
-        raise UsageError(f"input_shape is {input_shape!r}; (channels, rows, columns) is accepted, such as (3, 32, 32).")
     if type(batch) is not int or batch < 1:
-        raise UsageError(f"batch is {batch!r}; a whole number from 1 up is accepted.")
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+        raise UsageError(f"batch is {batch!r}; pass an integer of at least 1.")
+    model = getattr(model, "_orig_mod", model)  # the module that torch.compile wraps
     traced = trace(model, shape)
     rows = tuple(_rows(traced, shape, batch))
     totals = _totals(model, rows, traced.peak_bytes * batch)
@@ -43,38 +41,37 @@ def profile(model: nn.Module, input_shape: tuple[int, int, int], *, batch: int =
         input_shape=shape,
         batch=batch,
         rows=rows,
-        field=_seen(traced.output, traced.output_shape, shape),
+        field=_axis_fields(traced.output, traced.output_shape, shape),
         totals=totals,
         notes=tuple(_notes(traced, rows, totals)),
     )
 
 
-def _seen(
+def _axis_fields(
     field: Field | None, shape: tuple[int, ...], image: tuple[int, int, int]
 ) -> tuple[AxisField, AxisField] | None:
-    """The field of a tensor of this shape, along rows and columns of the image."""
+    """Return the receptive field of a tensor of this shape, along rows and columns of the image."""
     return None if field is None else (axis_field(field[0], shape, image[1]), axis_field(field[1], shape, image[2]))
 
 
 def _rows(traced: Trace, image: tuple[int, int, int], batch: int) -> Iterator[LayerProfile]:
-    """One row for each call of a module without children, and for each operation that happens between modules."""
-    used: Counter[str] = Counter()
+    """Yield one row per call of a module without children, and one per operation outside such modules."""
+    calls: Counter[str] = Counter()
     for place, group in groupby(traced.steps, key=lambda step: step.place):
         name, module = traced.places[place]
         steps = list(group)
-        heavy = sum(step.cost.macs > 0 for step in steps)
-        together = not any(True for _ in module.children()) and heavy <= 1
-        for part in [steps] if together else [[step] for step in steps]:
-            if not any(_matters(step) for step in part):
+        is_layer = not any(True for _ in module.children()) and sum(step.cost.macs > 0 for step in steps) <= 1
+        for ops in [steps] if is_layer else [[step] for step in steps]:
+            if not any(_has_cost(step) for step in ops):
                 continue
-            label = name or type(module).__name__ if together else ".".join(filter(None, (name, part[0].operation)))
-            used[label] += 1
-            label = f"{label} ({used[label]})" if used[label] > 1 else label
-            yield _row(label, type(module) if together else None, part, image, batch)
+            label = name or type(module).__name__ if is_layer else ".".join(filter(None, (name, ops[0].operation)))
+            calls[label] += 1
+            label = f"{label} ({calls[label]})" if calls[label] > 1 else label
+            yield _row(label, type(module) if is_layer else None, ops, image, batch)
 
 
-def _matters(step: TracedOp) -> bool:
-    """Whether a step computes something, takes memory or reads parameters."""
+def _has_cost(step: TracedOp) -> bool:
+    """Return whether a step computes, allocates memory or reads parameters."""
     cost = step.cost
     return bool(cost.macs or cost.pool_ops or cost.other_ops or step.new_bytes or step.params or not cost.counted)
 
@@ -89,7 +86,7 @@ def _row(
     times = [(step.cost, batch if step.field is not None else 1) for step in steps]
     macs = sum(cost.macs * n for cost, n in times)
     moved = sum(cost.traffic * n + cost.weight_bytes for cost, n in times)
-    made = next(((step.new_bytes, n) for step, (_, n) in zip(reversed(steps), reversed(times), strict=True)
+    allocated = next(((step.new_bytes, n) for step, (_, n) in zip(reversed(steps), reversed(times), strict=True)
                  if step.new_bytes), (0, 1))  # fmt: skip
     return LayerProfile(
         name=label,
@@ -101,15 +98,15 @@ def _row(
         bias_adds=sum(cost.bias_adds * n for cost, n in times),
         pool_ops=sum(cost.pool_ops * n for cost, n in times),
         other_ops=sum(cost.other_ops * n for cost, n in times),
-        activation_bytes=made[0] * made[1],
+        activation_bytes=allocated[0] * allocated[1],
         intensity=macs / moved if macs and moved else None,
-        field=_seen(result.field, result.shape, image),
+        field=_axis_fields(result.field, result.shape, image),
         uncounted=tuple(sorted({step.operation for step in steps if not step.cost.counted})),
     )
 
 
 def _totals(model: nn.Module, rows: Sequence[LayerProfile], peak: int) -> Totals:
-    every = sum(parameter.numel() for parameter in model.parameters())
+    params = sum(parameter.numel() for parameter in model.parameters())
     by_kind = {}
     for kind in KINDS:
         of_kind = [row for row in rows if row.kind == kind]
@@ -118,10 +115,10 @@ def _totals(model: nn.Module, rows: Sequence[LayerProfile], peak: int) -> Totals
             by_kind[kind] = {"layers": len(of_kind)} | sums
     macs, activations = sum(row.macs for row in rows), sum(row.activation_bytes for row in rows)
     moved = sum(row.macs / row.intensity for row in rows if row.intensity)
-    one = by_kind.get("1x1", {"params": 0, "macs": 0, "activation_bytes": 0})
+    pointwise = by_kind.get("1x1", {"params": 0, "macs": 0, "activation_bytes": 0})
     return Totals(
-        params=every,
-        unused_params=every - sum(row.params for row in rows),
+        params=params,
+        unused_params=params - sum(row.params for row in rows),
         macs=macs,
         bias_adds=sum(row.bias_adds for row in rows),
         pool_ops=sum(row.pool_ops for row in rows),
@@ -129,9 +126,9 @@ def _totals(model: nn.Module, rows: Sequence[LayerProfile], peak: int) -> Totals
         activation_bytes=activations,
         peak_activation_bytes=peak,
         intensity=macs / moved if moved else None,
-        params_share_1x1=one["params"] / every if every else 0.0,
-        macs_share_1x1=one["macs"] / macs if macs else 0.0,
-        activation_share_1x1=one["activation_bytes"] / activations if activations else 0.0,
+        params_share_1x1=pointwise["params"] / params if params else 0.0,
+        macs_share_1x1=pointwise["macs"] / macs if macs else 0.0,
+        activation_share_1x1=pointwise["activation_bytes"] / activations if activations else 0.0,
         by_kind=by_kind,
     )
 
@@ -139,8 +136,8 @@ def _totals(model: nn.Module, rows: Sequence[LayerProfile], peak: int) -> Totals
 def _notes(traced: Trace, rows: Sequence[LayerProfile], totals: Totals) -> Iterator[str]:
     uncounted = sorted({name for row in rows for name in row.uncounted})
     if uncounted:
-        yield f"Not counted: {', '.join(uncounted)}. What these operations cost is not known, so the sums lack it."
+        yield f"Not counted: {', '.join(uncounted)}. The cost of these operations is unknown, so the totals exclude it."
     if totals.unused_params:
-        yield f"{totals.unused_params:,} parameters are not read by this forward pass (auxiliary heads, for example)."
+        yield f"{totals.unused_params:,} parameters are unused in this forward pass (auxiliary heads, for example)."
     if traced.bounds:
-        yield f"Fields after these operations are upper bounds: {', '.join(traced.bounds)}."
+        yield f"Receptive fields after these operations are upper bounds: {', '.join(traced.bounds)}."

@@ -1,4 +1,4 @@
-"""What a profile says: rows, totals, and both as data."""
+"""The result of a profile: rows and totals, as dataclasses and as JSON."""
 
 from __future__ import annotations
 
@@ -8,41 +8,37 @@ from typing import Any
 
 import torch
 
+from mlpconv.analysis.table import CONVENTION, as_text
 from mlpconv.errors import UsageError, did_you_mean
 from mlpconv.receptive_field.field import FIRST, LAST, Axis
 
 __all__ = ["AxisField", "LayerProfile", "Profile", "Totals", "axis_field"]
 
-CONVENTION = (
-    "1 MAC = 1 multiply-add, of convolutions, linear layers and matrix products; biases, pooling and everything else "
-    "are counted apart. Activations are those of inference, in bytes of the model's own number format."
-)
-
-NAMED = 5
-"""Layers of one ending that a message lists."""
+MAX_LISTED = 5
+"""Layers that an error about an ambiguous name lists."""
 
 
 @dataclass(frozen=True)
 class AxisField:
-    """What the cells of a layer see along one axis of the image, in pixels; pixel 0 has its centre at 0."""
+    """The receptive field of a layer's cells along one axis of the image, in pixels; the centre of pixel 0 is at 0."""
 
     size: int
-    """Pixels a cell sees, as if the image had no border; where cells see different numbers, the most in this image."""
+    """Receptive field of a cell, ignoring the image's border; if cells differ, the largest in this image."""
     jump: float | None
-    """Pixels from one cell to the next; None where the cells lie in no row (after a global layer)."""
+    """Stride: pixels from one cell to the next; None if the cells form no grid (after a global layer)."""
     start: float | None
-    """Where the centre of cell 0 is."""
+    """Centre of cell 0."""
     whole: bool
-    """Whether every cell sees all of the image."""
+    """Whether every cell sees the whole image."""
     outside: float | None
-    """Share of the cells that see less than `size`, because their field reaches over a border, into padding."""
+    """Fraction of the cells that see less than `size`, because their field extends into padding."""
     spans: tuple[tuple[int, int], ...]
-    """First and last pixel of the image seen by each cell, exactly; one pair where they lie in no row."""
+    """Exact first and last pixel that each cell sees; one pair if the cells form no grid."""
 
 
 @dataclass(frozen=True)
 class LayerProfile:
-    """A layer, or an operation between layers. Work and bytes are those of the whole batch."""
+    """A layer, or an operation between layers. Operations and bytes are those of the whole batch."""
 
     name: str
     module: str
@@ -50,25 +46,25 @@ class LayerProfile:
     kind: str
     """kxk, 1x1, depthwise, linear, matmul, norm, pool, activation, merge or other."""
     shape: tuple[int, ...]
-    """Of its result, for one image."""
+    """Output shape, for one image."""
     params: int
-    """Parameters, counted where they are read first."""
+    """Parameters that no earlier layer reads."""
     macs: int
     bias_adds: int
     pool_ops: int
     other_ops: int
     activation_bytes: int
-    """Memory of its result; 0 for work in place."""
+    """Bytes of the output; 0 for an in-place operation."""
     intensity: float | None
-    """Multiply-adds for each byte read or written; None without multiply-adds."""
+    """Multiply-adds per byte read or written; None without multiply-adds."""
     field: tuple[AxisField, AxisField] | None
-    """Along rows and columns of the image; None where the result does not depend on the image."""
+    """Along rows and columns of the image; None if the output does not depend on the image."""
     uncounted: tuple[str, ...] = ()
-    """Operations of which the work is not known; it is in none of the numbers."""
+    """Operations of unknown cost, which the numbers exclude."""
 
     @property
     def padded(self) -> float | None:
-        """Share of its cells whose field reaches over a border of the image; None where that has no meaning."""
+        """Fraction of the cells whose field extends over the image's border; None if the cells form no grid."""
         if self.field is None:
             return None
         rows, columns = (axis.outside for axis in self.field)
@@ -80,18 +76,18 @@ class Totals:
     """The sums over all layers."""
 
     params: int
-    """All parameters of the model, those it does not use here included."""
+    """All parameters of the model, including those it does not use here."""
     unused_params: int
-    """Parameters that this forward pass does not read, such as auxiliary heads."""
+    """Parameters that this forward pass does not read, such as those of auxiliary heads."""
     macs: int
     bias_adds: int
     pool_ops: int
     other_ops: int
     activation_bytes: int
     peak_activation_bytes: int
-    """Most bytes of activations alive at once, the images included."""
+    """Peak bytes of live activations, including the images."""
     intensity: float | None
-    """Multiply-adds for each byte that the layers with multiply-adds read or write; None without any."""
+    """Multiply-adds per byte read or written by layers with multiply-adds; None without any."""
     params_share_1x1: float
     macs_share_1x1: float
     activation_share_1x1: float
@@ -108,34 +104,39 @@ class Profile:
     batch: int
     rows: tuple[LayerProfile, ...]
     field: tuple[AxisField, AxisField] | None
-    """What the model's output sees, along rows and columns of the image."""
+    """Receptive field of the model's output, along rows and columns of the image."""
     totals: Totals
     notes: tuple[str, ...]
-    """What the reader must know: where fields are upper bounds, which parameters are not used."""
+    """Caveats: receptive fields that are upper bounds, unused parameters, operations of unknown cost."""
 
     def __getitem__(self, name: str) -> LayerProfile:
-        """The row of this name; KeyError where there is none."""
+        """Return the row with this name; raise KeyError if there is none."""
         for row in self.rows:
             if row.name == name:
                 return row
         raise KeyError(name)
 
     def row(self, name: str) -> LayerProfile:
-        """The row of this name, or the only one whose name ends with it; UsageError with the nearest names else."""
-        found = [row for row in self.rows if row.name == name] or [
+        """Return the row with this name, or the only one whose name ends with it.
+
+        Raises UsageError, with the closest names, if no row or several rows match.
+        """
+        matches = [row for row in self.rows if row.name == name] or [
             row for row in self.rows if row.name.endswith(f".{name}")
         ]
-        if len(found) > 1:
-            named = ", ".join(row.name for row in found[:NAMED])
-            more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
-            raise UsageError(f"{self.model} has several layers that end in {name[:100]!r}: {named}{more}; name one.")
-        if not found:
+        if len(matches) > 1:
+            names = ", ".join(row.name for row in matches[:MAX_LISTED])
+            more = f" and {len(matches) - MAX_LISTED} more" if len(matches) > MAX_LISTED else ""
+            raise UsageError(
+                f"{self.model} has several layers that end in {name[:100]!r}: {names}{more}; pass the full name."
+            )
+        if not matches:
             known = [row.name for row in self.rows]
             raise UsageError(f"{self.model} has no layer {name[:100]!r}; {did_you_mean(name[:100], known)}")
-        return found[0]
+        return matches[0]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able: everything but the span of every single cell."""
+        """Return a JSON-serialisable dict of everything except the spans of single cells."""
         rows = []
         for row in self.rows:
             plain = {f.name: getattr(row, f.name) for f in fields(row)}
@@ -152,30 +153,28 @@ class Profile:
         }
 
     def table(self) -> str:
-        """The table as text."""
-        from mlpconv.analysis.table import as_text
-
+        """Return the table as text."""
         return as_text(self)
 
 
 def _plain(field: tuple[AxisField, AxisField] | None) -> dict[str, dict[str, Any]] | None:
-    """A field as data, without the span of every single cell."""
+    """Return a receptive field as a dict, without the spans of single cells."""
     if field is None:
         return None
-    shown = [f.name for f in fields(AxisField) if f.name != "spans"]
+    names = [f.name for f in fields(AxisField) if f.name != "spans"]
     return {
-        name: {key: getattr(axis, key) for key in shown} for name, axis in zip(("rows", "columns"), field, strict=True)
+        name: {key: getattr(axis, key) for key in names} for name, axis in zip(("rows", "columns"), field, strict=True)
     }
 
 
 def axis_field(axis: Axis, shape: Sequence[int], pixels: int) -> AxisField:
-    """What a tensor of this shape sees along an axis of `pixels`."""
+    """Return the receptive field of a tensor of this shape along an axis of `pixels` pixels."""
     spans, grid = _spans(axis, shape), axis.grid
     lengths = [last - first + 1 for first, last in spans]
-    if grid is None:  # elements that lie in no row are looked at one by one
-        most = max(int((axis.hi - axis.lo).max()) + 1, 0) if axis.lo.isfinite().any() else 0
+    if grid is None:  # without a grid, use the largest field of a single element
+        size = max(int((axis.hi - axis.lo).max()) + 1, 0) if axis.lo.isfinite().any() else 0
         whole = bool((axis.lo == 0).all()) and bool((axis.hi == pixels - 1).all())
-        return AxisField(most, None, None, whole, None, spans)
+        return AxisField(size, None, None, whole, None, spans)
     whole = all(length == pixels for length in lengths)
     jump, start = float(grid.jump), float(grid.start)
     if grid.size is None:
@@ -185,14 +184,14 @@ def axis_field(axis: Axis, shape: Sequence[int], pixels: int) -> AxisField:
 
 
 def _spans(axis: Axis, shape: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """First and last pixel for each cell of the grid, or for all elements together; (0, -1) where nothing is seen."""
+    """Return the first and last pixel of each cell, or of all elements together; (0, -1) if they see no pixel."""
     grid, others = axis.grid, list(range(-len(shape), 0))
     if grid is not None:
         others.remove(grid.dim)
     lo, hi = (axis.lo.amin(others), axis.hi.amax(others)) if others else (axis.lo, axis.hi)
     lo, hi = lo.reshape(-1), hi.reshape(-1)
     if grid is not None:
-        numbers = grid.numbers(shape[grid.dim])
+        numbers = grid.cell_indices(shape[grid.dim])
         cells = int(numbers.max()) + 1
         lo = torch.full((cells,), FIRST).scatter_reduce(0, numbers, lo.expand(len(numbers)), "amin")
         hi = torch.full((cells,), LAST).scatter_reduce(0, numbers, hi.expand(len(numbers)), "amax")

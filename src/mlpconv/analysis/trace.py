@@ -1,8 +1,7 @@
-"""One forward pass without numbers: every operation is seen, with its cost, its memory and what it sees of the image.
+"""Trace one forward pass on the meta device: cost, memory and receptive field of every operation.
 
-The pass runs on the meta device, on a copy of the model whose parameters have shapes and no storage. A dispatch mode
-sees each ATen operation, so a module, a function and an operator are all the same; hooks on the copy say which module
-is at work.
+The pass runs on a copy of the model whose parameters have shapes and no storage. A dispatch mode intercepts every ATen
+operation, whether it comes from a module, a function or an operator; hooks on the copy tell the current module.
 """
 
 from __future__ import annotations
@@ -10,29 +9,27 @@ from __future__ import annotations
 import copy
 import sys
 import weakref
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
 from mlpconv.analysis.cost import Cost, cost_of, size_in_bytes
-from mlpconv.analysis.meta import batches_taken, isolated, on_meta, shape_only, uncompiled
+from mlpconv.analysis.meta import batches_taken, isolated, meta_images, run_on_meta, shape_only, uncompiled
 from mlpconv.errors import MlpconvError, UsageError, first_line
-from mlpconv.receptive_field.call import Call, bind
+from mlpconv.receptive_field.call import Call
 from mlpconv.receptive_field.field import Field
 from mlpconv.receptive_field.following import Follower
 
 __all__ = ["Trace", "TracedOp", "trace", "without_storage"]
 
-# PyTorch loads its shape rules at the first operation on the meta device: a second or two, paid here, at import.
+# PyTorch loads its shape rules at the first meta operation, which takes a second or two: do it at import.
 torch.relu(torch.empty(0, device="meta"))
 
 CONSTANT = 1 << 20
-"""Elements up to which a tensor that is no parameter keeps its values: tables of indices."""
+"""Most elements of a non-parameter tensor that keeps its values, such as a table of indices."""
 
 
 @dataclass(frozen=True)
@@ -41,50 +38,50 @@ class TracedOp:
 
     operation: str
     place: int
-    """Which call of a module it belongs to."""
+    """Index of the module call that it belongs to."""
     cost: Cost
     shape: tuple[int, ...]
     params: int
-    """Parameters that it is the first to read."""
+    """Number of parameters that no earlier operation read."""
     new_bytes: int
-    """Bytes of its result; 0 for a view or an operation in place."""
+    """Bytes of its output; 0 for a view or an in-place operation."""
     field: Field | None
-    """None where the result does not depend on the image."""
+    """None if the output does not depend on the image."""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """A whole forward pass, on one image."""
+    """A traced forward pass on one image."""
 
     steps: tuple[TracedOp, ...]
     places: tuple[tuple[str, nn.Module], ...]
-    """Each call of a module: its name and the module (of the copy)."""
+    """Module calls: name and module (of the copy)."""
     peak_bytes: int
-    """Most bytes of activations alive at once, the image included."""
+    """Peak bytes of live activations, including the image."""
     bounds: tuple[str, ...]
-    """Operations whose field is an upper bound."""
+    """Operations whose receptive field is an upper bound."""
     output: Field | None
-    """The field of what the model returns, or of the first tensor of it."""
+    """The field of the model's output, or of the first tensor in it."""
     output_shape: tuple[int, ...]
 
 
 class _Recorder(Follower):  # type: ignore[no-untyped-call]
-    """Sees every operation between its parts: fields, costs, memory."""
+    """Record field, cost and memory of every operation."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__(run_on_meta)
         self.steps: list[TracedOp] = []
         self.places: list[tuple[str, nn.Module]] = [("", model)]
         self.stack = [0]
         self.failed: int | None = None
-        """The place that an exception came from, once there is one."""
+        """Index of the module call that raised an exception, if any."""
         self.handled = sys.exc_info()[1]
         self.live: dict[int, int] = {}
         self.peak = 0
         self.unread = {p.untyped_storage()._cdata: p.numel() for p in model.parameters()}
 
     def watch(self, model: nn.Module) -> None:
-        """Follow which module of the (copied) model is at work."""
+        """Keep track of the current module of the (copied) model."""
 
         def enter(name: str, module: nn.Module) -> None:
             self.failed = None
@@ -97,11 +94,11 @@ class _Recorder(Follower):  # type: ignore[no-untyped-call]
                 self.failed = place
 
         for name, module in model.named_modules():
-            module.register_forward_pre_hook(lambda entered, _, name=name: enter(name, entered))
+            module.register_forward_pre_hook(lambda child, _, name=name: enter(name, child))
             module.register_forward_hook(leave, always_call=True)
 
     def hold(self, tensor: Tensor) -> int:
-        """Count a tensor's storage until it is freed; its bytes, or 0 where it is counted already."""
+        """Count a tensor's storage until it is freed; return its bytes, or 0 if it is already counted."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self.live:
@@ -111,25 +108,17 @@ class _Recorder(Follower):  # type: ignore[no-untyped-call]
         self.peak = max(self.peak, sum(self.live.values()))
         return size
 
-    def __torch_dispatch__(
-        self, func: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Run one operation and write down what it did."""
-        meta_args, meta_kwargs = on_meta(args, kwargs or {})
-        result = func(*meta_args, **meta_kwargs)
-        call = bind(func, args, kwargs or {}, result)
-        if call.outputs and call.outputs[0].is_meta:
-            self._record(call)
-        return result
-
     def amend(self, tensor: Tensor, field: Field) -> None:
-        """Note what the result of several operations sees, and that the last of them made it."""
+        """Set the field of the result of several operations, and attribute it to the last of them."""
         super().amend(tensor, field)
         self.steps[-1] = replace(self.steps[-1], shape=tuple(tensor.shape), field=field)
 
-    def _record(self, call: Call) -> None:
+    def see(self, call: Call) -> list[Field | None]:
+        """Record an operation, unless it runs on real values."""
+        if not call.outputs[0].is_meta:
+            return []
         tracked = [tensor for tensor in call.inputs if self.fields.get(tensor) is not None]
-        fields = self.see(call)
+        fields = super().see(call)
         view = call.func.is_view or call.in_place
         self.steps.append(
             TracedOp(
@@ -142,35 +131,38 @@ class _Recorder(Follower):  # type: ignore[no-untyped-call]
                 fields[0],
             )
         )
+        return fields
 
     def _first_read(self, call: Call) -> int:
         return sum(self.unread.pop(tensor.untyped_storage()._cdata, 0) for tensor in call.inputs)
 
 
 def without_storage(model: nn.Module) -> nn.Module:
-    """A copy of the model in eval mode, its parameters on the meta device; the model is only read.
+    """Return a copy of the model in eval mode with its parameters on the meta device; the model is only read.
 
-    Raises UsageError for a model that cannot be copied so.
+    Raises UsageError for a model that cannot be copied.
     """
     memo: dict[int, Any] = {}
-    kept: list[Tensor] = []
+    alive: list[Tensor] = []  # so that no id in memo is reused
     for module in model.modules():
         if isinstance(module, torch.jit.ScriptModule):
-            raise UsageError("A compiled TorchScript module cannot be profiled: give the nn.Module it was made from.")
+            raise UsageError("A compiled TorchScript module cannot be profiled: pass the original nn.Module.")
         for tensor in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
             if isinstance(tensor, Tensor) and id(tensor) not in memo:
                 memo[id(tensor)] = _stand_in(tensor)
-                kept.append(tensor)
+                alive.append(tensor)
     try:
         return uncompiled(copy.deepcopy(model, memo)).eval()
     except Exception as error:
-        raise UsageError(f"{type(model).__name__} cannot be copied, which profiling needs: {_line(error)}") from error
+        raise UsageError(
+            f"{type(model).__name__} cannot be copied, which profiling requires: {first_line(error)}"
+        ) from error
 
 
 def _stand_in(tensor: Tensor) -> Tensor:
-    """What takes a tensor's place in the copy: its shape alone, or its values where it is a small table of indices."""
+    """Return the tensor for the copy: a meta tensor, or a clone if it is a small table of indices."""
     if nn.parameter.is_lazy(tensor):
-        raise UsageError("A lazy module has no parameters yet: run the model once on a real batch first.")
+        raise UsageError("A lazy module has no parameters yet: first run the model on a real batch.")
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(shape_only(tensor), requires_grad=False)
     table = not tensor.is_floating_point() and tensor.numel() <= CONSTANT
@@ -178,15 +170,14 @@ def _stand_in(tensor: Tensor) -> Tensor:
 
 
 def trace(model: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
-    """Follow one image of (C, H, W) through a copy of the model.
+    """Trace one image of (C, H, W) through a copy of the model.
 
-    Raises UsageError where the model does not take such images, or needs to know the values of its activations.
+    Raises UsageError if the model rejects such images or depends on the values of its activations.
     """
     shadow = without_storage(model)
     recorder = _Recorder(shadow)
     recorder.watch(shadow)
-    kinds = [p.dtype for p in shadow.parameters() if p.is_floating_point()]
-    image = torch.empty((1, *input_shape), dtype=kinds[0] if kinds else torch.float32, device="meta")
+    image = meta_images(shadow, 1, input_shape)
     recorder.start(image)
     recorder.hold(image)
     try:
@@ -198,20 +189,15 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
         name, module = recorder.places[recorder.failed or 0]
         size = "x".join(map(str, input_shape))
         raise UsageError(
-            f"{type(model).__name__} cannot be followed on images of {size}: in {name or 'its forward'} "
-            f"({type(module).__name__}): {_line(error)}{batches_taken(shadow, image)}"
+            f"{type(model).__name__} cannot be traced on images of {size}: in {name or 'its forward'} "
+            f"({type(module).__name__}): {first_line(error)}{batches_taken(shadow, image)}"
         ) from error
-    finals = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    outputs = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
     return Trace(
         steps=tuple(recorder.steps),
         places=tuple(recorder.places),
         peak_bytes=recorder.peak,
         bounds=tuple(sorted(recorder.bounds)),
-        output=recorder.fields.get(finals[0]) if finals else None,
-        output_shape=tuple(finals[0].shape) if finals else (),
+        output=recorder.fields.get(outputs[0]) if outputs else None,
+        output_shape=tuple(outputs[0].shape) if outputs else (),
     )
-
-
-def _line(error: Exception) -> str:
-    """The first line of an error's message."""
-    return first_line(error)

@@ -1,4 +1,4 @@
-"""`mlpconv profile`: what a network costs and what it sees, layer by layer."""
+"""`mlpconv profile`: cost and receptive field of a network, layer by layer."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["profile"]
 
 SPARE = ("MAC/byte", "start", "padded", "output", "activation", "stride")
-"""Columns that a narrow terminal can do without, the first one first."""
-FINEST = 900
-"""Dots to which an image is drawn finer than the network takes it, where the file has them."""
+"""Columns to drop on a narrow terminal, in this order."""
+MAX_PIXELS = 900
+"""Longest side, in pixels, at which an image is drawn, if its file has a higher resolution than the network's input."""
 
 
 def profile(
@@ -35,9 +35,9 @@ def profile(
     out: Path | None = None,
     json: Switch = False,
 ) -> None:
-    """Count parameters, multiply-adds and memory, and say what each layer sees of the image.
+    """Report parameters, multiply-adds, memory and receptive field of each layer.
 
-    One MAC is one multiply-add; biases, pooling and other elementwise work are counted apart.
+    One MAC is one multiply-add; biases, pooling and other elementwise operations are counted separately.
 
     Parameters
     ----------
@@ -45,28 +45,28 @@ def profile(
         A model file, a run folder, an architecture such as nin_cifar10, or another library's: torchvision:resnet50,
         timm:convnext_tiny.
     input
-        Channels, rows and columns of an image, as in 3x32x32; the model's own size if not given.
+        Channels, height and width of an image, such as 3x32x32. Default: the model's own input size.
     batch
-        Images at a time: work and bytes are those of all of them.
+        Batch size; operations and bytes are those of the whole batch.
     html
-        Also write a page with a picture and the table to this file.
+        Also write a page with charts and the table to this file.
     field
-        Also draw what one cell of this layer sees of the image, to the file --out.
+        Also draw the receptive field of one cell of this layer's feature map, to the file --out.
     image
-        The image to draw that on; a blank one if not given.
+        The image to draw the receptive field on. Default: a blank image.
     cell
-        Row and column of the cell, as in 3,4; the middle one if not given.
+        Row and column of the cell, such as 3,4. Default: the middle cell.
     out
         The PNG file for --field.
     json
-        Print one JSON object, for machines.
+        Print one JSON object.
     """
     from mlpconv.files import json_bytes, write_atomic
 
-    given = image_size(input) if input is not None else None
-    drawing = _asked_to_draw(field, image, cell, out)
+    size = image_size(input) if input is not None else None
+    drawing = _parse_drawing(field, image, cell, out)
     check_can_be_written(html=html, out=out)
-    result = _profile_of(model, given, batch)
+    result = _profile_of(model, size, batch)
     if html is not None:
         from mlpconv.analysis.html import as_page
 
@@ -82,81 +82,83 @@ def profile(
 
 
 def _profile_of(model: str, size: tuple[int, int, int] | None, batch: int) -> Profile:
-    """The profile of the network that a path or name stands for, on images of (C, H, W) or of its usual size."""
+    """Return the profile of the network with this path or name, on images of (C, H, W) or of its own input size."""
     from dataclasses import replace
 
     from mlpconv.analysis import profile as analyse
     from mlpconv.inference.open_network import open_network
     from mlpconv.models.external import is_external
 
-    network, usual = open_network(model, weights=False)
-    result = analyse(network, size or usual, batch=batch)
-    # The class of another library's network alone would not tell ResNet-50 from ResNet-18.
+    network, default_size = open_network(model, weights=False)
+    result = analyse(network, size or default_size, batch=batch)
+    # The class name of another library's network is ambiguous: ResNet-18 and ResNet-50 are both ResNet.
     return replace(result, model=model) if is_external(model) else result
 
 
 class _Drawing(NamedTuple):
-    """What to draw, and where to."""
+    """The layer and cell whose receptive field to draw, and the output file."""
 
     layer: str
     cell: tuple[int, int] | None
     out: Path
 
 
-def _asked_to_draw(field: str | None, image: Path | None, cell: str | None, out: Path | None) -> _Drawing | None:
-    """The drawing that four options ask for together; UsageError where one of them is missing or makes no sense."""
+def _parse_drawing(field: str | None, image: Path | None, cell: str | None, out: Path | None) -> _Drawing | None:
+    """Return the drawing that the four options describe; raise UsageError if one is missing or malformed."""
     from mlpconv.errors import UsageError
 
     if field is None:
         for name, value in (("image", image), ("cell", cell), ("out", out)):
             if value is not None:
-                raise UsageError(f"--{name} is for --field LAYER, which draws what a layer sees: name a layer.")
+                raise UsageError(
+                    f"--{name} is for --field LAYER, which draws a layer's receptive field: also pass --field."
+                )
         return None
     if out is None:
-        raise UsageError("--field needs --out FILE.png, the file for the picture.")
-    numbers = re.fullmatch(r"(\d{1,6})[,x](\d{1,6})", cell.strip()) if cell is not None else None
-    if cell is not None and numbers is None:
-        raise UsageError(f"--cell is {cell!r}; a row and a column are accepted, as in 3,4.")
-    return _Drawing(field, (int(numbers[1]), int(numbers[2])) if numbers is not None else None, out)
+        raise UsageError("--field needs --out FILE.png, the file to draw to.")
+    match = re.fullmatch(r"(\d{1,6})[,x](\d{1,6})", cell.strip()) if cell is not None else None
+    if cell is not None and match is None:
+        raise UsageError(f"--cell is {cell!r}; pass a row and a column, such as 3,4.")
+    return _Drawing(field, (int(match[1]), int(match[2])) if match is not None else None, out)
 
 
 def _draw_field(result: Profile, drawing: _Drawing, image: Path | None) -> None:
-    """Write the picture of a layer's receptive field."""
+    """Draw a layer's receptive field to a file."""
     from mlpconv.cli.reading import finer
     from mlpconv.data.decode import decode
     from mlpconv.plots import receptive_field, save_figure
 
     channels, rows, columns = result.input_shape
-    shown = None
+    pixels = None
     if image is not None:
-        shown = finer(decode(image, channels=1 if channels == 1 else 3), (rows, columns), FINEST)
-    save_figure(receptive_field(result, drawing.layer, shown, drawing.cell), drawing.out)
+        pixels = finer(decode(image, channels=1 if channels == 1 else 3), (rows, columns), MAX_PIXELS)
+    save_figure(receptive_field(result, drawing.layer, pixels, drawing.cell), drawing.out)
 
 
 def _print_table(result: Profile) -> None:
-    """The table for people; columns that a narrow terminal has no room for are left out, and named."""
+    """Print the table; on a narrow terminal, drop columns and name them."""
     from rich.cells import cell_len
 
     from mlpconv.analysis.table import COLUMNS, KIND_COLUMNS, aligned, cells, heading, kind_cells, summary
     from mlpconv.cli.show import WIDEST, open_console
 
     console, shown = open_console(), list(COLUMNS)
-    room = console.options.update(max_width=WIDEST)
+    options = console.options.update(max_width=WIDEST)
     lines = [cells(row) for row in result.rows]
     widest = [tuple(max(column, key=cell_len) for column in zip(*lines, strict=True))] if lines else []
     for column in SPARE:
-        if console.measure(_table(result, shown, widest), options=room).maximum > console.width:
+        if console.measure(_table(result, shown, widest), options=options).maximum > console.width:
             shown.remove(column)
     print(heading(result))
     console.print(_table(result, shown, lines))
     hidden = [column for column in COLUMNS if column not in shown]
     if hidden:
-        print(f"No room for {', '.join(hidden)}: use a wider terminal or --json.")
+        print(f"Columns that do not fit: {', '.join(hidden)}. Use a wider terminal or --json.")
     print("\n".join([*aligned([KIND_COLUMNS, *kind_cells(result)], 1), "", *summary(result)]))
 
 
 def _table(result: Profile, shown: list[str], lines: list[tuple[str, ...]]) -> Any:
-    """The table with these columns of these lines."""
+    """Return a table with these columns of these lines."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text

@@ -1,7 +1,7 @@
-"""Receptive fields on graphs: the first and the last pixel that each element of a tensor sees, by interval arithmetic.
+"""Receptive fields on any graph: the first and last pixel that each element of a tensor sees, by interval arithmetic.
 
-`field` is the arithmetic, `call` one operation with its arguments, `rules` and `sliding` what each operation does to
-the fields of its inputs, `following` the image's way through a network.
+`field` is the arithmetic, `call` an operation with its arguments, `rules` and `sliding` map the fields of an
+operation's inputs to those of its outputs, `following` traces an image through a network.
 """
 
 from __future__ import annotations

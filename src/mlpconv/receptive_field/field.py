@@ -1,11 +1,11 @@
-"""Receptive fields as interval arithmetic: the first and the last pixel that each element of a tensor can see.
+"""Receptive fields as interval arithmetic: the first and last pixel that each element of a tensor can see.
 
-Pixels are numbered from 0 along an axis of the image, and a pixel's number is the place of its centre. First and last
-pixel are kept for every element, in arrays of size 1 along each dimension in which nothing changes, so they stay small.
-That account is exact: what lies outside the image is not seen.
+Pixels are numbered from 0 along an axis of the image; a pixel's number is the position of its centre. Every element has
+a first and a last pixel, stored in arrays of size 1 along each dimension in which they are constant. They are exact and
+lie inside the image.
 
-A tensor that is a regular row of cells has a `Grid` beside it: size, jump and start as a textbook gives them, as if the
-image had no border. Fractions keep them exact where an image is enlarged.
+A tensor whose elements form a regular grid of cells also has a `Grid`: receptive field size, jump (stride) and start of
+the textbook formula, ignoring the image's border. Fractions keep them exact after upsampling.
 """
 
 from __future__ import annotations
@@ -28,59 +28,58 @@ __all__ = [
     "Field",
     "Grid",
     "compact",
-    "follow",
-    "followed",
+    "drop_expanded",
+    "grid_of_moved",
     "image_axis",
     "join_grids",
-    "marked",
+    "mark_cells",
     "merge",
     "regroup",
     "squash",
-    "stripped",
     "windows",
 ]
 
 FIRST, LAST = float("inf"), float("-inf")
-"""First and last pixel of an element that sees none: the neutral elements of minimum and maximum."""
+"""First and last pixel of an element that sees none: the neutral elements of min and max."""
 UNMARKED = -1.0
-"""In the place of a cell's number: an element that belongs to none."""
+"""Cell number of an element that belongs to no cell."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Cells along one dimension of a tensor, as if the image had no border."""
+    """Cells along one dimension of a tensor, ignoring the image's border."""
 
     dim: int
-    """The dimension they lie along, counted from the last: -1, -2, ..."""
+    """The dimension of the cells, counted from the last: -1, -2, ..."""
     jump: Fraction
-    """Pixels from one cell to the next."""
+    """Stride: pixels from one cell to the next."""
     start: Fraction
-    """Where the centre of cell 0 is."""
+    """Centre of cell 0."""
     size: Fraction | None
-    """Pixels that a cell sees; None where the cells see different numbers of them."""
+    """Receptive field of a cell in pixels; None if the cells' fields differ in size."""
     cells: int | None = None
-    """How many there are before they begin again, where the dimension holds rows and columns in one; else None."""
+    """Period of the cells, if the dimension holds flattened rows and columns; else None."""
     repeat: int = 1
-    """How many elements in a row belong to one cell."""
+    """Number of consecutive elements of one cell."""
 
-    def numbers(self, length: int) -> Tensor:
-        """(length,): the number of the cell that each element along the dimension belongs to."""
+    def cell_indices(self, length: int) -> Tensor:
+        """Return the cell number of each element along the dimension, (length,)."""
         return torch.arange(length) // self.repeat % (self.cells or length)
 
     @cached_property
     def reach(self) -> tuple[Fraction, Fraction]:
-        """Where the field of cell 0 begins and ends, its outermost pixels included; without a size, its centre."""
+        """Edges of the field of cell 0, including its outermost pixels; its centre if the size is unknown."""
         half = (self.size or Fraction(0)) / 2
         return self.start - half, self.start + half
 
-    def lies_like(self, other: Grid) -> bool:
-        """Whether the cells of two tensors are the same but for what they see."""
+    def has_same_cells(self, other: Grid) -> bool:
+        """Return whether two grids agree in everything but start and size."""
         return (self.dim, self.jump, self.cells, self.repeat) == (other.dim, other.jump, other.cells, other.repeat)
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What a tensor sees along one axis of the image: first and last pixel, broadcastable to the tensor's shape."""
+    """Receptive field along one axis of the image: first and last pixel, broadcastable to the tensor's shape."""
 
     lo: Tensor
     hi: Tensor
@@ -92,15 +91,15 @@ Field = tuple[Axis, ...]
 
 
 def image_axis(dims: int, dim: int, size: int) -> Axis:
-    """An image's own axis: a tensor of `dims` dimensions whose pixels lie along `dim` (negative)."""
+    """Return the axis of an image with `dims` dimensions whose pixels lie along `dim` (negative)."""
     shape = [1] * dims
     shape[dim] = size
-    place = torch.arange(size, dtype=torch.float32).reshape(shape)
-    return Axis(place, place, Grid(dim, Fraction(1), Fraction(0), Fraction(1)))
+    pixels = torch.arange(size, dtype=torch.float32).reshape(shape)
+    return Axis(pixels, pixels, Grid(dim, Fraction(1), Fraction(0), Fraction(1)))
 
 
-def stripped(values: Tensor, kept: Sequence[int] = ()) -> Tensor:
-    """Size 1 along every dimension in which one element stands for all (stride 0), but those to keep (negative)."""
+def drop_expanded(values: Tensor, kept: Sequence[int] = ()) -> Tensor:
+    """Reduce dimensions with stride 0 (expanded ones) to size 1, except those to keep (negative)."""
     for dim in range(-values.dim(), 0):
         if values.stride(dim) == 0 and values.shape[dim] > 1 and dim not in kept:
             values = values.narrow(dim, 0, 1)
@@ -108,8 +107,8 @@ def stripped(values: Tensor, kept: Sequence[int] = ()) -> Tensor:
 
 
 def compact(values: Tensor) -> Tensor:
-    """Size 1 along every dimension in which nothing changes."""
-    values = stripped(values)
+    """Reduce dimensions in which the values are constant to size 1."""
+    values = drop_expanded(values)
     for dim, size in enumerate(values.shape):
         if size > 1:
             first = values.narrow(dim, 0, 1)
@@ -118,51 +117,51 @@ def compact(values: Tensor) -> Tensor:
 
 
 def squash(axis: Axis, dims: Sequence[int]) -> Axis:
-    """Each element sees what all along `dims` (negative) saw; the dimensions stay, with size 1."""
+    """Merge all elements along `dims` (negative); the dimensions stay, with size 1."""
 
-    def each(values: Tensor, join: Callable[..., Tensor]) -> Tensor:
-        there = [dim for dim in dims if -values.dim() <= dim and values.shape[dim] > 1]
-        return join(values, there, True) if there else values
+    def reduce(values: Tensor, extremum: Callable[..., Tensor]) -> Tensor:
+        varying = [dim for dim in dims if -values.dim() <= dim and values.shape[dim] > 1]
+        return extremum(values, varying, True) if varying else values
 
-    kept = axis.grid if axis.grid is not None and axis.grid.dim not in dims else None
-    return Axis(each(axis.lo, torch.amin), each(axis.hi, torch.amax), kept)
+    grid = axis.grid if axis.grid is not None and axis.grid.dim not in dims else None
+    return Axis(reduce(axis.lo, torch.amin), reduce(axis.hi, torch.amax), grid)
 
 
 def regroup(axis: Axis, dim: int, groups: int, size: int) -> Axis:
-    """Along `dim` each of `groups` equal groups becomes `size / groups` elements that see all of their group."""
+    """Turn each of `groups` equal groups along `dim` into `size / groups` elements that see their whole group."""
 
-    def each(values: Tensor, join: Callable[..., Tensor]) -> Tensor:
+    def merge_groups(values: Tensor, extremum: Callable[..., Tensor]) -> Tensor:
         if values.shape[dim] == 1:
             return values
         at = values.dim() + dim
         grouped = values.reshape(*values.shape[:at], groups, -1, *values.shape[at + 1 :])
-        return compact(join(grouped, at + 1).repeat_interleave(size // groups, at))
+        return compact(extremum(grouped, at + 1).repeat_interleave(size // groups, at))
 
-    kept = axis.grid if axis.grid is not None and axis.grid.dim != dim else None
-    return Axis(each(axis.lo, torch.amin), each(axis.hi, torch.amax), kept)
+    grid = axis.grid if axis.grid is not None and axis.grid.dim != dim else None
+    return Axis(merge_groups(axis.lo, torch.amin), merge_groups(axis.hi, torch.amax), grid)
 
 
 def windows(axis: Axis, dim: int, cells: int, taps: Tensor) -> Axis:
-    """Element i along `dim` sees what the elements `taps[i]` of its `cells` saw (-1 is none); the grid is dropped."""
+    """Merge the elements `taps[i]` (-1 is none) of the `cells` along `dim` into element i; the grid is dropped."""
     outside = taps < 0
 
-    def each(values: Tensor, nothing: float, join: Callable[..., Tensor]) -> Tensor:
+    def slide(values: Tensor, nothing: float, extremum: Callable[..., Tensor]) -> Tensor:
         if values.shape[dim] == 1 and not bool(outside.all(1).any()):
-            return values  # all see the same, wherever they look
+            return values  # all elements see the same pixels
         shape = list(values.shape)
         shape[dim] = cells
         last = values.expand(shape).movedim(dim, -1)[..., taps.clamp(min=0).flatten()]
         seen = last.reshape(*last.shape[:-1], *taps.shape).masked_fill(outside, nothing)
-        return compact(join(seen, -1).movedim(-1, dim))
+        return compact(extremum(seen, -1).movedim(-1, dim))
 
-    return Axis(each(axis.lo, FIRST, torch.amin), each(axis.hi, LAST, torch.amax))
+    return Axis(slide(axis.lo, FIRST, torch.amin), slide(axis.hi, LAST, torch.amax))
 
 
 def merge(axes: Sequence[Axis], shape: Sequence[int], shapes: Sequence[Sequence[int]]) -> Axis:
-    """Elements that see what the broadcast elements of several tensors see: a sum, a product, any pointwise operation.
+    """Merge the fields of broadcast tensors, for pointwise operations such as sums and products.
 
-    `shape` is the result's, `shapes` are those of the tensors. The grid is that of the tensors that have one along the
-    whole of it; its size is unknown where a tensor without one sees further (a gate that has seen the whole image).
+    `shape` is the result's, `shapes` are those of the tensors. The grid is that of the tensors with a grid along a full
+    dimension of the result; its size is unknown if a tensor without one sees more (a gate that saw the whole image).
     """
     lo, hi = axes[0].lo, axes[0].hi
     for axis in axes[1:]:
@@ -175,9 +174,9 @@ def merge(axes: Sequence[Axis], shape: Sequence[int], shapes: Sequence[Sequence[
 
 
 def join_grids(grids: Sequence[Grid | None]) -> Grid | None:
-    """The grid of what sees all of these at once; None where they do not lie alike."""
+    """Return the grid of the union of these fields; None if their cells differ."""
     known = [grid for grid in grids if grid is not None]
-    if not known or not all(known[0].lies_like(grid) for grid in known[1:]):
+    if not known or not all(known[0].has_same_cells(grid) for grid in known[1:]):
         return None
     sized = list(takewhile(lambda grid: grid.size is not None, known))
     if len(sized) < 2:
@@ -188,25 +187,16 @@ def join_grids(grids: Sequence[Grid | None]) -> Grid | None:
     return replace(known[0], start=start, size=size if len(sized) == len(grids) else None)
 
 
-def follow(grid: Grid, shape: Sequence[int], move: Callable[[Tensor, float], Tensor]) -> Grid | None:
-    """The grid after elements were only moved about: cut, turned, reshaped, padded.
-
-    `move(values, fill)` does to an array of `shape` what was done to the tensor; new elements get `fill`. None where
-    the cells no longer lie in order along one dimension, alone or together with others (flattened rows and columns).
-    """
-    return followed(grid, shape, move(marked(grid, shape), UNMARKED))
-
-
-def marked(grid: Grid, shape: Sequence[int]) -> Tensor:
-    """The number of the cell that each element of a tensor of this shape belongs to."""
+def mark_cells(grid: Grid, shape: Sequence[int]) -> Tensor:
+    """Return the cell number of each element of a tensor of this shape."""
     wide = [1] * len(shape)
     wide[grid.dim] = shape[grid.dim]
-    return grid.numbers(shape[grid.dim]).float().reshape(wide).expand(tuple(shape))
+    return grid.cell_indices(shape[grid.dim]).float().reshape(wide).expand(tuple(shape))
 
 
-def followed(grid: Grid, shape: Sequence[int], numbers: Tensor) -> Grid | None:
-    """The grid of a tensor of this shape after its cells moved to where their numbers are; new ones are UNMARKED."""
-    high = stripped(numbers)
+def grid_of_moved(grid: Grid, shape: Sequence[int], numbers: Tensor) -> Grid | None:
+    """Return the grid of a tensor of this shape after its cells moved to `numbers`; new elements are UNMARKED."""
+    high = drop_expanded(numbers)
     low = torch.where(high == UNMARKED, FIRST, high)
     same = numbers.numel() == math.prod(shape)
     fits = [
@@ -214,18 +204,18 @@ def followed(grid: Grid, shape: Sequence[int], numbers: Tensor) -> Grid | None:
         for dim, length in zip(range(-numbers.dim(), 0), numbers.shape, strict=True)
         if length == 1 or high.shape[dim] > 1
     ]
-    found = [fit for fit in fits if fit is not None]
-    here = [fit for fit in found if fit.dim == grid.dim]
-    return here[0] if here else found[0] if len(found) == 1 else None
+    grids = [fit for fit in fits if fit is not None]
+    same_dim = [fit for fit in grids if fit.dim == grid.dim]
+    return same_dim[0] if same_dim else grids[0] if len(grids) == 1 else None
 
 
 def _along(grid: Grid, dim: int, low: Tensor, high: Tensor, moved: bool) -> Grid | None:
-    """The grid along this dimension of the moved numbers, where they rise or fall evenly along it.
+    """Return the grid of cell numbers that are evenly spaced along this dimension, or None.
 
-    Or, where the elements have only `moved` (none is new, none is there twice), where they do so again and again.
+    If the elements only `moved` (none is new or repeated), the numbers may also repeat periodically.
     """
-    others = [other for other in range(-low.dim(), 0) if other != dim]
-    first, last = low.amin(others) if others else low, high.amax(others) if others else high
+    rest = [axis for axis in range(-low.dim(), 0) if axis != dim]
+    first, last = low.amin(rest) if rest else low, high.amax(rest) if rest else high
     known = (last != UNMARKED).nonzero().flatten()
     if not len(known) or not torch.equal(first[known], last[known]):
         return None
@@ -242,18 +232,18 @@ def _along(grid: Grid, dim: int, low: Tensor, high: Tensor, moved: bool) -> Grid
 
 
 def _even(numbers: Sequence[int]) -> bool:
-    """Whether they rise or fall by the same step, not zero."""
+    """Return whether the numbers are evenly spaced with a step other than 0."""
     step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
     return step != 0 and all(after - before == step for before, after in pairwise(numbers))
 
 
 def _folded(numbers: Sequence[int]) -> tuple[int, int]:
-    """How often in a row each number is there, and after how many different ones they begin again, as in 001122001122.
+    """Return how often each number repeats in a row, and the period: (2, 3) for 001122001122.
 
-    That is (2, 3); (1, 1) for numbers that do neither, or do not rise or fall evenly in between.
+    Returns (1, 1) if the numbers do not repeat or are not evenly spaced within a period.
     """
     repeat = next((i for i, number in enumerate(numbers) if number != numbers[0]), len(numbers))
-    each = numbers[::repeat]
-    cells = each.index(each[0], 1) if each[0] in each[1:] else len(each)
-    same = all(number == each[i // repeat % cells] for i, number in enumerate(numbers))
-    return (repeat, cells) if same and len(numbers) % (repeat * cells) == 0 and _even(each[:cells]) else (1, 1)
+    cycle = numbers[::repeat]
+    cells = cycle.index(cycle[0], 1) if cycle[0] in cycle[1:] else len(cycle)
+    same = all(number == cycle[i // repeat % cells] for i, number in enumerate(numbers))
+    return (repeat, cells) if same and len(numbers) % (repeat * cells) == 0 and _even(cycle[:cells]) else (1, 1)

@@ -1,6 +1,6 @@
-"""Following an image through whatever is done to it: what each tensor on the way sees of its pixels.
+"""Trace an image through a forward pass and compute the receptive field of each tensor.
 
-A dispatch mode sees each ATen operation, so a module, a function and an operator are all the same.
+A dispatch mode intercepts every ATen operation, whether it comes from a module, a function or an operator.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from mlpconv.receptive_field.call import Call, bind
 from mlpconv.receptive_field.field import FIRST, LAST, Axis, Field, Grid, compact, image_axis, join_grids
-from mlpconv.receptive_field.moving import circular
+from mlpconv.receptive_field.moving import pad_circular
 from mlpconv.receptive_field.rules import fields_after
 
 __all__ = ["Follower", "field_of"]
@@ -28,7 +28,7 @@ PADS = (F.pad, torch._C._nn.pad)
 
 
 class _CircularPads(TorchFunctionMode):
-    """Sees padding that goes round, which is many copies of parts to a dispatch mode."""
+    """Intercept circular padding, which a dispatch mode only sees as copies of slices."""
 
     def __init__(self, follower: Follower) -> None:
         super().__init__()
@@ -37,14 +37,14 @@ class _CircularPads(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run a function, and give the cells that it pads with their place over the border."""
+        """Run a function; after circular padding, continue the grid beyond the border."""
         result = func(*args, **(kwargs or {}))
         if func in PADS:
             source, pad, mode = _pad_arguments(*args, **(kwargs or {}))
             fields = self.follower.fields
-            before, made = fields.get(source), fields.get(result)
-            if mode == "circular" and before is not None and made is not None:
-                self.follower.amend(result, circular(made, before, source.shape, pad))
+            unpadded, padded = fields.get(source), fields.get(result)
+            if mode == "circular" and unpadded is not None and padded is not None:
+                self.follower.amend(result, pad_circular(padded, unpadded, source.shape, pad))
         return result
 
 
@@ -54,15 +54,19 @@ def _pad_arguments(
     mode: str = "constant",
     value: float | None = None,  # noqa: ARG001
 ) -> tuple[Tensor, Sequence[int], str]:
-    """Those that matter, of a call of `F.pad`."""
+    """Return the input, padding and mode of a call of `F.pad`."""
     return input, pad, mode
 
 
 class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Knows the field of every tensor that is made from an image (N, C, H, W) while it is at work."""
+    """Record the field of every tensor computed from an image (N, C, H, W) while active.
 
-    def __init__(self) -> None:
+    `run(operation, args, kwargs)` runs each operation (default: call it).
+    """
+
+    def __init__(self, run: Callable[[OpOverload, Any, Any], Any] = lambda func, a, kw: func(*a, **kw)) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.run = run
         self.fields: Any = WeakTensorKeyDictionary()
         self.bounds: set[str] = set()
         self.pads = _CircularPads(self)
@@ -78,33 +82,29 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """No: to mark a method for PyTorch's compiler would import it, which takes longer than to follow an image."""
+        """Return False: marking a method for PyTorch's compiler would import it, which is slower than the trace."""
         return False
 
     def start(self, image: Tensor) -> None:
-        """Follow this image: each pixel sees itself."""
+        """Track this image: each pixel sees itself."""
         self.fields[image] = tuple(image_axis(4, dim, image.shape[dim]) for dim in (-2, -1))
 
     def __torch_dispatch__(
         self, func: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run one operation, and note what its results see."""
-        result = self.compute(func, args, kwargs or {})
+        """Run one operation and record the fields of its outputs."""
+        result = self.run(func, args, kwargs or {})
         call = bind(func, args, kwargs or {}, result)
         if call.outputs:
             self.see(call)
         return result
 
-    def compute(self, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Run one operation."""
-        return func(*args, **kwargs)
-
     def fields_of(self, call: Call) -> tuple[list[Field | None], bool]:
-        """The field of each output of an operation, and whether it is exact."""
+        """Return the field of each output of an operation, and whether it is exact."""
         return fields_after(call, self.fields.get)
 
     def see(self, call: Call) -> list[Field | None]:
-        """Note what the outputs of an operation see; where that is an upper bound, its name goes to `bounds`."""
+        """Record the fields of an operation's outputs; add its name to `bounds` if they are upper bounds."""
         fields, exact = self.fields_of(call)
         if not exact:
             self.bounds.add(call.name)
@@ -115,30 +115,30 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return fields
 
     def amend(self, tensor: Tensor, field: Field) -> None:
-        """Note what the result of several operations sees, where the last of them did not tell."""
+        """Set the field of the result of several operations."""
         self.fields[tensor] = field
 
     def _write_through(self, written: Tensor, field: Field | None) -> None:
-        """What was written in place is seen by every other tensor on the same storage."""
+        """Update the fields of all tensors that share storage with one written in place."""
         key = written.untyped_storage()._cdata
-        others = [t for t in list(self.fields) if t is not written and t.untyped_storage()._cdata == key]
-        for other in others:
-            if other.dtype == written.dtype and (field is not None or self.fields[other] is not None):
-                self.fields[other] = _overwritten(other, self.fields[other], written, field)
+        aliases = [t for t in list(self.fields) if t is not written and t.untyped_storage()._cdata == key]
+        for alias in aliases:
+            if alias.dtype == written.dtype and (field is not None or self.fields[alias] is not None):
+                self.fields[alias] = _overwritten(alias, self.fields[alias], written, field)
 
 
-def field_of(image: Tensor, made_from: Callable[[Tensor], Tensor]) -> Field | None:
-    """What a tensor sees of the image (N, C, H, W) that it is really computed from; None where that is nothing."""
+def field_of(image: Tensor, function: Callable[[Tensor], Tensor]) -> Field | None:
+    """Return the field of `function(image)`, computed on an image (N, C, H, W); None if it does not depend on it."""
     follower = Follower()
     follower.start(image)
-    with torch.inference_mode(False), torch.no_grad(), follower:  # inference mode would hide what an operation is of
-        made = made_from(image)
-    field: Field | None = follower.fields.get(made)
+    with torch.inference_mode(False), torch.no_grad(), follower:  # inference mode hides in-place views
+        result = function(image)
+    field: Field | None = follower.fields.get(result)
     return field
 
 
 def _overwritten(tensor: Tensor, old: Field | None, written: Tensor, new: Field | None) -> Field:
-    """The field of a tensor after another one on its storage was written."""
+    """Return the field of a tensor after an alias of it was written."""
     length = written.untyped_storage().nbytes() // written.element_size()
     blank = Axis(torch.tensor(FIRST), torch.tensor(LAST))
     axes = []
@@ -151,15 +151,16 @@ def _overwritten(tensor: Tensor, old: Field | None, written: Tensor, new: Field 
             own.copy_(was.expand(tensor.shape))
             flat.as_strided(written.shape, written.stride(), written.storage_offset()).copy_(now.expand(written.shape))
             parts.append(compact(own.clone()))
-        axes.append(
-            Axis(parts[0], parts[1], _grid_of_both(tensor, before.grid, written, after.grid, first=old is None))
-        )
+        grid = _grid_after_write(tensor, before.grid, written, after.grid, first=old is None)
+        axes.append(Axis(parts[0], parts[1], grid))
     return tuple(axes)
 
 
-def _grid_of_both(tensor: Tensor, own: Grid | None, written: Tensor, other: Grid | None, *, first: bool) -> Grid | None:
-    """The grid of a tensor of which a part was written; `first` where nothing of the image was in it before."""
-    placed = _placed(tensor, written, other)
+def _grid_after_write(
+    tensor: Tensor, own: Grid | None, written: Tensor, new: Grid | None, *, first: bool
+) -> Grid | None:
+    """Return the grid of a tensor after a write into a slice of it; `first` if it did not depend on the image."""
+    placed = _placed(tensor, written, new)
     if placed is None:
         return own
     if tensor.shape[placed.dim] == written.shape[placed.dim]:
@@ -170,7 +171,7 @@ def _grid_of_both(tensor: Tensor, own: Grid | None, written: Tensor, other: Grid
 
 
 def _placed(tensor: Tensor, written: Tensor, grid: Grid | None) -> Grid | None:
-    """The grid of a part of a tensor, counted from the tensor's first element; None where it lies otherwise in it."""
+    """Return the grid of a slice, counted from the tensor's first element; None if it is no slice along the grid."""
     if grid is None or -grid.dim > tensor.dim() or tensor.stride(grid.dim) != written.stride(grid.dim):
         return None
     if tensor.shape[grid.dim] == written.shape[grid.dim]:

@@ -1,7 +1,7 @@
-"""What each operation does to the field of what goes into it.
+"""The rule of each operation: receptive fields of its inputs -> receptive fields of its outputs.
 
-An operation not known here gets the safe answer: each element of its result may have seen what any element of its
-inputs saw. Such answers are upper bounds, and the profile names the operations.
+An operation without a rule gets an upper bound: each element of its output may see whatever any element of its inputs
+sees. The profile names such operations.
 """
 
 from __future__ import annotations
@@ -16,56 +16,57 @@ from torch import Tensor
 
 from mlpconv.receptive_field.call import Call
 from mlpconv.receptive_field.field import FIRST, LAST, Axis, Field, Grid, compact, join_grids, merge, squash
-from mlpconv.receptive_field.moving import moved, moves
+from mlpconv.receptive_field.moving import move_axis, moves
 from mlpconv.receptive_field.sliding import SLIDING
 
-__all__ = ["PRODUCTS", "REDUCTIONS", "Lookup", "fields_after", "makes_anew", "ranked", "rule_of"]
+__all__ = ["PRODUCTS", "REDUCTIONS", "Lookup", "fields_after", "ignores_values", "pad_rank", "rule_of"]
 
 Lookup = Callable[[Tensor], "Field | None"]
 
 ALONG = frozenset({"_log_softmax", "_safe_softmax", "_softmax", "sort", "topk"})
-"""Operations after which each element has seen all that lie beside it along one dimension."""
+"""Operations after which each element sees all elements along one dimension."""
 REDUCTIONS = frozenset({
     "all", "amax", "amin", "any", "argmax", "argmin", "linalg_vector_norm", "logsumexp", "max", "mean", "median", "min",
     "norm", "prod", "std", "std_mean", "sum", "var", "var_mean",
 })  # fmt: skip
 PRODUCTS = {"addmm": ("mat1", "mat2"), "baddbmm": ("batch1", "batch2"), "bmm": ("self", "mat2"), "mm": ("self", "mat2")}
 POINTWISE = frozenset({"_prelu_kernel", "_to_copy", "dropout", "hardswish", "log_sigmoid_forward", "prelu"})
-"""Pointwise operations that PyTorch does not tag as such."""
+"""Pointwise operations without PyTorch's tag."""
 BLIND = frozenset({"bernoulli", "empty", "fill", "full", "normal", "ones", "rand", "randn", "uniform", "zero", "zeros"})
-"""Operations whose result does not depend on the values that go in."""
+"""Operations whose result does not depend on input values."""
 
 
 def fields_after(call: Call, lookup: Lookup) -> tuple[list[Field | None], bool]:
-    """The field of each of the call's outputs, and whether it is exact (an upper bound where not)."""
+    """Return the field of each output of the call, and whether it is exact (else an upper bound)."""
     known = [field for tensor in call.inputs if (field := lookup(tensor)) is not None]
-    if not known or makes_anew(call):
+    if not known or ignores_values(call):
         return [None] * len(call.outputs), True
     axes, rule = range(len(known[0])), rule_of(call)
     if rule is None:
-        # Wherever its one element of a kind is put, it has seen the same.
+        # Inputs whose elements all see the same pixels stay exact, however they are rearranged.
         exact = call.name == "as_strided" and all(axis.lo.numel() == axis.hi.numel() == 1 for axis in known[0])
         return [tuple(_all_of([f[k] for f in known], out.dim()) for k in axes) for out in call.outputs], exact
-    made = _after_moves(call, lookup, axes) if rule is _moved else [tuple(rule(call, lookup, k) for k in axes)]
-    for out in call.outputs[len(made) :]:  # an index beside a maximum, a mean beside what it normalised
-        made.append(made[0] if out.shape == call.outputs[0].shape else tuple(_all_of([a], out.dim()) for a in made[0]))
-    return [tuple(ranked(a, out.dim()) for a in field) for field, out in zip(made, call.outputs, strict=True)], True
+    fields = _after_moves(call, lookup, axes) if rule is _moved else [tuple(rule(call, lookup, k) for k in axes)]
+    for out in call.outputs[len(fields) :]:  # secondary outputs: the indices of a maximum, the mean of a norm
+        same = out.shape == call.outputs[0].shape
+        fields.append(fields[0] if same else tuple(_all_of([axis], out.dim()) for axis in fields[0]))
+    return [tuple(pad_rank(a, out.dim()) for a in field) for field, out in zip(fields, call.outputs, strict=True)], True
 
 
-def makes_anew(call: Call) -> bool:
-    """Whether an operation makes a tensor that does not depend on the values that go in."""
+def ignores_values(call: Call) -> bool:
+    """Return whether an operation's result does not depend on the values of its inputs."""
     return call.name in BLIND or call.name.endswith("_like") or call.name.startswith("new_")
 
 
 def rule_of(call: Call) -> Callable[..., Any] | None:
-    """The rule for an operation; None where it is not known."""
+    """Return the rule for an operation; None if there is none."""
     name = call.name
     if name in _RULES:
         return _RULES[name]
     if moves(call):
         hidden = any(index is not None and index.is_meta for index in call.args.get("indices") or ())
-        # What a tensor shows of its storage may be less than what is then shown of it.
-        return None if hidden or (name == "as_strided" and not _shows_all(call.inputs[0])) else _moved
+        # as_strided may expose elements of the storage that its input does not contain.
+        return None if hidden or (name == "as_strided" and not _covers_storage(call.inputs[0])) else _moved
     if name in POINTWISE or torch.Tag.pointwise in call.func.tags:
         return _pointwise
     if name in SLIDING:
@@ -73,33 +74,35 @@ def rule_of(call: Call) -> Callable[..., Any] | None:
     return None
 
 
-def _shows_all(tensor: Tensor) -> bool:
-    """Whether a tensor has an element for each of its storage."""
+def _covers_storage(tensor: Tensor) -> bool:
+    """Return whether a tensor contains every element of its storage."""
     return tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
 
 
 def _all_of(axes: Sequence[Axis], rank: int) -> Axis:
-    """Each element has seen all that any element saw."""
+    """Return an axis on which every element sees what any element saw."""
     lo, hi = min(float(axis.lo.min()) for axis in axes), max(float(axis.hi.max()) for axis in axes)
     return Axis(torch.full([1] * rank, lo), torch.full([1] * rank, hi))
 
 
-def ranked(axis: Axis, rank: int) -> Axis:
-    """The same with as many dimensions as the tensor has."""
+def pad_rank(axis: Axis, rank: int) -> Axis:
+    """Return the axis with leading dimensions of size 1, up to the tensor's rank."""
     lo, hi = (ends.reshape((*[1] * (rank - ends.dim()), *ends.shape)) for ends in (axis.lo, axis.hi))
     return replace(axis, lo=lo, hi=hi)
 
 
 def _slid(call: Call, lookup: Lookup, k: int) -> Axis:
-    """A convolution, a pool, a norm, ...: one input has neighbours; where others have a field, all of it is seen."""
-    source, others = call.inputs[0], [field for t in call.inputs[1:] if (field := lookup(t)) is not None]
+    """Convolution, pool, norm: windows slide over the first input; the other inputs are seen completely."""
+    source, operands = call.inputs[0], [field for t in call.inputs[1:] if (field := lookup(t)) is not None]
     field = lookup(source)
     if field is None:
-        return _all_of([other[k] for other in others], call.outputs[0].dim())
+        return _all_of([operand[k] for operand in operands], call.outputs[0].dim())
     axis = SLIDING[call.name](call, field[k])
-    if not others:
+    if not operands:
         return axis
-    return merge([axis, _all_of([o[k] for o in others], 1)], call.outputs[0].shape, [call.outputs[0].shape, (1,)])
+    return merge(
+        [axis, _all_of([operand[k] for operand in operands], 1)], call.outputs[0].shape, [call.outputs[0].shape, (1,)]
+    )
 
 
 def _pointwise(call: Call, lookup: Lookup, k: int) -> Axis:
@@ -108,7 +111,7 @@ def _pointwise(call: Call, lookup: Lookup, k: int) -> Axis:
 
 
 def _copied(call: Call, lookup: Lookup, k: int) -> Axis:
-    """`copy_`: the target has seen what the source saw, and no more what it saw itself."""
+    """`copy_`: the target sees what the source saw, not what it saw before."""
     field = lookup(call["src"])
     if field is None:
         return Axis(torch.tensor(FIRST), torch.tensor(LAST))
@@ -116,7 +119,7 @@ def _copied(call: Call, lookup: Lookup, k: int) -> Axis:
 
 
 def _product(call: Call, lookup: Lookup, k: int) -> Axis:
-    """A matrix product: element (i, j) has seen row i of the left and column j of the right."""
+    """Matrix product: element (i, j) sees row i of the left and column j of the right factor."""
     parts, shapes = [], []
     left, right = PRODUCTS[call.name]
     for name, dims in ((left, [-1]), (right, [-2]), *([("self", [])] if left != "self" else [])):
@@ -128,7 +131,7 @@ def _product(call: Call, lookup: Lookup, k: int) -> Axis:
 
 
 def _reduced(call: Call, lookup: Lookup, k: int) -> Axis:
-    """A mean, a maximum, ... over some dimensions."""
+    """Mean, maximum and other reductions over some dimensions."""
     field = lookup(call.inputs[0])
     if field is None or len(call.inputs) > 1:
         return _pointwise(call, lookup, k)
@@ -142,7 +145,7 @@ def _reduced(call: Call, lookup: Lookup, k: int) -> Axis:
 
 
 def _along(call: Call, lookup: Lookup, k: int) -> Axis:
-    """A softmax, a sort."""
+    """Softmax, sort."""
     field = lookup(call.inputs[0])
     return squash(field[k], call.dims()) if field is not None else _pointwise(call, lookup, k)
 
@@ -161,7 +164,7 @@ def _gated(call: Call, lookup: Lookup, k: int) -> Axis:
 
 
 def _joined(call: Call, lookup: Lookup, k: int) -> Axis:
-    """`cat` and `stack`: the same is done to what has been seen, in the dimension that grows."""
+    """`cat` and `stack`: concatenate the first and last pixels in the same way."""
     rank = call.outputs[0].dim()
     dim = call["dim"] - rank if call["dim"] >= 0 else call["dim"]
     stacks = call.name == "stack"
@@ -189,13 +192,13 @@ def _joined(call: Call, lookup: Lookup, k: int) -> Axis:
 
 
 def _moved(call: Call, lookup: Lookup, k: int) -> list[Axis]:
-    """For each output of an operation that moves elements: the same is done to what they have seen."""
+    """Return one axis of each output of an operation that rearranges elements."""
     field = lookup(call.inputs[0])
-    return [_pointwise(call, lookup, k)] * len(call.outputs) if field is None else moved(call, field[k])
+    return [_pointwise(call, lookup, k)] * len(call.outputs) if field is None else move_axis(call, field[k])
 
 
 def _after_moves(call: Call, lookup: Lookup, axes: Sequence[int]) -> list[Field]:
-    """The field of each output of an operation that moves elements."""
+    """Return the field of each output of an operation that rearranges elements."""
     parts = [_moved(call, lookup, k) for k in axes]
     return [
         _rows_and_columns(field, out.shape) for field, out in zip(zip(*parts, strict=True), call.outputs, strict=True)
@@ -203,12 +206,12 @@ def _after_moves(call: Call, lookup: Lookup, axes: Sequence[int]) -> list[Field]
 
 
 def _rows_and_columns(field: Field, shape: Sequence[int]) -> Field:
-    """The same, without grids that share a dimension with something else than the other axis of the image."""
+    """Drop grids that share a dimension with anything but the other axis of the image."""
     folded = [axis.grid for axis in field if axis.grid is not None and axis.grid.cells is not None]
     if not folded:
         return field
-    one = len({grid.dim for grid in folded}) == 1 and len(folded) == len(field)
-    if one and math.prod(grid.cells or 1 for grid in folded) == shape[folded[0].dim]:
+    together = len({grid.dim for grid in folded}) == 1 and len(folded) == len(field)
+    if together and math.prod(grid.cells or 1 for grid in folded) == shape[folded[0].dim]:
         return field
     return tuple(replace(axis, grid=None) if axis.grid in folded else axis for axis in field)
 

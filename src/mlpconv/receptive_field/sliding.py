@@ -1,4 +1,4 @@
-"""Fields after operations in which neighbours meet: convolutions, pools, enlargements and norms."""
+"""Receptive fields after convolutions, pools, upsampling and norms."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = ["SLIDING"]
 
 HALF = Fraction(1, 2)
 ROUNDING = 1e-6
-"""Weights of an interpolation below this come from rounding, not from the formula."""
+"""Interpolation weights below this are rounding errors."""
 
 
 def _convolution(call: Call, axis: Axis) -> Axis:
-    """Any convolution, transposed or not: over windows in space, over the channels of a group."""
+    """Convolution, transposed or not: windows in space, all channels of a group."""
     image, out = call.inputs[0], call.outputs[0]
     count = image.dim() - 2
     seen = regroup(_unfolded(axis), -1 - count, call["groups"], out.shape[1])
     grid, kernel = seen.grid, call.tensor("weight").shape[2:]
-    slides = [call.numbers(name, count, default) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))]
+    slides = [call.sizes(name, count, default) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))]
     for j, (width, stride, padding, dilation) in enumerate(zip(kernel, *slides, strict=True)):
         dim = j - count
         make, slide = (_scattered, _enlarged_grid) if call["transposed"] else (_taps, _slid_grid)
@@ -37,12 +37,12 @@ def _convolution(call: Call, axis: Axis) -> Axis:
 
 
 def _pool(call: Call, axis: Axis) -> Axis:
-    """Maximum and average over windows; rounding sizes up only adds windows that reach over the end."""
+    """Max and average pool; `ceil_mode` only adds windows that extend beyond the border."""
     image, out = call.inputs[0], call.outputs[0]
     axis, count = _unfolded(axis), int(call.name.split("pool")[1][0])
-    kernel = call.numbers("kernel_size", count)
-    stride = call.numbers("stride", count) if call.args.get("stride") else kernel
-    padding, dilation = call.numbers("padding", count, 0), call.numbers("dilation", count)
+    kernel = call.sizes("kernel_size", count)
+    stride = call.sizes("stride", count) if call.args.get("stride") else kernel
+    padding, dilation = call.sizes("padding", count, 0), call.sizes("dilation", count)
     grid, seen = axis.grid, axis
     for j in range(count):
         dim, slide = j - count, (kernel[j], stride[j], padding[j], dilation[j])
@@ -52,36 +52,36 @@ def _pool(call: Call, axis: Axis) -> Axis:
 
 
 def _adaptive_pool(call: Call, axis: Axis) -> Axis:
-    """Pools with a given number of cells: one cell sees everything, more of them share it out evenly."""
+    """Adaptive pool: a single cell sees everything, several divide the input evenly."""
     image, out = call.inputs[0], call.outputs[0]
     axis = _unfolded(axis)
     for j in range(-len(call["output_size"]), 0):
-        cells, made, grid = image.shape[j], out.shape[j], axis.grid
-        if made == 1:
+        cells, size_out, grid = image.shape[j], out.shape[j], axis.grid
+        if size_out == 1:
             axis = squash(axis, [j])
             continue
-        spans = [range(i * cells // made, -(-(i + 1) * cells // made)) for i in range(made)]
+        spans = [range(i * cells // size_out, -(-(i + 1) * cells // size_out)) for i in range(size_out)]
         axis = windows(axis, j, cells, _ragged(spans))
         if grid is not None and grid.dim == j:
-            share = Fraction(cells, made)
-            size = None if cells % made or grid.size is None else grid.size + (share - 1) * abs(grid.jump)
+            share = Fraction(cells, size_out)
+            size = None if cells % size_out or grid.size is None else grid.size + (share - 1) * abs(grid.jump)
             grid = Grid(j, grid.jump * share, grid.start + (share - 1) / 2 * grid.jump, size)
         axis = replace(axis, grid=grid)
     return axis
 
 
 def _upsample(call: Call, axis: Axis) -> Axis:
-    """Nearest, linear and cubic interpolation; neighbours of weight zero are not seen."""
+    """Nearest, linear and cubic interpolation; neighbours of weight zero do not count."""
     image, out, axis = call.inputs[0], call.outputs[0], _unfolded(axis)
     grid, seen = axis.grid, axis
     scales = [value for name, value in call.args.items() if name.startswith("scales")]
     for j, scale in enumerate(scales):
         dim = j - len(scales)
-        cells, made = image.shape[dim], out.shape[dim]
-        corners = bool(call.args.get("align_corners")) and made > 1
-        ratio = Fraction(cells - 1, made - 1) if corners else Fraction(cells, made)
+        cells, size_out = image.shape[dim], out.shape[dim]
+        corners = bool(call.args.get("align_corners")) and size_out > 1
+        ratio = Fraction(cells - 1, size_out - 1) if corners else Fraction(cells, size_out)
         step = 1 / scale if scale and not corners else float(ratio)
-        near = [_neighbours(call.name, i, step, cells, corners) for i in range(made)]
+        near = [_neighbours(call.name, i, step, cells, corners) for i in range(size_out)]
         seen = windows(seen, dim, cells, _ragged(near))
         if grid is not None and grid.dim == dim:
             shift = Fraction(0) if corners else (ratio - 1) / 2
@@ -90,7 +90,7 @@ def _upsample(call: Call, axis: Axis) -> Axis:
 
 
 def _neighbours(name: str, i: int, step: float, cells: int, corners: bool) -> list[int]:
-    """The cells that element i of an enlarged row is made from."""
+    """Return the cells that element i of an upsampled row depends on."""
     if "nearest" in name:
         return [min(int((i + 0.5) * step if "exact" in name else i * step + ROUNDING), cells - 1)]
     place = i * step if corners else (i + 0.5) * step - 0.5
@@ -104,7 +104,7 @@ def _neighbours(name: str, i: int, step: float, cells: int, corners: bool) -> li
 
 
 def _batch_norm(call: Call, axis: Axis) -> Axis:
-    """Batch norm sees beyond its own element only where it works out the mean itself: instance norm is one such."""
+    """Batch norm: sees the whole image only if it computes its own mean, as instance norm does."""
     rank = call.inputs[0].dim()
     if not call.args.get("training", call.name != "_native_batch_norm_legit_no_training"):
         return axis
@@ -116,31 +116,31 @@ def _layer_norm(call: Call, axis: Axis) -> Axis:
 
 
 def _group_norm(call: Call, axis: Axis) -> Axis:
-    """Group norm sees all of the image, in the channels of the group."""
+    """Group norm: sees the whole image, in the channels of its group."""
     rank = call.inputs[0].dim()
     return regroup(squash(axis, range(2 - rank, 0)), 1 - rank, call["group"], call["C"])
 
 
 def _unfolded(axis: Axis) -> Axis:
-    """Without a grid that shares its dimension with another: windows in it are none of the image."""
+    """Drop a grid of flattened rows and columns, over which windows have no meaning in the image."""
     return replace(axis, grid=None) if axis.grid is not None and axis.grid.cells is not None else axis
 
 
-def _taps(cells: int, made: int, width: int, stride: int, padding: int, dilation: int) -> Tensor:
-    """(made, width): the cells in each window, -1 where it reaches over the border."""
-    taps = torch.arange(made)[:, None] * stride - padding + torch.arange(width) * dilation
+def _taps(cells: int, size_out: int, width: int, stride: int, padding: int, dilation: int) -> Tensor:
+    """Return the cells in each window, (size_out, width); -1 outside the border."""
+    taps = torch.arange(size_out)[:, None] * stride - padding + torch.arange(width) * dilation
     return taps.masked_fill((taps < 0) | (taps >= cells), -1)
 
 
-def _scattered(cells: int, made: int, width: int, stride: int, padding: int, dilation: int) -> Tensor:
-    """(made, width): the cells that a transposed convolution spreads over each element, -1 for none."""
-    places = torch.arange(made)[:, None] + padding - torch.arange(width) * dilation
+def _scattered(cells: int, size_out: int, width: int, stride: int, padding: int, dilation: int) -> Tensor:
+    """Return the cells that a transposed convolution adds to each element, (size_out, width); -1 for none."""
+    places = torch.arange(size_out)[:, None] + padding - torch.arange(width) * dilation
     taps = places.div(stride, rounding_mode="floor")
     return taps.masked_fill((places % stride != 0) | (taps < 0) | (taps >= cells), -1)
 
 
 def _ragged(spans: Sequence[Sequence[int]]) -> Tensor:
-    """(len(spans), longest): rows of different lengths, filled up with -1."""
+    """Return the spans as rows of equal length, padded with -1."""
     longest = max(len(span) for span in spans)
     return torch.tensor([[*span, *[-1] * (longest - len(span))] for span in spans])
 
@@ -152,7 +152,7 @@ def _slid_grid(grid: Grid, width: int, stride: int, padding: int, dilation: int)
 
 
 def _enlarged_grid(grid: Grid, width: int, stride: int, padding: int, dilation: int) -> Grid:
-    """After a transposed convolution; with a stride its elements take turns in what they see."""
+    """Return the grid after a transposed convolution; with a stride, the fields of its elements differ in size."""
     reach = (width - 1) * dilation
     size = None if grid.size is None or stride > 1 else grid.size + reach * abs(grid.jump)
     return Grid(grid.dim, grid.jump / stride, grid.start + (padding - HALF * reach) * grid.jump / stride, size)
@@ -176,4 +176,4 @@ _RULES: dict[Callable[[Call, Axis], Axis], tuple[str, ...]] = {
     ),
 }
 SLIDING = {name: rule for rule, names in _RULES.items() for name in names}
-"""The rule for each operation: the field of its first input -> the field of its result."""
+"""The rule of each operation: field of its first input -> field of its output."""

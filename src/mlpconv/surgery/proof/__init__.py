@@ -1,1 +1,1 @@
-"""Proof: accept a network for surgery, compare two networks on images, and decide whether they compute the same."""
+"""Accept or reject a network for surgery, compare two networks on images, and verify that they are equivalent."""

@@ -1,4 +1,4 @@
-"""Modules of which a forward pass wants more than what they make: an attribute, their class, their weight."""
+"""Find modules that cannot be replaced, because the forward pass also uses their class, weight or attributes."""
 
 from __future__ import annotations
 
@@ -13,50 +13,49 @@ from mlpconv.surgery.tracing.graph import replace_module
 __all__ = ["find_irreplaceable"]
 
 ROUNDING = 1e-3
-"""Differences of two runs, as a part of the largest number, that come from rounding."""
+"""Relative difference between two runs that counts as rounding."""
 
 
 def find_irreplaceable(model: nn.Module, names: list[str], image: Tensor) -> list[str]:
-    """Those of the modules in whose place no other can stand, as the forward pass asks them for more than an output.
+    """Return the names of modules that cannot be replaced, because the forward pass uses more than their output.
 
-    None where the network itself fails on the image.
-
-    The model is run on the image (N, C, H, W), so it must be a copy in the mode that is meant.
+    The list is empty if the network itself fails on the image. The model is run on the image (N, C, H, W), so it must
+    be a copy in the desired mode.
     """
     try:
         with isolated_eval(model):
-            wanted = list(flat_tensors(model(image)))
-    except Exception:  # noqa: BLE001  (a network that fails on the image fails with any modules)
+            expected = list(flat_tensors(model(image)))
+    except Exception:  # noqa: BLE001  (a forward pass may raise anything)
         return []
-    if _computes_with_chains(model, names, image, wanted):
+    if _same_when_wrapped(model, names, image, expected):
         return []
-    return [name for name in names if not _computes_with_chains(model, [name], image, wanted)]
+    return [name for name in names if not _same_when_wrapped(model, [name], image, expected)]
 
 
-def _computes_with_chains(
-    model: nn.Module, names: Iterable[str], image: Tensor, wanted: list[tuple[str, Tensor]]
+def _same_when_wrapped(
+    model: nn.Module, names: Iterable[str], image: Tensor, expected: list[tuple[str, Tensor]]
 ) -> bool:
-    """Whether the network makes the same when each of these modules is alone in an nn.Sequential; it is put back."""
+    """Return whether the output stays the same if each of these modules is temporarily wrapped in an nn.Sequential."""
     modules = {name: model.get_submodule(name) for name in names}
     for name, module in modules.items():
         replace_module(model, name, nn.Sequential(module))
     try:
         with isolated_eval(model):
-            made = list(flat_tensors(model(image)))
-    except Exception:  # noqa: BLE001  (the forward pass is not ours: it may raise anything)
+            output = list(flat_tensors(model(image)))
+    except Exception:  # noqa: BLE001  (a forward pass may raise anything)
         return False
     finally:
         for name, module in modules.items():
             replace_module(model, name, module)
-    return len(made) == len(wanted) and all(
-        name == other and _alike(a, b) for (name, a), (other, b) in zip(made, wanted, strict=True)
+    return len(output) == len(expected) and all(
+        name == expected_name and _close(a, b) for (name, a), (expected_name, b) in zip(output, expected, strict=True)
     )
 
 
-def _alike(made: Tensor, wanted: Tensor) -> bool:
-    """Whether two runs of one network made these: a GPU may add up in another order, and NaN is what it was."""
-    if made.shape != wanted.shape:
+def _close(output: Tensor, expected: Tensor) -> bool:
+    """Return whether two outputs agree up to rounding (a GPU may sum in any order); NaN equals NaN."""
+    if output.shape != expected.shape:
         return False
-    made, wanted = (each if each.is_complex() else each.double() for each in (made, wanted))
-    scale = float(wanted.abs().nan_to_num(0.0, 0.0, 0.0).max()) if wanted.numel() else 0.0
-    return torch.allclose(made, wanted, rtol=0.0, atol=ROUNDING * scale, equal_nan=True)
+    output, expected = (tensor if tensor.is_complex() else tensor.double() for tensor in (output, expected))
+    scale = float(expected.abs().nan_to_num(0.0, 0.0, 0.0).max()) if expected.numel() else 0.0
+    return torch.allclose(output, expected, rtol=0.0, atol=ROUNDING * scale, equal_nan=True)

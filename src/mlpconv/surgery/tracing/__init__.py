@@ -1,1 +1,1 @@
-"""Forward passes as graphs: trace a network, name its operations, and build a network from a rewritten graph."""
+"""Trace a forward pass into a graph, classify its operations, and build a network from a rewritten graph."""

@@ -1,4 +1,4 @@
-"""Settings of PyTorch that a forward pass may switch while it runs: a graph does not hold them, so none may be lost."""
+"""Detect PyTorch settings that a forward pass changes while it runs; a graph cannot hold them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 def _autocast() -> Any:
-    """How many autocast contexts there are, and the dtype on each device: one that is disabled counts, too."""
+    """Return the number of autocast contexts, including disabled ones, and the dtype on each device."""
     depth = torch.autocast_increment_nesting()
     torch.autocast_decrement_nesting()
-    return depth, *(torch.get_autocast_dtype(each) if torch.is_autocast_enabled(each) else None for each in DEVICES)
+    return depth, *(torch.get_autocast_dtype(name) if torch.is_autocast_enabled(name) else None for name in DEVICES)
 
 
 def _attention() -> Any:
-    """Which kernels scaled dot product attention may choose."""
+    """Return which kernels scaled dot product attention may use."""
     kernels: Any = torch.backends.cuda
     enabled = (kernels.flash_sdp_enabled(), kernels.mem_efficient_sdp_enabled(), kernels.math_sdp_enabled())
     return *enabled, kernels.cudnn_sdp_enabled()
@@ -46,17 +46,15 @@ SETTINGS: dict[str, Callable[[], Any]] = {
     "forward-mode differentiation on or off": lambda: forward_ad._current_level,
     "hooks on saved tensors": lambda: torch._C._autograd._top_saved_tensors_default_hooks(True),
 }
-"""What can be switched, in words, and how to read it."""
+"""Description of each setting, and a function that reads it."""
 
 
 def current_settings() -> tuple[Any, ...]:
-    """All settings as they are now, to be compared."""
+    """Return the current value of every setting."""
     return tuple(read() for read in SETTINGS.values())
 
 
-def changed_setting(before: tuple[Any, ...]) -> str:
-    """What is no longer as it was, in words; empty where all is."""
-    now = current_settings()
-    if now == before:
-        return ""
-    return next(name for name, old, new in zip(SETTINGS, before, now, strict=True) if old != new)
+def changed_setting(reference: tuple[Any, ...]) -> str:
+    """Return the description of the first setting that differs from the reference; empty if none does."""
+    values = zip(SETTINGS, reference, current_settings(), strict=True)
+    return next((name for name, old, new in values if old != new), "")

@@ -1,10 +1,9 @@
-"""A network as a graph of its steps, and the small changes that every operation is made of.
+"""Trace a network into a graph, read the graph, and replace modules.
 
-Two ways to change a network, both on a copy whose names stay as they were:
+Surgery changes a copy of a network, without renaming anything, in one of two ways:
 
-- `replace_module` puts another module in the place of one: the class, its forward, its modes, everything else stays.
-  Enough wherever a step becomes another step.
-- rewriting the graph, and `assemble` to make a module of it: where the forward itself must change.
+- `replace_module` replaces a module. The network keeps its class and forward; enough where one step replaces another.
+- Rewriting the graph, and building a `Rewritten` from it, where the forward itself must change.
 """
 
 from __future__ import annotations
@@ -33,32 +32,32 @@ __all__ = [
 ]
 
 
-def open_all(name: str, module: nn.Module) -> bool:  # noqa: ARG001  (every predicate of its kind takes both)
-    """Look inside every module but those of torch.nn, as torch.fx does."""
+def open_all(name: str, module: nn.Module) -> bool:  # noqa: ARG001  (an OpensModule takes both)
+    """Open every module except those of torch.nn, as torch.fx does."""
     return isinstance(module, nn.Sequential) or not type(module).__module__.startswith(("torch.nn.", "torch.ao.nn."))
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
-    """A copy in the same modes whose parameters have shapes and no storage; SurgeryError where there can be none."""
+    """Return a copy on the meta device in the same modes; raise UsageError for a model that cannot be copied."""
     shadow = without_storage(model)
-    for own, other in zip(shadow.modules(), model.modules(), strict=True):
-        own.training = other.training
+    for module, original in zip(shadow.modules(), model.modules(), strict=True):
+        module.training = original.training
     return shadow
 
 
 def trace(
     model: nn.Module, input_shape: tuple[int, int, int], *, opens: OpensModule = open_all, training: bool | None = None
 ) -> fx.GraphModule:
-    """A deep copy of the network as a graph of its steps, for images of (C, H, W).
+    """Trace a deep copy of the network into a graph, for images of (C, H, W).
 
-    Nodes call the copy's own modules, under their own names; `node.meta["val"]` is what a node makes of a batch of two,
-    without storage (`shape_of`, `dtype_of`). Modules that `opens` declines, and those whose inside cannot be written
-    down, are one node each. Sizes that the forward pass reads stay expressions; what it decides by them is decided for
-    this size. `training` is the mode of the forward pass; the model's own if None.
+    Nodes call the copy's modules by their names; `node.meta["val"]` is a node's output for a batch of two, on the meta
+    device (see `shape_of`, `dtype_of`). A module that `opens` rejects, or that cannot be traced, is a single node.
+    Sizes that the forward pass reads stay expressions; branches that depend on them are decided for this size.
+    `training` is the mode of the forward pass (default: the model's own).
 
-    The network itself is untouched: parameters, buffers, modes and random numbers. Parameters that the graph does not
-    use (auxiliary heads) are in the copy all the same. Raises UsageError for what is no module or size, SurgeryError,
-    with the reason and the module's name, for a network that cannot be written down.
+    The network itself is unchanged: parameters, buffers, modes and random state. The copy keeps parameters that the
+    graph does not use (auxiliary heads). Raises UsageError for an invalid model or size, and SurgeryError, with the
+    reason and the module's name, for a network that cannot be traced.
     """
     model, shape = check_model(model), check_input_shape(input_shape)
     shadow = meta_copy(model)
@@ -68,51 +67,51 @@ def trace(
 
 
 def as_module(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
-    """The graph over the root's own modules and tensors, also those that the graph does not use."""
+    """Return the graph as a module with all modules and tensors of the root, including unused ones."""
     for name, constant in getattr(graph, "owning_constants", {}).items():
         setattr(root, name, constant)
-    graph._tracer_cls = None  # a copy that is loaded from a pickle is traced by torch.fx's own
-    made = fx.GraphModule(root, graph, type(root).__name__)
-    tensors = {name: value for name, value in made._buffers.items() if name not in root._buffers}
+    graph._tracer_cls = None  # unpickling a copy traces it with torch.fx's own tracer
+    module = fx.GraphModule(root, graph, type(root).__name__)
+    tensors = {name: value for name, value in module._buffers.items() if name not in root._buffers}
     for store in ("_modules", "_parameters", "_buffers"):
-        getattr(made, store).clear()
-        getattr(made, store).update(getattr(root, store))
-    made._non_persistent_buffers_set = set(root._non_persistent_buffers_set)
-    for name, value in tensors.items():  # plain attributes, which fx makes buffers
-        made.register_buffer(name, value, persistent=False)
-    made.training = root.training
-    return made
+        getattr(module, store).clear()
+        getattr(module, store).update(getattr(root, store))
+    module._non_persistent_buffers_set = set(root._non_persistent_buffers_set)
+    for name, value in tensors.items():  # plain attributes, which fx turns into buffers
+        module.register_buffer(name, value, persistent=False)
+    module.training = root.training
+    return module
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...] | None:
-    """The shape of what a node makes of a batch of two; None for what is no tensor."""
+    """Return the shape of a node's output for a batch of two; None if it is no tensor."""
     value = node.meta.get("val")
     return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
 def dtype_of(node: fx.Node) -> torch.dtype | None:
-    """The number format of what a node makes; None for what is no tensor."""
+    """Return the dtype of a node's output; None if it is no tensor."""
     value = node.meta.get("val")
     return value.dtype if isinstance(value, Tensor) else None
 
 
 def module_of(node: fx.Node, root: nn.Module) -> nn.Module | None:
-    """The module that a node calls; None for functions, methods and tensors."""
+    """Return the module that a node calls; None for functions, methods and tensors."""
     return root.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
 def calls_of(graph: fx.Graph, root: nn.Module) -> Mapping[nn.Module, list[fx.Node]]:
-    """For each module that the graph calls, its calls in order: more than one where it is shared."""
-    found: dict[nn.Module, list[fx.Node]] = {}
+    """Return the calls of each module in order; a shared module has more than one."""
+    calls: dict[nn.Module, list[fx.Node]] = {}
     for node in graph.find_nodes(op="call_module"):
-        found.setdefault(root.get_submodule(str(node.target)), []).append(node)
-    return found
+        calls.setdefault(root.get_submodule(str(node.target)), []).append(node)
+    return calls
 
 
 def replace_module(root: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module in the place of the one of this name, in the same mode, wherever the old one stands.
+    """Replace the module with this name by another one in the same mode, everywhere the old one is used.
 
-    Its parameters are as trainable as they come. Raises SurgeryError where there is no such module.
+    `requires_grad` of the new parameters does not change. Raises SurgeryError if there is no module with this name.
     """
     try:
         old = root.get_submodule(name)
@@ -126,6 +125,6 @@ def replace_module(root: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def attribute(root: nn.Module, name: str) -> Any:
-    """The tensor or module of this dotted name."""
+    """Return the tensor or module with this dotted name."""
     path, _, last = name.rpartition(".")
     return getattr(root.get_submodule(path), last)

@@ -1,4 +1,4 @@
-"""Calls that PyTorch hides from whoever traces a forward pass: functions with a gradient of their own, checkpoints."""
+"""Trace calls that PyTorch hides from tracers: autograd functions and checkpointed or compiled functions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GENERATOR = "_checkpoint_without_reentrant_generator"
 
 @dataclass(frozen=True)
 class FunctionCall:
-    """The call of an autograd.Function as one step of a graph, with the function's own gradient."""
+    """A call of an autograd.Function as one step of a graph, with the function's own gradient."""
 
     function: type[Function]
 
@@ -31,15 +31,15 @@ class FunctionCall:
         return self.function.__name__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the function returns."""
+        """Apply the function."""
         return self.function.apply(*args, **kwargs)  # type: ignore[no-untyped-call]
 
 
 @contextmanager
 def hidden_calls_traced() -> Iterator[None]:
-    """Record an autograd.Function as one step, and what is checkpointed or compiled as the steps that it takes.
+    """Record an autograd.Function as one step, and checkpointed or compiled functions as the steps inside them.
 
-    Calls without symbols, those of other threads say, stay as they are.
+    Calls without proxies, such as those of other threads, are unaffected.
     """
     with ExitStack() as stack:
         apply = vars(Function)["apply"].__func__
@@ -52,33 +52,33 @@ def hidden_calls_traced() -> Iterator[None]:
         yield
 
 
-def _symbol(*values: Any) -> ShapedProxy | None:
-    """The first symbol among these values."""
+def _first_proxy(*values: Any) -> ShapedProxy | None:
+    """Return the first proxy among these values."""
     return next((leaf for leaf in tree_leaves(values) if issubclass(type(leaf), ShapedProxy)), None)
 
 
 def _applied(apply: Callable[..., Any]) -> Callable[..., Any]:
-    """`Function.apply` that records a call with symbols."""
+    """Return a `Function.apply` that records calls with proxies."""
 
     def applied(function: type[Function], *args: Any, **kwargs: Any) -> Any:
-        symbol = _symbol(args, kwargs)
-        if symbol is None:
+        proxy = _first_proxy(args, kwargs)
+        if proxy is None:
             return apply(function, *args, **kwargs)
         if function is checkpoint.CheckpointFunction:
             inside, _, *inputs = args
             return inside(*inputs)
-        return symbol.tracer.create_proxy("call_function", FunctionCall(function), args, kwargs)
+        return proxy.tracer.create_proxy("call_function", FunctionCall(function), args, kwargs)
 
     return applied
 
 
 def _without_checkpoint(generator: Callable[..., Iterator[None]]) -> Callable[..., Iterator[None]]:
-    """What surrounds a checkpointed call: nothing for symbols."""
+    """Return the generator around a checkpointed call, which does nothing for proxies."""
 
-    def surrounding(*args: Any, **kwargs: Any) -> Iterator[None]:
-        if _symbol(args, kwargs) is None:
+    def checkpoint_context(*args: Any, **kwargs: Any) -> Iterator[None]:
+        if _first_proxy(args, kwargs) is None:
             yield from generator(*args, **kwargs)
         else:
             yield
 
-    return surrounding
+    return checkpoint_context

@@ -1,6 +1,7 @@
-"""The many ways in which networks spell the few steps of a head.
+"""Classify the nodes of a graph by what they compute, however the network spells them.
 
-A step is a module, a function or a method; `torch.flatten(x, 1)`, `x.view(x.size(0), -1)` and `nn.Flatten()` are one.
+A node calls a module, a function or a method: `torch.flatten(x, 1)`, `x.view(x.size(0), -1)` and `nn.Flatten()` are
+all of kind "shape".
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from mlpconv.receptive_field import op_names
+from mlpconv.receptive_field.op_names import ACTIVATIONS
 from mlpconv.surgery.tracing.graph import module_of, shape_of
 
 __all__ = ["ARITHMETIC", "MAP", "Kind", "argument_of", "as_pair", "data_inputs", "describe", "op_kind", "op_name"]
@@ -26,15 +29,12 @@ SHAPES = frozenset({
     "ravel", "reshape", "select", "split", "squeeze", "swapaxes", "transpose", "unbind", "unflatten", "unsqueeze",
     "view",
 })  # fmt: skip
-"""Steps that only move elements about."""
-ACTIVATIONS = frozenset({
-    "celu", "clamp", "clip", "elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "logsigmoid",
-    "log_sigmoid", "mish", "relu", "relu6", "selu", "sigmoid", "silu", "softplus", "softsign", "tanh", "tanhshrink",
-    "threshold", "identity", "clone", "detach", "float", "double", "half", "to", "exp", "log", "abs", "sqrt", "square",
-    "neg", "hardshrink", "softshrink",
-})  # fmt: skip
-"""Steps on each number by itself."""
-ARITHMETIC = frozenset({"add", "sub", "mul", "truediv", "div", "maximum", "minimum"})
+"""Operations that only rearrange elements."""
+ELEMENTWISE = ACTIVATIONS | {
+    "abs", "clip", "clone", "detach", "double", "exp", "float", "half", "hardshrink", "identity", "log", "log_sigmoid",
+    "logsigmoid", "neg", "softshrink", "softsign", "sqrt", "square", "tanhshrink", "to",
+}  # fmt: skip
+ARITHMETIC = op_names.ARITHMETIC | {"div", "truediv"}
 DROPOUTS = frozenset({"dropout", "alpha_dropout"})
 FEATURE_DROPOUTS = frozenset({"dropout2d", "feature_dropout", "feature_alpha_dropout", "featurealphadropout"})
 ADAPTIVE = frozenset({
@@ -45,20 +45,20 @@ MAXIMA = ("max_pool2d", "maxpool2d")
 PLAIN = ("torch.nn.", "torch.ao.nn.")
 BINARY = 2
 MAP = 4
-"""Dimensions of a tensor (N, C, H, W)."""
+"""Rank of a feature map (N, C, H, W)."""
 
 
 def op_name(node: fx.Node, root: nn.Module) -> str:
-    """The name of a step: a module's class or a function's name, in small letters, without the mark of in-place."""
+    """Return the lower-case name of a node's module class, function or method, without any in-place marker."""
     if node.op == "call_module":
         return type(module_of(node, root)).__name__.lower()
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     name = str(name).lower().strip("_")
-    return name[1:] if node.op == "call_function" and name in {f"i{each}" for each in ARITHMETIC} else name
+    return name[1:] if node.op == "call_function" and name in {f"i{operator}" for operator in ARITHMETIC} else name
 
 
 def describe(node: fx.Node, root: nn.Module) -> str:
-    """A step for people: its place in the network and what it is."""
+    """Describe a node for a message: its module and its operation."""
     if node.op == "call_module":
         return f"{node.target} ({type(module_of(node, root)).__name__})"
     stack = node.meta.get("nn_module_stack") or {}
@@ -66,8 +66,8 @@ def describe(node: fx.Node, root: nn.Module) -> str:
     return f"{op_name(node, root)}() in {place or 'the forward'}"
 
 
-def op_kind(node: fx.Node, root: nn.Module) -> Kind:  # noqa: C901  (one line a kind)
-    """What a step is, whatever its spelling; "open" for a module that must be looked into, "other" for the rest."""
+def op_kind(node: fx.Node, root: nn.Module) -> Kind:  # noqa: C901  (one line per kind)
+    """Return the kind of a node; "open" for a module that must be traced into, "other" for everything else."""
     if not node.op.startswith("call_"):
         return "other"
     name, module = op_name(node, root), module_of(node, root)
@@ -85,10 +85,10 @@ def op_kind(node: fx.Node, root: nn.Module) -> Kind:  # noqa: C901  (one line a 
         return "dropout"
     if name in FEATURE_DROPOUTS:
         return "feature"
-    if name in ACTIVATIONS or (name == "prelu" and _one_slope(node, module)):
+    if name in ELEMENTWISE or (name == "prelu" and _one_slope(node, module)):
         return "elementwise"
     if name in ARITHMETIC:
-        tensors = sum(isinstance(each, fx.Node) and shape_of(each) is not None for each in node.args[:BINARY])
+        tensors = sum(isinstance(arg, fx.Node) and shape_of(arg) is not None for arg in node.args[:BINARY])
         return "join" if tensors == BINARY else "elementwise"
     if name in ("cat", "concat"):
         return "join"
@@ -102,16 +102,16 @@ def op_kind(node: fx.Node, root: nn.Module) -> Kind:  # noqa: C901  (one line a 
 
 
 def _reads_part(node: fx.Node) -> bool:
-    """Whether a step takes a tensor out of what holds several: a named tuple, a dataclass."""
+    """Return whether a node takes a tensor out of a container, such as a named tuple or dataclass."""
     owner = node.args[0]
-    held = owner.meta.get("val") if isinstance(owner, fx.Node) else None
-    return not isinstance(held, Tensor) and shape_of(node) is not None
+    container = owner.meta.get("val") if isinstance(owner, fx.Node) else None
+    return not isinstance(container, Tensor) and shape_of(node) is not None
 
 
 def _is_maximum(node: fx.Node, name: str) -> bool:
-    """Whether a step takes the maxima of whole maps, or of a dimension."""
-    before = (shape_of(node.all_input_nodes[0]) or ())[2:] if node.all_input_nodes else ()
-    whole = name in MAXIMA and (shape_of(node) or ())[2:] == (1, 1) != before
+    """Return whether a node takes the maximum of whole feature maps, or along a dimension."""
+    size_in = (shape_of(node.all_input_nodes[0]) or ())[2:] if node.all_input_nodes else ()
+    whole = name in MAXIMA and (shape_of(node) or ())[2:] == (1, 1) != size_in
     return whole or (name == "max" and isinstance(node.meta.get("val"), tuple))
 
 
@@ -127,24 +127,24 @@ def _is_1x1(conv: nn.Conv2d) -> bool:
 
 
 def data_inputs(node: fx.Node, image: set[fx.Node]) -> Iterator[fx.Node]:
-    """The inputs of a step that depend on the image and hold tensors."""
-    for each in node.all_input_nodes:
-        if each in image and not isinstance(each.meta.get("val"), int | float | bool | torch.Size):
-            value = each.meta.get("val")
-            if isinstance(value, Tensor | tuple | list | dict) or is_dataclass(value):
-                yield each
+    """Yield the inputs of a node that depend on the image and hold tensors."""
+    for source in node.all_input_nodes:
+        value = source.meta.get("val")
+        holds_tensors = isinstance(value, Tensor | tuple | list | dict) or is_dataclass(value)
+        if source in image and holds_tensors and not isinstance(value, torch.Size):
+            yield source
 
 
 def as_pair(value: Any) -> tuple[Any, Any]:
-    """A size argument, one for rows and one for columns."""
+    """Return a size argument as (rows, columns)."""
     if isinstance(value, fx.Node):
         value = value.meta["val"]
     if isinstance(value, tuple | list):
-        both = [each.meta["val"] if isinstance(each, fx.Node) else each for each in value]
-        return (both[0], both[0]) if len(both) == 1 else (both[0], both[1])
+        sizes = [size.meta["val"] if isinstance(size, fx.Node) else size for size in value]
+        return (sizes[0], sizes[0]) if len(sizes) == 1 else (sizes[0], sizes[1])
     return value, value
 
 
-def argument_of(node: fx.Node, place: int, name: str) -> Any:
-    """An argument of a function or method, by its place or by its name; None where it is not given."""
-    return node.args[place] if len(node.args) > place else node.kwargs.get(name)
+def argument_of(node: fx.Node, position: int, name: str) -> Any:
+    """Return an argument of a function or method by position or name; None if it is missing."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name)

@@ -1,8 +1,8 @@
-"""What flows through a network while it is written down: symbols that know the shape they stand for.
+"""Proxies that stand for values during tracing and know their shapes.
 
-A symbol records every operation that touches it, as `torch.fx` does, and carries the value that the operation gives on
-tensors without storage. So `x.shape[2] // 2` stays an expression of the graph, while `if x.shape[2] > 8` can be
-answered. Only what depends on the numbers in a tensor cannot.
+A proxy records every operation on it, as `torch.fx` does, and carries the operation's result on meta tensors. So
+`x.shape[2] // 2` stays an expression of the graph, while `if x.shape[2] > 8` can be evaluated. Only what depends on the
+values in a tensor cannot.
 """
 
 from __future__ import annotations
@@ -25,79 +25,84 @@ PLAIN = (
     int, float, complex, str, bytes, tuple, list, dict, set, range, type(None),
     torch.dtype, torch.device, torch.layout, torch.memory_format,
 )  # fmt: skip
-"""Classes of values that C++ tells by their type alone."""
+"""Classes that C++ recognises by type alone."""
 RANK = ("dim", "ndim", "ndimension")
 IN_PLACE = ("add", "sub", "mul", "truediv", "floordiv", "pow", "matmul", "and", "or", "xor", "mod")
 
 
 def globals_of(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
-    """The global names of forward passes, of functions that modules hold, and of functions among those names."""
-    held = [function for m in modules for function in (type(m).forward, *vars(m).values())]
-    spaces = {id(space): space for each in held if isinstance(space := getattr(each, "__globals__", None), dict)}
-    named = [each for space in spaces.values() for each in space.values() if isinstance(each, FunctionType)]
-    foreign = (each for each in named if not (each.__module__ or "").startswith(("torch.", "mlpconv.surgery.")))
-    return list((spaces | {id(each.__globals__): each.__globals__ for each in foreign}).values())
+    """Return the global namespaces of forward methods, of modules' function attributes, and of functions in those."""
+    attributes = [value for m in modules for value in (type(m).forward, *vars(m).values())]
+    spaces = {
+        id(space): space for value in attributes if isinstance(space := getattr(value, "__globals__", None), dict)
+    }
+    functions = [value for space in spaces.values() for value in space.values() if isinstance(value, FunctionType)]
+    foreign = (f for f in functions if not (f.__module__ or "").startswith(("torch.", "mlpconv.surgery.")))
+    return list((spaces | {id(function.__globals__): function.__globals__ for function in foreign}).values())
 
 
 @contextmanager
 def len_traced(spaces: Iterable[dict[str, Any]]) -> Iterator[None]:
-    """Let `len(x)` of a symbol be a symbol for functions with these global names; Python itself allows numbers only."""
+    """Make `len(x)` of a proxy return a proxy in these namespaces, by temporarily shadowing the builtin.
 
-    def length(given: Any) -> Any:
-        tensor = issubclass(type(given), ShapedProxy) and isinstance(given.value, Tensor)
-        return given.size(0) if tensor else len(given)
+    Python itself requires `__len__` to return an int, which would fix the batch size in the graph.
+    """
 
-    taken = [space for space in spaces if "len" not in space]
+    def length(value: Any) -> Any:
+        tensor = issubclass(type(value), ShapedProxy) and isinstance(value.value, Tensor)
+        return value.size(0) if tensor else len(value)
+
+    shadowed = [space for space in spaces if "len" not in space]
     try:
-        for space in taken:
+        for space in shadowed:
             space["len"] = length
         yield
     finally:
-        for space in taken:
+        for space in shadowed:
             space.pop("len", None)
 
 
 class Untraceable(Exception):
-    """A step of the forward pass that no graph can hold: it needs the numbers in a tensor, or happens out of sight."""
+    """A step that a graph cannot represent: it depends on tensor values, or bypasses the tracer."""
 
 
 class ShapedProxy(fx.Proxy):
-    """A value of the forward pass that is being recorded."""
+    """A value of the traced forward pass."""
 
     tracer: Any
     _is_param = False  # `isinstance(x, nn.Parameter)` asks for this
 
     def __hash__(self) -> int:
-        """A size is no key: a table that outlives this pass would hold the symbol, and not find it in the next."""
-        raise TypeError("it looks up a size of the image in a dictionary, a set or a cache")
+        """Raise TypeError: a table that outlives this pass would hold a proxy as its key."""
+        raise TypeError("it looks up an image size in a dictionary, a set or a cache")
 
     @property
     def value(self) -> Any:
-        """What it stands for; tensors have no storage."""
+        """The value that it stands for, with tensors on the meta device."""
         return self.node.meta["val"]
 
     @property
     def __class__(self) -> Any:
-        """So that `isinstance(x, tuple)` answers as it would without tracing.
+        """The class of the value, so that `isinstance(x, tuple)` is the same as without tracing.
 
-        PyTorch's C++ asks the same question and then reads memory of its own layout: a symbol claims to be one of its
-        objects only where it is one.
+        PyTorch's C++ code checks classes too and then reads the object's memory, so a proxy reports only classes for
+        which that is safe.
         """
         value = self.value
         return type(value) if isinstance(value, PLAIN) or is_dataclass(value) else ShapedProxy
 
     @__class__.setter
     def __class__(self, _: type) -> None:
-        raise TypeError("a symbol's class is that of its value")
+        raise TypeError("the class of a proxy is that of its value")
 
     def __getattr__(self, name: str) -> Any:
-        if isinstance(self.value, dict) and name in ("items", "values"):  # x.max(2).values is no method
+        if isinstance(self.value, dict) and name in ("items", "values"):  # of a dict; x.max(2).values is no method
             pairs = [(key, self[key]) for key in self.value]
-            return lambda: pairs if name == "items" else [symbol for _, symbol in pairs]
+            return lambda: pairs if name == "items" else [proxy for _, proxy in pairs]
         if isinstance(self.value, Tensor) and name in RANK:  # the same for images of every size
             return self.value.dim() if name == "ndim" else self.value.dim
-        held = getattr(self.value, name)  # AttributeError here is the answer to hasattr
-        if callable(held) and not isinstance(held, Tensor):
+        attribute = getattr(self.value, name)  # raises AttributeError for hasattr
+        if callable(attribute) and not isinstance(attribute, Tensor):
             return _Method(self, name)
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
@@ -113,12 +118,12 @@ class ShapedProxy(fx.Proxy):
         return self.tracer.create_proxy("call_function", copy.deepcopy, (self,), {})
 
     def __reduce_ex__(self, protocol: object) -> Any:
-        raise self.tracer.untraceable("it pickles what flows through it")
+        raise self.tracer.untraceable("it pickles an activation")
 
     def _known(self) -> Any:
-        """The value, which must not depend on the numbers in a tensor."""
+        """Return the value, which must not contain tensors."""
         if any(isinstance(leaf, Tensor) for leaf in tree_leaves(self.value)):
-            raise self.tracer.untraceable("its forward pass decides by the numbers in a tensor")
+            raise self.tracer.untraceable("its control flow depends on the values in a tensor")
         return self.value
 
     def __bool__(self) -> bool:
@@ -140,7 +145,7 @@ class ShapedProxy(fx.Proxy):
         return format(self.value, spec)
 
     def __contains__(self, item: object) -> bool:
-        return any(bool(each == item) for each in self)
+        return any(bool(element == item) for element in self)
 
     def __len__(self) -> int:
         return len(self.value)
@@ -157,33 +162,33 @@ class ShapedProxy(fx.Proxy):
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
     def keys(self) -> Any:
-        """The keys of a dictionary."""
+        """Return the keys of a dictionary."""
         return self.value.keys()
 
 
 class TensorProxy(ShapedProxy, Tensor):  # type: ignore[misc]
-    """A symbol of a tensor that is a tensor itself, without storage.
+    """A proxy of a tensor that is itself a meta tensor.
 
-    Whatever reads it by a way that records nothing, C++ above all, finds what it expects.
+    C++ code that reads it without recording an operation finds a valid tensor.
     """
 
     __hash__ = object.__hash__
 
     def __new__(cls, node: fx.Node, tracer: fx.Tracer) -> Self:  # noqa: ARG004
-        """A tensor of the shape of the node's."""
+        """Create a meta tensor with the shape of the node's value."""
         return Tensor._make_subclass(cls, node.meta["val"])
 
     @property
     def __class__(self) -> Any:
-        """A parameter's symbol is a parameter."""
+        """The class of the value: the proxy of a parameter is a parameter."""
         return type(self.value)
 
     @__class__.setter
     def __class__(self, _: type) -> None:
-        raise TypeError("a symbol's class is that of its value")
+        raise TypeError("the class of a proxy is that of its value")
 
     def __getattribute__(self, name: str) -> Any:
-        """What belongs to tensors is recorded and not looked up."""
+        """Record attributes of tensors instead of reading them."""
         if name in OWN or name.startswith("__") or name in object.__getattribute__(self, "__dict__"):
             return object.__getattribute__(self, name)
         return ShapedProxy.__getattr__(self, name)
@@ -193,7 +198,7 @@ OWN = frozenset({"node", "tracer", *vars(ShapedProxy)}) - {"__doc__", "__module_
 
 
 class _Method:
-    """A method of a symbol, before it is called."""
+    """A bound method of a proxy."""
 
     def __init__(self, owner: ShapedProxy, name: str) -> None:
         self.owner, self.name = owner, name
@@ -203,7 +208,7 @@ class _Method:
 
 
 def _record_in_place(name: str) -> Any:
-    """`x += y` writes into a tensor, and into what it is a view of: it is recorded as that and not as a sum."""
+    """Return an in-place operator that is recorded as such, because `x += y` also writes to views of `x`."""
     plain = getattr(operator, f"{name}_" if name in ("and", "or") else name)
     in_place = getattr(operator, f"i{name}")
 

@@ -1,4 +1,4 @@
-"""Between which bounds the numbers lie that a step makes, whatever the image: as far as its forward alone tells."""
+"""Bound the output values of a node in eval mode, for any image, from the graph alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from mlpconv.surgery.tracing.graph import module_of
-from mlpconv.surgery.tracing.ops import argument_of, op_name
+from mlpconv.surgery.tracing.ops import BINARY, argument_of, op_name
 
 __all__ = ["ANY", "Range", "range_of"]
 
@@ -20,22 +20,22 @@ BOUNDED: dict[str, Range] = {
     "square": (0.0, math.inf), "relu6": (0.0, 6.0), "sigmoid": (0.0, 1.0), "hardsigmoid": (0.0, 1.0),
     "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0),
 }  # fmt: skip
-STILL = frozenset({
+PRESERVING = frozenset({
     "identity", "dropout", "dropout2d", "flatten", "view", "reshape", "permute", "transpose", "contiguous", "clone",
     "maxpool2d", "max_pool2d", "adaptivemaxpool2d", "adaptive_max_pool2d", "adaptiveavgpool2d", "adaptive_avg_pool2d",
     "mean", "getitem", "maxout",
 })  # fmt: skip
-"""Steps that move numbers about, choose among them, or average them."""
+"""Operations whose outputs lie in the range of their input: rearranging, selecting and averaging."""
 PADDED = frozenset({"avgpool2d", "avg_pool2d"})
-"""Averages that may count zeros around the maps."""
+"""Average pools that may include zero padding."""
 
 
 def range_of(node: fx.Node, root: nn.Module) -> Range:
-    """The least and the largest number that the step can make in eval mode; infinite where it does not tell."""
+    """Return the smallest and largest possible output value of a node in eval mode; infinite if unknown."""
     known: dict[fx.Node, Range] = {}
-    for each in node.graph.nodes:  # in order, not by recursion: networks are deeper than Python's stack
-        known[each] = _range(each, root, known.__getitem__)
-        if each is node:
+    for step in node.graph.nodes:  # a loop, because networks are deeper than Python's recursion limit
+        known[step] = _range(step, root, known.__getitem__)
+        if step is node:
             break
     return known[node]
 
@@ -49,19 +49,18 @@ def _range(node: fx.Node, root: nn.Module, of: Callable[[fx.Node], Range]) -> Ra
     if name in ("hardtanh", "clamp", "clip"):
         return _clamped(node, root, name)
     first = node.all_input_nodes[0]
-    if name in STILL:
+    if name in PRESERVING:
         return of(first)
     if name in PADDED:
         return min(0.0, of(first)[0]), max(0.0, of(first)[1])
-    tensors = [each for each in node.all_input_nodes if isinstance(each.meta.get("val"), Tensor)]
-    bounds = [of(each) for each in tensors]
+    bounds = [of(source) for source in node.all_input_nodes if isinstance(source.meta.get("val"), Tensor)]
     if name in ("cat", "concat", "maximum") and bounds:
         lows = [low for low, _ in bounds]
         return (max(lows) if name == "maximum" else min(lows)), max(high for _, high in bounds)
-    both = len(bounds) == len(node.args) == len(("one", "other"))
-    if name == "add" and both:
+    binary = len(bounds) == len(node.args) == BINARY
+    if name == "add" and binary:
         return bounds[0][0] + bounds[1][0], bounds[0][1] + bounds[1][1]
-    if name == "mul" and both and all(low >= 0 for low, _ in bounds):
+    if name == "mul" and binary and all(low >= 0 for low, _ in bounds):
         return 0.0, math.inf
     return ANY
 
@@ -70,10 +69,10 @@ def _clamped(node: fx.Node, root: nn.Module, name: str) -> Range:
     module: Any = module_of(node, root)
     if module is not None:
         return float(module.min_val), float(module.max_val)
-    words = ("min_val", "max_val") if name == "hardtanh" else ("min", "max")
-    low, high = argument_of(node, 1, words[0]), argument_of(node, 2, words[1])
+    names = ("min_val", "max_val") if name == "hardtanh" else ("min", "max")
+    low, high = argument_of(node, 1, names[0]), argument_of(node, 2, names[1])
     if name == "hardtanh":
         low, high = -1.0 if low is None else low, 1.0 if high is None else high
-    if not all(isinstance(each, int | float | None) for each in (low, high)):
+    if not all(isinstance(bound, int | float | None) for bound in (low, high)):
         return ANY
     return -math.inf if low is None else float(low), math.inf if high is None else float(high)

@@ -1,4 +1,4 @@
-"""A network whose forward pass is a graph: the modules of the original under their names, in another order of steps."""
+"""A network whose forward pass is a rewritten graph over the original's modules, under their original names."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ __all__ = ["Rewritten"]
 
 
 class Rewritten(nn.Module):
-    """A network after surgery: (N, C, H, W) -> what the original returns.
+    """A network after surgery: (N, C, H, W) -> the original's output.
 
-    It holds all modules, parameters and buffers of the original under their names, those included that this forward
-    pass does not use. The forward pass is one graph in eval mode and one in training, chosen by `training` of the
-    network as a whole, as the original chose by its own.
+    It has all modules, parameters and buffers of the original under their names, including those that the forward pass
+    no longer uses. It has one graph for eval mode and one for training, selected by its own `training` flag.
     """
 
     def __init__(self, root: nn.Module, graphs: Mapping[str, fx.Graph], constants: Mapping[str, Tensor]) -> None:
-        """`root` is taken over, not copied; `graphs` are those of "eval", "train" and "maps"."""
+        """Take over the modules and tensors of `root`; `graphs` are those of "eval", "train" and "maps"."""
         super().__init__()
-        own = set(vars(self))
+        reserved = set(vars(self))
         for name, value in vars(root).items():
-            if name not in own:
+            if name not in reserved:
                 self.__dict__[name] = value
         for store in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             setattr(self, store, getattr(root, store))
@@ -38,26 +37,26 @@ class Rewritten(nn.Module):
         self._passes = self._compiled()
 
     def _compiled(self) -> dict[str, Callable[..., Any]]:
-        """One function for each graph."""
+        """Return one compiled function per graph."""
         return {name: type(fx.GraphModule(self, graph)).forward for name, graph in self.graphs.items()}
 
     def forward(self, x: Tensor) -> Any:
-        """(N, C, H, W) -> what the original returns."""
+        """Return the original's output for images (N, C, H, W)."""
         name = "train" if self.training else "eval"
         if name not in self._passes:
             raise SurgeryError(
-                f"The forward pass of {self.original} in training could not be written down, so this network only "
-                "works in eval mode: train the original, and operate on it again."
+                f"The training forward pass of {self.original} could not be traced, so this network only works in eval "
+                "mode: train the original and repeat the surgery."
             )
         return self._passes[name](self, x)
 
     def category_maps(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, K, h, w): each class's logit at each place, before what makes one number of them."""
+        """Return the logit of each class at each position, (N, C, H, W) -> (N, K, h, w), before pooling."""
         maps: Tensor = self._passes["maps"](self, x)
         return maps
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the compiled functions, which a copy makes anew from the graphs."""
+        """Return everything but the compiled functions, which `__setstate__` recompiles from the graphs."""
         state = {name: value for name, value in vars(self).items() if name != "_passes"}
         return state | {"graphs": {name: store_graph(graph) for name, graph in self.graphs.items()}}
 
@@ -67,12 +66,12 @@ class Rewritten(nn.Module):
         self._passes = self._compiled()
 
     def extra_repr(self) -> str:
-        """What the module's repr shows."""
+        """Return the text for the module's repr."""
         return f"rewritten from {self.original}"
 
 
 def _plain(graph: fx.Graph) -> fx.Graph:
-    """A copy without what tracing left in it."""
+    """Return a copy of the graph without the metadata of tracing."""
     plain = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     output = plain.graph_copy(graph, copies)

@@ -1,4 +1,4 @@
-"""Graphs as plain lists of steps, which can be copied and pickled however long they are."""
+"""Store graphs as plain lists of steps, which can be copied and pickled at any length."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["StoredStep", "restore_graph", "store_graph"]
 
 
 class StoredStep(NamedTuple):
-    """One node of a graph, without its neighbours."""
+    """A node of a graph, without its neighbours."""
 
     op: str
     name: str
@@ -26,14 +26,14 @@ class StoredStep(NamedTuple):
 
 @dataclass(frozen=True)
 class Reference:
-    """What another node makes, by its name."""
+    """The output of another node, by the node's name."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class NamedObject:
-    """A function by the place where it is kept: some of PyTorch's do not know it themselves, and cannot be pickled."""
+    """A function by its import path, because some of PyTorch's functions cannot be pickled."""
 
     module: str
     path: str
@@ -44,7 +44,7 @@ class NamedObject:
 
 
 def store_graph(graph: fx.Graph) -> list[StoredStep]:
-    """Return the steps of a graph as data."""
+    """Return the steps of a graph."""
     return [
         StoredStep(
             node.op,
@@ -74,7 +74,7 @@ def restore_graph(steps: Sequence[StoredStep]) -> fx.Graph:
 
 
 def _referring(arguments: Any) -> Any:
-    """Arguments with references where they hold nodes."""
+    """Replace nodes in arguments by references."""
 
     def reference(node: fx.Node) -> Any:
         return Reference(node.name)
@@ -83,7 +83,7 @@ def _referring(arguments: Any) -> Any:
 
 
 def _by_name(target: Any) -> Any:
-    """A function as the name under which it is found again; as it is where it has none."""
+    """Return a function as its import path; unchanged if it has none."""
     if isinstance(target, OpOverload | OpOverloadPacket):
         return NamedObject("torch", f"ops.{target}")
     named = NamedObject(getattr(target, "__module__", None) or "", getattr(target, "__name__", None) or "")
