@@ -89,8 +89,8 @@ GUARDS = (
     ),
     Mutant(
         "surgery/fold.py",
-        "    made = deep_copy(model)\n",
-        "    made = model\n",
+        "    folded = deep_copy(model)\n",
+        "    folded = model\n",
         "surgery/test_fold.py::test_the_network_stays_as_it_is_and_what_it_has_is_kept",
     ),
     Mutant(

@@ -82,7 +82,7 @@ def test_a_reason_stands_once() -> None:
     result = fold(shaken(Net(lambda n, x: n.norm(n.norm(n.conv(x))))), IMAGE)
     assert result.report.details["kept"] == {"norm": "norm is used more than once, or shares its weights"}
     branch = fold(shaken(Net(lambda n, x: n.norm(y := n.conv(x)) * y)), IMAGE)
-    assert branch.report.details["kept"]["norm"].count("what conv makes goes elsewhere, too") == 1
+    assert branch.report.details["kept"]["norm"].count("the output of conv has other consumers") == 1
     assert "what it normalises" not in branch.report.details["kept"]["norm"]
 
 
