@@ -309,7 +309,7 @@ GUARDS = (
     ),
     Mutant(
         "models/reconfigure.py",
-        '    return "is the fully connected head, for which its architecture has no rank"',
+        '    return "is the fully connected head, for which the configuration has no rank"',
         '    return ""',
         "surgery/test_factorize.py::test_a_network_of_ours_stays_one",
     ),
@@ -321,7 +321,7 @@ GUARDS = (
     ),
     Mutant(
         "surgery/lowrank/activation_stats.py",
-        "        if len(found) == each.calls:\n",
+        "        if len(outputs) == candidate.calls:\n",
         "        if True:\n",
         "surgery/test_factorize.py::test_a_layer_that_is_called_twice_is_fitted_to_both_calls",
     ),
@@ -333,7 +333,7 @@ GUARDS = (
     ),
     Mutant(
         "surgery/lowrank/rank_search.py",
-        "            if self.errors(changed)[what] - before <= budget:",
+        "            if self.errors(factorized)[measure] - before <= budget:",
         "            if choice.error <= budget:",
         "surgery/test_factorize.py::test_the_budget_of_wrong_classes_is_kept",
     ),
@@ -345,8 +345,8 @@ GUARDS = (
     ),
     Mutant(
         "surgery/lowrank/factors.py",
-        "    return made.requires_grad_(like.weight.requires_grad)",
-        "    return made",
+        "    return layer.requires_grad_(like.weight.requires_grad)",
+        "    return layer",
         "surgery/test_factorize.py::test_formats_and_what_may_be_trained_are_kept",
     ),
     Mutant(

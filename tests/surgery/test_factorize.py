@@ -123,7 +123,7 @@ def test_the_budget_of_error_is_kept(budget: float) -> None:
 def test_an_error_that_no_lower_rank_keeps_to_changes_nothing() -> None:
     result = factorize(network(), images(), 1e-9, of="error", curve=False)
     assert result.report.changed == ()
-    assert "No lower ranks keep to this budget of error" in str(result.report)
+    assert "No lower ranks are within this error budget" in str(result.report)
 
 
 def test_the_budget_of_wrong_classes_is_kept() -> None:
@@ -295,16 +295,16 @@ def test_what_is_left_alone_has_a_reason() -> None:
         "depthwise": "is depthwise",
         "one": "shares its weights with other.weight",
         "other": "shares its weights with one.weight",
-        "normed": "has a weight that is worked out",
-        "own": "is a Doubled, which computes in another way",
+        "normed": "has a parametrized weight",
+        "own": "is a Doubled, which computes something else",
         "more": "is a Scaled, which has more than a weight",
-        "noisy": "is a Noisy, which computes in another way",
+        "noisy": "is a Noisy, which computes something else",
         "idle": "is not called",
     }
     assert left.keys() == reasons.keys()
     for name, reason in reasons.items():
         assert left[name].startswith(reason)
-    with pytest.raises(SurgeryError, match=r"grouped has 3 groups, so its rank stays"):
+    with pytest.raises(SurgeryError, match=r"grouped has 3 groups and cannot be factorized"):
         factorize(model, images(), 0.9, layers=["first", "grouped"])
 
 
@@ -321,7 +321,7 @@ def test_a_layer_of_another_class_that_computes_the_same_is_taken() -> None:
 def test_only_the_layers_that_are_named_change() -> None:
     result = factorize(network(), images(), 0.7, layers=["2"], curve=False)
     assert result.report.changed == ("2",)
-    assert result.report.details["left_alone"] == {"0": "was not to be changed", "4": "was not to be changed"}
+    assert result.report.details["left_alone"] == {"0": "is not in layers", "4": "is not in layers"}
 
 
 def test_the_original_and_the_random_numbers_stay_as_they_are() -> None:
@@ -374,11 +374,11 @@ LABELS = torch.arange(16) % 7
         (X.mul(9).to(torch.uint8), "apply the preprocessing first"),
         (X.where(X < 1, torch.nan), "NaN or infinite pixels"),
         (X.where(X < 1, torch.inf), "NaN or infinite pixels"),
-        ([X, X[:, :, 1:]], "several sizes"),
-        ([X, (X, LABELS)], "several sizes, or some without labels"),
+        ([X, X[:, :, 1:]], "several image sizes"),
+        ([X, (X, LABELS)], "several image sizes, or some without labels"),
         ((X, LABELS[:5]), "5 labels"),
-        ((X, LABELS.float()), "a class each"),
-        ((X, LABELS + 1), "labels from 1 to 7; from 0 to 6"),
+        ((X, LABELS.float()), "an integer class for each"),
+        ((X, LABELS + 1), "labels from 1 to 7; 0 to 6"),
         ((X, LABELS - 1), "labels from -1 to 5"),
     ],
     ids=lambda value: str(value)[:30] if isinstance(value, str) else "",
@@ -405,11 +405,11 @@ def test_images_that_the_network_cannot_take_are_named() -> None:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"budget": 0}, "budget is 0; a share"),
+        ({"budget": 0}, "budget is 0; a fraction"),
         ({"budget": True}, "budget is True"),
         ({"budget": -0.5}, "budget is -0.5"),
         ({"budget": float("nan")}, "budget is nan"),
-        ({"budget": 1.0, "of": "error"}, "a share between 0 and 1 is accepted"),
+        ({"budget": 1.0, "of": "error"}, "a fraction between 0 and 1 is accepted"),
         ({"of": "mac"}, "did you mean 'macs'"),
         ({"by": "weight"}, "did you mean 'weights'"),
         ({"fine_tune": -1}, "fine_tune is -1"),
@@ -423,11 +423,11 @@ def test_settings_that_make_no_sense_are_refused(wrong: dict[str, Any], words: s
 
 def test_a_budget_that_cannot_be_met_says_what_can() -> None:
     grouped = nn.Sequential(nn.Conv2d(3, 3, 1, groups=3), nn.Conv2d(3, 3, 3, groups=3), *network())
-    with pytest.raises(SurgeryError, match=r"\(most in 1, which is depthwise\)\. Give 0\.\d+ or more") as caught:
+    with pytest.raises(SurgeryError, match=r"\(most in 1, which is depthwise\)\. Use 0\.\d+ or more") as caught:
         factorize(grouped, X, 0.01)
-    least = float(str(caught.value).split("Give ")[1].split()[0])
+    least = float(str(caught.value).split("Use ")[1].split()[0])
     factorize(grouped, X, least, curve=False)
-    with pytest.raises(SurgeryError, match=r"0 of them in layers that stay\. Give 0\.\d+ or more"):
+    with pytest.raises(SurgeryError, match=r"0 of them in layers that stay\. Use 0\.\d+ or more"):
         factorize(network(), X, 0.01)
     with pytest.raises(SurgeryError, match="no convolution or linear layer"):
         factorize(nn.Sequential(nn.Conv2d(3, 6, 3, groups=3), nn.Flatten()), X)
@@ -471,7 +471,7 @@ def test_the_curve_falls_with_the_budget_and_compares_both_ways() -> None:
 def test_too_few_images_are_spoken_of() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(663, 40), nn.ReLU(), nn.Linear(40, 9))
-    said = "1 layers were seen at too few places to know them well, 1 first: give more images"
+    said = "Too few images for reliable activation statistics of 1 layers (1 first)"
     assert said in str(factorize(model, images(200), 0.6, layers=["1"], curve=False).report)
     assert said not in str(factorize(model, images(224), 0.6, layers=["1"], curve=False).report)
 
@@ -479,8 +479,8 @@ def test_too_few_images_are_spoken_of() -> None:
 def test_batch_norms_are_spoken_of() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten())
-    assert "fold them first" in str(factorize(model, images(), 0.8, curve=False).report)
-    assert "fold them first" not in str(factorize(network(), images(), 0.8, curve=False).report)
+    assert "fold it first" in str(factorize(model, images(), 0.8, curve=False).report)
+    assert "fold it first" not in str(factorize(network(), images(), 0.8, curve=False).report)
 
 
 @pytest.mark.parametrize("head", ["gap", "fc"])
@@ -500,7 +500,7 @@ def test_a_network_of_ours_stays_one(head: str) -> None:
     torch.testing.assert_close(again(images(5)), result.model.eval()(images(5)))
     assert model.config.blocks[0].ranks == ()
     reason = result.report.details["left_alone"].get("head.1", "")
-    assert reason == ("is the fully connected head, for which its architecture has no rank" if head == "fc" else "")
+    assert reason == ("is the fully connected head, for which the configuration has no rank" if head == "fc" else "")
 
 
 def test_a_layer_whose_weight_the_forward_pass_reads_is_left_alone() -> None:

@@ -74,7 +74,7 @@ def test_a_norm_goes_into_what_comes_after_it(model: nn.Module) -> None:
 def test_zeros_around_a_shifted_image_keep_the_norm_and_a_norm_that_does_not_shift_goes() -> None:
     model = net(nn.BatchNorm2d(3), nn.Conv2d(3, 7, 3, padding=1))
     folded(model, kept=1)
-    assert "1 pads with zeros what it shifts" in fold(model, IMAGE).report.details["kept"]["0"]
+    assert "1 pads its input with zeros" in fold(model, IMAGE).report.details["kept"]["0"]
     model[0].bias.data.zero_()
     model[0].running_mean.zero_()
     changed = fold(model, IMAGE).model
@@ -294,7 +294,7 @@ class Shifted(nn.BatchNorm2d):
 
 
 class SamePadded(nn.Conv2d):
-    """A convolution of another class that pads by itself."""
+    """A convolution of another class that pads its input itself."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.conv2d(F.pad(x, (0, 1, 0, 1)), self.weight, self.bias, self.stride)
@@ -321,7 +321,7 @@ def test_convolutions_of_other_classes_are_tried_out() -> None:
     folded(net(SamePadded(3, 7, 3, bias=False), nn.BatchNorm2d(7)))
     model = net(Standardised(3, 7, 3), nn.BatchNorm2d(7))
     folded(model, kept=1)
-    assert "whose weight does not scale" in fold(model, IMAGE).report.details["kept"]["1"]
+    assert "whose output does not scale" in fold(model, IMAGE).report.details["kept"]["1"]
 
 
 def test_our_own_networks_stay_our_own() -> None:

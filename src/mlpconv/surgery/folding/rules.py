@@ -137,7 +137,7 @@ class Folding:
             pools.append(source)
             source = source.all_input_nodes[0]
         if source.op != "call_module" or not isinstance(self.module(source), LAYERS):
-            raise Refused(f"the step before it is no convolution or linear layer but {self._describe(source)}")
+            raise Refused(f"it follows {self._describe(source)}, which is not a convolution or linear layer")
         for step in (source, *pools):
             if len(step.users) > 1:
                 raise Refused(f"the output of {step.target} has other consumers")
@@ -162,7 +162,7 @@ class Folding:
         for user in users:
             layer = module_of(user, self.root)
             if not isinstance(layer, (*CONVS, nn.Linear)) or type(layer) not in LAYERS:
-                raise Refused(f"the step after it is no plain convolution or linear layer but {self._describe(user)}")
+                raise Refused(f"it precedes {self._describe(user)}, which is not a plain convolution or linear layer")
             layers.append(self._changeable(user))
         source = node.all_input_nodes[0]
         if len(source.users) > 1:
