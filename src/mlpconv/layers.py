@@ -42,7 +42,7 @@ class Maxout(nn.Module):
     def __init__(self, pieces: int = 2) -> None:
         super().__init__()
         if pieces < 1:
-            raise UsageError(f"Maxout got pieces={pieces}; an integer of at least 1 is accepted.")
+            raise UsageError(f"Maxout got pieces={pieces}; a whole number from 1 is accepted.")
         self.pieces = pieces
 
     def forward(self, x: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ def convolved_size(size: int, kernel: int, stride: int, padding: int) -> int:
 
 
 def make_pool(kind: str) -> nn.Module | None:
-    """Return the paper's pool (3x3, stride 2, no padding, size rounded up) for `kind` "max" or "avg"; None for "none"."""
+    """Return the paper's pool (3x3, stride 2, size rounded up) for `kind` "max" or "avg"; None for "none"."""
     if kind == "max":
         return nn.MaxPool2d(3, 2, ceil_mode=True)
     if kind == "avg":

@@ -165,7 +165,7 @@ def with_ranks(ranks: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("ranks", "words"),
     [
-        ([[0, 1]], "ranks has 1 pairs; none, or 3"),
+        ([[0, 1]], "ranks has 1 pairs; 0 or 3"),
         ([[0, 1]] * 99, "at most 16"),
         ([[0, 1, 2]] * 3, "at most 2"),
         ([[1]] * 3, "number of a convolution's ranks is 1"),

@@ -162,7 +162,7 @@ GUARDS = (
     # Networks refuse what they cannot take
     Mutant(
         "models/validate.py",
-        "    if min(size) < least:",
+        "    if min(size) < min_size:",
         "    if False:",
         "models/test_registry.py::test_what_makes_no_sense_is_refused",
     ),
@@ -243,7 +243,7 @@ GUARDS = (
     # Lower ranks
     Mutant(
         "models/blocks.py",
-        "max(self.parameters, self._parameters(whole=True))",
+        "max(self.parameters, self._parameters(full_rank=True))",
         "self.parameters",
         "models/test_ranks.py::test_neither_large_ranks_nor_what_they_stand_for_take_memory",
     ),
@@ -261,8 +261,8 @@ GUARDS = (
     ),
     Mutant(
         "models/folding.py",
-        "_scale(parts_of(block.convs[place])[-1], scale, shift)",
-        "_scale(parts_of(block.convs[place])[0], scale, shift)",
+        "_scale(parts_of(block.convs[index])[-1], scale, shift)",
+        "_scale(parts_of(block.convs[index])[0], scale, shift)",
         "models/test_ranks.py::test_norms_fold_into_the_last_part",
     ),
     Mutant(

@@ -88,7 +88,10 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def category_maps(self, x: Tensor) -> Tensor:
-        """Return the category maps (N, K, h, w), whose spatial mean is the logits; UsageError for fully connected heads."""
+        """Return the category maps (N, K, h, w), whose spatial mean is the logits.
+
+        Raises UsageError for networks with a fully connected head.
+        """
 
     def check_input(self, x: Tensor) -> None:
         """Raise UsageError unless `x` is a float tensor (N, C, H, W) of accepted channels and size."""

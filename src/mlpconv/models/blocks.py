@@ -11,7 +11,17 @@ from mlpconv.errors import UsageError
 from mlpconv.layers import ACTIVATIONS, activation_pieces, convolved_size, pooled_size
 from mlpconv.models.initialise import INITS
 from mlpconv.models.ranks import Ranks, parameters_of
-from mlpconv.models.validate import LIMITS, choice, flag, known_keys, large_enough, rate, sequence, too_big, whole
+from mlpconv.models.validate import (
+    LIMITS,
+    check_parameters,
+    check_size,
+    choice,
+    flag,
+    integer,
+    known_keys,
+    rate,
+    sequence,
+)
 
 __all__ = ["HEADS", "STD", "Block", "NINConfig", "widened"]
 
@@ -40,12 +50,12 @@ class Block:
     """A pair of ranks for each factorized convolution; empty: full rank."""
 
     def __post_init__(self) -> None:
-        whole("kernel", self.kernel, 1, LIMITS["kernel"])
-        whole("stride", self.stride, 1, LIMITS["kernel"])
-        whole("padding", self.padding, 0, self.kernel - 1)
-        whole("the number of convolutions in a block", len(self.channels), 1, LIMITS["layers"])
+        integer("kernel", self.kernel, 1, LIMITS["kernel"])
+        integer("stride", self.stride, 1, LIMITS["kernel"])
+        integer("padding", self.padding, 0, self.kernel - 1)
+        integer("the number of convolutions in a block", len(self.channels), 1, LIMITS["layers"])
         for width in self.channels:
-            whole("channels", width, 1, LIMITS["channels"])
+            integer("channels", width, 1, LIMITS["channels"])
         choice("pool", self.pool, ("max", "avg", "none"))
         flag("a block's dropout", self.dropout)
         for std in self.stds:
@@ -55,9 +65,9 @@ class Block:
         if len(self.ranks) not in (0, len(self.channels)):
             raise UsageError(f"ranks has {len(self.ranks)} pairs; 0 or {len(self.channels)} are accepted.")
         for pair in self.ranks:
-            whole("the number of a convolution's ranks", len(pair), 2, 2)
+            integer("the number of a convolution's ranks", len(pair), 2, 2)
             for rank in pair:
-                whole("a rank", rank, 0, LIMITS["channels"])
+                integer("a rank", rank, 0, LIMITS["channels"])
 
     def out_size(self, size: int) -> int:
         """Return the output rows for `size` input rows; 0 or less if the image is too small."""
@@ -67,7 +77,7 @@ class Block:
 
 @dataclass(frozen=True)
 class NINConfig:
-    """Configuration of a Network In Network or a linear baseline; the last channels of the last block are the classes."""
+    """Configuration of a Network In Network or a linear baseline; the last block ends in one channel per class."""
 
     name: str
     blocks: tuple[Block, ...]
@@ -87,8 +97,8 @@ class NINConfig:
 
     def __post_init__(self) -> None:
         choice("family", self.family, ("nin", "conv"))
-        whole("in_channels", self.in_channels, 1, LIMITS["channels"])
-        whole("the number of blocks", len(self.blocks), 1, LIMITS["blocks"])
+        integer("in_channels", self.in_channels, 1, LIMITS["channels"])
+        integer("the number of blocks", len(self.blocks), 1, LIMITS["blocks"])
         choice("activation", self.activation, ACTIVATIONS)
         if self.norm is not None:
             choice("norm", self.norm, ("batch",))
@@ -99,9 +109,9 @@ class NINConfig:
         flag("pool_first", self.pool_first)
         if not isinstance(self.name, str) or not 0 < len(self.name) <= 64:
             raise UsageError(f"name is {str(self.name)[:80]!r}; a name of 1 to 64 characters is accepted.")
-        whole("the number of sizes", len(self.size), 2, 2)
-        large_enough(self.name, self.size, self.min_size)
-        too_big(self.name, max(self.parameters, self._parameters(whole=True)))
+        integer("the number of sizes", len(self.size), 2, 2)
+        check_size(self.name, self.size, self.min_size)
+        check_parameters(self.name, max(self.parameters, self._parameters(full_rank=True)))
 
     @property
     def num_classes(self) -> int:
@@ -129,17 +139,17 @@ class NINConfig:
         """Number of trainable parameters: weights, biases and norms."""
         return self._parameters()
 
-    def _parameters(self, *, whole: bool = False) -> int:
-        """The same; `whole` without regard to ranks, which is what building takes memory for."""
-        pieces, total, before = activation_pieces(self.activation), 0, self.in_channels
+    def _parameters(self, *, full_rank: bool = False) -> int:
+        """Return the number of parameters; with `full_rank` that before factorization, which building allocates."""
+        pieces, total, channels = activation_pieces(self.activation), 0, self.in_channels
         for block_index, block in enumerate(self.blocks):
-            ranks = block.ranks if block.ranks and not whole else ((0, 0),) * len(block.channels)
+            ranks = block.ranks if block.ranks and not full_rank else ((0, 0),) * len(block.channels)
             for index, width in enumerate(block.channels):
                 last = block_index == len(self.blocks) - 1 and index == len(block.channels) - 1
                 out = width if last and not self.last_relu else width * pieces
                 area = block.kernel**2 if index == 0 else 1
-                total += parameters_of(before, out, area, ranks[index]) + (2 * out if self.norm and not last else 0)
-                before = width
+                total += parameters_of(channels, out, area, ranks[index]) + (2 * out if self.norm and not last else 0)
+                channels = width
         if self.head != "gap":
             pixels = self.map_size(self.size[0]) * self.map_size(self.size[1])
             total += self.num_classes * (self.num_classes * pixels + 1)

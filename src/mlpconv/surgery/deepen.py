@@ -93,7 +93,7 @@ def _check(model: nn.Module, names: Sequence[str], settings: Insertion) -> None:
         if value not in accepted:
             raise UsageError(f"There is no {option} {value!r}; {did_you_mean(str(value), accepted)}")
     if not isinstance(settings.noise, int | float) or not 0 <= settings.noise < 1:
-        raise UsageError(f"noise is {settings.noise!r}; a number from 0 up to, not including, 1 is accepted.")
+        raise UsageError(f"noise is {settings.noise!r}; a number of at least 0 and below 1 is accepted.")
     known = [name for name, _ in model.named_modules() if name]
     for name in names:
         if name not in known:
