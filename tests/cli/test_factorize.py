@@ -64,7 +64,7 @@ def test_labelled_data_make_a_smaller_model_file(inside: Path, capsys: pytest.Ca
     for part in (
         f"{spent[1]:,}",
         "Classification error on 8 held-out images",
-        "Fitted to 32 training images of data, measured on 8 of val.",
+        "Calibrated on 32 training images of data, measured on 8 of the val split.",
         "blocks.1.convs.0",
         "32→48",
         "Written: curve.png",
@@ -97,7 +97,7 @@ def test_the_model_file_goes_on_to_the_other_verbs(inside: Path, capsys: pytest.
     )
     np.testing.assert_allclose(one, other, atol=1e-5)
     assert main(["surgery", "factorize", "next.safetensors", "data", "--out", "third.safetensors"]) == 2
-    assert "lower ranks already" in capsys.readouterr().err
+    assert "factorized already" in capsys.readouterr().err
 
 
 def test_files_without_labels_will_do(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,8 +125,8 @@ def test_images_that_all_were_trained_on_are_said_to_flatter(inside: Path, capsy
     mlpconv.save("all.safetensors", made.model, made.preprocessing, **parts)
     assert main(["surgery", "factorize", "all.safetensors", "data", "--json"]) == 0
     about = json.loads(capsys.readouterr().out)["images"]
-    assert about.startswith("40 training images of data: every fourth is measured on")
-    assert about.endswith("was not trained on, it is worse.")
+    assert about.startswith("40 training images of data: every fourth held out")
+    assert about.endswith("The error on unseen images is higher.")
 
 
 def test_ways_layers_and_steps_are_passed_on(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,7 +138,7 @@ def test_ways_layers_and_steps_are_passed_on(inside: Path, capsys: pytest.Captur
     assert found["changed"] == ["blocks.1.convs.0"]
     assert found["details"]["by"] == "weights"
     assert "before_tuning" in found["details"]["error"]
-    assert found["images"].startswith("Fitted to 16 training images")
+    assert found["images"].startswith("Calibrated on 16 training images")
 
 
 def test_the_picture_may_be_svg(inside: Path) -> None:
@@ -150,8 +150,8 @@ def test_the_picture_may_be_svg(inside: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "needs images"),
-        (["data", "--images", "data"], "one kind of them"),
+        ([], "needs calibration images"),
+        (["data", "--images", "data"], "from one source"),
         (["data", "--of", "error"], "--of error needs --budget"),
         (["data", "--budget", "0"], "budget is 0.0"),
         (["data", "--fine-tune", "0"], "--fine-tune is 0"),

@@ -357,8 +357,8 @@ GUARDS = (
     ),
     Mutant(
         "cli/factorize.py",
-        "    files = files[:: -(-len(files) // most)]\n",
-        "    files = files[:most]\n",
+        "    files = files[:: -(-len(files) // limit)]\n",
+        "    files = files[:limit]\n",
         "cli/test_factorize.py::test_images_come_from_all_over_the_list",
     ),
     Mutant(

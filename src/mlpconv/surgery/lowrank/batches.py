@@ -1,21 +1,24 @@
-"""Convert calibration and held-out data of several forms to batches, and split them."""
+"""Convert calibration and held-out data to batches: sample, rebatch and split them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mlpconv.errors import UsageError
 
-__all__ = ["LabelledBatch", "as_batches", "labels_of", "split"]
+__all__ = ["LabelledBatch", "as_batches", "labels_of", "sample_split", "split"]
 
 BATCH = 64
 """Largest number of images in a batch."""
+CHUNK = 128
+"""Number of images preprocessed at a time."""
 HELD_OUT = 4
 """Every fourth image is held out."""
 MIN_IMAGES = 8
@@ -99,3 +102,12 @@ def split(batches: Sequence[LabelledBatch]) -> tuple[list[LabelledBatch], list[L
     mask = torch.arange(len(images)) % HELD_OUT == HELD_OUT - 1
     calibration, held_out = (_rebatch(images[m], None if labels is None else labels[m]) for m in (~mask, mask))
     return calibration, held_out
+
+
+def sample_split(data: Any, count: int, preprocess: Callable[[Tensor], Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield up to `count` preprocessed images and labels of a `mlpconv.data.Split`, drawn with a fixed seed."""
+    order = np.sort(np.random.default_rng(0).permutation(len(data))[:count])
+    for start in range(0, len(order), CHUNK):
+        chunk = order[start : start + CHUNK]
+        pixels = torch.from_numpy(np.ascontiguousarray(data.images[chunk]))
+        yield preprocess(pixels), torch.from_numpy(np.asarray(data.labels[chunk], dtype=np.int64))
