@@ -55,7 +55,7 @@ def run(*words: str) -> int:
     return main(["surgery", "factorize", "model.safetensors", *words])
 
 
-def test_labelled_data_make_a_smaller_model_file(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_labelled_data_give_a_cheaper_model_file(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("data", "--budget", "0.4", "--out", "slim.safetensors", "--plot", "curve.png") == 0
     out = capsys.readouterr().out
     before, after = mlpconv.load("model.safetensors"), mlpconv.load("slim.safetensors")
@@ -80,7 +80,7 @@ def test_labelled_data_make_a_smaller_model_file(inside: Path, capsys: pytest.Ca
         assert picture.size[0] > 600
 
 
-def test_the_model_file_goes_on_to_the_other_verbs(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_commands_accept_the_model_file(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("data", "--budget", "0.5", "--out", "next.safetensors") == 0
     for words in (
         ["predict", "next.safetensors", "data/a/00.png"],
@@ -100,7 +100,7 @@ def test_the_model_file_goes_on_to_the_other_verbs(inside: Path, capsys: pytest.
     assert "factorized already" in capsys.readouterr().err
 
 
-def test_files_without_labels_will_do(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_without_labels_are_accepted(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--images", "data", "--calibrate", "20", "--of", "error", "--budget", "0.3", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["images"].startswith("20 images: every fourth")
@@ -110,7 +110,7 @@ def test_files_without_labels_will_do(inside: Path, capsys: pytest.CaptureFixtur
     assert found["details"]["curve"] == []
 
 
-def test_images_come_from_all_over_the_list(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_spread_over_the_list(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     plain = mlpconv.Classifier.pixels
     monkeypatch.setattr(mlpconv.Classifier, "pixels", lambda self, files: seen.extend(files) or plain(self, files))
@@ -119,7 +119,9 @@ def test_images_come_from_all_over_the_list(inside: Path, monkeypatch: pytest.Mo
     assert {Path(file).parent.name for file in seen} == {"a", "b"}
 
 
-def test_images_that_all_were_trained_on_are_said_to_flatter(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_note_says_that_training_images_underestimate_the_error(
+    inside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     made = mlpconv.load("model.safetensors")
     parts = {"classes": made.classes, "input_size": made.input_size, "info": {"recipe": {"val_fraction": 0.0}}}
     mlpconv.save("all.safetensors", made.model, made.preprocessing, **parts)
@@ -129,7 +131,7 @@ def test_images_that_all_were_trained_on_are_said_to_flatter(inside: Path, capsy
     assert about.endswith("The error on unseen images is higher.")
 
 
-def test_ways_layers_and_steps_are_passed_on(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_are_passed_on(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["data", "--by", "weights", "--where", "blocks.1.convs.0", "--fine-tune", "2", "--budget", "0.9"]
     assert run(*words, "--calibrate", "16", "--held-out", "5", "--json") == 2  # 8 images or more
     assert "5 images; 8 or more" in capsys.readouterr().err
@@ -141,7 +143,7 @@ def test_ways_layers_and_steps_are_passed_on(inside: Path, capsys: pytest.Captur
     assert found["images"].startswith("Calibrated on 16 training images")
 
 
-def test_the_picture_may_be_svg(inside: Path) -> None:
+def test_the_plot_can_be_svg(inside: Path) -> None:
     assert run("--images", "data", "--plot", "curve.svg", "--json") == 0
     text = Path("curve.svg").read_text("utf-8")
     assert text.lstrip().startswith("<?xml") and "</svg>" in text
@@ -167,7 +169,7 @@ def test_the_picture_may_be_svg(inside: Path) -> None:
     ],
     ids=" ".join,
 )
-def test_what_makes_no_sense_is_one_sentence(
+def test_invalid_options_give_one_sentence(
     words: list[str], says: str, inside: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted(inside.iterdir())
@@ -178,7 +180,7 @@ def test_what_makes_no_sense_is_one_sentence(
     assert sorted(inside.iterdir()) == before
 
 
-def test_what_cannot_be_kept_is_said_before_the_work(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unsupported_output_is_refused_before_the_work(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["surgery", "factorize", "googlenet.safetensors", "data", "--out", "out.safetensors"]
     assert main(words) == 2
     assert "mlpconv.surgery.factorize(mlpconv.load('googlenet.safetensors').model, images)" in capsys.readouterr().err

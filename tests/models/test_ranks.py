@@ -62,7 +62,7 @@ def close(one: Tensor, other: Tensor, share: float = 1e-5) -> bool:
 
 
 @pytest.mark.parametrize("options", [{}, {"norm": None}, {"activation": "maxout"}, {"head": "fc"}], ids=str)
-def test_the_configuration_knows_its_parameters_and_itself(options: dict[str, Any]) -> None:
+def test_the_configuration_counts_parameters_and_survives_json(options: dict[str, Any]) -> None:
     model = network(**options)
     assert sum(parameter.numel() for parameter in model.parameters()) == model.config.parameters
     assert build(json.loads(json.dumps(model.config.to_dict()))).config == model.config
@@ -71,7 +71,7 @@ def test_the_configuration_knows_its_parameters_and_itself(options: dict[str, An
     assert [model.blocks[0].convs[0][0].out_channels, model.blocks[0].convs[0][2].in_channels] == [2, 5]
 
 
-def test_a_convolution_of_lower_rank_is_the_product_of_its_parts() -> None:
+def test_a_factorized_convolution_is_the_product_of_its_parts() -> None:
     """Against one convolution with the composed weight."""
     first, core, last = network().double().blocks[0].convs[0]
     weight = torch.einsum("or,rskl,si->oikl", last.weight[:, :, 0, 0], core.weight, first.weight[:, :, 0, 0])
@@ -80,7 +80,7 @@ def test_a_convolution_of_lower_rank_is_the_product_of_its_parts() -> None:
     assert first.bias is None and core.bias is None
 
 
-def test_the_first_and_the_last_are_found() -> None:
+def test_first_and_last_convolution_of_a_factorized_network() -> None:
     model = network()
     assert model.first_conv is model.blocks[0].convs[0][0]
     assert model.last_conv is model.last_layer is model.blocks[2].convs[2][1]
@@ -89,7 +89,7 @@ def test_the_first_and_the_last_are_found() -> None:
     assert isinstance(network(head="fc").last_layer, nn.Linear)
 
 
-def test_it_can_be_trained_from_scratch() -> None:
+def test_a_factorized_network_trains_from_scratch() -> None:
     torch.manual_seed(0)
     model = build(described())
     loss = F.cross_entropy(model(images(8)), torch.arange(8) % 7)
@@ -98,7 +98,7 @@ def test_it_can_be_trained_from_scratch() -> None:
     assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in model.parameters())
 
 
-def test_norms_fold_into_the_last_part() -> None:
+def test_norms_fold_into_the_last_convolution() -> None:
     model = network(pool_first=False)
     folded = fold_norm(model)
     assert folded.config.norm is None
@@ -107,7 +107,7 @@ def test_norms_fold_into_the_last_part() -> None:
     assert close(model(images()), folded(images()))
 
 
-def test_a_block_of_lower_rank_is_deepened() -> None:
+def test_a_factorized_block_can_be_deepened() -> None:
     model = network()
     result = deepen(model, "blocks.1")
     assert result.report.exact
@@ -138,7 +138,7 @@ def saved(path: Path, model: Network) -> dict[str, Any]:
         return json.loads(file.metadata()["mlpconv"])
 
 
-def test_a_model_file_holds_it_and_older_programs_are_told(tmp_path: Path) -> None:
+def test_a_model_file_has_a_version_that_older_programs_refuse(tmp_path: Path) -> None:
     model = network()
     document = saved(tmp_path / "m", model)
     assert document["version"] == 2
@@ -150,7 +150,7 @@ def test_a_model_file_holds_it_and_older_programs_are_told(tmp_path: Path) -> No
     assert close(model(loaded.preprocessing(x)), loaded.logits(x))
 
 
-def test_files_of_networks_without_ranks_are_what_they_were(tmp_path: Path) -> None:
+def test_model_files_without_ranks_are_unchanged(tmp_path: Path) -> None:
     document = saved(tmp_path / "m", create_model("nin_tiny", in_channels=3, size=13, num_classes=7))
     assert document["version"] == 1
     assert "ranks" not in json.dumps(document)
@@ -187,7 +187,7 @@ def test_hostile_ranks_are_refused(ranks: Any, words: str) -> None:
 @pytest.mark.parametrize(
     ("channels", "ranks"), [([48, 48, 48], [[0, 0], [16384, 16384], [0, 0]]), ([48, 16384, 16384], [[0, 1]] * 3)]
 )
-def test_neither_large_ranks_nor_what_they_stand_for_take_memory(channels: list[int], ranks: Any) -> None:
+def test_oversized_ranks_and_channels_are_refused_before_allocation(channels: list[int], ranks: Any) -> None:
     given = with_ranks(ranks)
     given["blocks"][1]["channels"] = channels
     with pytest.raises(UsageError, match="parameters; at most"):

@@ -13,7 +13,7 @@ from mlpconv.errors import UsageError
 from mlpconv.models import FAMILY_OPTIONS, build, create_model, list_models
 
 
-def test_the_names() -> None:
+def test_list_models_returns_all_names() -> None:
     names = list_models()
     assert names == sorted(names)
     assert {"googlenet", "nin_cifar10", "nin_cifar100", "nin_imagenet", "nin_mnist", "nin_svhn"} <= set(names)
@@ -59,17 +59,17 @@ def test_the_names() -> None:
     ],
     ids=str,
 )
-def test_what_makes_no_sense_is_refused(name: str, options: dict, words: str) -> None:
+def test_invalid_options_are_refused(name: str, options: dict, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         create_model(name, **options)
 
 
-def test_none_is_the_networks_own() -> None:
+def test_none_is_the_default_of_the_network() -> None:
     assert create_model("nin_tiny", dropout=None, width=None).config == create_model("nin_tiny").config
     assert create_model("nin_tiny", norm=None).config.norm is None
 
 
-def test_every_option_has_a_sentence() -> None:
+def test_every_option_has_help() -> None:
     assert set(FAMILY_OPTIONS) == {"nin", "conv", "googlenet", "squeezenet", "efficientnet_lite"}
     for options in FAMILY_OPTIONS.values():
         assert {"num_classes", "in_channels", "size", "width", "dropout"} <= set(options)
@@ -130,13 +130,13 @@ def with_block(**settings: Any) -> dict[str, Any]:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_hostile_descriptions_are_refused(given: Any, words: str) -> None:
+def test_hostile_configurations_are_refused(given: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words) as caught:
         build(given)
     assert len(str(caught.value)) < 500
 
 
-def test_strides_beyond_all_images_are_refused() -> None:
+def test_strides_too_large_for_any_image_are_refused() -> None:
     block = {"kernel": 64, "channels": [1], "stride": 64, "pool": "max"}
     with pytest.raises(UsageError, match="more than 4096 pixels"):
         build(described() | {"blocks": [block] * 64})
@@ -151,7 +151,7 @@ JSON = st.recursive(
 
 @settings(max_examples=40)
 @given(key=st.sampled_from(sorted(described())), value=JSON, name=st.sampled_from(["nin_tiny", "googlenet"]))
-def test_any_value_builds_or_is_refused(key: str, value: Any, name: str) -> None:
+def test_any_value_is_built_or_refused(key: str, value: Any, name: str) -> None:
     if isinstance(value, int) and value > 64:
         value = 64  # legal but large networks take seconds to fill
     given = described("nin_tiny") if name == "nin_tiny" else described(name) | {"width": 0.1}

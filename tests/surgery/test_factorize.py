@@ -66,7 +66,7 @@ def test_the_budget_of_multiply_adds_is_kept(budget: float) -> None:
     assert result.model(images(5)).shape == (5, 7)
 
 
-def test_all_of_the_budget_changes_nothing() -> None:
+def test_a_budget_of_1_changes_nothing() -> None:
     model = network()
     for whole in (1, 1.0, macs(model), 10 * macs(model)):
         result = factorize(model, images(), whole, curve=False)
@@ -111,7 +111,7 @@ def test_by_activations_a_layer_is_the_principal_components_of_numpy() -> None:
 
 
 @pytest.mark.parametrize("budget", [0.02, 0.2])
-def test_the_budget_of_error_is_kept(budget: float) -> None:
+def test_the_budget_of_output_error_is_kept(budget: float) -> None:
     model, held = network(), images(24, seed=5)
     result = factorize(model, images(), budget, of="error", held_out=held, curve=False)
     assert 0 < lost(model, result.model, held) <= budget
@@ -120,13 +120,13 @@ def test_the_budget_of_error_is_kept(budget: float) -> None:
     assert macs(result.model) < macs(dearer.model)
 
 
-def test_an_error_that_no_lower_rank_keeps_to_changes_nothing() -> None:
+def test_an_error_budget_that_no_lower_rank_meets_changes_nothing() -> None:
     result = factorize(network(), images(), 1e-9, of="error", curve=False)
     assert result.report.changed == ()
     assert "No lower ranks are within this error budget" in str(result.report)
 
 
-def test_the_budget_of_wrong_classes_is_kept() -> None:
+def test_the_budget_of_classification_error_is_kept() -> None:
     model, held = network(), labelled(80, seed=5)
     result = factorize(model, images(), 0.05, of="classes", held_out=held, curve=False)
 
@@ -142,7 +142,7 @@ def test_the_budget_of_wrong_classes_is_kept() -> None:
         factorize(model, images(), 0.05, of="classes")
 
 
-def test_every_fourth_image_is_measured_on_where_none_are_held_out() -> None:
+def test_every_fourth_image_is_held_out_by_default() -> None:
     x = images()
     result = factorize(network(), x, 0.4, curve=False)
     error = result.report.details["error"]["after"]["output"]
@@ -151,7 +151,7 @@ def test_every_fourth_image_is_measured_on_where_none_are_held_out() -> None:
     torch.testing.assert_close(alone.model(x), result.model(x))
 
 
-def test_data_may_come_in_any_of_the_usual_ways() -> None:
+def test_tensors_pairs_and_loaders_are_accepted_as_data() -> None:
     x, y = labelled()
     pairs = [(x[:30], y[:30]), [x[30:], y[30:]]]
     made = [factorize(network(), data, 0.5, curve=False) for data in ((x, y), iter(pairs), x, [x[:5], x[5:]])]
@@ -202,7 +202,7 @@ KINDS = {
 
 @pytest.mark.parametrize("by", ["weights", "activations"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_has_a_low_rank_is_found_and_loses_nothing(kind: str, by: str) -> None:
+def test_layers_of_low_rank_are_detected_and_lose_nothing(kind: str, by: str) -> None:
     """Weights of rank 3 on both sides: half of the multiply-adds are gone, and the outputs are the same."""
     torch.manual_seed(2)
     model = KINDS[kind]().double().eval()
@@ -284,7 +284,7 @@ class Odd(nn.Module):
         return self.noisy(self.more(self.own(self.normed(self.other(self.one(x).relu()))))).mean((2, 3))
 
 
-def test_what_is_left_alone_has_a_reason() -> None:
+def test_layers_left_alone_have_a_reason() -> None:
     torch.manual_seed(0)
     model = Odd()
     result = factorize(model, images(), 0.9, curve=False)
@@ -308,7 +308,7 @@ def test_what_is_left_alone_has_a_reason() -> None:
         factorize(model, images(), 0.9, layers=["first", "grouped"])
 
 
-def test_a_layer_of_another_class_that_computes_the_same_is_taken() -> None:
+def test_a_subclass_that_computes_the_same_is_factorized() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 24, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Careful(24, 17))
     with torch.no_grad():
@@ -318,13 +318,13 @@ def test_a_layer_of_another_class_that_computes_the_same_is_taken() -> None:
     assert result.report.details["error"]["after"]["output"] < 1e-9
 
 
-def test_only_the_layers_that_are_named_change() -> None:
+def test_only_the_named_layers_change() -> None:
     result = factorize(network(), images(), 0.7, layers=["2"], curve=False)
     assert result.report.changed == ("2",)
     assert result.report.details["left_alone"] == {"0": "is not in layers", "4": "is not in layers"}
 
 
-def test_the_original_and_the_random_numbers_stay_as_they_are() -> None:
+def test_the_original_and_the_random_state_are_unchanged() -> None:
     model = network().train()
     model[1].eval()
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
@@ -339,7 +339,7 @@ def test_the_original_and_the_random_numbers_stay_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_formats_and_what_may_be_trained_are_kept(dtype: torch.dtype) -> None:
+def test_dtype_memory_format_and_requires_grad_are_kept(dtype: torch.dtype) -> None:
     model = network().to(dtype, memory_format=torch.channels_last)
     model[2].requires_grad_(False)
     result = factorize(model, images(), 0.4, curve=False)
@@ -352,7 +352,7 @@ def test_formats_and_what_may_be_trained_are_kept(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_network_on_another_device_stays_there() -> None:
+def test_a_network_stays_on_its_device() -> None:
     result = factorize(network().cuda(), labelled(), 0.4, fine_tune=3)
     assert {parameter.device.type for parameter in result.model.parameters()} == {"cuda"}
 
@@ -383,12 +383,12 @@ LABELS = torch.arange(16) % 7
     ],
     ids=lambda value: str(value)[:30] if isinstance(value, str) else "",
 )
-def test_data_that_make_no_sense_are_refused(data: Any, words: str) -> None:
+def test_invalid_data_are_refused(data: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         factorize(network(), data, 0.5)
 
 
-def test_images_that_the_network_cannot_take_are_named() -> None:
+def test_images_of_the_wrong_size_and_useless_outputs_are_refused() -> None:
     with pytest.raises(SurgeryError, match="fails on images of 2x13x17: .*channels"):
         factorize(network(), X[:, :2], 0.5)
     with pytest.raises(UsageError, match="held_out has images of 3x12x17, data of 3x13x17"):
@@ -416,12 +416,12 @@ def test_images_that_the_network_cannot_take_are_named() -> None:
         ({"layers": ["3"]}, "layers names '3'"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(wrong: dict[str, Any], words: str) -> None:
+def test_invalid_settings_are_refused(wrong: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         factorize(network(), images(16), **wrong)
 
 
-def test_a_budget_that_cannot_be_met_says_what_can() -> None:
+def test_an_impossible_budget_names_the_smallest_possible_one() -> None:
     grouped = nn.Sequential(nn.Conv2d(3, 3, 1, groups=3), nn.Conv2d(3, 3, 3, groups=3), *network())
     with pytest.raises(SurgeryError, match=r"\(most in 1, which is depthwise\)\. Use 0\.\d+ or more") as caught:
         factorize(grouped, X, 0.01)
@@ -433,7 +433,7 @@ def test_a_budget_that_cannot_be_met_says_what_can() -> None:
         factorize(nn.Sequential(nn.Conv2d(3, 6, 3, groups=3), nn.Flatten()), X)
 
 
-def test_fine_tuning_comes_nearer_to_the_original() -> None:
+def test_fine_tuning_reduces_the_error() -> None:
     result = factorize(network(), images(), 0.2, fine_tune=40, curve=False)
     error = result.report.details["error"]
     assert error["after"]["output"] < 0.9 * error["before_tuning"]["output"]
@@ -458,7 +458,7 @@ def test_fine_tuning_may_be_a_function_of_the_network() -> None:
     torch.testing.assert_close(result.model[4].bias, model[4].bias + 1)
 
 
-def test_the_curve_falls_with_the_budget_and_compares_both_ways() -> None:
+def test_the_curve_compares_activations_and_weights_at_each_budget() -> None:
     curve = factorize(network(), labelled(96), 0.5).report.details["curve"]
     shares = [point["share"] for point in curve]
     assert len(shares) >= 4 and shares == sorted(shares, reverse=True) and shares[0] <= 0.85
@@ -468,7 +468,7 @@ def test_the_curve_falls_with_the_budget_and_compares_both_ways() -> None:
     assert all(0 <= point["weights"]["classes"] <= 1 for point in curve)
 
 
-def test_too_few_images_are_spoken_of() -> None:
+def test_too_few_images_are_reported() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(663, 40), nn.ReLU(), nn.Linear(40, 9))
     said = "Too few images for reliable activation statistics of 1 layers (1 first)"
@@ -476,7 +476,7 @@ def test_too_few_images_are_spoken_of() -> None:
     assert said not in str(factorize(model, images(224), 0.6, layers=["1"], curve=False).report)
 
 
-def test_batch_norms_are_spoken_of() -> None:
+def test_batch_norms_are_reported() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten())
     assert "fold it first" in str(factorize(model, images(), 0.8, curve=False).report)
@@ -484,7 +484,7 @@ def test_batch_norms_are_spoken_of() -> None:
 
 
 @pytest.mark.parametrize("head", ["gap", "fc"])
-def test_a_network_of_ours_stays_one(head: str) -> None:
+def test_a_nin_keeps_its_class_and_configuration(head: str) -> None:
     torch.manual_seed(0)
     model = create_model("nin_tiny", in_channels=3, size=SIZE[1:], num_classes=7, head=head, init="he", norm=None)
     result = factorize(model, images(), 0.4, curve=False)

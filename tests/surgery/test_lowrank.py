@@ -97,7 +97,7 @@ def response_loss(made: nn.Module, parts: nn.Module, x: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_by_activations_the_loss_is_that_of_the_principal_components_and_least(kind: str) -> None:
+def test_by_activations_the_loss_is_the_minimum_given_by_principal_components(kind: str) -> None:
     made = layer(kind)
     x = given_to(made)
     basis = seen_by(made, x)
@@ -109,7 +109,7 @@ def test_by_activations_the_loss_is_that_of_the_principal_components_and_least(k
     assert lost < 0.5 * response_loss(made, factorize_layer(made, basis_by_weights(made), None, 3), x)
 
 
-def test_on_the_input_side_activations_lose_what_they_say_and_less_than_weights() -> None:
+def test_on_the_input_side_activations_lose_the_predicted_variance_and_less_than_weights() -> None:
     torch.manual_seed(5)
     point = nn.Conv2d(5, 7, (2, 1)).double()
     # Rows that are not correlated: then the loss is exactly what the basis says.
@@ -145,7 +145,7 @@ def test_reconstruction_is_the_reduced_rank_regression() -> None:
         assert len(parts) == (2 if rank else 1)
 
 
-def test_reconstruction_without_an_error_changes_nothing() -> None:
+def test_reconstruction_of_an_exact_layer_changes_nothing() -> None:
     made = layer("reflected, no bias")
     x = maps(5)
     rows = as_rows(made(x)).detach()
@@ -171,7 +171,7 @@ def test_rows_keep_their_channels() -> None:
     assert torch.equal(as_rows(x.movedim(1, 3).flatten(1, 2))[9], x[0, :, 1, 2])
 
 
-def test_dead_channels_do_no_harm() -> None:
+def test_dead_channels_are_accepted() -> None:
     made = layer("3x3")
     x = maps(5)
     x[:, 2] = 4.0
@@ -208,7 +208,7 @@ def best(layers: list[list[Option]], budget: int) -> float:
 
 @settings(max_examples=150, deadline=None)
 @given(layers=LAYERS)
-def test_the_path_falls_and_each_of_its_points_is_the_best_for_its_cost(layers: list[list[Option]]) -> None:
+def test_costs_fall_along_the_path_and_each_choice_is_optimal_for_its_cost(layers: list[list[Option]]) -> None:
     choices = path(layers)
     assert choices[0].error == 0
     for one, other in pairwise(choices):
@@ -220,7 +220,7 @@ def test_the_path_falls_and_each_of_its_points_is_the_best_for_its_cost(layers: 
 
 @settings(max_examples=150, deadline=None)
 @given(layers=LAYERS, budget=st.integers(1, 130))
-def test_a_choice_fits_and_is_near_the_best(layers: list[list[Option]], budget: int) -> None:
+def test_a_choice_is_within_budget_and_near_the_optimum(layers: list[list[Option]], budget: int) -> None:
     choice = choose(layers, budget)
     least = sum(min(o.cost for o in hull(options)) for options in layers)
     if choice is None:
@@ -231,7 +231,7 @@ def test_a_choice_fits_and_is_near_the_best(layers: list[list[Option]], budget: 
     assert best(layers, budget) - 1e-12 <= choice.error <= min(above) + 1e-12
 
 
-def test_what_is_left_of_a_budget_is_spent() -> None:
+def test_the_rest_of_the_budget_is_spent() -> None:
     layers = [[Option(10, 0.0), Option(1, 0.5)], [Option(10, 0.0), Option(8, 0.3), Option(1, 0.4)]]
     assert choose(layers, 9) == Choice((Option(1, 0.5), Option(8, 0.3)))
     assert choose(layers, 1) is None
