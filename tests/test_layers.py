@@ -1,4 +1,4 @@
-"""The layers against their definitions, worked out in NumPy pixel by pixel."""
+"""The layers against their definitions, computed in NumPy pixel by pixel."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ DEFINITIONS = {
 
 
 def patches(image: np.ndarray, kernel: int, stride: int, padding: int) -> np.ndarray:
-    """Every patch of an image (C, H, W): (h, w, C*kernel*kernel)."""
+    """Return every patch of an image (C, H, W) as (h, w, C*kernel*kernel)."""
     padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (kernel, kernel), axis=(1, 2))[:, ::stride, ::stride]
     return windows.transpose(1, 2, 0, 3, 4).reshape(windows.shape[1], windows.shape[2], -1)
 
 
 def sliding_mlp(layer: MLPConv, image: np.ndarray, name: str, kernel: int, stride: int, padding: int) -> np.ndarray:
-    """A multi-layer perceptron on every patch: (C, H, W) -> (D, h, w)."""
+    """Apply a multilayer perceptron to every patch: (C, H, W) -> (D, h, w)."""
     x = patches(image, kernel, stride, padding)
     for conv in layer.convs:
         weight = conv.weight.detach().double().numpy().reshape(conv.out_channels, -1)

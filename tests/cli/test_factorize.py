@@ -1,4 +1,4 @@
-"""`mlpconv surgery factorize`: a model file and images in; the report, the curve and a smaller model file out."""
+"""`mlpconv surgery factorize` reads a model file and images, and writes a report, a plot and a cheaper model file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mlpconv.cli import main
 
 
 def photo(path: Path, index: int) -> None:
-    """A smooth image of two kinds: light above, or light below."""
+    """Write a smooth image of one of two classes: light at the top, or light at the bottom."""
     draw = np.random.default_rng(index)
     rows = np.linspace(0, 1, 13)[:, None, None] if index % 2 else np.linspace(1, 0, 13)[:, None, None]
     pixels = 200 * rows * draw.uniform(0.5, 1, (1, 1, 3)) + draw.normal(0, 9, (13, 13, 3)).cumsum(0).cumsum(1) / 9
@@ -25,7 +25,7 @@ def photo(path: Path, index: int) -> None:
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model file, class folders of images, and a GoogLeNet."""
+    """Create a folder with a model file, class folders of images, and a GoogLeNet."""
     folder = tmp_path_factory.mktemp("factorize")
     for name in ("a", "b"):
         (folder / "data" / name).mkdir(parents=True)
@@ -163,8 +163,8 @@ def test_the_plot_can_be_svg(inside: Path) -> None:
         (["data", "--where", "blocks.9"], "layers names 'blocks.9'"),
         (["data", "--init", "he"], "--init belongs to deepen"),
         (["data", "--input", "3x8x8"], "--input belongs to convolutionalize"),
-        (["--images", "data", "--held-out", "9"], "go with DATA"),
-        (["--images", "data", "--of", "classes", "--budget", "0.1"], "go with DATA"),
+        (["--images", "data", "--held-out", "9"], "need DATA"),
+        (["--images", "data", "--of", "classes", "--budget", "0.1"], "need DATA"),
         (["--images", "absent.png"], "does not exist"),
     ],
     ids=" ".join,

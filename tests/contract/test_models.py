@@ -1,4 +1,4 @@
-"""Every network against every promise."""
+"""Every network against the interface of `Network`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MADE: dict[str, Network] = {}
 
 @pytest.fixture(params=list_models())
 def model(request: pytest.FixtureRequest) -> Network:
-    """Each network once, in evaluation mode; tests leave it as it was."""
+    """Return each network once, in eval mode; tests must not change it."""
     if request.param not in _MADE:
         torch.manual_seed(0)
         _MADE[request.param] = create_model(request.param).eval()
@@ -29,7 +29,7 @@ NORM = {"norm": "batch", "activation": "elu"}
 
 
 def some_of(model: Network, options: dict[str, str]) -> dict[str, str]:
-    """Those options that the network's family has."""
+    """Return the options that the network's family accepts."""
     return {name: value for name, value in options.items() if name in FAMILY_OPTIONS[model.config.family]}
 
 

@@ -1,4 +1,4 @@
-"""Batch norm worked into the convolutions: the same logits from the plain network."""
+"""Folding batch norm into the convolutions keeps the logits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mlpconv.models.nin import NIN
 
 
 def shaken(model: Network, seed: int = 1, *, negative: bool = False) -> Network:
-    """The network as training might leave it: no bias and no number of a norm is where it starts."""
+    """Return the network with random biases, norm weights and statistics, as after training."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -39,7 +39,7 @@ def shaken(model: Network, seed: int = 1, *, negative: bool = False) -> Network:
 
 
 def difference(one: nn.Module, other: nn.Module, size: tuple[int, ...]) -> float:
-    """Of float64 logits, as a share of the largest."""
+    """Return the difference of float64 logits relative to the largest."""
     images = torch.randn(3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
     with torch.no_grad():
         a, b = (copy.deepcopy(model).double().eval()(images) for model in (one, other))
@@ -211,7 +211,7 @@ def test_a_model_file_holds_the_folded_network(tmp_path: object) -> None:
 
 
 def test_folding_across_a_max_pool_is_exact() -> None:
-    """The max-pool stands before the norm, and what is folded goes before both."""
+    """The norm after the max-pool moves before it."""
     model = create_model("nin_tiny", pool_first=True)
     assert model.blocks[0].pool_at == "conv"
     assert isinstance(make_pool("max"), type(model.blocks[0].pool))

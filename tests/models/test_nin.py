@@ -1,4 +1,4 @@
-"""The paper's networks: counts, sizes, costs, places of dropout, initial weights, and every option."""
+"""The networks of the paper: parameters, map sizes, cost, position of dropout, initial weights, and every option."""
 
 from __future__ import annotations
 

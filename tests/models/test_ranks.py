@@ -1,4 +1,4 @@
-"""Networks whose convolutions have a lower rank: as data, on their own, folded, deepened, fast, and in a file."""
+"""Networks with factorized convolutions: configuration, training, folding, deepening, engine and model file."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from mlpconv.preprocessing import Preprocessing
 from mlpconv.surgery import deepen
 
 RANKS = [[[2, 5], [0, 3], [0, 0]], [[0, 7], [0, 0], [0, 2]], [[3, 0], [0, 0], [0, 4]]]
-"""Of the three convolutions in each of nin_tiny's three blocks."""
+"""The ranks of the three convolutions in each of the three blocks of nin_tiny."""
 PARTS = [3, 2, 1, 2, 1, 2, 2, 1, 2]
 
 
 def described(**options: Any) -> dict[str, Any]:
-    """nin_tiny of lower ranks, as a model file describes it."""
+    """Return the configuration of a factorized nin_tiny as data."""
     plain = create_model("nin_tiny", **({"in_channels": 3, "size": 13, "num_classes": 7} | options)).config.to_dict()
     plain["blocks"] = [block | {"ranks": ranks} for block, ranks in zip(plain["blocks"], RANKS, strict=True)]
     return json.loads(json.dumps(plain))
 
 
 def network(**options: Any) -> Network:
-    """The same with numbers that do something everywhere."""
+    """Return the network with random parameters and statistics."""
     torch.manual_seed(5)
     model = build(described(**options)).eval()
     for module in model.modules():
@@ -72,7 +72,7 @@ def test_the_configuration_counts_parameters_and_survives_json(options: dict[str
 
 
 def test_a_factorized_convolution_is_the_product_of_its_parts() -> None:
-    """Against one convolution with the composed weight."""
+    """Compare with one convolution of the composed weight."""
     first, core, last = network().double().blocks[0].convs[0]
     weight = torch.einsum("or,rskl,si->oikl", last.weight[:, :, 0, 0], core.weight, first.weight[:, :, 0, 0])
     x = images().double()
@@ -131,7 +131,7 @@ def test_the_engine_computes_the_same(options: dict[str, Any]) -> None:
 
 
 def saved(path: Path, model: Network) -> dict[str, Any]:
-    """The file's description of itself."""
+    """Return the document in the metadata of a model file."""
     chain = Preprocessing.create(["scale"], 3, (13, 13))
     modelfile.save(path, model, chain, classes=[f"{k}" for k in range(7)], input_size=(3, 13, 13), info={})
     with safe_open(path, "numpy") as file:

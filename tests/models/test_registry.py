@@ -1,4 +1,4 @@
-"""Networks by name and from data, and what is refused on the way."""
+"""Networks by name and from configurations, and which options are refused."""
 
 from __future__ import annotations
 

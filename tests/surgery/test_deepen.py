@@ -1,4 +1,4 @@
-"""One more 1x1: nothing changes at first, everything can afterwards; what cannot be so is refused."""
+"""Inserting a 1x1 does not change the outputs, its parameters train, and inexact insertions are refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ IMAGE = (3, 13, 11)
 
 
 def net(activation: nn.Module, channels: int = 7) -> nn.Sequential:
-    """Random from a seed; "1" is the activation."""
+    """Return a network with seeded weights; "1" is the activation."""
     torch.manual_seed(2)
     return shaken(
         nn.Sequential(
@@ -40,7 +40,7 @@ def net(activation: nn.Module, channels: int = 7) -> nn.Sequential:
 
 
 def inserted(model: nn.Module) -> list[str]:
-    """What stands in the first insert of a network."""
+    """Return the class names of the layers of the first insertion."""
     return [type(part).__name__ for part in next(m for n, m in model.named_modules() if n.endswith("deepened"))]
 
 
@@ -184,7 +184,7 @@ def test_modes_and_dtypes_are_kept_and_the_original_is_unchanged() -> None:
 
 
 class Written(nn.Module):
-    """Writes into what "act" makes; ReLU6 does not mind, and a ReLU behind it would."""
+    """Writes into the output of "act", which the gradient of ReLU6 allows and that of an inserted ReLU would not."""
 
     def __init__(self, write: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
@@ -232,7 +232,7 @@ class Both(nn.Module):
 
 
 class Pair(nn.Module):
-    """A module of it makes a tuple."""
+    """A network with a module that returns a tuple."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -262,7 +262,7 @@ def test_invalid_settings_are_refused_by_name(wrong: dict, message: str) -> None
 
 
 class Steps(nn.Module):
-    """Steps whose ranges are known."""
+    """Steps with known ranges."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         a, b = F.relu6(x), x.sigmoid()
@@ -287,7 +287,7 @@ def test_ranges_follow_from_arithmetic() -> None:
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_values_of_random_steps_are_within_their_range(data: st.DataObject) -> None:
-    """No number lies outside the range that is claimed for it."""
+    """No value is outside its inferred range."""
     kinds = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Tanh, nn.GELU, nn.Hardtanh, nn.Softplus, nn.ELU, nn.PReLU,
              lambda: nn.AvgPool2d(3, 1, 1), lambda: nn.MaxPool2d(2, 1), lambda: nn.Conv2d(3, 3, 1))  # fmt: skip
     torch.manual_seed(data.draw(st.integers(0, 9)))

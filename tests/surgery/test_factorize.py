@@ -1,4 +1,4 @@
-"""Networks of lower rank: within their budget, better by activations than by weights, and the original as it was."""
+"""Factorized networks are within the budget, better by activations than by weights, and the original is unchanged."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ def network() -> nn.Module:
 
 
 def images(count: int = 64, seed: int = 1) -> Tensor:
-    """Smooth ones: what natural images have in common, and what makes responses vary in few directions."""
+    """Return smooth images, like natural ones, for which activations vary in few directions."""
     draw = torch.Generator().manual_seed(seed)
     return nn.functional.interpolate(torch.randn(count, 3, 3, 5, generator=draw), SIZE[1:], mode="bilinear")
 
 
 def labelled(count: int = 64, seed: int = 1) -> tuple[Tensor, Tensor]:
-    """With what the network says of a shifted image as the classes: it is right about some."""
+    """Return images with the network's classes for shifted images as labels, so that its accuracy is below 1."""
     x = images(count, seed)
     with torch.no_grad():
         return x, network()(x.roll(2, 3)).argmax(1)
 
 
 def macs(model: nn.Module) -> int:
-    """Counted by the profile, which knows nothing of ranks."""
+    """Return the multiply-adds from the profile, which does not use ranks."""
     return profile(model, SIZE).totals.macs
 
 
 def lost(original: nn.Module, changed: nn.Module, x: Tensor) -> float:
-    """Share of the outputs' variance, worked out here."""
+    """Compute the fraction of the outputs' variance lost, independently."""
     with torch.no_grad():
         wanted, given = original.eval()(x).double().numpy(), copy.deepcopy(changed).eval()(x).double().numpy()
     return float(np.square(given - wanted).sum() / np.square(wanted - wanted.mean(0)).sum())
@@ -93,7 +93,7 @@ def test_by_weights_a_1x1_is_the_truncated_svd_of_numpy() -> None:
 
 
 def test_by_activations_a_layer_is_the_principal_components_of_numpy() -> None:
-    """The first layer alone: it gets what it got, so the fit is the projection of its responses."""
+    """The input of the first layer is unchanged, so the fit is the projection of its outputs."""
     torch.manual_seed(3)
     layer = nn.Conv2d(3, 11, 3).double()
     model = nn.Sequential(layer, nn.ReLU(), nn.Flatten()).eval()
@@ -161,7 +161,7 @@ def test_tensors_pairs_and_loaders_are_accepted_as_data() -> None:
 
 
 class Tokens(nn.Module):
-    """Linear layers on rows, on tokens and on maps with the channels last."""
+    """Linear layers on vectors, tokens and channels-last feature maps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -203,7 +203,7 @@ KINDS = {
 @pytest.mark.parametrize("by", ["weights", "activations"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_layers_of_low_rank_are_detected_and_lose_nothing(kind: str, by: str) -> None:
-    """Weights of rank 3 on both sides: half of the multiply-adds are gone, and the outputs are the same."""
+    """With weights of rank 3 on both sides, half of the multiply-adds give the same outputs."""
     torch.manual_seed(2)
     model = KINDS[kind]().double().eval()
     with torch.no_grad():
@@ -221,7 +221,7 @@ def test_layers_of_low_rank_are_detected_and_lose_nothing(kind: str, by: str) ->
 
 
 def test_a_layer_that_is_called_twice_is_fitted_to_both_calls() -> None:
-    """Fitted to what it makes in one call alone, it would lose several times as much."""
+    """Fitted to one call only, it would lose several times as much."""
     torch.manual_seed(2)
     model, x = Twice().eval(), images(48)
     with torch.no_grad():
@@ -237,14 +237,14 @@ def test_a_layer_that_is_called_twice_is_fitted_to_both_calls() -> None:
 
 
 class Doubled(nn.Conv2d):
-    """Twice what its weight says."""
+    """Computes twice the convolution."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 2 * super().forward(x)
 
 
 class Scaled(nn.Conv2d):
-    """Has a number more."""
+    """Has another parameter."""
 
     def __init__(self, *sizes: int) -> None:
         super().__init__(*sizes)
@@ -252,7 +252,7 @@ class Scaled(nn.Conv2d):
 
 
 class Noisy(nn.Conv2d):
-    """The same as ever in eval mode; in training it drops weights."""
+    """A convolution in eval mode; in training it drops weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight = nn.functional.dropout(self.weight, 0.5, self.training)
@@ -260,14 +260,14 @@ class Noisy(nn.Conv2d):
 
 
 class Careful(nn.Linear):
-    """A linear layer after all (timm's casts where it is compiled)."""
+    """Computes a linear layer, as the subclass in timm does."""
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.weight, bias=self.bias if self.bias is not None else None)
 
 
 class Odd(nn.Module):
-    """Layers that must be left alone, each for another reason."""
+    """Layers that must be left alone for different reasons."""
 
     def __init__(self) -> None:
         super().__init__()

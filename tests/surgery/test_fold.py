@@ -1,4 +1,4 @@
-"""Folding: batch norms, linear layers in a row, dropout and identities, each with what must not be folded."""
+"""Folding of batch norms, consecutive linear layers, dropout and identities, and what must not be folded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
 def folded(model: nn.Module, size: tuple[int, int, int] = IMAGE, *, kept: int = 0) -> nn.Module:
-    """The folded network in float64, which says the same as the original and has this many norms left."""
+    """Fold in float64, and check that the outputs are equal and that `kept` norms are left."""
     model = shaken(model).double()
     result = fold(model, size)
     assert_same(model, result.model, size)
@@ -83,7 +83,7 @@ def test_zero_padding_keeps_a_norm_that_shifts_and_not_one_that_does_not() -> No
 
 
 class Twice(nn.Module):
-    """One convolution, two norms, or the other way round; or a sum beside the norm."""
+    """Two norms of one convolution, one norm of two convolutions, or a second consumer of the convolution."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -194,7 +194,7 @@ def test_a_norm_after_consecutive_layers_folds_and_the_layers_merge() -> None:
 
 
 class Branches(nn.Module):
-    """A residual block, a concatenation and a head, with everything that is folded."""
+    """A residual block, a concatenation and a head, with every kind of module that is folded."""
 
     def __init__(self, seed: int, groups: int, pool: nn.Module) -> None:
         super().__init__()
@@ -274,7 +274,7 @@ def test_an_identity_replaces_a_child_that_the_forward_pass_counts() -> None:
 
 
 class NormAct(nn.BatchNorm2d):
-    """A norm with an activation of its own, as timm has."""
+    """A norm that also applies an activation, as in timm."""
 
     def __init__(self, channels: int, act: nn.Module) -> None:
         super().__init__(channels)
@@ -287,21 +287,21 @@ class NormAct(nn.BatchNorm2d):
 
 
 class Shifted(nn.BatchNorm2d):
-    """A norm that is none."""
+    """A norm that computes something else."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x) + x
 
 
 class SamePadded(nn.Conv2d):
-    """A convolution of another class that pads its input itself."""
+    """A subclass of a convolution that pads its input itself."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.conv2d(F.pad(x, (0, 1, 0, 1)), self.weight, self.bias, self.stride)
 
 
 class Standardised(nn.Conv2d):
-    """A convolution whose weight is normalised: scaling it changes nothing."""
+    """A convolution that normalises its weight, so that scaling it changes nothing."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.conv2d(x, self.weight / self.weight.std(), self.bias)

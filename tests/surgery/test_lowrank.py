@@ -1,4 +1,4 @@
-"""Lower ranks: full rank changes nothing, fewer lose what linear algebra says, and ranks are shared out well."""
+"""Full rank changes nothing, lower ranks lose what linear algebra predicts, and the allocation is near optimal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mlpconv.surgery.lowrank.moments import Moments, as_rows
 
 
 def moments(rows: torch.Tensor, others: torch.Tensor | None = None) -> Moments:
-    """Of rows (P, C), taken in by two unequal parts."""
+    """Return the moments of rows (P, C), added in two unequal batches."""
     found = Moments(rows.shape[1], None if others is None else others.shape[1])
     cut = len(rows) // 3
     for part in (slice(0, cut), slice(cut, None)):
@@ -27,7 +27,7 @@ def moments(rows: torch.Tensor, others: torch.Tensor | None = None) -> Moments:
 
 
 def maps(channels: int, count: int = 5, seed: int = 1) -> torch.Tensor:
-    """Images whose channels are correlated, not centred, and of unequal size."""
+    """Return images with correlated channels of different means and variances."""
     generator = torch.Generator().manual_seed(seed)
     mix = torch.randn(channels, channels, generator=generator, dtype=torch.float64)
     scale = torch.logspace(0, -2, channels, dtype=torch.float64)
@@ -53,7 +53,7 @@ def given_to(made: nn.Module, seed: int = 1) -> torch.Tensor:
 
 
 def seen_by(made: nn.Module, x: torch.Tensor) -> object:
-    """The basis by activations, from all places."""
+    """Return the basis by activations, from all positions."""
     with torch.no_grad():
         return basis_by_activations(made, moments(as_rows(x)), moments(as_rows(made(x))))
 
@@ -90,7 +90,7 @@ def test_by_weights_the_loss_is_that_of_the_singular_values() -> None:
 
 
 def response_loss(made: nn.Module, parts: nn.Module, x: torch.Tensor) -> float:
-    """Share of the responses' variance that is lost."""
+    """Return the fraction of the output variance lost."""
     with torch.no_grad():
         wanted, given = as_rows(made(x)), as_rows(parts(x))
     return float((wanted - given).square().sum() / (wanted - wanted.mean(0)).square().sum())
@@ -125,7 +125,7 @@ def test_on_the_input_side_activations_lose_the_predicted_variance_and_less_than
 
 
 def test_reconstruction_is_the_reduced_rank_regression() -> None:
-    """Against the closed form from the singular values of the fitted responses, in numpy."""
+    """Compare with the closed form from the singular values of the fitted outputs, in NumPy."""
     made = layer("3x3")
     x, seen = maps(5, count=40), maps(5, count=40) + 0.05 * torch.randn(40, 5, 13, 11, dtype=torch.float64)
     with torch.no_grad():
@@ -183,7 +183,7 @@ def test_dead_channels_are_accepted() -> None:
 
 
 def test_patches_agree_with_unfold() -> None:
-    """The whole factorised layer against a product of matrices on unfolded patches."""
+    """Compare the factorized layer with a product of matrices on unfolded patches."""
     made = layer("3x3")
     x = maps(5, count=2)
     basis = basis_by_weights(made)
@@ -201,7 +201,7 @@ LAYERS = st.lists(OPTIONS.map(lambda found: [Option(31, 0.0), *found]), min_size
 
 
 def best(layers: list[list[Option]], budget: int) -> float:
-    """By trying all."""
+    """Return the optimum by exhaustive search."""
     errors = [sum(o.error for o in pick) for pick in product(*layers) if sum(o.cost for o in pick) <= budget]
     return min(errors, default=float("inf"))
 

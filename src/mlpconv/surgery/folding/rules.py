@@ -103,7 +103,7 @@ class Folding:
         try:
             rule(node)
         except Refused as refusal:
-            reasons = (self.kept.get(str(node.target), ""), str(refusal))
+            reasons = [self.kept.get(str(node.target)), str(refusal)]
             self.kept[str(node.target)] = "; ".join(dict.fromkeys(filter(None, reasons)))
         else:
             self.kept.pop(str(node.target), None)
@@ -281,8 +281,7 @@ def _mergeable(first: nn.Module, second: nn.Module | None) -> bool:
     if is_pointwise(following):
         return conv.padding != "same" or not any(step > 1 for step in following.stride)
     # The second convolution sees the first one's bias inside the image only, and zeros in its padding.
-    constant = is_plain(conv) or not pads_zeros(following)
-    return is_pointwise(conv) and all(step == 1 for step in conv.stride) and constant
+    return is_pointwise(conv) and set(conv.stride) == {1} and (is_plain(conv) or not pads_zeros(following))
 
 
 def _positions(node: fx.Node) -> tuple[int, ...]:
