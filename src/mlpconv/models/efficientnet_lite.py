@@ -7,9 +7,9 @@ TensorFlow's SAME padding: for an odd number of zeros, the extra one is on the r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from mlpconv.models.base import Network
 from mlpconv.models.blocks import widened
 from mlpconv.models.dropout import Dropout
 from mlpconv.models.initialise import init_convs, init_linear
-from mlpconv.models.validate import LIMITS, check_parameters, choice, integer, known_keys, multiplier, rate, sides
+from mlpconv.models.validate import LIMITS, JSONConfig, check_parameters, choice, integer, multiplier, rate, sides
 
 __all__ = ["CONFIG", "EfficientNetLite", "EfficientNetLiteConfig"]
 
@@ -52,9 +52,10 @@ MIN_SIZE = 1
 
 
 @dataclass(frozen=True)
-class EfficientNetLiteConfig:
+class EfficientNetLiteConfig(JSONConfig):
     """Configuration of EfficientNet-Lite0; the defaults are the published network."""
 
+    family: ClassVar[str] = "efficientnet_lite"
     num_classes: int = 1000
     in_channels: int = 3
     size: tuple[int, int] = (224, 224)
@@ -82,11 +83,6 @@ class EfficientNetLiteConfig:
         return widened(channels, self.width)
 
     @property
-    def family(self) -> str:
-        """The name of the network family."""
-        return "efficientnet_lite"
-
-    @property
     def parameters(self) -> int:
         """Number of trainable parameters."""
         extra = 2 if self.norm else 1  # scale and shift of the norm, or the bias of the convolution
@@ -100,17 +96,6 @@ class EfficientNetLiteConfig:
                 channels = out
         head = self.wide(HEAD)
         return total + head * (channels + extra) + self.num_classes * (head + 1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-serializable data; `from_dict` is the inverse."""
-        return asdict(self) | {"size": list(self.size), "family": self.family}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> EfficientNetLiteConfig:
-        """Return the configuration that `to_dict` wrote; raise UsageError for anything else."""
-        values = known_keys("The network", {key: data[key] for key in data if key != "family"}, cls)
-        values["size"] = sides(values.get("size", (224, 224)))
-        return cls(**values)
 
 
 class Block(nn.Module):

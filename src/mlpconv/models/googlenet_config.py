@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 from mlpconv.errors import UsageError
 from mlpconv.layers import ACTIVATIONS, Norm, activation_pieces, convolved_size, pooled_size
@@ -12,12 +11,12 @@ from mlpconv.models.blocks import HEADS, widened
 from mlpconv.models.initialise import INITS
 from mlpconv.models.validate import (
     LIMITS,
+    JSONConfig,
     check_parameters,
     check_size,
     choice,
     flag,
     integer,
-    known_keys,
     multiplier,
     rate,
     sides,
@@ -47,9 +46,10 @@ AUX_CHANNELS, AUX_HIDDEN, AUX_DROPOUT = 128, 1024, 0.7
 
 
 @dataclass(frozen=True)
-class GoogLeNetConfig:
+class GoogLeNetConfig(JSONConfig):
     """Configuration of GoogLeNet; the defaults are the published network."""
 
+    family: ClassVar[str] = "googlenet"
     num_classes: int = 1000
     in_channels: int = 3
     size: tuple[int, int] = (224, 224)
@@ -91,11 +91,6 @@ class GoogLeNetConfig:
         check_parameters(self.name, self.parameters)
 
     @property
-    def family(self) -> str:
-        """The name of the network family."""
-        return "googlenet"
-
-    @property
     def parameters(self) -> int:
         """Number of trainable parameters: weights, biases and norms."""
         pieces, norm = activation_pieces(self.activation), 2 if self.norm else 0
@@ -125,17 +120,6 @@ class GoogLeNetConfig:
             if self.aux_heads and name in AUX_AFTER:
                 convs.append((channels, self.wide(AUX_CHANNELS), 1))
         return convs
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-serializable data; `from_dict` is the inverse."""
-        return asdict(self) | {"size": list(self.size), "family": self.family}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> GoogLeNetConfig:
-        """Return the configuration that `to_dict` wrote; raise UsageError for anything else."""
-        values = known_keys("The network", {key: data[key] for key in data if key != "family"}, cls)
-        values["size"] = sides(values.get("size", (224, 224)))
-        return cls(**values)
 
 
 def _rows(side: int, pools: int) -> int:

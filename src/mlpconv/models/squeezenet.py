@@ -7,9 +7,8 @@ have torchvision's names. The size of all pools is rounded up, as in the publish
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +21,12 @@ from mlpconv.models.dropout import Dropout
 from mlpconv.models.initialise import init_convs
 from mlpconv.models.validate import (
     LIMITS,
+    JSONConfig,
     check_parameters,
     check_size,
     choice,
     flag,
     integer,
-    known_keys,
     multiplier,
     rate,
     sides,
@@ -44,9 +43,10 @@ POOL_BEFORE = (0, 2, 4)
 
 
 @dataclass(frozen=True)
-class SqueezeNetConfig:
+class SqueezeNetConfig(JSONConfig):
     """Configuration of SqueezeNet 1.1; the defaults are the published network."""
 
+    family: ClassVar[str] = "squeezenet"
     num_classes: int = 1000
     in_channels: int = 3
     size: tuple[int, int] = (227, 227)
@@ -74,11 +74,6 @@ class SqueezeNetConfig:
         return [(widened(squeeze, self.width), widened(expand, self.width)) for squeeze, expand in FIRES]
 
     @property
-    def family(self) -> str:
-        """The name of the network family."""
-        return "squeezenet"
-
-    @property
     def parameters(self) -> int:
         """Number of trainable parameters."""
         channels = widened(STEM, self.width)
@@ -87,17 +82,6 @@ class SqueezeNetConfig:
             total += squeeze * (channels + 1) + expand * (squeeze + 1) + expand * (9 * squeeze + 1)
             channels = 2 * expand
         return total + self.num_classes * (channels + 1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-serializable data; `from_dict` is the inverse."""
-        return asdict(self) | {"size": list(self.size), "family": self.family}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> SqueezeNetConfig:
-        """Return the configuration that `to_dict` wrote; raise UsageError for anything else."""
-        values = known_keys("The network", {key: data[key] for key in data if key != "family"}, cls)
-        values["size"] = sides(values.get("size", (227, 227)))
-        return cls(**values)
 
 
 class Fire(nn.Module):

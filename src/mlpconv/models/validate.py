@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import MISSING, fields
-from typing import Any
+from dataclasses import MISSING, asdict, fields
+from typing import Any, ClassVar, Self
 
 from mlpconv.errors import UsageError, did_you_mean
 
 __all__ = [
     "LIMITS",
+    "JSONConfig",
     "check_parameters",
     "check_size",
     "choice",
@@ -121,3 +122,20 @@ def sides(size: object) -> tuple[int, int]:
     if len(pair) != 2:
         raise UsageError(f"size is {_short(size)}; one number, or two for rows and columns, is accepted.")
     return integer("rows", pair[0], 1, LIMITS["size"]), integer("columns", pair[1], 1, LIMITS["size"])
+
+
+class JSONConfig:
+    """Conversion to and from JSON, for a frozen dataclass with a `size` and a class variable `family`."""
+
+    family: ClassVar[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-serializable data; `from_dict` is the inverse."""
+        data: dict[str, Any] = asdict(self)  # type: ignore[call-overload]
+        return data | {"size": list(data["size"]), "family": self.family}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the configuration that `to_dict` wrote; raise UsageError for anything else."""
+        values = known_keys("The network", {key: data[key] for key in data if key != "family"}, cls)
+        return cls(**(values | ({"size": sides(values["size"])} if "size" in values else {})))
