@@ -11,17 +11,7 @@ from mlpconv.errors import UsageError
 from mlpconv.layers import ACTIVATIONS, activation_pieces, convolved_size, pooled_size
 from mlpconv.models.initialise import INITS
 from mlpconv.models.ranks import Ranks, parameters_of
-from mlpconv.models.validate import (
-    LIMITS,
-    check_parameters,
-    check_size,
-    choice,
-    flag,
-    integer,
-    known_keys,
-    rate,
-    sequence,
-)
+from mlpconv.models.validate import LIMITS, check_count, check_size, choice, flag, integer, known_keys, rate, sequence
 
 __all__ = ["HEADS", "STD", "Block", "NINConfig", "widened"]
 
@@ -111,7 +101,7 @@ class NINConfig:
             raise UsageError(f"name is {str(self.name)[:80]!r}; a name of 1 to 64 characters is accepted.")
         integer("the number of sizes", len(self.size), 2, 2)
         check_size(self.name, self.size, self.min_size)
-        check_parameters(self.name, max(self.parameters, self._parameters(full_rank=True)))
+        check_count(self.name, max(self.parameters, self._parameters(full_rank=True)))
 
     @property
     def num_classes(self) -> int:

@@ -19,7 +19,7 @@ from mlpconv.models.base import Network
 from mlpconv.models.blocks import widened
 from mlpconv.models.dropout import Dropout
 from mlpconv.models.initialise import init_convs, init_linear
-from mlpconv.models.validate import LIMITS, JSONConfig, check_parameters, choice, integer, multiplier, rate, sides
+from mlpconv.models.validate import LIMITS, JSONConfig, check_count, choice, integer, multiplier, rate, sides
 
 __all__ = ["CONFIG", "EfficientNetLite", "EfficientNetLiteConfig"]
 
@@ -76,7 +76,7 @@ class EfficientNetLiteConfig(JSONConfig):
         if self.norm is not None:
             choice("norm", self.norm, ("batch",))
         rate("dropout", self.dropout)
-        check_parameters(self.name, self.parameters)
+        check_count(self.name, self.parameters)
 
     def wide(self, channels: int) -> int:
         """Return the channels times the width multiplier."""

@@ -12,7 +12,7 @@ from mlpconv.models.initialise import INITS
 from mlpconv.models.validate import (
     LIMITS,
     JSONConfig,
-    check_parameters,
+    check_count,
     check_size,
     choice,
     flag,
@@ -88,7 +88,7 @@ class GoogLeNetConfig(JSONConfig):
         choice("init", self.init, INITS)
         if self.response_norm is not None:
             flag("response_norm", self.response_norm)
-        check_parameters(self.name, self.parameters)
+        check_count(self.name, self.parameters)
 
     @property
     def parameters(self) -> int:

@@ -22,7 +22,7 @@ from mlpconv.models.initialise import init_convs
 from mlpconv.models.validate import (
     LIMITS,
     JSONConfig,
-    check_parameters,
+    check_count,
     check_size,
     choice,
     flag,
@@ -66,7 +66,7 @@ class SqueezeNetConfig(JSONConfig):
         multiplier("width", self.width)
         rate("dropout", self.dropout)
         flag("last_relu", self.last_relu)
-        check_parameters(self.name, self.parameters)
+        check_count(self.name, self.parameters)
 
     @property
     def fires(self) -> list[tuple[int, int]]:

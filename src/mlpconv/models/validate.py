@@ -11,7 +11,7 @@ from mlpconv.errors import UsageError, did_you_mean
 __all__ = [
     "LIMITS",
     "JSONConfig",
-    "check_parameters",
+    "check_count",
     "check_size",
     "choice",
     "flag",
@@ -83,7 +83,7 @@ def known_keys(what: str, settings: object, kind: type[Any]) -> dict[str, Any]:
     return dict(settings)
 
 
-def check_parameters(what: str, parameters: int) -> None:
+def check_count(what: str, parameters: int) -> None:
     """Raise UsageError for a network with more parameters than the limit."""
     if parameters > LIMITS["parameters"]:
         raise UsageError(

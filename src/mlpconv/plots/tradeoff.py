@@ -17,7 +17,7 @@ __all__ = ["tradeoff"]
 CURVES = {"activations": ("by activations, not fitted", ACCENT), "weights": ("by weights", BASE)}
 LOG_FROM = 12.0
 """Ratio of largest to smallest error from which the axis is logarithmic."""
-LABEL_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8}
+BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8}
 
 
 @styled
@@ -30,9 +30,7 @@ def tradeoff(report: Mapping[str, Any]) -> Figure:
     details = report.get("details", {})
     points = details.get("curve") or []
     if not points:
-        raise UsageError(
-            "The report has no curve: call factorize with curve=True, and let it change the costly layers."
-        )
+        raise UsageError("The report has no curve: call factorize with curve=True, and include the costly layers.")
     kind = "classes" if "classes" in details["error"]["after"] else "output"
     figure = new_figure(6.4, 4.2)
     axes = figure.add_subplot()
@@ -41,16 +39,8 @@ def tradeoff(report: Mapping[str, Any]) -> Figure:
     result = 100 * report["after"]["macs"] / report["before"]["macs"], 100 * details["error"]["after"][kind]
     before = 100 * details["error"]["before"][kind]
     axes.plot(*result, "o", color=GOOD, markersize=8, markeredgecolor="white", zorder=5, label="this network, fitted")
-    axes.annotate(
-        f"{result[1]:.3g} %",
-        result,
-        (0, -9),
-        textcoords="offset points",
-        ha="center",
-        va="top",
-        color=GOOD,
-        bbox=LABEL_BOX,
-    )
+    style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "top", "color": GOOD, "bbox": BOX}
+    axes.annotate(f"{result[1]:.3g} %", result, (0, -9), **style)
     if kind == "classes":
         axes.axhline(before, color=QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=0, label="the original")
     _scale(axes, [value for curve in curves for value in curve] + [result[1]] + [before] * (kind == "classes"))

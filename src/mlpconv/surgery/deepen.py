@@ -86,10 +86,8 @@ def deepen(
 
 def _check(model: nn.Module, names: Sequence[str], settings: Insertion) -> None:
     """Raise UsageError for unknown settings and module names."""
-    for option, value, accepted in (
-        ("init", settings.init, INITS),
-        ("activation", settings.activation, ("auto", *ACTIVATIONS)),
-    ):
+    for option, accepted in (("init", INITS), ("activation", ("auto", *ACTIVATIONS))):
+        value = getattr(settings, option)
         if value not in accepted:
             raise UsageError(f"There is no {option} {value!r}; {did_you_mean(str(value), accepted)}")
     if not isinstance(settings.noise, int | float) or not 0 <= settings.noise < 1:
@@ -98,9 +96,7 @@ def _check(model: nn.Module, names: Sequence[str], settings: Insertion) -> None:
     for name in names:
         if name not in known:
             suggestion = did_you_mean(name, known).split("Accepted:")[0]
-            raise UsageError(
-                f"{type(model).__name__} has no module {name!r}; {suggestion}model.named_modules() lists all."
-            )
+            raise UsageError(f"{type(model).__name__} has no module {name!r}; {suggestion}named_modules() lists all.")
     if not names or len({model.get_submodule(name) for name in names}) < len(names):
         raise UsageError(f"where is {list(names)}; one or more names of different modules are accepted.")
 
@@ -160,12 +156,12 @@ def _trace_output(model: nn.Module, where: str, shape: tuple[int, int, int]) -> 
     shadow, probe = meta_copy(model).eval(), _Probe()
     replace_module(shadow, where, append_module(shadow.get_submodule(where), probe))
     graph = trace_graph(shadow, shape, lambda name, module: module is not probe and open_all(name, module))
-    # A module whose inside cannot be traced is one node, with the probe inside.
-    nodes = [
-        node
-        for node in graph.find_nodes(op="call_module")
-        if node.target == where or (module_of(node, shadow) is probe and where in _enclosing_modules(node))
-    ]
+    nodes = []
+    for node in graph.find_nodes(op="call_module"):
+        enclosing = [name for name, _ in (node.meta.get("nn_module_stack") or {}).values()]
+        # A module whose inside cannot be traced is one node, with the probe inside.
+        if node.target == where or (module_of(node, shadow) is probe and where in enclosing):
+            nodes.append(node)
     kind = type(model.get_submodule(where)).__name__
     if len(nodes) != 1:
         times = "more than once" if nodes else "by nothing that can be traced"
@@ -180,11 +176,6 @@ def _trace_output(model: nn.Module, where: str, shape: tuple[int, int, int]) -> 
         raise SurgeryError(f"{where} ({kind}) returns {description}; {ACCEPTED}")
     source = node if node.target == where else node.all_input_nodes[0]
     return _Output(size, range_of(source, shadow), any(_writes(user, shadow) for user in node.users))
-
-
-def _enclosing_modules(node: fx.Node) -> list[str]:
-    """Return the names of the modules whose forward contains a step."""
-    return [name for name, _ in (node.meta.get("nn_module_stack") or {}).values()]
 
 
 def _channel_dim(model: nn.Module, where: str, size: tuple[int, ...], shape: tuple[int, int, int]) -> int:
