@@ -1,10 +1,10 @@
-"""Make the model files of the two ImageNet networks that ship with the package from their published weights.
+"""Convert the published weights of SqueezeNet 1.1 and EfficientNet-Lite0 to the model files that ship with the package.
 
     python benchmarks/backbones.py FOLDER
 
-FOLDER holds squeezenet1_1-rgb-fp16.safetensors, efficientnet_lite0-fp16.safetensors (parameters under torchvision's and
-timm's names) and imagenet_classes.json. Batch norm is folded into the convolutions, weights are stored as float16. A
-file is not written where that moves a probability of a random image by more than 0.01.
+FOLDER contains squeezenet1_1-rgb-fp16.safetensors, efficientnet_lite0-fp16.safetensors (parameters with torchvision's
+and timm's names) and imagenet_classes.json. Batch norm is folded into the convolutions, and weights are stored as
+float16. A file is not written if that changes a probability of a random image by more than 0.01.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "top1": 0.751,
     },
 }
-MOST_MOVED = 0.01
+MAX_CHANGE = 0.01
 
 
 def main() -> None:
@@ -58,22 +58,24 @@ def main() -> None:
         _check_complete(published, set(state))
         path = WEIGHTS / f"{name}.safetensors"
         write(path, fold_norm(published), facts, classes)
-        moved = difference(published, facts, path)
-        if moved > MOST_MOVED:
+        change = max_change(published, facts, path)
+        if change > MAX_CHANGE:
             path.unlink()
-            raise SystemExit(f"{name}: folding and halving move a probability by {moved:.3f}: not written")
-        print(f"{path.name}: {path.stat().st_size:,} bytes; probabilities moved by at most {moved:.4f}")
+            raise SystemExit(
+                f"{name}: folding and rounding to float16 change a probability by {change:.3f}: not written"
+            )
+        print(f"{path.name}: {path.stat().st_size:,} bytes; probabilities change by at most {change:.4f}")
 
 
 def _check_complete(network: Network, names: set[str]) -> None:
-    """Refuse published weights that lack a parameter; batch counters of norms are the only names they may lack."""
-    lacking = {name for name in network.state_dict() if not name.endswith("num_batches_tracked")} ^ names
-    if lacking:
-        raise SystemExit(f"the published weights and the network differ in {sorted(lacking)[:5]}")
+    """Raise SystemExit unless the weights have every parameter; only batch counters of norms may be missing."""
+    difference = {name for name in network.state_dict() if not name.endswith("num_batches_tracked")} ^ names
+    if difference:
+        raise SystemExit(f"the published weights and the network differ in {sorted(difference)[:5]}")
 
 
 def preprocessing_of(facts: dict[str, Any], network: Network) -> Preprocessing:
-    """The published normalisation, for pixels of 0 to 1."""
+    """Return the published normalisation, for pixel values of 0 to 1."""
     chain = Preprocessing.create(["standardize"], 3, (network.input_size[1], network.input_size[2]))
     mean = torch.tensor(facts["mean"], dtype=torch.float64).view(-1, 1, 1) / 255
     deviation = torch.full_like(mean, facts["deviation"] / 255)
@@ -82,17 +84,17 @@ def preprocessing_of(facts: dict[str, Any], network: Network) -> Preprocessing:
 
 
 def names_of(classes: list[dict[str, str]]) -> list[str]:
-    """The first word for each class, or all its words, or its WordNet number, whichever first is unlike all others."""
+    """Return the first unique name of each class: its first synonym, all synonyms, or these with the WordNet ID."""
     forms = [[entry["name"].split(",")[0], entry["name"], f"{entry['name']} ({entry['wnid']})"] for entry in classes]
     counts = [Counter(form) for form in zip(*forms, strict=True)]
     return [next(text for text, count in zip(form, counts, strict=True) if count[text] == 1) for form in forms]
 
 
 def write(path: Path, network: Network, facts: dict[str, Any], classes: list[dict[str, str]]) -> None:
-    """The model file, with provenance and licence."""
+    """Write the model file, with provenance and licence."""
     info = {
         "data": "imagenet-1k",
-        "wordnet_ids": "".join(entry["wnid"].removeprefix("n") for entry in classes),  # eight digits a class
+        "wordnet_ids": "".join(entry["wnid"].removeprefix("n") for entry in classes),  # eight digits per class
         "shipped": {
             "weights": "float16",
             "source": facts["source"],
@@ -112,10 +114,12 @@ def write(path: Path, network: Network, facts: dict[str, Any], classes: list[dic
 
 
 @torch.no_grad()
-def difference(published: Network, facts: dict[str, Any], path: Path) -> float:
-    """The largest difference of a probability between the published network and the file, on random images."""
+def max_change(published: Network, facts: dict[str, Any], path: Path) -> float:
+    """Return the largest change of a probability between the published network and the file, on random images."""
     noise = torch.randint(0, 256, (8, *published.input_size), generator=torch.Generator().manual_seed(0)).float()
-    pixels = torch.nn.functional.avg_pool2d(noise, 9, 1, 4).to(torch.uint8)  # smooth: noise itself has no edges
+    pixels = torch.nn.functional.avg_pool2d(noise, 9, 1, 4).to(
+        torch.uint8
+    )  # smoothed, for structure at the scale of edges
     mean = torch.tensor(facts["mean"]).view(-1, 1, 1)
     expected = published((pixels.float() - mean) / facts["deviation"]).softmax(1)
     result = mlpconv.load(path).probabilities(pixels)

@@ -1,8 +1,8 @@
-"""What dropout costs in a training step: ours against PyTorch's, forward and backward, in turn.
+"""Measure dropout in a training step, forward and backward: mlpconv's against PyTorch's, alternating.
 
     python benchmarks/dropout.py
 
-The sizes are those of the paper's CIFAR-10 network behind its two pools, for a batch of 192. Writes
+The shapes are those after the two pools of the paper's CIFAR-10 network, for a batch of 192. Writes
 results/dropout.json.
 """
 
@@ -25,38 +25,38 @@ ROUNDS = 30
 
 
 def milliseconds(layer: nn.Module, images: torch.Tensor, gradient: torch.Tensor) -> float:
-    """One pass forward and backward."""
+    """Return the time of a forward and backward pass."""
     start = time.perf_counter()
     layer(images).backward(gradient)
     return (time.perf_counter() - start) * 1e3
 
 
 def compare(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Any]:
-    """Both layers in turn on one tensor of (N, C, H, W), channels last, and how many times faster ours is."""
+    """Measure both layers alternately on a channels-last tensor (N, C, H, W), and compute the speed-up."""
     images = torch.randn(shape, dtype=dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
     gradient = torch.randn(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
     layers = {"torch": nn.Dropout(0.5), "mlpconv": Dropout(0.5)}
-    found: dict[str, list[float]] = {name: [] for name in layers}
+    times: dict[str, list[float]] = {name: [] for name in layers}
     for number in range(ROUNDS + 3):
         for name, layer in layers.items():
-            taken = milliseconds(layer, images, gradient)
-            if number >= 3:  # the first make the memory
-                found[name].append(taken)
-    ratios = [theirs / ours for theirs, ours in zip(found["torch"], found["mlpconv"], strict=True)]
+            elapsed = milliseconds(layer, images, gradient)
+            if number >= 3:  # the first rounds allocate memory
+                times[name].append(elapsed)
+    ratios = [theirs / ours for theirs, ours in zip(times["torch"], times["mlpconv"], strict=True)]
     print(
-        f"{'x'.join(map(str, shape))} {dtype}: torch {median(found['torch']):.2f} ms, "
-        f"mlpconv {median(found['mlpconv']):.2f} ms, {median(ratios):.1f} times as fast"
+        f"{'x'.join(map(str, shape))} {dtype}: torch {median(times['torch']):.2f} ms, "
+        f"mlpconv {median(times['mlpconv']):.2f} ms, {median(ratios):.1f} times as fast"
     )
     return {
         "shape": list(shape),
         "dtype": str(dtype).removeprefix("torch."),
-        "milliseconds": {name: spread(values) | {"median": median(values)} for name, values in found.items()},
+        "milliseconds": {name: spread(values) | {"median": median(values)} for name, values in times.items()},
         "times_as_fast": spread(ratios) | {"median": median(ratios)},
     }
 
 
 def main() -> None:
-    """Every size and number format, with one thread and with all."""
+    """Measure every shape and dtype, with one thread and with all threads."""
     keep_freed_memory()
     result = {}
     for threads in sorted({1, torch.get_num_threads()}):

@@ -166,7 +166,7 @@ MUTANTS = (
         "layers.py",
         "nn.MaxPool2d(3, 2, ceil_mode=True)",
         "nn.MaxPool2d(3, 2)",
-        "test_layers.py::test_pool_windows_start_at_zero_and_their_number_is_rounded_up",
+        "test_layers.py::test_pools_have_no_padding_and_round_their_size_up",
     ),
     Mutant(
         "preprocessing/steps.py",

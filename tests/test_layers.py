@@ -1,4 +1,4 @@
-"""The layers against their definitions, worked out in NumPy pixel by pixel."""
+"""The layers against their definitions, computed in NumPy pixel by pixel."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ DEFINITIONS = {
 
 
 def patches(image: np.ndarray, kernel: int, stride: int, padding: int) -> np.ndarray:
-    """Every patch of an image (C, H, W): (h, w, C*kernel*kernel)."""
+    """Return every patch of an image (C, H, W) as (h, w, C*kernel*kernel)."""
     padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (kernel, kernel), axis=(1, 2))[:, ::stride, ::stride]
     return windows.transpose(1, 2, 0, 3, 4).reshape(windows.shape[1], windows.shape[2], -1)
 
 
 def sliding_mlp(layer: MLPConv, image: np.ndarray, name: str, kernel: int, stride: int, padding: int) -> np.ndarray:
-    """A multi-layer perceptron on every patch: (C, H, W) -> (D, h, w)."""
+    """Apply a multilayer perceptron to every patch: (C, H, W) -> (D, h, w)."""
     x = patches(image, kernel, stride, padding)
     for conv in layer.convs:
         weight = conv.weight.detach().double().numpy().reshape(conv.out_channels, -1)
@@ -58,7 +58,7 @@ def sliding_mlp(layer: MLPConv, image: np.ndarray, name: str, kernel: int, strid
     padding=st.integers(0, 2),
     size=st.sampled_from([(5, 7), (7, 5), (11, 5), (13, 7)]),
 )
-def test_mlpconv_is_a_perceptron_that_slides(
+def test_mlpconv_is_an_mlp_applied_to_every_patch(
     name: str, channels: list[int], inputs: int, kernel: int, stride: int, padding: int, size: tuple[int, int]
 ) -> None:
     torch.manual_seed(sum(channels) + kernel)
@@ -68,7 +68,7 @@ def test_mlpconv_is_a_perceptron_that_slides(
     np.testing.assert_allclose(layer(images).detach().numpy(), np.stack(expected), rtol=1e-9, atol=1e-9)
 
 
-def test_last_activation_false_leaves_the_last_convolution_bare() -> None:
+def test_last_activation_false_omits_norm_and_activation() -> None:
     torch.manual_seed(0)
     bare = MLPConv(2, (3, 5), 3, padding=1, activation="maxout", norm="batch", last_activation=False)
     assert [conv.out_channels for conv in bare.convs] == [6, 5]
@@ -77,7 +77,7 @@ def test_last_activation_false_leaves_the_last_convolution_bare() -> None:
     assert bare(torch.randn(3, 2, 7, 7)).min() < 0
 
 
-def test_batch_norm_stands_between_convolution_and_activation() -> None:
+def test_batch_norm_is_between_convolution_and_activation() -> None:
     torch.manual_seed(1)
     layer = MLPConv(2, (3,), 1, padding=0, norm="batch").eval()
     norm = layer.norms[0]
@@ -93,7 +93,7 @@ def test_batch_norm_stands_between_convolution_and_activation() -> None:
 
 @pytest.mark.parametrize("kind", ["max", "avg"])
 @pytest.mark.parametrize("size", [(2, 3), (3, 2), (5, 7), (7, 11), (28, 13), (32, 32)])
-def test_pool_windows_start_at_zero_and_their_number_is_rounded_up(kind: str, size: tuple[int, int]) -> None:
+def test_pools_have_no_padding_and_round_their_size_up(kind: str, size: tuple[int, int]) -> None:
     image = np.random.default_rng(0).normal(size=size)
     rows, columns = (-((3 - side) // 2) + 1 for side in size)
     expected = np.zeros((rows, columns))
@@ -107,7 +107,7 @@ def test_pool_windows_start_at_zero_and_their_number_is_rounded_up(kind: str, si
 
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
 @pytest.mark.parametrize("norm", [None, "batch"])
-def test_pooling_before_the_activation_changes_no_bit(activation: str, norm: str | None) -> None:
+def test_pooling_before_the_activation_is_bitwise_equal(activation: str, norm: str | None) -> None:
     torch.manual_seed(2)
     layer = MLPConv(3, (5, 7), 3, padding=1, activation=activation, norm=norm, pool=make_pool("max"))
     plain = MLPConv(3, (5, 7), 3, padding=1, activation=activation, norm=norm)
@@ -125,7 +125,7 @@ def test_pooling_before_the_activation_changes_no_bit(activation: str, norm: str
     assert torch.equal(outputs[0][1], outputs[1][1])
 
 
-def test_relu_is_worked_out_on_pooled_pixels_only() -> None:
+def test_relu_is_computed_on_pooled_pixels_only() -> None:
     layer = MLPConv(1, (2,), 3, padding=1, pool=make_pool("max"))
     seen: list[torch.Size] = []
     layer.activations[0].register_forward_hook(lambda _m, _i, out: seen.append(out.shape))
@@ -151,7 +151,7 @@ def test_pool_first_comes_before_the_norm() -> None:
     assert not torch.allclose(layer(x), expected)
 
 
-def test_maxout_takes_the_largest_of_neighbouring_channels() -> None:
+def test_maxout_is_the_maximum_of_consecutive_channels() -> None:
     x = torch.randn(2, 15, 3, 5)
     expected = np.stack([x.numpy()[:, i : i + 3].max(1) for i in range(0, 15, 3)], axis=1)
     assert np.array_equal(Maxout(3)(x).numpy(), expected)
@@ -169,7 +169,7 @@ def test_global_average_pool_is_the_mean_over_rows_and_columns() -> None:
 
 @pytest.mark.parametrize("kernel", range(1, 12))
 @pytest.mark.parametrize("stride", [1, 2, 4])
-def test_sizes_are_those_torch_makes(kernel: int, stride: int) -> None:
+def test_sizes_agree_with_torch(kernel: int, stride: int) -> None:
     conv, pool = nn.Conv2d(1, 1, kernel, stride, padding=kernel // 2), make_pool("max")
     for size in range(2, 40):
         x = torch.zeros(1, 1, size, size)
@@ -186,7 +186,7 @@ def test_activations_by_name() -> None:
         make_activation("rellu")
 
 
-def test_what_makes_no_sense_is_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     with pytest.raises(UsageError, match="no channels"):
         MLPConv(3, ())
     with pytest.raises(UsageError, match="'group'"):

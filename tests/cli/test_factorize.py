@@ -1,4 +1,4 @@
-"""`mlpconv surgery factorize`: a model file and images in; the report, the curve and a smaller model file out."""
+"""`mlpconv surgery factorize` reads a model file and images, and writes a report, a plot and a cheaper model file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mlpconv.cli import main
 
 
 def photo(path: Path, index: int) -> None:
-    """A smooth image of two kinds: light above, or light below."""
+    """Write a smooth image of one of two classes: light at the top, or light at the bottom."""
     draw = np.random.default_rng(index)
     rows = np.linspace(0, 1, 13)[:, None, None] if index % 2 else np.linspace(1, 0, 13)[:, None, None]
     pixels = 200 * rows * draw.uniform(0.5, 1, (1, 1, 3)) + draw.normal(0, 9, (13, 13, 3)).cumsum(0).cumsum(1) / 9
@@ -25,7 +25,7 @@ def photo(path: Path, index: int) -> None:
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model file, class folders of images, and a GoogLeNet."""
+    """Create a folder with a model file, class folders of images, and a GoogLeNet."""
     folder = tmp_path_factory.mktemp("factorize")
     for name in ("a", "b"):
         (folder / "data" / name).mkdir(parents=True)
@@ -55,7 +55,7 @@ def run(*words: str) -> int:
     return main(["surgery", "factorize", "model.safetensors", *words])
 
 
-def test_labelled_data_make_a_smaller_model_file(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_labelled_data_give_a_cheaper_model_file(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("data", "--budget", "0.4", "--out", "slim.safetensors", "--plot", "curve.png") == 0
     out = capsys.readouterr().out
     before, after = mlpconv.load("model.safetensors"), mlpconv.load("slim.safetensors")
@@ -64,7 +64,7 @@ def test_labelled_data_make_a_smaller_model_file(inside: Path, capsys: pytest.Ca
     for part in (
         f"{spent[1]:,}",
         "Classification error on 8 held-out images",
-        "Fitted to 32 training images of data, measured on 8 of val.",
+        "Calibrated on 32 training images of data, measured on 8 of the val split.",
         "blocks.1.convs.0",
         "32→48",
         "Written: curve.png",
@@ -80,7 +80,7 @@ def test_labelled_data_make_a_smaller_model_file(inside: Path, capsys: pytest.Ca
         assert picture.size[0] > 600
 
 
-def test_the_model_file_goes_on_to_the_other_verbs(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_commands_accept_the_model_file(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("data", "--budget", "0.5", "--out", "next.safetensors") == 0
     for words in (
         ["predict", "next.safetensors", "data/a/00.png"],
@@ -97,10 +97,10 @@ def test_the_model_file_goes_on_to_the_other_verbs(inside: Path, capsys: pytest.
     )
     np.testing.assert_allclose(one, other, atol=1e-5)
     assert main(["surgery", "factorize", "next.safetensors", "data", "--out", "third.safetensors"]) == 2
-    assert "lower ranks already" in capsys.readouterr().err
+    assert "factorized already" in capsys.readouterr().err
 
 
-def test_files_without_labels_will_do(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_without_labels_are_accepted(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--images", "data", "--calibrate", "20", "--of", "error", "--budget", "0.3", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["images"].startswith("20 images: every fourth")
@@ -110,7 +110,7 @@ def test_files_without_labels_will_do(inside: Path, capsys: pytest.CaptureFixtur
     assert found["details"]["curve"] == []
 
 
-def test_images_come_from_all_over_the_list(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_spread_over_the_list(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     plain = mlpconv.Classifier.pixels
     monkeypatch.setattr(mlpconv.Classifier, "pixels", lambda self, files: seen.extend(files) or plain(self, files))
@@ -119,17 +119,19 @@ def test_images_come_from_all_over_the_list(inside: Path, monkeypatch: pytest.Mo
     assert {Path(file).parent.name for file in seen} == {"a", "b"}
 
 
-def test_images_that_all_were_trained_on_are_said_to_flatter(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_note_says_that_training_images_underestimate_the_error(
+    inside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     made = mlpconv.load("model.safetensors")
     parts = {"classes": made.classes, "input_size": made.input_size, "info": {"recipe": {"val_fraction": 0.0}}}
     mlpconv.save("all.safetensors", made.model, made.preprocessing, **parts)
     assert main(["surgery", "factorize", "all.safetensors", "data", "--json"]) == 0
     about = json.loads(capsys.readouterr().out)["images"]
-    assert about.startswith("40 training images of data: every fourth is measured on")
-    assert about.endswith("was not trained on, it is worse.")
+    assert about.startswith("40 training images of data: every fourth held out")
+    assert about.endswith("The error on unseen images is higher.")
 
 
-def test_ways_layers_and_steps_are_passed_on(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_are_passed_on(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["data", "--by", "weights", "--where", "blocks.1.convs.0", "--fine-tune", "2", "--budget", "0.9"]
     assert run(*words, "--calibrate", "16", "--held-out", "5", "--json") == 2  # 8 images or more
     assert "5 images; 8 or more" in capsys.readouterr().err
@@ -138,10 +140,10 @@ def test_ways_layers_and_steps_are_passed_on(inside: Path, capsys: pytest.Captur
     assert found["changed"] == ["blocks.1.convs.0"]
     assert found["details"]["by"] == "weights"
     assert "before_tuning" in found["details"]["error"]
-    assert found["images"].startswith("Fitted to 16 training images")
+    assert found["images"].startswith("Calibrated on 16 training images")
 
 
-def test_the_picture_may_be_svg(inside: Path) -> None:
+def test_the_plot_can_be_svg(inside: Path) -> None:
     assert run("--images", "data", "--plot", "curve.svg", "--json") == 0
     text = Path("curve.svg").read_text("utf-8")
     assert text.lstrip().startswith("<?xml") and "</svg>" in text
@@ -150,8 +152,8 @@ def test_the_picture_may_be_svg(inside: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "needs images"),
-        (["data", "--images", "data"], "one kind of them"),
+        ([], "needs calibration images"),
+        (["data", "--images", "data"], "from one source"),
         (["data", "--of", "error"], "--of error needs --budget"),
         (["data", "--budget", "0"], "budget is 0.0"),
         (["data", "--fine-tune", "0"], "--fine-tune is 0"),
@@ -161,13 +163,13 @@ def test_the_picture_may_be_svg(inside: Path) -> None:
         (["data", "--where", "blocks.9"], "layers names 'blocks.9'"),
         (["data", "--init", "he"], "--init belongs to deepen"),
         (["data", "--input", "3x8x8"], "--input belongs to convolutionalize"),
-        (["--images", "data", "--held-out", "9"], "go with DATA"),
-        (["--images", "data", "--of", "classes", "--budget", "0.1"], "go with DATA"),
+        (["--images", "data", "--held-out", "9"], "need DATA"),
+        (["--images", "data", "--of", "classes", "--budget", "0.1"], "need DATA"),
         (["--images", "absent.png"], "does not exist"),
     ],
     ids=" ".join,
 )
-def test_what_makes_no_sense_is_one_sentence(
+def test_invalid_options_give_one_sentence(
     words: list[str], says: str, inside: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted(inside.iterdir())
@@ -178,7 +180,7 @@ def test_what_makes_no_sense_is_one_sentence(
     assert sorted(inside.iterdir()) == before
 
 
-def test_what_cannot_be_kept_is_said_before_the_work(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unsupported_output_is_refused_before_the_work(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["surgery", "factorize", "googlenet.safetensors", "data", "--out", "out.safetensors"]
     assert main(words) == 2
     assert "mlpconv.surgery.factorize(mlpconv.load('googlenet.safetensors').model, images)" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Every network against every promise."""
+"""Every network against the interface of `Network`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MADE: dict[str, Network] = {}
 
 @pytest.fixture(params=list_models())
 def model(request: pytest.FixtureRequest) -> Network:
-    """Each network once, in evaluation mode; tests leave it as it was."""
+    """Return each network once, in eval mode; tests must not change it."""
     if request.param not in _MADE:
         torch.manual_seed(0)
         _MADE[request.param] = create_model(request.param).eval()
@@ -29,7 +29,7 @@ NORM = {"norm": "batch", "activation": "elu"}
 
 
 def some_of(model: Network, options: dict[str, str]) -> dict[str, str]:
-    """Those options that the network's family has."""
+    """Return the options that the network's family accepts."""
     return {name: value for name, value in options.items() if name in FAMILY_OPTIONS[model.config.family]}
 
 
@@ -37,7 +37,7 @@ def some_images(model: Network, rows: int, columns: int, count: int = 2) -> torc
     return torch.randn(count, model.in_channels, rows, columns, generator=torch.Generator().manual_seed(1))
 
 
-def test_half_a_network_cannot_be_made() -> None:
+def test_an_incomplete_network_class_is_abstract() -> None:
     class Half(Network):
         def category_maps(self, x: torch.Tensor) -> torch.Tensor:
             return x
@@ -46,7 +46,7 @@ def test_half_a_network_cannot_be_made() -> None:
         Half()
 
 
-def test_images_of_the_usual_size_become_logits(model: Network) -> None:
+def test_images_of_the_input_size_give_logits(model: Network) -> None:
     images = some_images(model, *model.input_size[1:])
     with torch.no_grad():
         logits, maps = model(images), model.category_maps(images)
@@ -67,7 +67,7 @@ def test_any_size_from_the_minimum_works(model: Network) -> None:
             torch.testing.assert_close(logits, maps.mean((2, 3)), rtol=1e-4, atol=1e-5)
 
 
-def test_below_the_minimum_is_refused_and_the_minimum_named(model: Network) -> None:
+def test_images_below_the_minimum_size_are_refused_naming_it(model: Network) -> None:
     low = model.min_size
     for size in ((low - 1, low), (low, low - 1), (min(1, low - 1),) * 2):
         for call in (model, model.category_maps):
@@ -75,7 +75,7 @@ def test_below_the_minimum_is_refused_and_the_minimum_named(model: Network) -> N
                 call(some_images(model, *size))
 
 
-def test_what_are_no_preprocessed_images_is_refused(model: Network) -> None:
+def test_other_tensors_than_preprocessed_images_are_refused(model: Network) -> None:
     rows, columns = model.input_size[1:]
     with pytest.raises(UsageError, match=f"{model.in_channels + 1} channels; {model.in_channels} are accepted"):
         model(torch.zeros(1, model.in_channels + 1, rows, columns))
@@ -85,7 +85,7 @@ def test_what_are_no_preprocessed_images_is_refused(model: Network) -> None:
         model(torch.zeros(1, model.in_channels, rows, columns, dtype=torch.uint8))
 
 
-def test_the_configuration_makes_the_same_network(model: Network) -> None:
+def test_the_configuration_rebuilds_the_network(model: Network) -> None:
     described = json.loads(json.dumps(model.config.to_dict(), allow_nan=False))
     again = build(described).eval()
     assert again.config == model.config
@@ -95,12 +95,12 @@ def test_the_configuration_makes_the_same_network(model: Network) -> None:
         assert torch.equal(again(images), model(images))
 
 
-def test_the_configuration_cannot_be_changed(model: Network) -> None:
+def test_the_configuration_is_frozen(model: Network) -> None:
     with pytest.raises(AttributeError):
         model.config.name = "other"  # type: ignore[misc]
 
 
-def test_what_it_says_of_itself(model: Network) -> None:
+def test_attributes_agree_with_the_outputs(model: Network) -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) == model.config.parameters
     assert model.input_size[0] == model.in_channels == model.first_conv.in_channels
     assert min(model.input_size[1:]) >= model.min_size
@@ -120,7 +120,7 @@ def test_other_classes_channels_and_width(model: Network) -> None:
     assert build(narrow.config.to_dict()).config == narrow.config
 
 
-def test_every_parameter_learns(model: Network) -> None:
+def test_every_parameter_receives_a_gradient(model: Network) -> None:
     torch.manual_seed(3)
     trained = create_model(model.config.name, width=0.25, num_classes=5, **some_of(model, {"init": "he"}))
     rows = min(64, trained.input_size[1])
@@ -132,7 +132,7 @@ def test_every_parameter_learns(model: Network) -> None:
         assert parameter.grad.abs().max() > 0, name
 
 
-def test_the_head_on_the_features_is_the_network(model: Network) -> None:
+def test_forward_head_of_forward_features_is_forward(model: Network) -> None:
     images = some_images(model, model.min_size + 4, model.min_size + 7)
     with torch.no_grad():
         features = model.forward_features(images)
@@ -140,7 +140,7 @@ def test_the_head_on_the_features_is_the_network(model: Network) -> None:
         assert torch.equal(model.forward_head(features), model(images))
 
 
-def test_another_classifier_on_the_same_features(model: Network) -> None:
+def test_reset_classifier_keeps_the_features(model: Network) -> None:
     images = some_images(model, model.min_size + 4, model.min_size + 7)
     other = copy.deepcopy(model)
     other.reset_classifier(7)

@@ -22,7 +22,9 @@ def ones(layout: torch.memory_format = torch.contiguous_format, dtype: torch.dty
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", FORMATS)
-def test_the_share_p_is_dropped_and_the_mean_stays(p: float, layout: torch.memory_format, dtype: torch.dtype) -> None:
+def test_a_fraction_p_is_dropped_and_the_mean_is_kept(
+    p: float, layout: torch.memory_format, dtype: torch.dtype
+) -> None:
     torch.manual_seed(5)
     out = Dropout(p)(ones(layout, dtype))
     n = out.numel()
@@ -50,7 +52,7 @@ def test_outputs_and_gradients_are_the_inputs_under_one_mask(layout: torch.memor
     np.testing.assert_allclose(x.grad.float().numpy(), gradient.float().numpy() * mask / 0.75, tolerance)
 
 
-def test_places_are_independent_of_their_neighbours_and_of_their_lane() -> None:
+def test_neighbouring_elements_are_dropped_independently() -> None:
     torch.manual_seed(11)
     kept = (Dropout(0.5)(torch.ones(400_003)) != 0).double()
     for lane in range(8):
@@ -61,7 +63,7 @@ def test_places_are_independent_of_their_neighbours_and_of_their_lane() -> None:
         assert abs(correlation) < 4 / 400_000**0.5
 
 
-def test_the_mask_follows_the_global_seed_alone() -> None:
+def test_the_mask_depends_on_the_global_seed_only() -> None:
     masks = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
@@ -70,7 +72,7 @@ def test_the_mask_follows_the_global_seed_alone() -> None:
     assert not masks[2].equal(Dropout(0.5)(ones()) != 0)
 
 
-def test_nothing_is_dropped_where_nothing_shall_be_and_all_where_all() -> None:
+def test_p_0_and_eval_mode_drop_nothing_and_p_1_drops_all() -> None:
     x = ones()
     assert Dropout(0.5).eval()(x) is x
     assert Dropout(0.0)(x).equal(x)
@@ -78,13 +80,13 @@ def test_nothing_is_dropped_where_nothing_shall_be_and_all_where_all() -> None:
 
 
 @pytest.mark.parametrize("x", [torch.ones(23, 29).T, torch.ones(SHAPE, dtype=torch.float64), torch.ones(5, 7, 3, 2, 2)])
-def test_other_layouts_and_formats_work_too(x: Tensor) -> None:
+def test_other_memory_formats_and_dtypes_work(x: Tensor) -> None:
     torch.manual_seed(3)
     out = Dropout(0.5)(x)
     assert set(out.unique().tolist()) == {0.0, 2.0}
     assert out.shape == x.shape
 
 
-def test_the_papers_networks_have_it() -> None:
+def test_the_networks_of_the_paper_use_it() -> None:
     dropouts = [module for module in create_model("nin_cifar10").modules() if isinstance(module, nn.Dropout)]
     assert [type(module) for module in dropouts] == [Dropout, Dropout]

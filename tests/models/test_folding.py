@@ -1,4 +1,4 @@
-"""Batch norm worked into the convolutions: the same logits from the plain network."""
+"""Folding batch norm into the convolutions keeps the logits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mlpconv.models.nin import NIN
 
 
 def shaken(model: Network, seed: int = 1, *, negative: bool = False) -> Network:
-    """The network as training might leave it: no bias and no number of a norm is where it starts."""
+    """Return the network with random biases, norm weights and statistics, as after training."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -39,7 +39,7 @@ def shaken(model: Network, seed: int = 1, *, negative: bool = False) -> Network:
 
 
 def difference(one: nn.Module, other: nn.Module, size: tuple[int, ...]) -> float:
-    """Of float64 logits, as a share of the largest."""
+    """Return the difference of float64 logits relative to the largest."""
     images = torch.randn(3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
     with torch.no_grad():
         a, b = (copy.deepcopy(model).double().eval()(images) for model in (one, other))
@@ -73,7 +73,7 @@ def test_the_plain_network_has_the_same_logits(name: str, options: dict) -> None
     assert difference(model, folded, model.input_size) < 1e-5
 
 
-def test_the_papers_network_is_what_is_left() -> None:
+def test_a_folded_network_has_the_layers_of_the_paper() -> None:
     model = shaken(create_model("nin_cifar10", **{**TRAINED, "width": 1.0}))
     folded = fold_norm(model)
     assert sum(p.numel() for p in folded.parameters()) == 966_986
@@ -114,7 +114,7 @@ def test_any_small_network_folds_exactly(data: st.DataObject) -> None:
         torch.testing.assert_close(fold_norm(model)(images), model(images), rtol=1e-9, atol=1e-9)
 
 
-def test_the_network_stays_as_it_is_and_its_settings_are_kept() -> None:
+def test_the_original_is_unchanged_and_the_settings_are_kept() -> None:
     model = shaken(create_model("nin_tiny")).to(memory_format=torch.channels_last).double()
     model.blocks[1].convs[0].weight.requires_grad_(False)
     model.blocks[2].train()
@@ -170,7 +170,7 @@ def test_the_auxiliary_heads_are_folded_too() -> None:
     assert difference(built, folded, (3, 96, 96)) == 0
 
 
-def test_what_cannot_be_folded_is_refused() -> None:
+def test_norms_that_cannot_be_folded_are_refused() -> None:
     model = shaken(create_model("nin_tiny"))
     model.blocks[0].norms[1].running_mean[3] = float("nan")
     with pytest.raises(UsageError, match=r"blocks\.0\.norms\.1 has NaN"):
@@ -184,7 +184,7 @@ def test_what_cannot_be_folded_is_refused() -> None:
         fold_norm(model)
 
 
-def test_scale_and_shift_are_what_the_norm_does() -> None:
+def test_scale_and_shift_compute_the_norm() -> None:
     for affine in (True, False):
         norm = nn.BatchNorm2d(7, eps=0.03, affine=affine).double().eval()
         norm.running_mean.uniform_(-1, 1)
@@ -210,8 +210,8 @@ def test_a_model_file_holds_the_folded_network(tmp_path: object) -> None:
         torch.testing.assert_close(loaded.logits(pixels), model(steps(pixels)), rtol=1e-4, atol=1e-4)
 
 
-def test_a_pool_between_is_the_case_that_needs_care() -> None:
-    """The max-pool stands before the norm, and what is folded goes before both."""
+def test_folding_across_a_max_pool_is_exact() -> None:
+    """The norm after the max-pool moves before it."""
     model = create_model("nin_tiny", pool_first=True)
     assert model.blocks[0].pool_at == "conv"
     assert isinstance(make_pool("max"), type(model.blocks[0].pool))

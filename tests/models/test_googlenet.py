@@ -30,7 +30,7 @@ def test_parameters_as_published() -> None:
     assert parameters(model) == model.config.parameters == 13_378_280
 
 
-def test_as_published_it_has_real_5x5_branches_and_no_batch_norm() -> None:
+def test_it_has_5x5_branches_and_no_batch_norm_as_published() -> None:
     model = create_model("googlenet")
     kernels = [module.kernel_size[0] for module in model.modules() if isinstance(module, nn.Conv2d)]
     assert (kernels.count(5), kernels.count(7), kernels.count(3)) == (9, 1, 10)
@@ -62,7 +62,7 @@ def test_outputs_are_named() -> None:
     assert torch.equal(outputs.logits, plain(x))
 
 
-def test_auxiliary_heads_listen_where_they_should() -> None:
+def test_auxiliary_heads_follow_modules_4a_and_4d() -> None:
     model = create_model("googlenet", aux_heads=True, width=0.25, num_classes=5, size=97).eval()
     outputs = model.outputs(torch.randn(1, 3, 97, 97))
     assert outputs.aux1.shape == outputs.aux2.shape == (1, 5)
@@ -97,7 +97,7 @@ def test_published_initial_weights() -> None:
     assert model.linear.bias.abs().max() == 0
 
 
-def test_only_the_layer_of_the_logits_starts_small() -> None:
+def test_only_the_classifier_has_small_initial_weights() -> None:
     torch.manual_seed(2)
     model = create_model("googlenet", init="he", aux_heads=True, width=0.25, size=97)
     hidden, last = (layer for layer in model.aux["4a"] if isinstance(layer, nn.Linear))

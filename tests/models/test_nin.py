@@ -1,4 +1,4 @@
-"""The paper's networks: counts, sizes, costs, places of dropout, initial weights, and every option."""
+"""The networks of the paper: parameters, map sizes, cost, position of dropout, initial weights, and every option."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def parameters(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("name", sorted(COUNTS))
-def test_parameters_maps_and_cost_are_the_papers(name: str) -> None:
+def test_parameters_maps_and_cost_are_those_of_the_paper(name: str) -> None:
     model = create_model(f"nin_{name}").eval()
     assert parameters(model) == COUNTS[name]
     assert all(module.bias is not None for module in model.modules() if isinstance(module, nn.Conv2d))
@@ -50,13 +50,13 @@ def test_parameters_maps_and_cost_are_the_papers(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["nin_cifar10", "nin_mnist", "conv_cifar10", "nin_tiny"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_the_configuration_knows_its_parameters(name: str, options: dict) -> None:
+def test_the_configuration_counts_the_parameters(name: str, options: dict) -> None:
     model = create_model(name, **options)
     assert parameters(model) == model.config.parameters
     assert model(torch.randn(2, *model.input_size)).shape == (2, model.num_classes)
 
 
-def test_relu_follows_the_last_convolution_unless_told_otherwise() -> None:
+def test_relu_follows_the_last_convolution_by_default() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, 32, 32)
     assert create_model("nin_cifar10").category_maps(x).min() == 0
@@ -104,7 +104,7 @@ def test_the_papers_initial_weights(name: str) -> None:
         assert conv.bias.abs().max() == 0
 
 
-def test_a_fully_connected_head_starts_as_the_rest_does() -> None:
+def test_a_fully_connected_head_has_the_initial_weights_of_the_paper() -> None:
     torch.manual_seed(8)
     assert create_model("nin_cifar100", head="fc").last_layer.weight.std().item() == pytest.approx(0.05, rel=0.02)
     small = create_model("nin_cifar100", head="fc", init="he").last_layer
@@ -112,7 +112,7 @@ def test_a_fully_connected_head_starts_as_the_rest_does() -> None:
     assert small.bias.abs().max() == 0
 
 
-def test_identity_initial_weights_pass_the_channels_on() -> None:
+def test_identity_initialisation_keeps_the_channels() -> None:
     torch.manual_seed(2)
     convs = create_model("nin_cifar10", init="identity")._convs()
     for conv in convs[1:3] + convs[4:6] + convs[7:8]:
@@ -143,7 +143,7 @@ def test_the_first_loss_is_near_ln_classes(name: str, init: str) -> None:
     assert loss.item() == pytest.approx(math.log(model.num_classes), rel=0.06)
 
 
-def test_manual_seed_decides_the_weights() -> None:
+def test_manual_seed_makes_the_weights_reproducible() -> None:
     def weights(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
         return torch.cat([parameter.flatten() for parameter in create_model("nin_tiny").parameters()])
@@ -153,7 +153,7 @@ def test_manual_seed_decides_the_weights() -> None:
 
 
 @pytest.mark.parametrize("name", ["nin_tiny", "nin_photo"])
-def test_what_cannot_collapse(name: str) -> None:
+def test_small_networks_cannot_collapse(name: str) -> None:
     config = NETWORKS[name]
     assert (config.norm, config.last_relu) == ("batch", False)
     if name == "nin_tiny":
@@ -167,7 +167,7 @@ def test_what_cannot_collapse(name: str) -> None:
     assert 300_000 <= config.parameters <= 600_000
 
 
-def test_fully_connected_heads_take_one_size_and_have_no_maps() -> None:
+def test_fully_connected_heads_accept_one_size_and_have_no_maps() -> None:
     model = create_model("nin_cifar10", head="fc", size=(29, 31))
     assert model.last_conv is None
     assert model.last_layer.in_features == 10 * 7 * 7
@@ -177,7 +177,7 @@ def test_fully_connected_heads_take_one_size_and_have_no_maps() -> None:
         model.category_maps(torch.zeros(1, 3, 29, 31))
 
 
-def test_every_image_is_on_its_own() -> None:
+def test_images_of_a_batch_are_independent() -> None:
     torch.manual_seed(7)
     model = create_model("nin_mnist").eval()
     x = torch.randn(3, 1, 13, 17)

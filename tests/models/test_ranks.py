@@ -1,4 +1,4 @@
-"""Networks whose convolutions have a lower rank: as data, on their own, folded, deepened, fast, and in a file."""
+"""Networks with factorized convolutions: configuration, training, folding, deepening, engine and model file."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from mlpconv.preprocessing import Preprocessing
 from mlpconv.surgery import deepen
 
 RANKS = [[[2, 5], [0, 3], [0, 0]], [[0, 7], [0, 0], [0, 2]], [[3, 0], [0, 0], [0, 4]]]
-"""Of the three convolutions in each of nin_tiny's three blocks."""
+"""The ranks of the three convolutions in each of the three blocks of nin_tiny."""
 PARTS = [3, 2, 1, 2, 1, 2, 2, 1, 2]
 
 
 def described(**options: Any) -> dict[str, Any]:
-    """nin_tiny of lower ranks, as a model file describes it."""
+    """Return the configuration of a factorized nin_tiny as data."""
     plain = create_model("nin_tiny", **({"in_channels": 3, "size": 13, "num_classes": 7} | options)).config.to_dict()
     plain["blocks"] = [block | {"ranks": ranks} for block, ranks in zip(plain["blocks"], RANKS, strict=True)]
     return json.loads(json.dumps(plain))
 
 
 def network(**options: Any) -> Network:
-    """The same with numbers that do something everywhere."""
+    """Return the network with random parameters and statistics."""
     torch.manual_seed(5)
     model = build(described(**options)).eval()
     for module in model.modules():
@@ -62,7 +62,7 @@ def close(one: Tensor, other: Tensor, share: float = 1e-5) -> bool:
 
 
 @pytest.mark.parametrize("options", [{}, {"norm": None}, {"activation": "maxout"}, {"head": "fc"}], ids=str)
-def test_the_configuration_knows_its_parameters_and_itself(options: dict[str, Any]) -> None:
+def test_the_configuration_counts_parameters_and_survives_json(options: dict[str, Any]) -> None:
     model = network(**options)
     assert sum(parameter.numel() for parameter in model.parameters()) == model.config.parameters
     assert build(json.loads(json.dumps(model.config.to_dict()))).config == model.config
@@ -71,8 +71,8 @@ def test_the_configuration_knows_its_parameters_and_itself(options: dict[str, An
     assert [model.blocks[0].convs[0][0].out_channels, model.blocks[0].convs[0][2].in_channels] == [2, 5]
 
 
-def test_a_convolution_of_lower_rank_is_the_product_of_its_parts() -> None:
-    """Against one convolution with the composed weight."""
+def test_a_factorized_convolution_is_the_product_of_its_parts() -> None:
+    """Compare with one convolution of the composed weight."""
     first, core, last = network().double().blocks[0].convs[0]
     weight = torch.einsum("or,rskl,si->oikl", last.weight[:, :, 0, 0], core.weight, first.weight[:, :, 0, 0])
     x = images().double()
@@ -80,7 +80,7 @@ def test_a_convolution_of_lower_rank_is_the_product_of_its_parts() -> None:
     assert first.bias is None and core.bias is None
 
 
-def test_the_first_and_the_last_are_found() -> None:
+def test_first_and_last_convolution_of_a_factorized_network() -> None:
     model = network()
     assert model.first_conv is model.blocks[0].convs[0][0]
     assert model.last_conv is model.last_layer is model.blocks[2].convs[2][1]
@@ -89,7 +89,7 @@ def test_the_first_and_the_last_are_found() -> None:
     assert isinstance(network(head="fc").last_layer, nn.Linear)
 
 
-def test_it_can_be_trained_from_scratch() -> None:
+def test_a_factorized_network_trains_from_scratch() -> None:
     torch.manual_seed(0)
     model = build(described())
     loss = F.cross_entropy(model(images(8)), torch.arange(8) % 7)
@@ -98,7 +98,7 @@ def test_it_can_be_trained_from_scratch() -> None:
     assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in model.parameters())
 
 
-def test_norms_fold_into_the_last_part() -> None:
+def test_norms_fold_into_the_last_convolution() -> None:
     model = network(pool_first=False)
     folded = fold_norm(model)
     assert folded.config.norm is None
@@ -107,7 +107,7 @@ def test_norms_fold_into_the_last_part() -> None:
     assert close(model(images()), folded(images()))
 
 
-def test_a_block_of_lower_rank_is_deepened() -> None:
+def test_a_factorized_block_can_be_deepened() -> None:
     model = network()
     result = deepen(model, "blocks.1")
     assert result.report.exact
@@ -131,14 +131,14 @@ def test_the_engine_computes_the_same(options: dict[str, Any]) -> None:
 
 
 def saved(path: Path, model: Network) -> dict[str, Any]:
-    """The file's description of itself."""
+    """Return the document in the metadata of a model file."""
     chain = Preprocessing.create(["scale"], 3, (13, 13))
     modelfile.save(path, model, chain, classes=[f"{k}" for k in range(7)], input_size=(3, 13, 13), info={})
     with safe_open(path, "numpy") as file:
         return json.loads(file.metadata()["mlpconv"])
 
 
-def test_a_model_file_holds_it_and_older_programs_are_told(tmp_path: Path) -> None:
+def test_a_model_file_has_a_version_that_older_programs_refuse(tmp_path: Path) -> None:
     model = network()
     document = saved(tmp_path / "m", model)
     assert document["version"] == 2
@@ -150,7 +150,7 @@ def test_a_model_file_holds_it_and_older_programs_are_told(tmp_path: Path) -> No
     assert close(model(loaded.preprocessing(x)), loaded.logits(x))
 
 
-def test_files_of_networks_without_ranks_are_what_they_were(tmp_path: Path) -> None:
+def test_model_files_without_ranks_are_unchanged(tmp_path: Path) -> None:
     document = saved(tmp_path / "m", create_model("nin_tiny", in_channels=3, size=13, num_classes=7))
     assert document["version"] == 1
     assert "ranks" not in json.dumps(document)
@@ -165,7 +165,7 @@ def with_ranks(ranks: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("ranks", "words"),
     [
-        ([[0, 1]], "ranks has 1 pairs; none, or 3"),
+        ([[0, 1]], "ranks has 1 pairs; 0 or 3"),
         ([[0, 1]] * 99, "at most 16"),
         ([[0, 1, 2]] * 3, "at most 2"),
         ([[1]] * 3, "number of a convolution's ranks is 1"),
@@ -187,7 +187,7 @@ def test_hostile_ranks_are_refused(ranks: Any, words: str) -> None:
 @pytest.mark.parametrize(
     ("channels", "ranks"), [([48, 48, 48], [[0, 0], [16384, 16384], [0, 0]]), ([48, 16384, 16384], [[0, 1]] * 3)]
 )
-def test_neither_large_ranks_nor_what_they_stand_for_take_memory(channels: list[int], ranks: Any) -> None:
+def test_oversized_ranks_and_channels_are_refused_before_allocation(channels: list[int], ranks: Any) -> None:
     given = with_ranks(ranks)
     given["blocks"][1]["channels"] = channels
     with pytest.raises(UsageError, match="parameters; at most"):

@@ -1,4 +1,4 @@
-"""Networks by name and from data, and what is refused on the way."""
+"""Networks by name and from configurations, and which options are refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mlpconv.errors import UsageError
 from mlpconv.models import FAMILY_OPTIONS, build, create_model, list_models
 
 
-def test_the_names() -> None:
+def test_list_models_returns_all_names() -> None:
     names = list_models()
     assert names == sorted(names)
     assert {"googlenet", "nin_cifar10", "nin_cifar100", "nin_imagenet", "nin_mnist", "nin_svhn"} <= set(names)
@@ -35,8 +35,8 @@ def test_the_names() -> None:
         ("nin_mnist", {"width": 60}, "parameters; at most"),
         ("nin_mnist", {"activation": "rellu"}, "did you mean 'relu'"),
         ("nin_mnist", {"norm": "layer"}, "Accepted: batch"),
-        ("nin_mnist", {"dropout": 1}, "not including, 1"),
-        ("nin_mnist", {"dropout": -0.1}, "from 0"),
+        ("nin_mnist", {"dropout": 1}, "below 1"),
+        ("nin_mnist", {"dropout": -0.1}, "at least 0"),
         ("nin_mnist", {"last_relu": 1}, "True and False"),
         ("nin_mnist", {"head": "flat"}, "Accepted: fc, fc\\+dropout, gap"),
         ("nin_mnist", {"init": "zeros"}, "Accepted: he, identity, paper"),
@@ -45,31 +45,31 @@ def test_the_names() -> None:
         (
             "nin_mnist",
             {"size": 3},
-            "nin_mnist got a size of 3x3; it needs images of at least 4x4.*size=4 or more, or .* another",
+            "nin_mnist got a size of 3x3; images of at least 4x4 are accepted.*size=4 or more, or .* another",
         ),
         ("nin_mnist", {"size": (31, 3)}, "got a size of 31x3; .* at least 4x4"),
         ("nin_mnist", {"size": 0}, "rows is 0; a whole number from 1 to 4096"),
         ("nin_mnist", {"size": (28, 28, 1)}, "size is"),
         ("nin_mnist", {"size": "28"}, "size is '28'"),
-        ("nin_mnist", {"size": (28,)}, "a number or two"),
+        ("nin_mnist", {"size": (28,)}, "one number, or two"),
         ("googlenet", {"pool2": "avg"}, "no option 'pool2'"),
-        ("googlenet", {"size": 30}, "googlenet got a size of 30x30; it needs images of at least 31x31"),
+        ("googlenet", {"size": 30}, "googlenet got a size of 30x30; images of at least 31x31 are accepted"),
         ("googlenet", {"width": 64}, "parameters; at most"),
         ("nin_imagenet", {"head": "fc", "size": 4096}, "parameters; at most"),
     ],
     ids=str,
 )
-def test_what_makes_no_sense_is_refused(name: str, options: dict, words: str) -> None:
+def test_invalid_options_are_refused(name: str, options: dict, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         create_model(name, **options)
 
 
-def test_none_is_the_networks_own() -> None:
+def test_none_is_the_default_of_the_network() -> None:
     assert create_model("nin_tiny", dropout=None, width=None).config == create_model("nin_tiny").config
     assert create_model("nin_tiny", norm=None).config.norm is None
 
 
-def test_every_option_has_a_sentence() -> None:
+def test_every_option_has_help() -> None:
     assert set(FAMILY_OPTIONS) == {"nin", "conv", "googlenet", "squeezenet", "efficientnet_lite"}
     for options in FAMILY_OPTIONS.values():
         assert {"num_classes", "in_channels", "size", "width", "dropout"} <= set(options)
@@ -96,7 +96,7 @@ def with_block(**settings: Any) -> dict[str, Any]:
         ({}, "family is None"),
         ({"family": "resnet"}, "Accepted: conv, efficientnet_lite, googlenet, nin, squeezenet"),
         ({"family": ["nin"]}, "family is"),
-        ({"family": "nin"}, "lacks the setting"),
+        ({"family": "nin"}, "lacks the required setting"),
         (described() | {"weights": 1}, "no setting 'weights'"),
         (described() | {"dropuot": 1}, "did you mean 'dropout'"),
         (described() | {"blocks": []}, "number of blocks is 0"),
@@ -125,18 +125,18 @@ def with_block(**settings: Any) -> dict[str, Any]:
         (with_block(pickle="x"), "no setting 'pickle'"),
         (described("googlenet") | {"blocks": []}, "no setting 'blocks'"),
         (described("googlenet") | {"name": "x" * 999}, "name is"),
-        (described("googlenet") | {"size": [224]}, "a number or two"),
+        (described("googlenet") | {"size": [224]}, "one number, or two"),
         (described("googlenet") | {"width": 1e9}, "width is"),
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_hostile_descriptions_are_refused(given: Any, words: str) -> None:
+def test_hostile_configurations_are_refused(given: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words) as caught:
         build(given)
     assert len(str(caught.value)) < 500
 
 
-def test_strides_beyond_all_images_are_refused() -> None:
+def test_strides_too_large_for_any_image_are_refused() -> None:
     block = {"kernel": 64, "channels": [1], "stride": 64, "pool": "max"}
     with pytest.raises(UsageError, match="more than 4096 pixels"):
         build(described() | {"blocks": [block] * 64})
@@ -151,7 +151,7 @@ JSON = st.recursive(
 
 @settings(max_examples=40)
 @given(key=st.sampled_from(sorted(described())), value=JSON, name=st.sampled_from(["nin_tiny", "googlenet"]))
-def test_any_value_builds_or_is_refused(key: str, value: Any, name: str) -> None:
+def test_any_value_is_built_or_refused(key: str, value: Any, name: str) -> None:
     if isinstance(value, int) and value > 64:
         value = 64  # legal but large networks take seconds to fill
     given = described("nin_tiny") if name == "nin_tiny" else described(name) | {"width": 0.1}

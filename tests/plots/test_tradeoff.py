@@ -1,4 +1,4 @@
-"""The picture of error against multiply-adds says what the report says, as a PNG and as an SVG."""
+"""The plot of error against multiply-adds shows the values of the report, as PNG and as SVG."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mlpconv.errors import UsageError
 
 
 def report(*, labels: bool = True, by: str = "activations", low: float = 0.05) -> dict[str, Any]:
-    """What factorize reports, as far as it is drawn."""
+    """Return the plotted part of a factorize report."""
 
     def errors(value: float) -> dict[str, float]:
         return {"output": value / 3} | ({"classes": value} if labels else {})
@@ -35,44 +35,44 @@ def report(*, labels: bool = True, by: str = "activations", low: float = 0.05) -
     }
 
 
-def lines(given: dict[str, Any]) -> dict[str, Any]:
-    axes = plots.tradeoff(given).axes[0]
+def lines(details: dict[str, Any]) -> dict[str, Any]:
+    axes = plots.tradeoff(details).axes[0]
     return {line.get_label(): line for line in axes.lines} | {"axes": axes}
 
 
-def test_the_curves_are_those_of_the_report() -> None:
-    found = lines(report())
-    np.testing.assert_allclose(found["by activations, not fitted"].get_xdata(), [85, 50, 40])
-    np.testing.assert_allclose(found["by activations, not fitted"].get_ydata(), [5 / 0.85, 10, 12.5])
-    np.testing.assert_allclose(found["by weights"].get_ydata(), [40 / 0.85, 80, 100])
-    assert found["this network, fitted"].get_xydata().tolist() == [[49.0, 6.0]]
-    assert found["the original"].get_ydata()[0] == pytest.approx(4)
-    assert found["axes"].get_title(loc="left") == "nin_tiny computed at lower ranks"
-    assert "classification error" in found["axes"].get_ylabel()
+def test_the_curves_show_the_values_of_the_report() -> None:
+    curves = lines(report())
+    np.testing.assert_allclose(curves["by activations, not fitted"].get_xdata(), [85, 50, 40])
+    np.testing.assert_allclose(curves["by activations, not fitted"].get_ydata(), [5 / 0.85, 10, 12.5])
+    np.testing.assert_allclose(curves["by weights"].get_ydata(), [40 / 0.85, 80, 100])
+    assert curves["this network, fitted"].get_xydata().tolist() == [[49.0, 6.0]]
+    assert curves["the original"].get_ydata()[0] == pytest.approx(4)
+    assert curves["axes"].get_title(loc="left") == "nin_tiny, factorized"
+    assert "classification error" in curves["axes"].get_ylabel()
 
 
-def test_without_labels_it_is_the_variance_that_is_lost() -> None:
-    found = lines(report(labels=False))
-    assert found["this network, fitted"].get_ydata()[0] == pytest.approx(2)
-    assert "the original" not in found
-    assert "variance" in found["axes"].get_ylabel()
+def test_without_labels_the_error_is_lost_variance() -> None:
+    curves = lines(report(labels=False))
+    assert curves["this network, fitted"].get_ydata()[0] == pytest.approx(2)
+    assert "the original" not in curves
+    assert "variance" in curves["axes"].get_ylabel()
 
 
-def test_the_scale_is_logarithmic_where_a_line_would_hide_the_low_end() -> None:
+def test_the_error_axis_is_logarithmic_for_errors_of_very_different_size() -> None:
     assert lines(report())["axes"].get_yscale() == "log"
     assert lines(report(low=0.0))["axes"].get_yscale() == "linear"
     few = lines(report(by="weights", labels=False))
     assert "by activations, not fitted" not in few
 
 
-def test_no_curve_is_no_picture() -> None:
+def test_a_report_without_a_curve_is_refused() -> None:
     with pytest.raises(UsageError, match="curve=True"):
         plots.tradeoff(report() | {"details": {"error": {}, "curve": []}})
     with pytest.raises(UsageError, match="no curve"):
         plots.tradeoff({})
 
 
-def test_an_svg_is_the_same_bytes_each_time(tmp_path: Path) -> None:
-    one, other = (plots.save_figure(plots.tradeoff(report()), tmp_path / name) for name in ("a.svg", "b.SVG"))
-    assert one.read_bytes() == other.read_bytes()
-    assert b"<svg" in one.read_bytes() and b"<dc:date>" not in one.read_bytes()
+def test_an_svg_is_reproducible_byte_for_byte(tmp_path: Path) -> None:
+    first, second = (plots.save_figure(plots.tradeoff(report()), tmp_path / name) for name in ("a.svg", "b.SVG"))
+    assert first.read_bytes() == second.read_bytes()
+    assert b"<svg" in first.read_bytes() and b"<dc:date>" not in first.read_bytes()

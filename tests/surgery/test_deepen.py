@@ -1,4 +1,4 @@
-"""One more 1x1: nothing changes at first, everything can afterwards; what cannot be so is refused."""
+"""Inserting a 1x1 does not change the outputs, its parameters train, and inexact insertions are refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ IMAGE = (3, 13, 11)
 
 
 def net(activation: nn.Module, channels: int = 7) -> nn.Sequential:
-    """Random from a seed; "1" is the activation."""
+    """Return a network with seeded weights; "1" is the activation."""
     torch.manual_seed(2)
     return shaken(
         nn.Sequential(
@@ -40,7 +40,7 @@ def net(activation: nn.Module, channels: int = 7) -> nn.Sequential:
 
 
 def inserted(model: nn.Module) -> list[str]:
-    """What stands in the first insert of a network."""
+    """Return the class names of the layers of the first insertion."""
     return [type(part).__name__ for part in next(m for n, m in model.named_modules() if n.endswith("deepened"))]
 
 
@@ -60,7 +60,7 @@ AFTER = {
 
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize(("activation", "parts"), AFTER.values(), ids=AFTER.keys())
-def test_nothing_changes_after_any_activation(activation: nn.Module, parts: list[str], norm: bool) -> None:
+def test_the_outputs_do_not_change_after_any_activation(activation: nn.Module, parts: list[str], norm: bool) -> None:
     model = net(activation).double()
     result = deepen(model, "1", input_shape=IMAGE, norm=norm)
     assert inserted(result.model) == [parts[0], *["BatchNorm2d"] * norm, *parts[1:]]
@@ -69,7 +69,7 @@ def test_nothing_changes_after_any_activation(activation: nn.Module, parts: list
     assert ("the 1x1 there is linear" in str(result.report)) is (len(parts) == 1)
 
 
-def test_it_is_ready_to_train_and_learns_what_the_old_network_could_not() -> None:
+def test_inserted_parameters_receive_gradients_and_the_others_keep_their_names() -> None:
     model = net(nn.ReLU())
     changed = deepen(model, "1", input_shape=IMAGE, norm=True).model.train()
     changed(torch.randn(4, *IMAGE)).square().sum().backward()
@@ -81,25 +81,25 @@ def test_it_is_ready_to_train_and_learns_what_the_old_network_could_not() -> Non
 
 @pytest.mark.parametrize("activation", ["relu", "relu6", "leaky_relu", "elu", "gelu", "silu"])
 def test_an_activation_that_would_change_something_is_refused(activation: str) -> None:
-    with pytest.raises(SurgeryError, match=f"1 makes numbers from -inf to inf .* {activation} does not"):
+    with pytest.raises(SurgeryError, match=f"The values of 1 are between -inf and inf .* {activation} changes some"):
         deepen(net(nn.GELU()), "1", input_shape=IMAGE, activation=activation)
     if activation in ("gelu", "silu"):
-        with pytest.raises(SurgeryError, match="from 0 to inf"):
+        with pytest.raises(SurgeryError, match="between 0 and inf"):
             deepen(net(nn.ReLU()), "1", input_shape=IMAGE, activation=activation)
     else:
         model = net(nn.ReLU6()).double()
         assert_same(model, deepen(model, "1", input_shape=IMAGE, activation=activation).model, IMAGE)
-    with pytest.raises(SurgeryError, match="relu6 does not"):
+    with pytest.raises(SurgeryError, match="relu6 changes some"):
         deepen(net(nn.ReLU()), "1", input_shape=IMAGE, activation="relu6")
 
 
 @pytest.mark.parametrize("activation", ["prelu", "maxout", "identity"])
-def test_these_change_nothing_anywhere(activation: str) -> None:
+def test_prelu_maxout_and_identity_change_nothing_anywhere(activation: str) -> None:
     model = net(nn.GELU()).double()
     assert_same(model, deepen(model, "0", input_shape=IMAGE, activation=activation).model, IMAGE)
 
 
-def test_random_starts_are_another_network_and_say_so() -> None:
+def test_random_initialisation_is_reported_as_not_exact() -> None:
     model = net(nn.GELU())
     report = deepen(model, "1", "he", input_shape=IMAGE, activation="gelu").report
     assert not report.exact
@@ -113,7 +113,7 @@ def test_random_starts_are_another_network_and_say_so() -> None:
     assert torch.equal(weight, again.model[1].deepened.conv.weight[:, :, 0, 0])
 
 
-def test_a_norm_from_images_is_near_nothing_in_training_too() -> None:
+def test_a_norm_with_statistics_of_images_is_nearly_the_identity_in_training() -> None:
     model = net(nn.ReLU())
     images = torch.randn(64, *IMAGE, generator=torch.Generator().manual_seed(5))
     blind, seeing = (deepen(model, "1", input_shape=IMAGE, norm=True, images=given).model for given in (None, images))
@@ -159,7 +159,7 @@ def test_blocks_keep_their_class_and_every_name(where: str) -> None:
     assert_same(result.model, again, IMAGE, 0.0)
 
 
-def test_the_same_place_again_and_several_places_at_once() -> None:
+def test_several_modules_at_once_and_the_same_module_again() -> None:
     model = Net().double().eval()
     once = deepen(model, ["layers", "layers.0"], input_shape=IMAGE).model
     twice = deepen(once, ["layers", "layers.0.deepened"], input_shape=IMAGE).model
@@ -169,7 +169,7 @@ def test_the_same_place_again_and_several_places_at_once() -> None:
         deepen(once, "layers.0", input_shape=IMAGE)
 
 
-def test_modes_and_formats_are_kept_and_the_original_is_not_touched() -> None:
+def test_modes_and_dtypes_are_kept_and_the_original_is_unchanged() -> None:
     model = Net().to(memory_format=torch.channels_last, dtype=torch.bfloat16).train()
     model.layers[0].conv1.eval().requires_grad_(False)
     before = copy.deepcopy(model.state_dict())
@@ -184,7 +184,7 @@ def test_modes_and_formats_are_kept_and_the_original_is_not_touched() -> None:
 
 
 class Written(nn.Module):
-    """Writes into what "act" makes; ReLU6 does not mind, and a ReLU behind it would."""
+    """Writes into the output of "act", which the gradient of ReLU6 allows and that of an inserted ReLU would not."""
 
     def __init__(self, write: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
@@ -203,7 +203,9 @@ def added(y: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("write", [
     None, added, lambda y: y.mul_(2), torch.sigmoid_, lambda y: F.elu(y, inplace=True), lambda y: F.relu6(y, True),
 ], ids=["module", "sum", "method", "function", "keyword", "argument"])  # fmt: skip
-def test_what_is_written_into_can_be_trained_all_the_same(write: Callable[[torch.Tensor], torch.Tensor]) -> None:
+def test_gradients_are_right_if_the_network_writes_into_the_output(
+    write: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
     torch.manual_seed(1)
     model = Written(write).double()
     changed = deepen(model, "act", input_shape=IMAGE).model
@@ -217,9 +219,9 @@ def test_what_is_written_into_can_be_trained_all_the_same(write: Callable[[torch
 
 @pytest.mark.parametrize(("where", "reason"), [
     ("layers.0.relu", "more than once"),
-    ("unused", "by nothing that can be followed"),
+    ("unused", "by nothing that can be traced"),
 ])  # fmt: skip
-def test_what_is_not_called_once_is_refused(where: str, reason: str) -> None:
+def test_a_module_that_is_not_called_once_is_refused(where: str, reason: str) -> None:
     with pytest.raises(SurgeryError, match=f"{where} .ReLU. is called {reason}"):
         deepen(Net(), where, input_shape=IMAGE)
 
@@ -230,7 +232,7 @@ class Both(nn.Module):
 
 
 class Pair(nn.Module):
-    """A module of it makes a tuple."""
+    """A network with a module that returns a tuple."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -241,26 +243,26 @@ class Pair(nn.Module):
         return one + other
 
 
-def test_what_makes_no_maps_is_refused() -> None:
-    with pytest.raises(SurgeryError, match="makes no single tensor"):
+def test_a_module_that_returns_a_tuple_is_refused() -> None:
+    with pytest.raises(SurgeryError, match="returns no single tensor"):
         deepen(Pair(), "both", input_shape=IMAGE)
 
 
 @pytest.mark.parametrize(("wrong", "message"), [
     ({"where": "layer"}, "no module 'layer'; did you mean 'layers'"),
-    ({"where": []}, "the names of one or more"),
-    ({"where": ["head", "head"]}, "no two the same"),
+    ({"where": []}, "one or more names"),
+    ({"where": ["head", "head"]}, "names of different modules"),
     ({"init": "ones"}, "no init 'ones'"),
     ({"activation": "rely"}, "did you mean 'relu'"),
     ({"noise": 1.5}, "noise is 1.5"),
 ])  # fmt: skip
-def test_wrong_settings_are_named(wrong: dict, message: str) -> None:
+def test_invalid_settings_are_refused_by_name(wrong: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         deepen(Net(), **{"where": "head", "input_shape": IMAGE} | wrong)
 
 
 class Steps(nn.Module):
-    """Steps whose ranges are known."""
+    """Steps with known ranges."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         a, b = F.relu6(x), x.sigmoid()
@@ -270,7 +272,7 @@ class Steps(nn.Module):
         )
 
 
-def test_ranges_are_those_of_the_arithmetic() -> None:
+def test_ranges_follow_from_arithmetic() -> None:
     graph = trace(Steps(), IMAGE)
     found = {node.name: range_of(node, graph) for node in graph.graph.nodes}
     assert found["cat"] == (-1.0, 6.0)
@@ -284,8 +286,8 @@ def test_ranges_are_those_of_the_arithmetic() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_ranges_hold_on_random_steps(data: st.DataObject) -> None:
-    """No number lies outside the range that is claimed for it."""
+def test_values_of_random_steps_are_within_their_range(data: st.DataObject) -> None:
+    """No value is outside its inferred range."""
     kinds = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Tanh, nn.GELU, nn.Hardtanh, nn.Softplus, nn.ELU, nn.PReLU,
              lambda: nn.AvgPool2d(3, 1, 1), lambda: nn.MaxPool2d(2, 1), lambda: nn.Conv2d(3, 3, 1))  # fmt: skip
     torch.manual_seed(data.draw(st.integers(0, 9)))
@@ -297,7 +299,7 @@ def test_ranges_hold_on_random_steps(data: st.DataObject) -> None:
     assert made.max() <= high
 
 
-def test_networks_are_deeper_than_pythons_stack() -> None:
+def test_ranges_of_deep_networks_do_not_recurse() -> None:
     graph = fx.Graph()
     node = graph.call_function(torch.relu, (graph.placeholder("x"),))
     for _ in range(3000):
@@ -313,7 +315,7 @@ def test_networks_are_deeper_than_pythons_stack() -> None:
     {"activation": "maxout", "pool_first": True, "norm": "batch"},
     {"activation": "identity", "norm": None},
 ], ids=str)  # fmt: skip
-def test_a_block_of_our_own_gets_one_more_of_its_own(options: dict) -> None:
+def test_a_block_of_a_nin_gets_another_of_its_own_1x1s(options: dict) -> None:
     torch.manual_seed(4)
     model = shaken(create_model("nin_tiny", width=0.2, last_relu=True, **options)).double()
     for block in ("blocks.0", "blocks.1", "blocks.2"):
@@ -326,7 +328,7 @@ def test_a_block_of_our_own_gets_one_more_of_its_own(options: dict) -> None:
         assert len(rebuilt.config.blocks[int(block[-1])].channels) == 4
 
 
-def test_our_own_blocks_that_cannot_are_refused() -> None:
+def test_blocks_of_a_nin_that_cannot_be_deepened_are_refused() -> None:
     model = shaken(create_model("nin_tiny", pool_first=True))
     with pytest.raises(SurgeryError, match="blocks.2 ends in the category maps"):
         deepen(model, "blocks.2")
@@ -336,6 +338,6 @@ def test_our_own_blocks_that_cannot_are_refused() -> None:
         model.blocks[1].norms[2].weight[0] = -1
     with pytest.raises(SurgeryError, match=r"blocks.1.norms.2 has negative weights"):
         deepen(model, "blocks.1")
-    with pytest.raises(SurgeryError, match="does not give back"):
+    with pytest.raises(SurgeryError, match="gelu is not the identity"):
         deepen(create_model("nin_tiny", activation="gelu"), "blocks.0")
     assert not deepen(create_model("nin_tiny", activation="gelu"), "blocks.0", "he").report.exact

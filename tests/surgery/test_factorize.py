@@ -1,4 +1,4 @@
-"""Networks of lower rank: within their budget, better by activations than by weights, and the original as it was."""
+"""Factorized networks are within the budget, better by activations than by weights, and the original is unchanged."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ def network() -> nn.Module:
 
 
 def images(count: int = 64, seed: int = 1) -> Tensor:
-    """Smooth ones: what natural images have in common, and what makes responses vary in few directions."""
+    """Return smooth images, like natural ones, for which activations vary in few directions."""
     draw = torch.Generator().manual_seed(seed)
     return nn.functional.interpolate(torch.randn(count, 3, 3, 5, generator=draw), SIZE[1:], mode="bilinear")
 
 
 def labelled(count: int = 64, seed: int = 1) -> tuple[Tensor, Tensor]:
-    """With what the network says of a shifted image as the classes: it is right about some."""
+    """Return images with the network's classes for shifted images as labels, so that its accuracy is below 1."""
     x = images(count, seed)
     with torch.no_grad():
         return x, network()(x.roll(2, 3)).argmax(1)
 
 
 def macs(model: nn.Module) -> int:
-    """Counted by the profile, which knows nothing of ranks."""
+    """Return the multiply-adds from the profile, which does not use ranks."""
     return profile(model, SIZE).totals.macs
 
 
 def lost(original: nn.Module, changed: nn.Module, x: Tensor) -> float:
-    """Share of the outputs' variance, worked out here."""
+    """Compute the fraction of the outputs' variance lost, independently."""
     with torch.no_grad():
         wanted, given = original.eval()(x).double().numpy(), copy.deepcopy(changed).eval()(x).double().numpy()
     return float(np.square(given - wanted).sum() / np.square(wanted - wanted.mean(0)).sum())
@@ -66,7 +66,7 @@ def test_the_budget_of_multiply_adds_is_kept(budget: float) -> None:
     assert result.model(images(5)).shape == (5, 7)
 
 
-def test_all_of_the_budget_changes_nothing() -> None:
+def test_a_budget_of_1_changes_nothing() -> None:
     model = network()
     for whole in (1, 1.0, macs(model), 10 * macs(model)):
         result = factorize(model, images(), whole, curve=False)
@@ -93,7 +93,7 @@ def test_by_weights_a_1x1_is_the_truncated_svd_of_numpy() -> None:
 
 
 def test_by_activations_a_layer_is_the_principal_components_of_numpy() -> None:
-    """The first layer alone: it gets what it got, so the fit is the projection of its responses."""
+    """The input of the first layer is unchanged, so the fit is the projection of its outputs."""
     torch.manual_seed(3)
     layer = nn.Conv2d(3, 11, 3).double()
     model = nn.Sequential(layer, nn.ReLU(), nn.Flatten()).eval()
@@ -111,7 +111,7 @@ def test_by_activations_a_layer_is_the_principal_components_of_numpy() -> None:
 
 
 @pytest.mark.parametrize("budget", [0.02, 0.2])
-def test_the_budget_of_error_is_kept(budget: float) -> None:
+def test_the_budget_of_output_error_is_kept(budget: float) -> None:
     model, held = network(), images(24, seed=5)
     result = factorize(model, images(), budget, of="error", held_out=held, curve=False)
     assert 0 < lost(model, result.model, held) <= budget
@@ -120,13 +120,13 @@ def test_the_budget_of_error_is_kept(budget: float) -> None:
     assert macs(result.model) < macs(dearer.model)
 
 
-def test_an_error_that_no_lower_rank_keeps_to_changes_nothing() -> None:
+def test_an_error_budget_that_no_lower_rank_meets_changes_nothing() -> None:
     result = factorize(network(), images(), 1e-9, of="error", curve=False)
     assert result.report.changed == ()
-    assert "No lower ranks keep to this budget of error" in str(result.report)
+    assert "No lower ranks are within this error budget" in str(result.report)
 
 
-def test_the_budget_of_wrong_classes_is_kept() -> None:
+def test_the_budget_of_classification_error_is_kept() -> None:
     model, held = network(), labelled(80, seed=5)
     result = factorize(model, images(), 0.05, of="classes", held_out=held, curve=False)
 
@@ -142,7 +142,7 @@ def test_the_budget_of_wrong_classes_is_kept() -> None:
         factorize(model, images(), 0.05, of="classes")
 
 
-def test_every_fourth_image_is_measured_on_where_none_are_held_out() -> None:
+def test_every_fourth_image_is_held_out_by_default() -> None:
     x = images()
     result = factorize(network(), x, 0.4, curve=False)
     error = result.report.details["error"]["after"]["output"]
@@ -151,7 +151,7 @@ def test_every_fourth_image_is_measured_on_where_none_are_held_out() -> None:
     torch.testing.assert_close(alone.model(x), result.model(x))
 
 
-def test_data_may_come_in_any_of_the_usual_ways() -> None:
+def test_tensors_pairs_and_loaders_are_accepted_as_data() -> None:
     x, y = labelled()
     pairs = [(x[:30], y[:30]), [x[30:], y[30:]]]
     made = [factorize(network(), data, 0.5, curve=False) for data in ((x, y), iter(pairs), x, [x[:5], x[5:]])]
@@ -161,7 +161,7 @@ def test_data_may_come_in_any_of_the_usual_ways() -> None:
 
 
 class Tokens(nn.Module):
-    """Linear layers on rows, on tokens and on maps with the channels last."""
+    """Linear layers on vectors, tokens and channels-last feature maps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -202,8 +202,8 @@ KINDS = {
 
 @pytest.mark.parametrize("by", ["weights", "activations"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_has_a_low_rank_is_found_and_loses_nothing(kind: str, by: str) -> None:
-    """Weights of rank 3 on both sides: half of the multiply-adds are gone, and the outputs are the same."""
+def test_layers_of_low_rank_are_detected_and_lose_nothing(kind: str, by: str) -> None:
+    """With weights of rank 3 on both sides, half of the multiply-adds give the same outputs."""
     torch.manual_seed(2)
     model = KINDS[kind]().double().eval()
     with torch.no_grad():
@@ -221,7 +221,7 @@ def test_what_has_a_low_rank_is_found_and_loses_nothing(kind: str, by: str) -> N
 
 
 def test_a_layer_that_is_called_twice_is_fitted_to_both_calls() -> None:
-    """Fitted to what it makes in one call alone, it would lose several times as much."""
+    """Fitted to one call only, it would lose several times as much."""
     torch.manual_seed(2)
     model, x = Twice().eval(), images(48)
     with torch.no_grad():
@@ -237,14 +237,14 @@ def test_a_layer_that_is_called_twice_is_fitted_to_both_calls() -> None:
 
 
 class Doubled(nn.Conv2d):
-    """Twice what its weight says."""
+    """Computes twice the convolution."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 2 * super().forward(x)
 
 
 class Scaled(nn.Conv2d):
-    """Has a number more."""
+    """Has another parameter."""
 
     def __init__(self, *sizes: int) -> None:
         super().__init__(*sizes)
@@ -252,7 +252,7 @@ class Scaled(nn.Conv2d):
 
 
 class Noisy(nn.Conv2d):
-    """The same as ever in eval mode; in training it drops weights."""
+    """A convolution in eval mode; in training it drops weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight = nn.functional.dropout(self.weight, 0.5, self.training)
@@ -260,14 +260,14 @@ class Noisy(nn.Conv2d):
 
 
 class Careful(nn.Linear):
-    """A linear layer after all (timm's casts where it is compiled)."""
+    """Computes a linear layer, as the subclass in timm does."""
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.weight, bias=self.bias if self.bias is not None else None)
 
 
 class Odd(nn.Module):
-    """Layers that must be left alone, each for another reason."""
+    """Layers that must be left alone for different reasons."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -284,7 +284,7 @@ class Odd(nn.Module):
         return self.noisy(self.more(self.own(self.normed(self.other(self.one(x).relu()))))).mean((2, 3))
 
 
-def test_what_is_left_alone_has_a_reason() -> None:
+def test_layers_left_alone_have_a_reason() -> None:
     torch.manual_seed(0)
     model = Odd()
     result = factorize(model, images(), 0.9, curve=False)
@@ -295,20 +295,20 @@ def test_what_is_left_alone_has_a_reason() -> None:
         "depthwise": "is depthwise",
         "one": "shares its weights with other.weight",
         "other": "shares its weights with one.weight",
-        "normed": "has a weight that is worked out",
-        "own": "is a Doubled, which computes in another way",
+        "normed": "has a parametrized weight",
+        "own": "is a Doubled, which computes something else",
         "more": "is a Scaled, which has more than a weight",
-        "noisy": "is a Noisy, which computes in another way",
+        "noisy": "is a Noisy, which computes something else",
         "idle": "is not called",
     }
     assert left.keys() == reasons.keys()
     for name, reason in reasons.items():
         assert left[name].startswith(reason)
-    with pytest.raises(SurgeryError, match=r"grouped has 3 groups, so its rank stays"):
+    with pytest.raises(SurgeryError, match=r"grouped has 3 groups and cannot be factorized"):
         factorize(model, images(), 0.9, layers=["first", "grouped"])
 
 
-def test_a_layer_of_another_class_that_computes_the_same_is_taken() -> None:
+def test_a_subclass_that_computes_the_same_is_factorized() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 24, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Careful(24, 17))
     with torch.no_grad():
@@ -318,13 +318,13 @@ def test_a_layer_of_another_class_that_computes_the_same_is_taken() -> None:
     assert result.report.details["error"]["after"]["output"] < 1e-9
 
 
-def test_only_the_layers_that_are_named_change() -> None:
+def test_only_the_named_layers_change() -> None:
     result = factorize(network(), images(), 0.7, layers=["2"], curve=False)
     assert result.report.changed == ("2",)
-    assert result.report.details["left_alone"] == {"0": "was not to be changed", "4": "was not to be changed"}
+    assert result.report.details["left_alone"] == {"0": "is not in layers", "4": "is not in layers"}
 
 
-def test_the_original_and_the_random_numbers_stay_as_they_are() -> None:
+def test_the_original_and_the_random_state_are_unchanged() -> None:
     model = network().train()
     model[1].eval()
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
@@ -339,7 +339,7 @@ def test_the_original_and_the_random_numbers_stay_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_formats_and_what_may_be_trained_are_kept(dtype: torch.dtype) -> None:
+def test_dtype_memory_format_and_requires_grad_are_kept(dtype: torch.dtype) -> None:
     model = network().to(dtype, memory_format=torch.channels_last)
     model[2].requires_grad_(False)
     result = factorize(model, images(), 0.4, curve=False)
@@ -352,7 +352,7 @@ def test_formats_and_what_may_be_trained_are_kept(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_network_on_another_device_stays_there() -> None:
+def test_a_network_stays_on_its_device() -> None:
     result = factorize(network().cuda(), labelled(), 0.4, fine_tune=3)
     assert {parameter.device.type for parameter in result.model.parameters()} == {"cuda"}
 
@@ -367,28 +367,28 @@ LABELS = torch.arange(16) % 7
         (torch.empty(0, 3, 13, 17), "data has 0 images; 8 or more"),
         ([], "data has 0 images"),
         (X[:7], "data has 7 images"),
-        (X[0], r"data holds \(3, 13, 17\)"),
+        (X[0], r"data contains \(3, 13, 17\)"),
         (3, "data is a int"),
         ("images", "data is a str"),
-        ({"x": X}, "data holds str"),
+        ({"x": X}, "data contains str"),
         (X.mul(9).to(torch.uint8), "apply the preprocessing first"),
         (X.where(X < 1, torch.nan), "NaN or infinite pixels"),
         (X.where(X < 1, torch.inf), "NaN or infinite pixels"),
-        ([X, X[:, :, 1:]], "several sizes"),
-        ([X, (X, LABELS)], "several sizes, or some without labels"),
+        ([X, X[:, :, 1:]], "several image sizes"),
+        ([X, (X, LABELS)], "several image sizes, or some without labels"),
         ((X, LABELS[:5]), "5 labels"),
-        ((X, LABELS.float()), "a class each"),
-        ((X, LABELS + 1), "labels from 1 to 7; from 0 to 6"),
+        ((X, LABELS.float()), "an integer class for each"),
+        ((X, LABELS + 1), "labels from 1 to 7; 0 to 6"),
         ((X, LABELS - 1), "labels from -1 to 5"),
     ],
     ids=lambda value: str(value)[:30] if isinstance(value, str) else "",
 )
-def test_data_that_make_no_sense_are_refused(data: Any, words: str) -> None:
+def test_invalid_data_are_refused(data: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         factorize(network(), data, 0.5)
 
 
-def test_images_that_the_network_cannot_take_are_named() -> None:
+def test_images_of_the_wrong_size_and_useless_outputs_are_refused() -> None:
     with pytest.raises(SurgeryError, match="fails on images of 2x13x17: .*channels"):
         factorize(network(), X[:, :2], 0.5)
     with pytest.raises(UsageError, match="held_out has images of 3x12x17, data of 3x13x17"):
@@ -405,35 +405,35 @@ def test_images_that_the_network_cannot_take_are_named() -> None:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"budget": 0}, "budget is 0; a share"),
+        ({"budget": 0}, "budget is 0; a fraction"),
         ({"budget": True}, "budget is True"),
         ({"budget": -0.5}, "budget is -0.5"),
         ({"budget": float("nan")}, "budget is nan"),
-        ({"budget": 1.0, "of": "error"}, "a share between 0 and 1 is accepted"),
+        ({"budget": 1.0, "of": "error"}, "a fraction between 0 and 1 is accepted"),
         ({"of": "mac"}, "did you mean 'macs'"),
         ({"by": "weight"}, "did you mean 'weights'"),
         ({"fine_tune": -1}, "fine_tune is -1"),
         ({"layers": ["3"]}, "layers names '3'"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(wrong: dict[str, Any], words: str) -> None:
+def test_invalid_settings_are_refused(wrong: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         factorize(network(), images(16), **wrong)
 
 
-def test_a_budget_that_cannot_be_met_says_what_can() -> None:
+def test_an_impossible_budget_names_the_smallest_possible_one() -> None:
     grouped = nn.Sequential(nn.Conv2d(3, 3, 1, groups=3), nn.Conv2d(3, 3, 3, groups=3), *network())
-    with pytest.raises(SurgeryError, match=r"\(most in 1, which is depthwise\)\. Give 0\.\d+ or more") as caught:
+    with pytest.raises(SurgeryError, match=r"\(most in 1, which is depthwise\)\. Use 0\.\d+ or more") as caught:
         factorize(grouped, X, 0.01)
-    least = float(str(caught.value).split("Give ")[1].split()[0])
+    least = float(str(caught.value).split("Use ")[1].split()[0])
     factorize(grouped, X, least, curve=False)
-    with pytest.raises(SurgeryError, match=r"0 of them in layers that stay\. Give 0\.\d+ or more"):
+    with pytest.raises(SurgeryError, match=r"0 of them in layers that stay\. Use 0\.\d+ or more"):
         factorize(network(), X, 0.01)
     with pytest.raises(SurgeryError, match="no convolution or linear layer"):
         factorize(nn.Sequential(nn.Conv2d(3, 6, 3, groups=3), nn.Flatten()), X)
 
 
-def test_fine_tuning_comes_nearer_to_the_original() -> None:
+def test_fine_tuning_reduces_the_error() -> None:
     result = factorize(network(), images(), 0.2, fine_tune=40, curve=False)
     error = result.report.details["error"]
     assert error["after"]["output"] < 0.9 * error["before_tuning"]["output"]
@@ -458,7 +458,7 @@ def test_fine_tuning_may_be_a_function_of_the_network() -> None:
     torch.testing.assert_close(result.model[4].bias, model[4].bias + 1)
 
 
-def test_the_curve_falls_with_the_budget_and_compares_both_ways() -> None:
+def test_the_curve_compares_activations_and_weights_at_each_budget() -> None:
     curve = factorize(network(), labelled(96), 0.5).report.details["curve"]
     shares = [point["share"] for point in curve]
     assert len(shares) >= 4 and shares == sorted(shares, reverse=True) and shares[0] <= 0.85
@@ -468,23 +468,23 @@ def test_the_curve_falls_with_the_budget_and_compares_both_ways() -> None:
     assert all(0 <= point["weights"]["classes"] <= 1 for point in curve)
 
 
-def test_too_few_images_are_spoken_of() -> None:
+def test_too_few_images_are_reported() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(663, 40), nn.ReLU(), nn.Linear(40, 9))
-    said = "1 layers were seen at too few places to know them well, 1 first: give more images"
+    said = "Too few images for reliable activation statistics of 1 layers (1 first)"
     assert said in str(factorize(model, images(200), 0.6, layers=["1"], curve=False).report)
     assert said not in str(factorize(model, images(224), 0.6, layers=["1"], curve=False).report)
 
 
-def test_batch_norms_are_spoken_of() -> None:
+def test_batch_norms_are_reported() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten())
-    assert "fold them first" in str(factorize(model, images(), 0.8, curve=False).report)
-    assert "fold them first" not in str(factorize(network(), images(), 0.8, curve=False).report)
+    assert "fold it first" in str(factorize(model, images(), 0.8, curve=False).report)
+    assert "fold it first" not in str(factorize(network(), images(), 0.8, curve=False).report)
 
 
 @pytest.mark.parametrize("head", ["gap", "fc"])
-def test_a_network_of_ours_stays_one(head: str) -> None:
+def test_a_nin_keeps_its_class_and_configuration(head: str) -> None:
     torch.manual_seed(0)
     model = create_model("nin_tiny", in_channels=3, size=SIZE[1:], num_classes=7, head=head, init="he", norm=None)
     result = factorize(model, images(), 0.4, curve=False)
@@ -500,7 +500,7 @@ def test_a_network_of_ours_stays_one(head: str) -> None:
     torch.testing.assert_close(again(images(5)), result.model.eval()(images(5)))
     assert model.config.blocks[0].ranks == ()
     reason = result.report.details["left_alone"].get("head.1", "")
-    assert reason == ("is the fully connected head, for which its architecture has no rank" if head == "fc" else "")
+    assert reason == ("is the fully connected head, for which the configuration has no rank" if head == "fc" else "")
 
 
 def test_a_layer_whose_weight_the_forward_pass_reads_is_left_alone() -> None:

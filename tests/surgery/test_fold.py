@@ -1,4 +1,4 @@
-"""Folding: batch norms, linear layers in a row, dropout and identities, each with what must not be folded."""
+"""Folding of batch norms, consecutive linear layers, dropout and identities, and what must not be folded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
 def folded(model: nn.Module, size: tuple[int, int, int] = IMAGE, *, kept: int = 0) -> nn.Module:
-    """The folded network in float64, which says the same as the original and has this many norms left."""
+    """Fold in float64, and check that the outputs are equal and that `kept` norms are left."""
     model = shaken(model).double()
     result = fold(model, size)
     assert_same(model, result.model, size)
@@ -53,7 +53,7 @@ BEFORE = {
 
 
 @pytest.mark.parametrize("model", BEFORE.values(), ids=BEFORE.keys())
-def test_a_norm_goes_into_what_comes_before_it(model: nn.Module) -> None:
+def test_a_norm_folds_into_the_layer_before_it(model: nn.Module) -> None:
     assert count(folded(model), nn.Dropout2d, nn.Identity) == 0
 
 
@@ -67,14 +67,14 @@ AFTER = {
 
 
 @pytest.mark.parametrize("model", AFTER.values(), ids=AFTER.keys())
-def test_a_norm_goes_into_what_comes_after_it(model: nn.Module) -> None:
+def test_a_norm_folds_into_the_layer_after_it(model: nn.Module) -> None:
     folded(model)
 
 
-def test_zeros_around_a_shifted_image_keep_the_norm_and_a_norm_that_does_not_shift_goes() -> None:
+def test_zero_padding_keeps_a_norm_that_shifts_and_not_one_that_does_not() -> None:
     model = net(nn.BatchNorm2d(3), nn.Conv2d(3, 7, 3, padding=1))
     folded(model, kept=1)
-    assert "1 pads with zeros what it shifts" in fold(model, IMAGE).report.details["kept"]["0"]
+    assert "1 pads its input with zeros" in fold(model, IMAGE).report.details["kept"]["0"]
     model[0].bias.data.zero_()
     model[0].running_mean.zero_()
     changed = fold(model, IMAGE).model
@@ -83,7 +83,7 @@ def test_zeros_around_a_shifted_image_keep_the_norm_and_a_norm_that_does_not_shi
 
 
 class Twice(nn.Module):
-    """One convolution, two norms, or the other way round; or a sum beside the norm."""
+    """Two norms of one convolution, one norm of two convolutions, or a second consumer of the convolution."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -103,35 +103,35 @@ class Twice(nn.Module):
 @pytest.mark.parametrize(("how", "kept", "reason"), [
     ("conv", 2, "used more than once"),
     ("norm", 1, "used more than once"),
-    ("sum", 1, "goes elsewhere"),
+    ("sum", 1, "has other consumers"),
 ])  # fmt: skip
-def test_what_is_used_twice_stays(how: str, kept: int, reason: str) -> None:
+def test_a_norm_stays_if_a_module_or_an_output_is_used_twice(how: str, kept: int, reason: str) -> None:
     model = Twice(how)
     folded(model, kept=kept)
     assert reason in str(fold(model, IMAGE).report.details["kept"])
 
 
-def test_shared_and_computed_weights_stay() -> None:
+def test_layers_with_shared_or_parametrized_weights_keep_their_norm() -> None:
     tied = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 3))
     tied[3].weight = tied[0].weight
     folded(tied, kept=1)
     for computed in (parametrizations.weight_norm(nn.Conv2d(3, 3, 3)), spectral_norm(nn.Conv2d(3, 3, 3))):
         model = nn.Sequential(computed, nn.BatchNorm2d(3), nn.ReLU())
         folded(model, kept=1)
-        assert "worked out from others" in str(fold(model, IMAGE).report)
+        assert "are parametrized" in str(fold(model, IMAGE).report)
 
 
-def test_what_a_pool_between_does_not_allow_stays() -> None:
+def test_a_norm_stays_if_the_pool_before_it_does_not_commute() -> None:
     negative = net(nn.Conv2d(3, 7, 3), nn.MaxPool2d(2), nn.BatchNorm2d(7))
     shaken(negative, negative=True)
     result = fold(negative, IMAGE)
-    assert "1 between takes a maximum" in result.report.details["kept"]["2"]
+    assert "1 before it takes a maximum" in result.report.details["kept"]["2"]
     assert_same(negative, result.model, IMAGE)
     for pool in (nn.AvgPool2d(3, padding=1), nn.AvgPool2d(2, divisor_override=3)):
         folded(net(nn.Conv2d(3, 7, 3), pool, nn.BatchNorm2d(7)), kept=1)
 
 
-def test_a_norm_along_another_axis_and_one_without_statistics_stay() -> None:
+def test_a_norm_along_another_axis_or_without_statistics_stays() -> None:
     rows = nn.Sequential(nn.Flatten(2), nn.Linear(143, 5), nn.BatchNorm1d(3), nn.ReLU())
     folded(rows, kept=1)
     still = net(nn.Conv2d(3, 7, 3), nn.BatchNorm2d(7, track_running_stats=False))
@@ -158,21 +158,21 @@ ROWS = {
 
 
 @pytest.mark.parametrize(("layers", "one"), ROWS.values(), ids=ROWS.keys())
-def test_linear_layers_in_a_row_become_one_where_it_is_exact_and_no_dearer(layers: list, one: bool) -> None:
+def test_consecutive_convolutions_merge_if_that_is_exact_and_no_more_expensive(layers: list, one: bool) -> None:
     changed = folded(net(*layers))
     assert (count(changed, nn.Conv2d) == 1) is one
     if one:
         assert [name for name, _ in changed.named_parameters() if "weight" in name] == ["0.weight"]
 
 
-def test_fully_connected_layers_in_a_row_become_one() -> None:
+def test_consecutive_fully_connected_layers_merge() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(429, 8), nn.Dropout(0.5), nn.Linear(8, 4), nn.BatchNorm1d(4))
     assert count(folded(model), nn.Linear) == 1
 
 
 @pytest.mark.parametrize("frozen", [(False, True), (True, False), (True, True), (False, False)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_one_of_two_layers_is_trained_where_either_was(frozen: tuple[bool, bool], bias: bool) -> None:
+def test_a_merged_layer_requires_gradients_if_either_layer_did(frozen: tuple[bool, bool], bias: bool) -> None:
     model = net(nn.Conv2d(3, 8, 1, bias=bias), nn.Conv2d(8, 2, 1))
     for layer, still in zip(model, frozen, strict=False):
         layer.requires_grad_(not still)
@@ -181,7 +181,7 @@ def test_one_of_two_layers_is_trained_where_either_was(frozen: tuple[bool, bool]
     assert count(changed, nn.Conv2d) == 1
 
 
-def test_a_norm_after_a_chain_is_folded_and_the_chain_made_one() -> None:
+def test_a_norm_after_consecutive_layers_folds_and_the_layers_merge() -> None:
     layers = [
         nn.BatchNorm2d(3),
         nn.Conv2d(3, 8, 1),
@@ -194,7 +194,7 @@ def test_a_norm_after_a_chain_is_folded_and_the_chain_made_one() -> None:
 
 
 class Branches(nn.Module):
-    """A residual block, a concatenation and a head, with everything that is folded."""
+    """A residual block, a concatenation and a head, with every kind of module that is folded."""
 
     def __init__(self, seed: int, groups: int, pool: nn.Module) -> None:
         super().__init__()
@@ -228,7 +228,7 @@ def test_graphs_of_branches_fold_exactly(seed: int, groups: int, pool: nn.Module
     assert_same(model, result.model, IMAGE)
 
 
-def test_the_network_stays_as_it_is_and_what_it_has_is_kept() -> None:
+def test_the_original_is_unchanged_and_its_settings_are_kept() -> None:
     model = shaken(Branches(1, 2, nn.MaxPool2d(2))).to(memory_format=torch.channels_last)
     model.conv1.weight.requires_grad_(False)
     model.conv2.weight.requires_grad_(False)
@@ -251,7 +251,7 @@ def test_the_network_stays_as_it_is_and_what_it_has_is_kept() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_the_number_format_is_kept_and_exactness_shown_in_float64(dtype: torch.dtype) -> None:
+def test_the_dtype_is_kept_and_equality_is_proven_in_float64(dtype: torch.dtype) -> None:
     model = shaken(Branches(1, 1, nn.AvgPool2d(2))).to(dtype)
     result = fold(model, IMAGE)
     assert {tensor.dtype for tensor in result.model.parameters()} == {dtype}
@@ -268,13 +268,13 @@ class ByPlace(nn.Module):
         return self.parts[3](self.parts[2](self.parts[1](self.parts[0](x))).relu()).mean((2, 3))
 
 
-def test_where_the_forward_counts_the_parts_an_identity_holds_the_place() -> None:
+def test_an_identity_replaces_a_child_that_the_forward_pass_counts() -> None:
     changed = folded(ByPlace())
     assert [type(part) for part in changed.parts] == [nn.Conv2d, nn.Identity, nn.Identity, nn.Conv2d]
 
 
 class NormAct(nn.BatchNorm2d):
-    """A norm with an activation of its own, as timm has."""
+    """A norm that also applies an activation, as in timm."""
 
     def __init__(self, channels: int, act: nn.Module) -> None:
         super().__init__(channels)
@@ -287,21 +287,21 @@ class NormAct(nn.BatchNorm2d):
 
 
 class Shifted(nn.BatchNorm2d):
-    """A norm that is none."""
+    """A norm that computes something else."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x) + x
 
 
 class SamePadded(nn.Conv2d):
-    """A convolution of another class that pads by itself."""
+    """A subclass of a convolution that pads its input itself."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.conv2d(F.pad(x, (0, 1, 0, 1)), self.weight, self.bias, self.stride)
 
 
 class Standardised(nn.Conv2d):
-    """A convolution whose weight is normalised: scaling it changes nothing."""
+    """A convolution that normalises its weight, so that scaling it changes nothing."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.conv2d(x, self.weight / self.weight.std(), self.bias)
@@ -317,14 +317,14 @@ def test_a_norm_with_an_activation_leaves_the_activation() -> None:
     folded(net(NormAct(3, nn.SiLU()), nn.Conv2d(3, 7, 3)), kept=1)
 
 
-def test_convolutions_of_other_classes_are_tried_out() -> None:
+def test_subclasses_of_convolutions_are_checked_numerically() -> None:
     folded(net(SamePadded(3, 7, 3, bias=False), nn.BatchNorm2d(7)))
     model = net(Standardised(3, 7, 3), nn.BatchNorm2d(7))
     folded(model, kept=1)
-    assert "whose weight does not scale" in fold(model, IMAGE).report.details["kept"]["1"]
+    assert "whose output does not scale" in fold(model, IMAGE).report.details["kept"]["1"]
 
 
-def test_our_own_networks_stay_our_own() -> None:
+def test_a_network_of_this_package_keeps_its_class_and_configuration() -> None:
     model = shaken(create_model("nin_tiny", dropout=0.3, pool_first=True))
     result = fold(model)
     assert type(result.model) is type(model)
@@ -342,7 +342,7 @@ def test_our_own_networks_stay_our_own() -> None:
     assert_same(head, fold(head).model, head.input_size, 1e-5)
 
 
-def test_train_mode_means_eval_mode_and_is_said() -> None:
+def test_a_network_in_train_mode_is_folded_for_eval_mode_with_a_note() -> None:
     model = shaken(net(nn.Conv2d(3, 7, 3), nn.BatchNorm2d(7)))
     result = fold(model.train(), IMAGE)
     assert "train mode" in str(result.report)
@@ -350,7 +350,7 @@ def test_train_mode_means_eval_mode_and_is_said() -> None:
     assert_same(model, result.model, IMAGE, 1e-5)
 
 
-def test_a_size_that_nobody_names_is_asked_for() -> None:
+def test_a_missing_input_size_is_requested() -> None:
     with pytest.raises(UsageError, match="give input_shape"):
         fold(nn.Conv2d(3, 3, 1))
     model = shaken(net(nn.Conv2d(3, 7, 3), nn.BatchNorm2d(7)))
@@ -358,7 +358,7 @@ def test_a_size_that_nobody_names_is_asked_for() -> None:
     assert fold(model).report.input_shape == IMAGE
 
 
-def test_hooks_are_refused_and_nothing_to_fold_is_said() -> None:
+def test_hooks_are_refused_and_an_unchanged_network_is_reported() -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 3))
     assert "nothing to fold" in str(fold(model, IMAGE).report)
     model[0].register_forward_hook(lambda *_: None)

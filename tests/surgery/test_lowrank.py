@@ -1,4 +1,4 @@
-"""Lower ranks: full rank changes nothing, fewer lose what linear algebra says, and ranks are shared out well."""
+"""Full rank changes nothing, lower ranks lose what linear algebra predicts, and the allocation is near optimal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mlpconv.surgery.lowrank.moments import Moments, as_rows
 
 
 def moments(rows: torch.Tensor, others: torch.Tensor | None = None) -> Moments:
-    """Of rows (P, C), taken in by two unequal parts."""
+    """Return the moments of rows (P, C), added in two unequal batches."""
     found = Moments(rows.shape[1], None if others is None else others.shape[1])
     cut = len(rows) // 3
     for part in (slice(0, cut), slice(cut, None)):
@@ -27,7 +27,7 @@ def moments(rows: torch.Tensor, others: torch.Tensor | None = None) -> Moments:
 
 
 def maps(channels: int, count: int = 5, seed: int = 1) -> torch.Tensor:
-    """Images whose channels are correlated, not centred, and of unequal size."""
+    """Return images with correlated channels of different means and variances."""
     generator = torch.Generator().manual_seed(seed)
     mix = torch.randn(channels, channels, generator=generator, dtype=torch.float64)
     scale = torch.logspace(0, -2, channels, dtype=torch.float64)
@@ -53,7 +53,7 @@ def given_to(made: nn.Module, seed: int = 1) -> torch.Tensor:
 
 
 def seen_by(made: nn.Module, x: torch.Tensor) -> object:
-    """The basis by activations, from all places."""
+    """Return the basis by activations, from all positions."""
     with torch.no_grad():
         return basis_by_activations(made, moments(as_rows(x)), moments(as_rows(made(x))))
 
@@ -90,14 +90,14 @@ def test_by_weights_the_loss_is_that_of_the_singular_values() -> None:
 
 
 def response_loss(made: nn.Module, parts: nn.Module, x: torch.Tensor) -> float:
-    """Share of the responses' variance that is lost."""
+    """Return the fraction of the output variance lost."""
     with torch.no_grad():
         wanted, given = as_rows(made(x)), as_rows(parts(x))
     return float((wanted - given).square().sum() / (wanted - wanted.mean(0)).square().sum())
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_by_activations_the_loss_is_that_of_the_principal_components_and_least(kind: str) -> None:
+def test_by_activations_the_loss_is_the_minimum_given_by_principal_components(kind: str) -> None:
     made = layer(kind)
     x = given_to(made)
     basis = seen_by(made, x)
@@ -109,7 +109,7 @@ def test_by_activations_the_loss_is_that_of_the_principal_components_and_least(k
     assert lost < 0.5 * response_loss(made, factorize_layer(made, basis_by_weights(made), None, 3), x)
 
 
-def test_on_the_input_side_activations_lose_what_they_say_and_less_than_weights() -> None:
+def test_on_the_input_side_activations_lose_the_predicted_variance_and_less_than_weights() -> None:
     torch.manual_seed(5)
     point = nn.Conv2d(5, 7, (2, 1)).double()
     # Rows that are not correlated: then the loss is exactly what the basis says.
@@ -125,7 +125,7 @@ def test_on_the_input_side_activations_lose_what_they_say_and_less_than_weights(
 
 
 def test_reconstruction_is_the_reduced_rank_regression() -> None:
-    """Against the closed form from the singular values of the fitted responses, in numpy."""
+    """Compare with the closed form from the singular values of the fitted outputs, in NumPy."""
     made = layer("3x3")
     x, seen = maps(5, count=40), maps(5, count=40) + 0.05 * torch.randn(40, 5, 13, 11, dtype=torch.float64)
     with torch.no_grad():
@@ -145,7 +145,7 @@ def test_reconstruction_is_the_reduced_rank_regression() -> None:
         assert len(parts) == (2 if rank else 1)
 
 
-def test_reconstruction_without_an_error_changes_nothing() -> None:
+def test_reconstruction_of_an_exact_layer_changes_nothing() -> None:
     made = layer("reflected, no bias")
     x = maps(5)
     rows = as_rows(made(x)).detach()
@@ -171,7 +171,7 @@ def test_rows_keep_their_channels() -> None:
     assert torch.equal(as_rows(x.movedim(1, 3).flatten(1, 2))[9], x[0, :, 1, 2])
 
 
-def test_dead_channels_do_no_harm() -> None:
+def test_dead_channels_are_accepted() -> None:
     made = layer("3x3")
     x = maps(5)
     x[:, 2] = 4.0
@@ -183,7 +183,7 @@ def test_dead_channels_do_no_harm() -> None:
 
 
 def test_patches_agree_with_unfold() -> None:
-    """The whole factorised layer against a product of matrices on unfolded patches."""
+    """Compare the factorized layer with a product of matrices on unfolded patches."""
     made = layer("3x3")
     x = maps(5, count=2)
     basis = basis_by_weights(made)
@@ -201,14 +201,14 @@ LAYERS = st.lists(OPTIONS.map(lambda found: [Option(31, 0.0), *found]), min_size
 
 
 def best(layers: list[list[Option]], budget: int) -> float:
-    """By trying all."""
+    """Return the optimum by exhaustive search."""
     errors = [sum(o.error for o in pick) for pick in product(*layers) if sum(o.cost for o in pick) <= budget]
     return min(errors, default=float("inf"))
 
 
 @settings(max_examples=150, deadline=None)
 @given(layers=LAYERS)
-def test_the_path_falls_and_each_of_its_points_is_the_best_for_its_cost(layers: list[list[Option]]) -> None:
+def test_costs_fall_along_the_path_and_each_choice_is_optimal_for_its_cost(layers: list[list[Option]]) -> None:
     choices = path(layers)
     assert choices[0].error == 0
     for one, other in pairwise(choices):
@@ -220,7 +220,7 @@ def test_the_path_falls_and_each_of_its_points_is_the_best_for_its_cost(layers: 
 
 @settings(max_examples=150, deadline=None)
 @given(layers=LAYERS, budget=st.integers(1, 130))
-def test_a_choice_fits_and_is_near_the_best(layers: list[list[Option]], budget: int) -> None:
+def test_a_choice_is_within_budget_and_near_the_optimum(layers: list[list[Option]], budget: int) -> None:
     choice = choose(layers, budget)
     least = sum(min(o.cost for o in hull(options)) for options in layers)
     if choice is None:
@@ -231,7 +231,7 @@ def test_a_choice_fits_and_is_near_the_best(layers: list[list[Option]], budget: 
     assert best(layers, budget) - 1e-12 <= choice.error <= min(above) + 1e-12
 
 
-def test_what_is_left_of_a_budget_is_spent() -> None:
+def test_the_rest_of_the_budget_is_spent() -> None:
     layers = [[Option(10, 0.0), Option(1, 0.5)], [Option(10, 0.0), Option(8, 0.3), Option(1, 0.4)]]
     assert choose(layers, 9) == Choice((Option(1, 0.5), Option(8, 0.3)))
     assert choose(layers, 1) is None

@@ -36,13 +36,13 @@ def channelwise(numbers: torch.Tensor) -> torch.Tensor:
 
 
 READ: dict[str, tuple[Callable[[Net, torch.Tensor], torch.Tensor], str]] = {
-    "a weight": (lambda n, x: n.norm(n.conv(x)) + F.conv2d(x, n.conv.weight), "also uses conv.weight by itself"),
+    "a weight": (lambda n, x: n.norm(n.conv(x)) + F.conv2d(x, n.conv.weight), "also reads conv.weight directly"),
     "a norm's weight": (
         lambda n, x: n.norm(n.conv(x)) * channelwise(n.norm.weight),
-        "^the forward pass also uses norm.weight by itself$",
+        "^the forward pass also reads norm.weight directly$",
     ),
     "its statistics": (
-        lambda n, x: n.norm(n.conv(x)) * channelwise(n.norm.running_var), "also uses norm.running_var by itself"
+        lambda n, x: n.norm(n.conv(x)) * channelwise(n.norm.running_var), "also reads norm.running_var directly"
     ),
     "a number": (lambda n, x: n.norm(n.conv(x)) * n.norm.eps, "uses norm for more than its output"),
     "a class": (lambda n, x: n.norm(n.conv(x)) * isinstance(n.norm, nn.BatchNorm2d), "uses norm for more"),
@@ -82,7 +82,7 @@ def test_a_reason_is_reported_once() -> None:
     result = fold(shaken(Net(lambda n, x: n.norm(n.norm(n.conv(x))))), IMAGE)
     assert result.report.details["kept"] == {"norm": "norm is used more than once, or shares its weights"}
     branch = fold(shaken(Net(lambda n, x: n.norm(y := n.conv(x)) * y)), IMAGE)
-    assert branch.report.details["kept"]["norm"].count("what conv makes goes elsewhere, too") == 1
+    assert branch.report.details["kept"]["norm"].count("the output of conv has other consumers") == 1
     assert "what it normalises" not in branch.report.details["kept"]["norm"]
 
 
@@ -100,8 +100,8 @@ class Bent(nn.Module):
 def test_norms_kept_for_one_reason_are_reported_together() -> None:
     (note,) = (note for note in fold(shaken(Bent()), IMAGE).report.notes if "stay" in note)
     assert note == (
-        "2 batch norms stay: one, two (no convolution or linear layer comes before it (relu does); no plain "
-        "convolution or linear layer comes after it (relu does))."
+        "2 batch norms stay: one, two (it follows relu, which is not a convolution or linear layer; it precedes relu, "
+        "which is not a plain convolution or linear layer)."
     )
 
 

@@ -1,4 +1,4 @@
-"""The networks: the paper's five, two small ones, their baselines, GoogLeNet, SqueezeNet and EfficientNet-Lite."""
+"""Networks: Network In Network, its linear baselines, GoogLeNet, SqueezeNet and EfficientNet-Lite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every network of this package promises, whatever its family."""
+"""The interface of every network of this package."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ __all__ = ["Config", "Network"]
 
 
 class Config(Protocol):
-    """A network as data: frozen, and JSON in and out."""
+    """The configuration of a network: frozen, and convertible to and from JSON."""
 
     @property
     def name(self) -> str:
-        """The name that `create_model` takes."""
+        """The name of the network in `create_model`."""
 
     @property
     def family(self) -> str:
-        """The kind of configuration, which names the module that builds from it."""
+        """The name of the network family that builds from this configuration."""
 
     @property
     def parameters(self) -> int:
-        """How many numbers training sets."""
+        """Number of trainable parameters."""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able, with the key "family"; `registry.build` is the inverse."""
+        """Return JSON-serializable data with the key "family"; `registry.build` is the inverse."""
 
 
 class Network(nn.Module, ABC):
@@ -39,48 +39,48 @@ class Network(nn.Module, ABC):
     num_classes: int
     in_channels: int
     input_size: tuple[int, int, int]
-    """(C, H, W) of the images it is meant for."""
+    """(C, H, W) of the images that the network is designed for."""
     min_size: int
-    """The smallest height and width accepted."""
+    """Smallest accepted height and width, in pixels."""
     fixed_size: bool = False
     """Whether only `input_size` is accepted (networks with a fully connected head)."""
 
     @property
     @abstractmethod
     def num_features(self) -> int:
-        """D, the channels of the feature maps that the classifier takes."""
+        """D, the channels of the feature maps before the classifier."""
 
     @property
     @abstractmethod
     def first_stages(self) -> Sequence[Sequence[nn.Module]]:
-        """The modules of the first convolution, then of the whole first block: the order in which layers freeze."""
+        """The modules of the first convolution, then of the first block: the order in which layers are frozen."""
 
     @property
     def first_conv(self) -> nn.Conv2d:
-        """The convolution that sees the image: its weights are the filters people look at."""
+        """The convolution applied to the image, whose filters can be plotted."""
         return next(module for module in self.first_stages[0][0].modules() if isinstance(module, nn.Conv2d))
 
     @property
     @abstractmethod
     def last_conv(self) -> nn.Conv2d | None:
-        """The 1x1 convolution that makes the category maps; None where another layer makes the logits."""
+        """The 1x1 convolution whose outputs are the category maps; None for networks with a linear classifier."""
 
     @property
     @abstractmethod
     def last_layer(self) -> nn.Conv2d | nn.Linear:
-        """The layer that makes the logits, convolution or linear."""
+        """The classifier layer, a convolution or linear, whose outputs are the logits (before pooling)."""
 
     @abstractmethod
     def forward_features(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, D, h, w): the feature maps that the classifier takes."""
+        """Return the feature maps before the classifier: (N, C, H, W) -> (N, D, h, w)."""
 
     @abstractmethod
     def forward_head(self, features: Tensor) -> Tensor:
-        """(N, D, h, w) -> logits (N, K)."""
+        """Return the logits of feature maps: (N, D, h, w) -> (N, K)."""
 
     @abstractmethod
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the layer that makes the logits by a freshly initialised one of `num_classes` outputs."""
+        """Replace the classifier layer by a newly initialised one with `num_classes` outputs."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> logits (N, K)."""
@@ -88,10 +88,13 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def category_maps(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, K, h, w), whose spatial mean is the logits; UsageError for fully connected heads."""
+        """Return the category maps (N, K, h, w), whose spatial mean is the logits.
+
+        Raises UsageError for networks with a fully connected head.
+        """
 
     def check_input(self, x: Tensor) -> None:
-        """Refuse what this network cannot take, and say what it can: UsageError."""
+        """Raise UsageError unless `x` is a float tensor (N, C, H, W) of accepted channels and size."""
         name = self.config.name
         if x.dim() != 4:
             raise UsageError(f"{name} got a tensor of {x.dim()} dimensions; images (N, C, H, W) are accepted.")
@@ -101,7 +104,7 @@ class Network(nn.Module, ABC):
         if channels != self.in_channels:
             raise UsageError(
                 f"{name} got images of {channels} channels; {self.in_channels} are accepted. "
-                f"Convert them, or create the model with in_channels={channels}."
+                f"Convert the images, or create the model with in_channels={channels}."
             )
         if self.fixed_size:
             if (height, width) != self.input_size[1:]:

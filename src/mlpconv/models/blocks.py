@@ -1,4 +1,4 @@
-"""A Network In Network as frozen data: its blocks, its options, and what follows from them by arithmetic."""
+"""The configuration of a Network In Network: its blocks, its options, and the sizes and counts they imply."""
 
 from __future__ import annotations
 
@@ -11,84 +11,84 @@ from mlpconv.errors import UsageError
 from mlpconv.layers import ACTIVATIONS, activation_pieces, convolved_size, pooled_size
 from mlpconv.models.initialise import INITS
 from mlpconv.models.ranks import Ranks, parameters_of
-from mlpconv.models.validate import LIMITS, choice, flag, known_keys, large_enough, rate, sequence, too_big, whole
+from mlpconv.models.validate import LIMITS, check_count, check_size, choice, flag, integer, known_keys, rate, sequence
 
 __all__ = ["HEADS", "STD", "Block", "NINConfig", "widened"]
 
 HEADS = ("gap", "fc", "fc+dropout")
 STD = 0.05
-"""The standard deviation of the paper's weights where nothing else is said."""
+"""Default standard deviation of the paper's initial weights."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """One mlpconv layer and what follows it."""
+    """An mlpconv layer with the pool and dropout after it."""
 
     kernel: int
-    """Side of the first convolution; the others are 1x1."""
+    """Kernel size of the first convolution; the others are 1x1."""
     channels: tuple[int, ...]
-    """Channels that each convolution makes."""
+    """Output channels of each convolution."""
     stride: int = 1
     padding: int = 0
     pool: str = "none"
     """"max", "avg" (3x3, stride 2, rounded up) or "none"."""
     dropout: bool = False
-    """Whether dropout comes after the pool."""
+    """Whether dropout follows the pool."""
     stds: tuple[float, ...] = ()
-    """Standard deviations of the paper's initial weights, one a convolution; empty: 0.05 each."""
+    """Standard deviation of the initial weights of each convolution for init="paper"; empty: 0.05 each."""
     ranks: tuple[Ranks, ...] = ()
-    """The ranks at which the convolutions are computed, a pair for each; empty: all as they are."""
+    """A pair of ranks for each factorized convolution; empty: full rank."""
 
     def __post_init__(self) -> None:
-        whole("kernel", self.kernel, 1, LIMITS["kernel"])
-        whole("stride", self.stride, 1, LIMITS["kernel"])
-        whole("padding", self.padding, 0, self.kernel - 1)
-        whole("the number of convolutions in a block", len(self.channels), 1, LIMITS["layers"])
+        integer("kernel", self.kernel, 1, LIMITS["kernel"])
+        integer("stride", self.stride, 1, LIMITS["kernel"])
+        integer("padding", self.padding, 0, self.kernel - 1)
+        integer("the number of convolutions in a block", len(self.channels), 1, LIMITS["layers"])
         for width in self.channels:
-            whole("channels", width, 1, LIMITS["channels"])
+            integer("channels", width, 1, LIMITS["channels"])
         choice("pool", self.pool, ("max", "avg", "none"))
         flag("a block's dropout", self.dropout)
         for std in self.stds:
             rate("a standard deviation", std)
         if len(self.stds) not in (0, len(self.channels)):
-            raise UsageError(f"stds has {len(self.stds)} numbers; none, or {len(self.channels)} are accepted.")
+            raise UsageError(f"stds has {len(self.stds)} numbers; 0 or {len(self.channels)} are accepted.")
         if len(self.ranks) not in (0, len(self.channels)):
-            raise UsageError(f"ranks has {len(self.ranks)} pairs; none, or {len(self.channels)} are accepted.")
+            raise UsageError(f"ranks has {len(self.ranks)} pairs; 0 or {len(self.channels)} are accepted.")
         for pair in self.ranks:
-            whole("the number of a convolution's ranks", len(pair), 2, 2)
+            integer("the number of a convolution's ranks", len(pair), 2, 2)
             for rank in pair:
-                whole("a rank", rank, 0, LIMITS["channels"])
+                integer("a rank", rank, 0, LIMITS["channels"])
 
     def out_size(self, size: int) -> int:
-        """Rows that leave the block when `size` enter; 0 or less where the image is too small."""
+        """Return the output rows for `size` input rows; 0 or less if the image is too small."""
         size = convolved_size(size, self.kernel, self.stride, self.padding)
         return pooled_size(size) if size > 0 and self.pool != "none" else size
 
 
 @dataclass(frozen=True)
 class NINConfig:
-    """A Network In Network, or one of its baselines, as data. The last block's last channels are the classes."""
+    """Configuration of a Network In Network or a linear baseline; the last block ends in one channel per class."""
 
     name: str
     blocks: tuple[Block, ...]
     in_channels: int = 3
     size: tuple[int, int] = (32, 32)
-    """Rows and columns of the images it is meant for."""
+    """Rows and columns of the images that the network is designed for."""
     activation: str = "relu"
     norm: Literal["batch"] | None = None
     dropout: float = 0.5
     last_relu: bool = True
-    """Whether the activation also follows the last 1x1: the paper's networks, which can collapse."""
+    """Whether an activation follows the last 1x1, as in the paper; such networks can collapse in training."""
     head: str = "gap"
     init: str = "paper"
     pool_first: bool = False
-    """Max-pool before norm and activation: another network, and faster."""
+    """Whether max-pooling precedes norm and activation: faster, but a different network."""
     family: str = "nin"
 
     def __post_init__(self) -> None:
         choice("family", self.family, ("nin", "conv"))
-        whole("in_channels", self.in_channels, 1, LIMITS["channels"])
-        whole("the number of blocks", len(self.blocks), 1, LIMITS["blocks"])
+        integer("in_channels", self.in_channels, 1, LIMITS["channels"])
+        integer("the number of blocks", len(self.blocks), 1, LIMITS["blocks"])
         choice("activation", self.activation, ACTIVATIONS)
         if self.norm is not None:
             choice("norm", self.norm, ("batch",))
@@ -98,10 +98,10 @@ class NINConfig:
         choice("init", self.init, INITS)
         flag("pool_first", self.pool_first)
         if not isinstance(self.name, str) or not 0 < len(self.name) <= 64:
-            raise UsageError("A network's name is a word of 1 to 64 characters.")
-        whole("the number of sizes", len(self.size), 2, 2)
-        large_enough(self.name, self.size, self.min_size)
-        too_big(self.name, max(self.parameters, self._parameters(whole=True)))
+            raise UsageError(f"name is {str(self.name)[:80]!r}; a name of 1 to 64 characters is accepted.")
+        integer("the number of sizes", len(self.size), 2, 2)
+        check_size(self.name, self.size, self.min_size)
+        check_count(self.name, max(self.parameters, self._parameters(full_rank=True)))
 
     @property
     def num_classes(self) -> int:
@@ -110,14 +110,14 @@ class NINConfig:
 
     @cached_property
     def min_size(self) -> int:
-        """The smallest side from which every convolution and pool still makes at least one cell."""
+        """Smallest image side for which the category maps have at least one pixel."""
         for side in range(1, LIMITS["size"] + 1):
             if self.map_size(side) > 0:
                 return side
-        raise UsageError(f"{self.name} has strides for images of more than {LIMITS['size']} pixels a side.")
+        raise UsageError(f"{self.name} needs images of more than {LIMITS['size']} pixels a side: use smaller strides.")
 
     def map_size(self, side: int) -> int:
-        """Rows of the category maps for images of `side` rows; 0 or less where those are too small."""
+        """Return the rows of the category maps for images of `side` rows; 0 or less if the images are too small."""
         for block in self.blocks:
             if side <= 0:
                 return side
@@ -126,37 +126,37 @@ class NINConfig:
 
     @property
     def parameters(self) -> int:
-        """How many numbers training sets: weights, biases and norms."""
+        """Number of trainable parameters: weights, biases and norms."""
         return self._parameters()
 
-    def _parameters(self, *, whole: bool = False) -> int:
-        """The same; `whole` without regard to ranks, which is what building takes memory for."""
-        pieces, total, before = activation_pieces(self.activation), 0, self.in_channels
+    def _parameters(self, *, full_rank: bool = False) -> int:
+        """Return the number of parameters; with `full_rank` that before factorization, which building allocates."""
+        pieces, total, channels = activation_pieces(self.activation), 0, self.in_channels
         for block_index, block in enumerate(self.blocks):
-            ranks = block.ranks if block.ranks and not whole else ((0, 0),) * len(block.channels)
+            ranks = block.ranks if block.ranks and not full_rank else ((0, 0),) * len(block.channels)
             for index, width in enumerate(block.channels):
                 last = block_index == len(self.blocks) - 1 and index == len(block.channels) - 1
                 out = width if last and not self.last_relu else width * pieces
                 area = block.kernel**2 if index == 0 else 1
-                total += parameters_of(before, out, area, ranks[index]) + (2 * out if self.norm and not last else 0)
-                before = width
+                total += parameters_of(channels, out, area, ranks[index]) + (2 * out if self.norm and not last else 0)
+                channels = width
         if self.head != "gap":
-            cells = self.map_size(self.size[0]) * self.map_size(self.size[1])
-            total += self.num_classes * (self.num_classes * cells + 1)
+            pixels = self.map_size(self.size[0]) * self.map_size(self.size[1])
+            total += self.num_classes * (self.num_classes * pixels + 1)
         return total
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; `from_dict` is its inverse."""
+        """Return JSON-serializable data; `from_dict` is the inverse."""
         return asdict(self) | {"size": list(self.size), "blocks": [_block_dict(block) for block in self.blocks]}
 
     @classmethod
-    def from_dict(cls, given: Mapping[str, Any]) -> NINConfig:
-        """The configuration that `to_dict` wrote; UsageError for anything else."""
-        values = known_keys("The network", given, cls)
+    def from_dict(cls, data: Mapping[str, Any]) -> NINConfig:
+        """Return the configuration that `to_dict` wrote; raise UsageError for anything else."""
+        values = known_keys("The network", data, cls)
         values["size"] = sequence("size", values.get("size", [32, 32]), 2)
         blocks = []
-        for described in sequence("blocks", values["blocks"], LIMITS["blocks"]):
-            block = known_keys("A block", described, Block)
+        for entry in sequence("blocks", values["blocks"], LIMITS["blocks"]):
+            block = known_keys("A block", entry, Block)
             block["channels"] = sequence("channels", block["channels"], LIMITS["layers"])
             block["stds"] = sequence("stds", block.get("stds", []), LIMITS["layers"])
             pairs = sequence("ranks", block.get("ranks", []), LIMITS["layers"])
@@ -166,12 +166,12 @@ class NINConfig:
 
 
 def _block_dict(block: Block) -> dict[str, Any]:
-    """Without ranks where it has none: what older programs know, they go on reading."""
+    """Return a block as data, without an empty `ranks`, so that older versions can read it."""
     plain = asdict(block) | {"channels": list(block.channels), "stds": list(block.stds)}
     ranks = plain.pop("ranks")
     return plain | ({"ranks": [list(pair) for pair in ranks]} if ranks else {})
 
 
 def widened(channels: int, width: float) -> int:
-    """Channels times the multiplier, to the nearest multiple of 8, at least 8; unchanged at 1."""
+    """Return the channels times the multiplier, rounded to a multiple of 8, at least 8; unchanged for width 1."""
     return channels if width == 1 else max(8, int(channels * width / 8 + 0.5) * 8)

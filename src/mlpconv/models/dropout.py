@@ -1,4 +1,4 @@
-"""Dropout whose mask is cheap: PyTorch draws a CPU's mask number by number, which takes a tenth of a training step."""
+"""Dropout with a fast mask on the CPU, where PyTorch draws one number at a time: a tenth of a training step."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch.nn import functional as F
 __all__ = ["Dropout"]
 
 BITS = 15
-"""Random bits for each number of a mask: the share that is dropped is a multiple of 2**-15."""
+"""Random bits per element of a mask: the dropout probability is rounded to a multiple of 2**-15."""
 AS_INTEGER = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
 
 
 class Dropout(nn.Dropout):
-    """Dropout as nn.Dropout (Hinton et al., arXiv 1207.0580), with masks that cost a tenth on a CPU; any shape.
+    """nn.Dropout (Hinton et al., arXiv 1207.0580) with masks that take a tenth of the time on a CPU; any shape.
 
-    It draws from PyTorch's global generator, other numbers than nn.Dropout does.
+    Masks are drawn from PyTorch's global generator, but differ from those of nn.Dropout.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        """The input, in training with each number dropped with probability p and the rest scaled by 1 / (1 - p)."""
+        """Zero elements with probability p and scale the rest by 1 / (1 - p) in training; return the input in eval."""
         keep = round((1 - self.p) * 2**BITS)
         plain = not self.training or input.device.type != "cpu" or input.dtype not in AS_INTEGER or self.inplace
         if plain or not 0 < keep < 2**BITS or not _dense(input):
@@ -31,7 +31,7 @@ class Dropout(nn.Dropout):
 
 
 class _Masked(torch.autograd.Function):
-    """input * scale where the mask has all its bits set, and 0 where it has none."""
+    """Multiply by `scale` where all bits of the mask are set, and by 0 where none is."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, mask: Tensor, scale: float) -> Tensor:
@@ -51,10 +51,10 @@ def _apply(x: Tensor, mask: Tensor, scale: float) -> Tensor:
 
 
 def _mask(x: Tensor, keep: int) -> Tensor:
-    """int16 in the shape and memory order of x: all bits set with probability keep / 2**BITS, else none."""
-    drawn = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    flat = drawn.view(torch.int16)[: x.numel()]
-    flat.bitwise_and_(2**BITS - 1).sub_(keep).bitwise_right_shift_(BITS)  # -1 below `keep`, 0 from there on
+    """Return int16 in the shape and memory order of x: all bits set with probability keep / 2**BITS, else none."""
+    random = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    flat = random.view(torch.int16)[: x.numel()]
+    flat.bitwise_and_(2**BITS - 1).sub_(keep).bitwise_right_shift_(BITS)  # -1 below `keep`, otherwise 0
     if x.is_contiguous():
         return flat.view(x.shape)
     n, c, h, w = x.shape

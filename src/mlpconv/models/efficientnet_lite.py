@@ -1,15 +1,15 @@
 """EfficientNet-Lite0 (Tan and Le, arXiv 1905.11946, without squeeze-and-excitation and with ReLU6).
 
-A block expands its channels with a 1x1 convolution, filters each by itself (depthwise k x k), and projects them with a
-1x1 convolution; 4,652,008 parameters with timm's names for `tf_efficientnet_lite0`. Strided convolutions pad as
-TensorFlow's SAME: where an odd number of zeros is needed, the extra one is on the right and at the bottom.
+A block expands its channels with a 1x1 convolution, filters each separately (depthwise k x k), and projects them with
+a 1x1 convolution. The 4,652,008 parameters have timm's names for `tf_efficientnet_lite0`. Strided convolutions use
+TensorFlow's SAME padding: for an odd number of zeros, the extra one is on the right and at the bottom.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,8 +19,7 @@ from mlpconv.models.base import Network
 from mlpconv.models.blocks import widened
 from mlpconv.models.dropout import Dropout
 from mlpconv.models.initialise import init_convs, init_linear
-from mlpconv.models.validate import LIMITS, choice, known_keys, multiplier, rate, sides, too_big
-from mlpconv.models.validate import whole as whole_number
+from mlpconv.models.validate import LIMITS, JSONConfig, check_count, choice, integer, multiplier, rate, sides
 
 __all__ = ["CONFIG", "EfficientNetLite", "EfficientNetLiteConfig"]
 
@@ -53,39 +52,35 @@ MIN_SIZE = 1
 
 
 @dataclass(frozen=True)
-class EfficientNetLiteConfig:
-    """EfficientNet-Lite0 as data; the defaults are the published network."""
+class EfficientNetLiteConfig(JSONConfig):
+    """Configuration of EfficientNet-Lite0; the defaults are the published network."""
 
+    family: ClassVar[str] = "efficientnet_lite"
     num_classes: int = 1000
     in_channels: int = 3
     size: tuple[int, int] = (224, 224)
-    """Rows and columns of the images it is meant for; it accepts any."""
+    """Rows and columns of the images that the network is designed for; any size is accepted."""
     width: float = 1.0
     """Multiplier of the hidden channels, rounded to multiples of 8."""
     norm: Norm | None = "batch"
-    """Batch norm after every convolution, or None where it is folded into them."""
+    """Batch norm after every convolution; None if it is folded into them."""
     dropout: float = 0.2
     name: str = "efficientnet_lite0"
 
     def __post_init__(self) -> None:
         choice("name", self.name, ("efficientnet_lite0",))
-        whole_number("num_classes", self.num_classes, 1, LIMITS["channels"])
-        whole_number("in_channels", self.in_channels, 1, LIMITS["channels"])
+        integer("num_classes", self.num_classes, 1, LIMITS["channels"])
+        integer("in_channels", self.in_channels, 1, LIMITS["channels"])
         sides(self.size)
         multiplier("width", self.width)
         if self.norm is not None:
             choice("norm", self.norm, ("batch",))
         rate("dropout", self.dropout)
-        too_big(self.name, self.parameters)
+        check_count(self.name, self.parameters)
 
     def wide(self, channels: int) -> int:
-        """Return the channels under the width multiplier."""
+        """Return the channels times the width multiplier."""
         return widened(channels, self.width)
-
-    @property
-    def family(self) -> str:
-        """The name of this kind of configuration."""
-        return "efficientnet_lite"
 
     @property
     def parameters(self) -> int:
@@ -102,20 +97,9 @@ class EfficientNetLiteConfig:
         head = self.wide(HEAD)
         return total + head * (channels + extra) + self.num_classes * (head + 1)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the configuration as JSON-able data; `from_dict` is its inverse."""
-        return asdict(self) | {"size": list(self.size), "family": self.family}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> EfficientNetLiteConfig:
-        """Return the configuration that `to_dict` wrote; raise UsageError for anything else."""
-        values = known_keys("The network", {key: data[key] for key in data if key != "family"}, cls)
-        values["size"] = sides(values.get("size", (224, 224)))
-        return cls(**values)
-
 
 class Block(nn.Module):
-    """Expand (1x1), filter (depthwise k x k), project (1x1), with a shortcut where the shape stays.
+    """Expand (1x1), filter (depthwise k x k), project (1x1), with a shortcut if the shapes match.
 
     (N, C, H, W) -> (N, channels, h, w). Without expansion the 1x1 convolution before the depthwise one is absent.
     """
@@ -124,12 +108,12 @@ class Block(nn.Module):
         super().__init__()
         inner, out = channels * stage.expand, config.wide(stage.channels)
         self.expands, self.shortcut = stage.expand > 1, stride == 1 and channels == out
-        bare = config.norm is None
+        bias = config.norm is None
         if self.expands:
-            self.conv_pw = nn.Conv2d(channels, inner, 1, bias=bare)
+            self.conv_pw = nn.Conv2d(channels, inner, 1, bias=bias)
             self.bn1 = _norm(config, inner)
-        self.conv_dw = _conv(inner, inner, stage.kernel, stride, groups=inner, bias=bare)
-        project = nn.Conv2d(inner, out, 1, bias=bare)
+        self.conv_dw = _conv(inner, inner, stage.kernel, stride, groups=inner, bias=bias)
+        project = nn.Conv2d(inner, out, 1, bias=bias)
         # timm counts the norms, and calls the projection of a block without expansion conv_pw.
         if self.expands:
             self.bn2, self.conv_pwl, self.bn3 = _norm(config, inner), project, _norm(config, out)
@@ -137,7 +121,7 @@ class Block(nn.Module):
             self.bn1, self.conv_pw, self.bn2 = _norm(config, inner), project, _norm(config, out)
 
     def pairs(self) -> list[tuple[str, str]]:
-        """Return the names of the convolutions in order, each with that of its norm."""
+        """Return the names of each convolution and its norm, in order."""
         if self.expands:
             return [("conv_pw", "bn1"), ("conv_dw", "bn2"), ("conv_pwl", "bn3")]
         return [("conv_dw", "bn1"), ("conv_pw", "bn2")]
@@ -158,7 +142,7 @@ class Block(nn.Module):
 class EfficientNetLite(Network):
     """EfficientNet-Lite0: (N, C, H, W) float -> logits (N, K).
 
-    Raises UsageError for images of another number of channels.
+    Raises UsageError for images with another number of channels.
     """
 
     config: EfficientNetLiteConfig
@@ -168,8 +152,8 @@ class EfficientNetLite(Network):
         self.config = config
         self.num_classes, self.in_channels = config.num_classes, config.in_channels
         self.input_size, self.min_size = (config.in_channels, *config.size), MIN_SIZE
-        channels, head, bare = config.wide(STEM), config.wide(HEAD), config.norm is None
-        self.conv_stem = _conv(config.in_channels, channels, 3, 2, bias=bare)
+        channels, head, bias = config.wide(STEM), config.wide(HEAD), config.norm is None
+        self.conv_stem = _conv(config.in_channels, channels, 3, 2, bias=bias)
         self.bn1 = _norm(config, channels)
         self.blocks = nn.ModuleList()
         for stage in STAGES:
@@ -178,7 +162,7 @@ class EfficientNetLite(Network):
                 blocks.append(Block(config, channels, stage, stage.stride if index == 0 else 1))
                 channels = config.wide(stage.channels)
             self.blocks.append(blocks)
-        self.conv_head = nn.Conv2d(channels, head, 1, bias=bare)
+        self.conv_head = nn.Conv2d(channels, head, 1, bias=bias)
         self.bn2 = _norm(config, head)
         self.average = GlobalAveragePool()
         self.dropout = Dropout(config.dropout)
@@ -194,21 +178,21 @@ class EfficientNetLite(Network):
 
     @property
     def first_stages(self) -> tuple[list[nn.Module], list[nn.Module]]:
-        """The convolution on the image with its norm, then these and the first block."""
+        """The first convolution and its norm, then these and the first block."""
         return [self.conv_stem, self.bn1], [self.conv_stem, self.bn1, self.blocks[0]]
 
     @property
     def last_conv(self) -> None:
-        """None: a linear layer on the pooled features makes the logits."""
+        """None: the classifier is a linear layer on the pooled features."""
         return None
 
     @property
     def last_layer(self) -> nn.Linear:
-        """The layer that makes the logits."""
+        """The classifier layer."""
         return self.classifier
 
     def norm_pairs(self) -> Iterator[tuple[nn.Module, str, str]]:
-        """Yield each module that holds a convolution and its norm, with the names of the two."""
+        """Yield the parent, the name of the convolution and the name of the norm, for every norm."""
         yield self, "conv_stem", "bn1"
         for module in self.modules():
             if isinstance(module, Block):
@@ -217,7 +201,7 @@ class EfficientNetLite(Network):
         yield self, "conv_head", "bn2"
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, D, h, w): the output of the last 1x1 convolution."""
+        """Return the output of the last 1x1 convolution: (N, C, H, W) -> (N, D, h, w)."""
         self.check_input(x)
         x = F.relu6(self.bn1(self.conv_stem(same_padded(x, self.conv_stem))))
         for blocks in self.blocks:
@@ -225,19 +209,19 @@ class EfficientNetLite(Network):
         return F.relu6(self.bn2(self.conv_head(x)))
 
     def forward_head(self, features: Tensor) -> Tensor:
-        """(N, D, h, w) -> logits (N, K)."""
+        """Return the logits of feature maps: (N, D, h, w) -> (N, K)."""
         return cast("Tensor", self.classifier(self.dropout(self.average(features))))
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the linear layer by a freshly initialised one of `num_classes` outputs."""
+        """Replace the linear layer by a newly initialised one with `num_classes` outputs."""
         self.config = replace(self.config, num_classes=num_classes)
-        fresh = nn.Linear(self.num_features, num_classes)
-        init_linear(fresh, "he", 0.0)
-        self.classifier = fresh.to(self.classifier.weight).train(self.training)
+        classifier = nn.Linear(self.num_features, num_classes)
+        init_linear(classifier, "he", 0.0)
+        self.classifier = classifier.to(self.classifier.weight).train(self.training)
         self.num_classes = num_classes
 
     def category_maps(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, K, h, w): the linear layer at each place; their mean is the logits without dropout."""
+        """Apply the linear layer at each position: (N, K, h, w), whose spatial mean is the logits without dropout."""
         features = self.forward_features(x)
         return F.conv2d(features, self.classifier.weight[:, :, None, None], self.classifier.bias)
 
@@ -245,7 +229,7 @@ class EfficientNetLite(Network):
 def same_padded(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """Pad (N, C, H, W) with zeros so that `conv` gives ceil(H / stride) rows and ceil(W / stride) columns."""
     if conv.stride == (1, 1):
-        return x  # an odd kernel pads the same on both sides, which the convolution does by itself
+        return x  # symmetric padding of an odd kernel, which the convolution itself applies
     padding: list[int] = []
     for side, kernel, stride in zip(x.shape[:1:-1], conv.kernel_size[::-1], conv.stride[::-1], strict=True):
         total = max((-(-side // stride) - 1) * stride + kernel - side, 0)
@@ -254,7 +238,7 @@ def same_padded(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
 
 def _conv(channels: int, out: int, kernel: int, stride: int, *, groups: int = 1, bias: bool) -> nn.Conv2d:
-    """A convolution that `same_padded` pads where it has a stride."""
+    """Return a convolution whose padding is left to `same_padded` if it has a stride."""
     padding = kernel // 2 if stride == 1 else 0
     return nn.Conv2d(channels, out, kernel, stride, padding, groups=groups, bias=bias)
 

@@ -1,4 +1,4 @@
-"""Networks of other libraries: torchvision's and timm's, by name, with random weights."""
+"""Create networks of torchvision and timm by name, with random weights."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ VISION = "pip install 'mlpconv[vision]'"
 OPERATORS = ("nms", "qnms")
 SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 Sized = tuple[nn.Module, tuple[int, int, int]]
-"""A network, and (C, H, W) of the images that it is meant for."""
+"""A network, and (C, H, W) of the images that it is designed for."""
 
 
 def is_external(name: str) -> bool:
-    """Return whether a name stands for a network of another library, such as torchvision:resnet50."""
+    """Return whether a name is that of a network of another library, such as torchvision:resnet50."""
     library, _, network = name.partition(":")
     return library in _LIBRARIES and bool(network)
 
@@ -33,7 +33,7 @@ def is_external(name: str) -> bool:
 def create_external(name: str) -> Sized:
     """Return the network of a name such as timm:convnext_tiny, and (C, H, W) of its usual images.
 
-    Raises UsageError for a name that the library does not have, and where the library is not installed.
+    Raises UsageError for a name that the library does not have, and if the library is not installed.
     """
     library, _, network = name.partition(":")
     return _LIBRARIES[library](network)
@@ -41,14 +41,14 @@ def create_external(name: str) -> Sized:
 
 @contextmanager
 def weightless() -> Iterator[None]:
-    """Let networks that are built meanwhile have parameters without storage; their buffers keep their numbers."""
+    """Build networks inside this context with parameters on the meta device; buffers keep their values."""
 
-    def emptied(_: nn.Module, __: str, parameter: nn.Parameter | None) -> Any:
+    def move_to_meta(_: nn.Module, __: str, parameter: nn.Parameter | None) -> Any:
         if parameter is None or parameter.is_meta:
             return parameter
         return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
 
-    handle = register_module_parameter_registration_hook(emptied)
+    handle = register_module_parameter_registration_hook(move_to_meta)
     try:
         yield
     finally:
@@ -56,15 +56,15 @@ def weightless() -> Iterator[None]:
 
 
 def import_vision(module: str) -> Any:
-    """A module of torchvision or timm; UsageError where the library is not installed.
+    """Import a module of torchvision or timm; raise UsageError if the library is not installed.
 
-    Beside a PyTorch of another build torchvision's compiled operators are missing and its import fails over their
-    names; the names alone are enough to build its networks.
+    With a different build of PyTorch, torchvision's compiled operators are missing and its import fails; declaring
+    their names is enough to build its networks.
     """
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        raise UsageError(f"{module.partition('.')[0]} is not installed; {VISION} brings it.") from error
+        raise UsageError(f"{module.partition('.')[0]} is not installed; install it with: {VISION}.") from error
     except RuntimeError as error:
         if "torchvision::" not in str(error):
             raise
@@ -76,10 +76,10 @@ def import_vision(module: str) -> Any:
 
 
 def _from_torchvision(name: str) -> Sized:
-    """One of torchvision's classification networks, with random weights, for the size of its published ones."""
+    """Create a torchvision classification network, for the image size of its published weights."""
     models = import_vision("torchvision.models")
     name = _accepted_name("torchvision", name, models.list_models(module=models))
-    # Without this word GoogLeNet and Inception warn that their start will change one day.
+    # Without this argument GoogLeNet and Inception warn that their initialisation will change.
     extra = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
     network = models.get_model(name, weights=None, **extra)
     size = getattr(network, "image_size", None) or models.get_model_weights(name).DEFAULT.transforms().crop_size[0]
@@ -87,12 +87,12 @@ def _from_torchvision(name: str) -> Sized:
 
 
 def _from_timm(name: str) -> Sized:
-    """One of timm's architectures, with random weights, for the size that it, or the tag of its weights, states."""
+    """Create a timm architecture, for the image size in its default configuration or that of the tag."""
     timm = import_vision("timm")
     architecture, dot, tag = name.partition(".")
     name = _accepted_name("timm", architecture, timm.list_models())
     if dot:
-        tagged = [each for each in timm.list_pretrained() if each.partition(".")[0] == name]
+        tagged = [entry for entry in timm.list_pretrained() if entry.partition(".")[0] == name]
         name = _accepted_name("timm", f"{name}.{tag}", tagged)
     network = timm.create_model(name, pretrained=False)
     channels, rows, columns = getattr(network, "default_cfg", {}).get("input_size", IMAGENET)
@@ -100,11 +100,11 @@ def _from_timm(name: str) -> Sized:
 
 
 def _accepted_name(library: str, name: str, accepted: list[str]) -> str:
-    """The library's own spelling of a name, whatever its capitals; UsageError for a name that it does not have."""
-    spelled = {each.lower(): each for each in accepted}.get(name.lower())
-    if spelled is None:
+    """Return the library's spelling of a name, ignoring case; raise UsageError for an unknown name."""
+    spelling = {entry.lower(): entry for entry in accepted}.get(name.lower())
+    if spelling is None:
         raise UsageError(f"{library} has no image classifier {name[:100]!r}; {did_you_mean(name[:100], accepted)}")
-    return spelled
+    return spelling
 
 
 _LIBRARIES = {"torchvision": _from_torchvision, "timm": _from_timm}

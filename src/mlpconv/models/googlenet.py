@@ -1,7 +1,8 @@
 """GoogLeNet as published (Szegedy et al., Going deeper with convolutions, arXiv 1409.4842, Table 1).
 
-A 7x7 stem, real 5x5 branches, local response normalisation, no batch norm, pooling rounded up: 6,998,552 parameters,
-and 13,378,280 with the two auxiliary heads. Its 1x1 reductions and its pooled head come from Network In Network.
+It has a 7x7 stem, 5x5 branches, local response normalisation, no batch norm, and pools whose size is rounded up:
+6,998,552 parameters, and 13,378,280 with the two auxiliary heads. Its 1x1 reductions and its pooled head come from
+Network In Network.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ __all__ = ["CONFIG", "GoogLeNet", "GoogLeNetConfig", "GoogLeNetOutputs"]
 
 LAST = INCEPTION[-1][0]
 BIAS = 0.2
-"""The published model's convolutions start with this bias, and with Glorot's uniform weights."""
+"""Initial bias of the published model's convolutions; their weights are Glorot's uniform ones."""
 
 
 class GoogLeNetOutputs(NamedTuple):
-    """What GoogLeNet says, by name; the auxiliary logits are None without auxiliary heads."""
+    """The outputs of GoogLeNet by name; the auxiliary logits are None without auxiliary heads."""
 
     logits: Tensor
     """(N, K)"""
@@ -51,7 +52,7 @@ class GoogLeNetOutputs(NamedTuple):
 
 
 class Inception(nn.Module):
-    """Four branches side by side: 1x1; 1x1 and 3x3; 1x1 and 5x5; 3x3 max-pool and 1x1. (N, C, H, W) -> (N, D, H, W)."""
+    """Four parallel branches: 1x1; 1x1 and 3x3; 1x1 and 5x5; 3x3 max-pool and 1x1. (N, C, H, W) -> (N, D, H, W)."""
 
     def __init__(self, config: GoogLeNetConfig, channels: int, published: Sequence[int]) -> None:
         super().__init__()
@@ -68,9 +69,9 @@ class Inception(nn.Module):
 
 
 class GoogLeNet(Network):
-    """GoogLeNet: (N, C, H, W) float -> logits (N, K); `outputs` gives the auxiliary logits too, by name.
+    """GoogLeNet: (N, C, H, W) float -> logits (N, K); `outputs` also returns the auxiliary logits, by name.
 
-    Raises UsageError for images of another number of channels, or smaller than `min_size`.
+    Raises UsageError for images with another number of channels, or smaller than `min_size`.
     """
 
     config: GoogLeNetConfig
@@ -101,9 +102,9 @@ class GoogLeNet(Network):
                 self.aux[name] = _aux_head(config, channels)
         self.average = GlobalAveragePool() if config.head == "gap" else nn.Flatten()
         self.dropout = Dropout(config.dropout) if config.head != "fc" and config.dropout else nn.Identity()
-        cells = 1 if config.head == "gap" else map_size(config.size[0]) * map_size(config.size[1])
-        self.linear = nn.Linear(channels * cells, config.num_classes)
-        _start(self)
+        pixels = 1 if config.head == "gap" else map_size(config.size[0]) * map_size(config.size[1])
+        self.linear = nn.Linear(channels * pixels, config.num_classes)
+        _initialise(self)
 
     @property
     def num_features(self) -> int:
@@ -112,22 +113,22 @@ class GoogLeNet(Network):
 
     @property
     def first_stages(self) -> tuple[list[nn.Module], list[nn.Module]]:
-        """The 7x7 convolution with its norm, then its whole unit."""
+        """The 7x7 convolution and its norm, then its whole unit."""
         first = cast("MLPConv", self.stem[0])
         return [first.convs[0], first.norms[0]], [first]
 
     @property
     def last_conv(self) -> None:
-        """None: a linear layer on the pooled features makes the logits."""
+        """None: the classifier is a linear layer on the pooled features."""
         return None
 
     @property
     def last_layer(self) -> nn.Linear:
-        """The layer that makes the logits."""
+        """The classifier layer."""
         return self.linear
 
     def _stages(self, x: Tensor) -> dict[str, Tensor]:
-        """(N, C, H, W) -> the feature maps of modules 4a, 4d (for the auxiliary heads) and 5b (the last)."""
+        """Return the feature maps of modules 4a and 4d, for the auxiliary heads, and of 5b, the last, by name."""
         self.check_input(x)
         stages = {}
         x = self.stem(x)
@@ -138,37 +139,37 @@ class GoogLeNet(Network):
         return stages
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, D, h, w): the output of the last Inception module."""
+        """Return the output of the last Inception module: (N, C, H, W) -> (N, D, h, w)."""
         return self._stages(x)[LAST]
 
     def forward_head(self, features: Tensor) -> Tensor:
-        """(N, D, h, w) -> logits (N, K)."""
+        """Return the logits of feature maps: (N, D, h, w) -> (N, K)."""
         if self.config.last_relu:
             return cast("Tensor", self.average(self._maps(self.dropout(features))))
         return cast("Tensor", self.linear(self.dropout(self.average(features))))
 
     def _maps(self, features: Tensor) -> Tensor:
-        maps = cast("Tensor", self.linear(features.movedim(1, -1))).movedim(-1, 1)  # as a 1x1 convolution
+        maps = cast("Tensor", self.linear(features.movedim(1, -1))).movedim(-1, 1)  # like a 1x1 convolution
         return maps.relu() if self.config.last_relu else maps
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the linear layer, and those of the auxiliary heads, for other classes."""
+        """Replace the last linear layers of the head and the auxiliary heads by new ones for `num_classes` classes."""
         self.config = replace(self.config, num_classes=num_classes)
-        fresh = GoogLeNet(self.config).to(self.linear.weight).train(self.training)
-        self.linear, self.num_classes = fresh.linear, num_classes
+        renewed = GoogLeNet(self.config).to(self.linear.weight).train(self.training)
+        self.linear, self.num_classes = renewed.linear, num_classes
         for name, head in self.aux.items():
-            cast("nn.Sequential", head)[-1] = cast("nn.Sequential", fresh.aux[name])[-1]
+            cast("nn.Sequential", head)[-1] = cast("nn.Sequential", renewed.aux[name])[-1]
 
     def category_maps(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, K, h, w): the linear layer at each place; their mean is the logits without dropout."""
+        """Apply the linear layer at each position: (N, K, h, w), whose spatial mean is the logits without dropout."""
         if self.fixed_size:
             raise UsageError(f"googlenet has head={self.config.head!r}; only head='gap' has category maps.")
         return self._maps(self.forward_features(x))
 
     def outputs(self, x: Tensor) -> GoogLeNetOutputs:
-        """(N, C, H, W) -> the logits, and those of the auxiliary heads where there are any.
+        """Return the logits (N, K) of the head and, if the network has them, of the auxiliary heads.
 
-        Raises UsageError for images whose size does not suit the auxiliary heads.
+        Raises UsageError for images of a size that the auxiliary heads do not accept.
         """
         stages = self._stages(x)
         logits = self.forward_head(stages[LAST])
@@ -193,25 +194,25 @@ def _unit(
     padding: int = 0,
     pool: nn.Module | None = None,
 ) -> MLPConv:
-    """One convolution with its norm and activation, and the pool that follows."""
+    """Return a convolution with norm, activation and pool."""
     return MLPConv(channels, (out,), kernel, stride, padding, config.activation, config.norm, pool=pool)
 
 
 def _response_norm(config: GoogLeNetConfig) -> nn.Module:
-    """Local response normalisation over 5 channels, as in the published model; nothing where there is batch norm."""
-    wanted = config.norm is None if config.response_norm is None else config.response_norm
-    return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75) if wanted else nn.Identity()
+    """Return local response normalisation over 5 channels, as published; an Identity with batch norm."""
+    enabled = config.norm is None if config.response_norm is None else config.response_norm
+    return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75) if enabled else nn.Identity()
 
 
 def _aux_head(config: GoogLeNetConfig, channels: int) -> nn.Sequential:
-    """5x5 average pool of stride 3, 1x1, two fully connected layers with dropout between (the paper's section 5)."""
+    """Return a 5x5 average pool of stride 3, a 1x1, and two linear layers with dropout between them (section 5)."""
     width, hidden = config.wide(AUX_CHANNELS), config.wide(AUX_HIDDEN)
-    cells = aux_size(config.size[0]) * aux_size(config.size[1])
+    pixels = aux_size(config.size[0]) * aux_size(config.size[1])
     return nn.Sequential(
         nn.AvgPool2d(5, 3),
         _unit(config, channels, width),
         nn.Flatten(),
-        nn.Linear(width * cells, hidden * activation_pieces(config.activation)),
+        nn.Linear(width * pixels, hidden * activation_pieces(config.activation)),
         make_activation(config.activation),
         Dropout(AUX_DROPOUT),
         nn.Linear(hidden, config.num_classes),
@@ -219,8 +220,8 @@ def _aux_head(config: GoogLeNetConfig, channels: int) -> nn.Sequential:
 
 
 @torch.no_grad()
-def _start(model: GoogLeNet) -> None:
-    """Initial weights: published ones are uniform with variance 1 / fan in and biases 0.2, 0 for the logits."""
+def _initialise(model: GoogLeNet) -> None:
+    """Initialise the weights; for "paper" uniform with variance 1 / fan in, and biases of 0.2, 0 for the logits."""
     convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if model.config.init != "paper":

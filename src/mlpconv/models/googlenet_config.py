@@ -1,10 +1,9 @@
-"""GoogLeNet as frozen data: its channels, its options, and what follows from them by arithmetic."""
+"""The configuration of GoogLeNet: its channels, its options, and the sizes and counts they imply."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 from mlpconv.errors import UsageError
 from mlpconv.layers import ACTIVATIONS, Norm, activation_pieces, convolved_size, pooled_size
@@ -12,15 +11,15 @@ from mlpconv.models.blocks import HEADS, widened
 from mlpconv.models.initialise import INITS
 from mlpconv.models.validate import (
     LIMITS,
+    JSONConfig,
+    check_count,
+    check_size,
     choice,
     flag,
-    known_keys,
-    large_enough,
+    integer,
     multiplier,
     rate,
     sides,
-    too_big,
-    whole,
 )
 
 __all__ = ["AUX_AFTER", "INCEPTION", "MIN_SIZE", "POOL_BEFORE", "STEM", "GoogLeNetConfig", "aux_size", "map_size"]
@@ -47,33 +46,35 @@ AUX_CHANNELS, AUX_HIDDEN, AUX_DROPOUT = 128, 1024, 0.7
 
 
 @dataclass(frozen=True)
-class GoogLeNetConfig:
-    """GoogLeNet as data; the published network is what the defaults say."""
+class GoogLeNetConfig(JSONConfig):
+    """Configuration of GoogLeNet; the defaults are the published network."""
 
+    family: ClassVar[str] = "googlenet"
     num_classes: int = 1000
     in_channels: int = 3
     size: tuple[int, int] = (224, 224)
-    """Rows and columns of the images it is meant for; auxiliary and fully connected heads accept no other."""
+    """Rows and columns of the images that the network is designed for; auxiliary and fully connected heads accept no
+    other."""
     aux_heads: bool = False
     width: float = 1.0
     activation: str = "relu"
     norm: Norm | None = None
-    """"batch" takes the place of the local response normalisation too."""
+    """"batch" also replaces the local response normalisation."""
     dropout: float = 0.4
     last_relu: bool = False
-    """Whether a ReLU follows the category maps, as in Network In Network; not published."""
+    """Whether a ReLU follows the category maps, as in Network In Network; the published network has none."""
     head: str = "gap"
     init: str = "paper"
     name: str = "googlenet"
     response_norm: bool | None = None
-    """Whether there is local response normalisation; None: where there is no batch norm."""
+    """Whether to use local response normalisation; None: if there is no batch norm."""
 
     def __post_init__(self) -> None:
         choice("name", self.name, ("googlenet",))
-        whole("num_classes", self.num_classes, 1, LIMITS["channels"])
-        whole("in_channels", self.in_channels, 1, LIMITS["channels"])
+        integer("num_classes", self.num_classes, 1, LIMITS["channels"])
+        integer("in_channels", self.in_channels, 1, LIMITS["channels"])
         least = AUX_MIN_SIZE if flag("aux_heads", self.aux_heads) else MIN_SIZE
-        large_enough(self.name, sides(self.size), least)
+        check_size(self.name, sides(self.size), least)
         multiplier("width", self.width)
         choice("activation", self.activation, ACTIVATIONS)
         if self.norm is not None:
@@ -87,21 +88,16 @@ class GoogLeNetConfig:
         choice("init", self.init, INITS)
         if self.response_norm is not None:
             flag("response_norm", self.response_norm)
-        too_big(self.name, self.parameters)
-
-    @property
-    def family(self) -> str:
-        """The name of this kind of configuration."""
-        return "googlenet"
+        check_count(self.name, self.parameters)
 
     @property
     def parameters(self) -> int:
-        """How many numbers training sets: weights, biases and norms."""
+        """Number of trainable parameters: weights, biases and norms."""
         pieces, norm = activation_pieces(self.activation), 2 if self.norm else 0
         total = sum(out * pieces * (area * fan + 1 + norm) for fan, out, area in self._convolutions())
         features = self.wide(384) + self.wide(384) + 2 * self.wide(128)
-        cells = 1 if self.head == "gap" else map_size(self.size[0]) * map_size(self.size[1])
-        total += self.num_classes * (features * cells + 1)
+        pixels = 1 if self.head == "gap" else map_size(self.size[0]) * map_size(self.size[1])
+        total += self.num_classes * (features * pixels + 1)
         if self.aux_heads:
             flat = self.wide(AUX_CHANNELS) * aux_size(self.size[0]) * aux_size(self.size[1])
             hidden = self.wide(AUX_HIDDEN)
@@ -109,36 +105,25 @@ class GoogLeNetConfig:
         return total
 
     def wide(self, channels: int) -> int:
-        """Channels under the width multiplier."""
+        """Return the channels times the width multiplier."""
         return widened(channels, self.width)
 
     def _convolutions(self) -> list[tuple[int, int, int]]:
-        """Channels in, channels out and kernel area of every convolution."""
-        first, reduced, before = (self.wide(channels) for channels in STEM)
-        found = [(self.in_channels, first, 49), (first, reduced, 1), (reduced, before, 9)]
+        """Return input channels, output channels and kernel area of every convolution."""
+        first, reduced, channels = (self.wide(width) for width in STEM)
+        convs = [(self.in_channels, first, 49), (first, reduced, 1), (reduced, channels, 9)]
         for name, published in INCEPTION:
-            one, reduce3, three, reduce5, five, pool = (self.wide(channels) for channels in published)
-            found += [(before, width, 1) for width in (one, reduce3, reduce5, pool)]
-            found += [(reduce3, three, 9), (reduce5, five, 25)]
-            before = one + three + five + pool
+            one, reduce3, three, reduce5, five, pool = (self.wide(width) for width in published)
+            convs += [(channels, width, 1) for width in (one, reduce3, reduce5, pool)]
+            convs += [(reduce3, three, 9), (reduce5, five, 25)]
+            channels = one + three + five + pool
             if self.aux_heads and name in AUX_AFTER:
-                found.append((before, self.wide(AUX_CHANNELS), 1))
-        return found
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able; `from_dict` is its inverse."""
-        return asdict(self) | {"size": list(self.size), "family": self.family}
-
-    @classmethod
-    def from_dict(cls, given: Mapping[str, Any]) -> GoogLeNetConfig:
-        """The configuration that `to_dict` wrote; UsageError for anything else."""
-        values = known_keys("The network", {key: given[key] for key in given if key != "family"}, cls)
-        values["size"] = sides(values.get("size", (224, 224)))
-        return cls(**values)
+                convs.append((channels, self.wide(AUX_CHANNELS), 1))
+        return convs
 
 
-def _grid(side: int, pools: int) -> int:
-    """Rows left of `side` after the 7x7 of stride 2 and so many pools; 0 or less where the image is too small."""
+def _rows(side: int, pools: int) -> int:
+    """Return the rows after the 7x7 of stride 2 and `pools` pools; 0 or less if the image is too small."""
     side = convolved_size(side, 7, 2, 3)
     for _ in range(pools):
         side = pooled_size(side) if side > 0 else side
@@ -146,13 +131,13 @@ def _grid(side: int, pools: int) -> int:
 
 
 def map_size(side: int) -> int:
-    """Rows of the category maps for images of `side` rows."""
-    return _grid(side, 4)
+    """Return the rows of the category maps for images of `side` rows."""
+    return _rows(side, 4)
 
 
 def aux_size(side: int) -> int:
-    """Rows of what an auxiliary head's 5x5 pool of stride 3 makes of images of `side` rows."""
-    return convolved_size(_grid(side, 3), 5, 3, 0)
+    """Return the rows after the 5x5 pool of an auxiliary head, for images of `side` rows."""
+    return convolved_size(_rows(side, 3), 5, 3, 0)
 
 
 MIN_SIZE = next(side for side in range(1, 225) if map_size(side) > 0)

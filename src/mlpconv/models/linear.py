@@ -1,8 +1,8 @@
-"""The baselines: the paper's networks with linear convolution layers in place of mlpconv layers.
+"""Linear baselines: the networks with convolution layers in place of mlpconv layers.
 
-A linear convolution layer is a convolution and ReLU (section 3.1: a generalised linear model of the patch). Each block
-keeps its first convolution and loses its 1x1s; one 1x1 makes the category maps. Fully connected heads (Table 5)
-are an option of every network: `head="fc"` and `head="fc+dropout"`.
+A linear convolution layer is a convolution and ReLU (section 3.1: a generalized linear model of the patch). Each block
+keeps its first convolution without the 1x1s; a last 1x1 outputs the category maps. Fully connected heads (Table 5) are
+an option of every network: `head="fc"` and `head="fc+dropout"`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["NETWORKS", "linear_baseline"]
 
 
 def linear_baseline(config: NINConfig) -> NINConfig:
-    """The same network with linear convolution layers; `nin_mnist` becomes `conv_mnist`."""
+    """Return the configuration with linear convolution layers; `nin_mnist` becomes `conv_mnist`."""
     blocks = []
     for index, block in enumerate(config.blocks):
         last = index == len(config.blocks) - 1

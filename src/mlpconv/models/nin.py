@@ -1,7 +1,8 @@
-"""Network In Network as data: a frozen configuration, and one module that builds from it (arXiv 1312.4400).
+"""Network In Network (Lin, Chen and Yan, arXiv 1312.4400): the module, and the configurations of the networks.
 
-The five published networks are `NETWORKS`; layers from the author's configurations. Every convolution has a bias and
-a ReLU, also the last 1x1 before global average pooling (`last_relu`); pooling is 3x3, stride 2, from 0, rounded up.
+The five published networks in `NETWORKS` have the layers of the author's configurations. Every convolution has a bias
+and a ReLU, including the last 1x1 before global average pooling (`last_relu`); pools are 3x3 with stride 2 and without
+padding, and their size is rounded up.
 """
 
 from __future__ import annotations
@@ -47,39 +48,39 @@ class NIN(Network):
         self.head = _make_head(config)
         stds = [std for block in config.blocks for std in block.stds or (STD,) * len(block.channels)]
         stds = [std for std, conv in zip(stds, self._convs(), strict=True) for _ in parts_of(conv)]
+        convs = [part for conv in self._convs() for part in parts_of(conv)]
         pieces = activation_pieces(config.activation)
-        parts = [part for conv in self._convs() for part in parts_of(conv)]
-        init_convs(parts, config.init, stds, pieces=pieces, maps_last=not self.fixed_size)
+        init_convs(convs, config.init, stds, pieces=pieces, maps_last=not self.fixed_size)
         if not isinstance(self.last_layer, nn.Conv2d):
             init_linear(self.last_layer, config.init, STD)
 
     def _convs(self) -> list[nn.Module]:
-        """Every convolution, or the chain that it is computed by."""
+        """Return every convolution, or the Sequential that it is factorized into."""
         return [conv for block in self.blocks for conv in cast("MLPConv", block).convs]
 
     @property
     def num_features(self) -> int:
-        """D, the channels before the last convolution; K before a fully connected head."""
+        """D, the channels before the last convolution; with a fully connected head K."""
         return self.num_classes if self.fixed_size else parts_of(self._convs()[-1])[0].in_channels
 
     @property
     def first_stages(self) -> tuple[list[nn.Module], list[nn.Module]]:
-        """The first convolution with its norm, then the first block."""
+        """The first convolution and its norm, then the first block."""
         first = cast("MLPConv", self.blocks[0])
         return [first.convs[0], first.norms[0]], [first]
 
     @property
     def last_conv(self) -> nn.Conv2d | None:
-        """The 1x1 that makes the category maps; None with a fully connected head."""
+        """The 1x1 whose outputs are the category maps; None with a fully connected head."""
         return None if self.fixed_size else parts_of(self._convs()[-1])[-1]
 
     @property
     def last_layer(self) -> nn.Conv2d | nn.Linear:
-        """The layer that makes the logits: the last 1x1, or the fully connected layer."""
+        """The last 1x1, or the fully connected layer."""
         return self.last_conv or cast("nn.Linear", cast("nn.Sequential", self.head)[-1])
 
     def _maps(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, K, h, w): the output of the last mlpconv layer."""
+        """Return the output of the last mlpconv layer: (N, C, H, W) -> (N, K, h, w)."""
         self.check_input(x)
         for block, dropout in zip(self.blocks, self.dropouts, strict=True):
             x = dropout(block(x))
@@ -90,7 +91,7 @@ class NIN(Network):
         return cast("Tensor", self.head(self._maps(x)))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, D, h, w): what the last convolution takes; a fully connected head takes its maps."""
+        """Return the input of the last convolution, or of the fully connected head: (N, C, H, W) -> (N, D, h, w)."""
         if self.fixed_size:
             return self._maps(x)
         self.check_input(x)
@@ -99,31 +100,34 @@ class NIN(Network):
         return cast("MLPConv", self.blocks[-1]).forward_hidden(x)
 
     def forward_head(self, features: Tensor) -> Tensor:
-        """(N, D, h, w) -> logits (N, K)."""
+        """Return the logits of feature maps: (N, D, h, w) -> (N, K)."""
         if not self.fixed_size:
             features = self.dropouts[-1](cast("MLPConv", self.blocks[-1]).forward_last(features))
         return cast("Tensor", self.head(features))
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the last convolution, and the fully connected head where there is one, for other classes."""
+        """Replace the last convolution, and a fully connected head, by new ones for `num_classes` classes."""
         block = self.config.blocks[-1]
         ranks = (*block.ranks[:-1], (0, 0)) if block.ranks else ()
         block = replace(block, channels=(*block.channels[:-1], num_classes), ranks=ranks)
         self.config = replace(self.config, blocks=(*self.config.blocks[:-1], block))
-        fresh = NIN(self.config).to(self.last_layer.weight).train(self.training)
-        cast("MLPConv", self.blocks[-1]).convs[-1] = cast("MLPConv", fresh.blocks[-1]).convs[-1]
-        self.head, self.num_classes = fresh.head, num_classes
+        renewed = NIN(self.config).to(self.last_layer.weight).train(self.training)
+        cast("MLPConv", self.blocks[-1]).convs[-1] = cast("MLPConv", renewed.blocks[-1]).convs[-1]
+        self.head, self.num_classes = renewed.head, num_classes
 
     def category_maps(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, K, h, w), whose spatial mean is the logits; UsageError for fully connected heads."""
+        """Return the category maps (N, K, h, w), whose spatial mean is the logits.
+
+        Raises UsageError for networks with a fully connected head.
+        """
         if self.fixed_size:
             raise UsageError(f"{self.config.name} has head={self.config.head!r}; only head='gap' has category maps.")
         return self._maps(x)
 
 
 def _make_block(config: NINConfig, block: Block, channels: int, *, last: bool) -> MLPConv:
-    """One block; the network's last convolution has no norm, and an activation only where `last_relu` says so."""
-    made = MLPConv(
+    """Return one block; the last convolution of the network has no norm, and an activation only with `last_relu`."""
+    layer = MLPConv(
         channels,
         block.channels,
         block.kernel,
@@ -136,44 +140,44 @@ def _make_block(config: NINConfig, block: Block, channels: int, *, last: bool) -
         pool_first=config.pool_first,
     )
     if last:
-        made.norms[-1] = nn.Identity()
+        layer.norms[-1] = nn.Identity()
     for index, ranks in enumerate(block.ranks):
-        made.convs[index] = low_rank(cast("nn.Conv2d", made.convs[index]), ranks)
-    return made
+        layer.convs[index] = low_rank(cast("nn.Conv2d", layer.convs[index]), ranks)
+    return layer
 
 
 def _make_head(config: NINConfig) -> nn.Module:
-    """Global average pooling, or the fully connected layer of the paper's Table 5 on the flattened last maps."""
+    """Return global average pooling, or the fully connected layer of the paper's Table 5 on the flattened maps."""
     if config.head == "gap":
         return GlobalAveragePool()
-    cells = config.map_size(config.size[0]) * config.map_size(config.size[1])
-    layers: list[nn.Module] = [nn.Flatten(), nn.Linear(config.num_classes * cells, config.num_classes)]
+    pixels = config.map_size(config.size[0]) * config.map_size(config.size[1])
+    layers: list[nn.Module] = [nn.Flatten(), nn.Linear(config.num_classes * pixels, config.num_classes)]
     if config.head == "fc+dropout":
         layers.insert(1, Dropout(config.dropout))
     return nn.Sequential(*layers)
 
 
-def _net(name: str, *blocks: Block, **settings: Any) -> NINConfig:
+def _config(name: str, *blocks: Block, **settings: Any) -> NINConfig:
     return NINConfig(name, blocks, **settings)
 
 
 _C1 = Block(5, (192, 160, 96), padding=2, pool="max", dropout=True)
 _C2 = Block(5, (192, 192, 192), padding=2, pool="max", dropout=True)
 
-_SAFE: dict[str, Any] = {"norm": "batch", "last_relu": False, "init": "identity"}
+_STABLE: dict[str, Any] = {"norm": "batch", "last_relu": False, "init": "identity"}
 
 NETWORKS: dict[str, NINConfig] = {
     config.name: config
     for config in (
-        _net("nin_cifar10", _C1, _C2, Block(3, (192, 192, 10), padding=1)),
-        _net("nin_cifar100", replace(_C1, stds=(0.001, 0.01, 0.01)), _C2, Block(3, (192, 192, 100), padding=1)),
-        _net(
+        _config("nin_cifar10", _C1, _C2, Block(3, (192, 192, 10), padding=1)),
+        _config("nin_cifar100", replace(_C1, stds=(0.001, 0.01, 0.01)), _C2, Block(3, (192, 192, 100), padding=1)),
+        _config(
             "nin_svhn",
             Block(5, (128, 96, 64), padding=2, pool="max", dropout=True),
             Block(5, (320, 256, 128), padding=2, pool="max", dropout=True),
             Block(5, (384, 256, 10), padding=2),
         ),
-        _net(
+        _config(
             "nin_mnist",
             Block(5, (96, 64, 48), padding=2, pool="max", dropout=True),
             Block(5, (128, 96, 48), padding=2, pool="max", dropout=True),
@@ -181,7 +185,7 @@ NETWORKS: dict[str, NINConfig] = {
             in_channels=1,
             size=(28, 28),
         ),
-        _net(
+        _config(
             "nin_imagenet",
             Block(11, (96, 96, 96), stride=4, pool="max", stds=(0.01, STD, STD)),
             Block(5, (256, 256, 256), padding=2, pool="max"),
@@ -189,7 +193,7 @@ NETWORKS: dict[str, NINConfig] = {
             Block(3, (1024, 1024, 1000), padding=1, stds=(STD, STD, 0.01)),
             size=(224, 224),
         ),
-        _net(
+        _config(
             "nin_tiny",
             Block(3, (32, 32, 32), padding=1, pool="max", dropout=True),
             Block(3, (48, 48, 48), padding=1, pool="max", dropout=True),
@@ -197,9 +201,9 @@ NETWORKS: dict[str, NINConfig] = {
             in_channels=1,
             size=(8, 8),
             dropout=0.0,
-            **_SAFE,
+            **_STABLE,
         ),
-        _net(
+        _config(
             "nin_photo",
             Block(5, (48, 48, 48), stride=2, padding=2, pool="max"),
             Block(3, (96, 96, 96), padding=1, pool="max", dropout=True),
@@ -207,7 +211,7 @@ NETWORKS: dict[str, NINConfig] = {
             Block(3, (192, 192, 10), padding=1),
             size=(64, 64),
             dropout=0.2,
-            **_SAFE,
+            **_STABLE,
         ),
     )
 }

@@ -1,4 +1,4 @@
-"""A convolution of lower rank as data: a pair of ranks, and the chain of convolutions without activations they mean."""
+"""A factorized convolution: a pair of ranks, and the sequence of convolutions that it describes."""
 
 from __future__ import annotations
 
@@ -9,32 +9,33 @@ from torch import nn
 __all__ = ["Ranks", "low_rank", "parameters_of", "parts_of"]
 
 Ranks = tuple[int, int]
-"""Channels behind a 1x1 before the convolution, and before a 1x1 behind it; 0 where there is no such 1x1."""
+"""Output channels of a 1x1 before the convolution, and input channels of a 1x1 after it; 0 without that 1x1."""
 
 
 def low_rank(conv: nn.Conv2d, ranks: Ranks) -> nn.Module:
-    """The convolution through so many channels: 1x1, k x k, 1x1, of which only the last has a bias; fresh weights.
+    """Return the convolution factorized as 1x1, k x k, 1x1 with new weights; only the last has a bias.
 
-    The convolution itself where both ranks are 0.
+    Returns the convolution itself if both ranks are 0.
     """
-    into, out = ranks
-    if not (into or out):
+    rank_in, rank_out = ranks
+    if not (rank_in or rank_out):
         return conv
-    kernel, stride, padding = (cast("tuple[int, int]", each) for each in (conv.kernel_size, conv.stride, conv.padding))
-    parts = [nn.Conv2d(conv.in_channels, into, 1, bias=False)] if into else []
-    parts.append(nn.Conv2d(into or conv.in_channels, out or conv.out_channels, kernel, stride, padding, bias=not out))
-    if out:
-        parts.append(nn.Conv2d(out, conv.out_channels, 1))
-    return nn.Sequential(*parts)
+    kernel, stride, padding = (cast("tuple[int, int]", pair) for pair in (conv.kernel_size, conv.stride, conv.padding))
+    convs = [nn.Conv2d(conv.in_channels, rank_in, 1, bias=False)] if rank_in else []
+    channels, out = rank_in or conv.in_channels, rank_out or conv.out_channels
+    convs.append(nn.Conv2d(channels, out, kernel, stride, padding, bias=not rank_out))
+    if rank_out:
+        convs.append(nn.Conv2d(rank_out, conv.out_channels, 1))
+    return nn.Sequential(*convs)
 
 
 def parts_of(conv: nn.Module) -> list[nn.Conv2d]:
-    """The convolutions of one of an mlpconv layer's `convs`, in order: itself, or its two or three of lower rank."""
+    """Return the convolutions of an entry of `MLPConv.convs`: itself, or the two or three it is factorized into."""
     return [part for part in conv.modules() if isinstance(part, nn.Conv2d)]
 
 
 def parameters_of(channels: int, out: int, area: int, ranks: Ranks = (0, 0)) -> int:
-    """Weights and biases of a convolution with a kernel of `area` taps, of these ranks."""
-    into, made = ranks
-    core = (into or channels) * area * (made or out)
-    return channels * into + core + made * out + out
+    """Return the number of weights and biases of a convolution with a kernel of `area` taps, at these ranks."""
+    rank_in, rank_out = ranks
+    core = (rank_in or channels) * area * (rank_out or out)
+    return channels * rank_in + core + rank_out * out + out

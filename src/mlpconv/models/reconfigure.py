@@ -1,4 +1,4 @@
-"""Operations that change a network of ours and its configuration together, so that a model file can hold the result."""
+"""Change a network of this package together with its configuration, so that a model file can hold the result."""
 
 from __future__ import annotations
 
@@ -25,48 +25,47 @@ WHOLE: Ranks = (0, 0)
 
 
 def fold_network(model: Network) -> tuple[Network, tuple[str, ...], dict[str, str]]:
-    """The network without norms where that is exact, and dropout; the names of what is gone, and why what stays."""
+    """Return the network without batch norm and dropout, the names removed, and the norms that stay with the reason."""
     norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
     kept: dict[str, str] = {}
     try:
-        made = fold_norm(model)
+        folded = fold_norm(model)
     except UsageError as error:
-        made, kept = copy.deepcopy(model), dict.fromkeys(norms, str(error))
-    gone = [name for name in norms if name not in kept]
-    for name, module in list(made.named_modules()):
+        folded, kept = copy.deepcopy(model), dict.fromkeys(norms, str(error))
+    removed = [name for name in norms if name not in kept]
+    for name, module in list(folded.named_modules()):
         if isinstance(module, nn.Dropout) and not name.startswith("aux"):
-            # In the head it holds a place in a Sequential, which its configuration counts.
-            made.set_submodule(
-                name, (nn.Dropout(0.0) if name.startswith("head") else nn.Identity()).train(module.training)
-            )
-            gone.append(name)
-    made.config = replace(cast("Any", made.config), dropout=0.0)
-    return made, tuple(gone), kept
+            # The head is a Sequential: without its dropout the names of its parameters would change.
+            identity = nn.Dropout(0.0) if name.startswith("head") else nn.Identity()
+            folded.set_submodule(name, identity.train(module.training))
+            removed.append(name)
+    folded.config = replace(cast("Any", folded.config), dropout=0.0)
+    return folded, tuple(removed), kept
 
 
 def block_of(model: nn.Module, where: str) -> int | None:
-    """The number of the block that a name stands for in one of our networks; None for any other name or network."""
-    found = re.fullmatch(r"blocks\.(\d+)", where) if isinstance(model, NIN) else None
-    return int(found[1]) if found else None
+    """Return the index of the block with this name in a Network In Network; None for other names and networks."""
+    match = re.fullmatch(r"blocks\.(\d+)", where) if isinstance(model, NIN) else None
+    return int(match[1]) if match else None
 
 
 def check_deeper(model: NIN, block: int, *, exact: bool) -> None:
-    """Refuse, with the reason, a block behind whose end no 1x1 can stand that changes nothing: SurgeryError."""
+    """Raise SurgeryError if no 1x1 can be appended to a block, or, with `exact`, not without changing the outputs."""
     config, old = model.config, cast("MLPConv", model.blocks[block])
     where, final = f"blocks.{block}", old.norms[-1]
     if block == len(model.blocks) - 1 and not config.last_relu:
         raise SurgeryError(
-            f"{where} ends in the category maps, which no activation follows, and one behind them would change the "
-            "logits: name an earlier block."
+            f"{where} ends in the category maps without an activation, and adding one changes the logits: name an "
+            "earlier block."
         )
     if exact and config.activation not in ("relu", "maxout", "identity"):
         raise SurgeryError(
-            f"{where} ends in {config.activation}, which does not give back what it made: use init='he' and train."
+            f"{where} ends in {config.activation}, and one more {config.activation} is not the identity: use init='he'."
         )
     if exact and isinstance(final, nn.BatchNorm2d) and old.pool_at == "conv" and bool((final.weight < 0).any()):
         raise SurgeryError(
-            f"{where}.norms.{len(old.norms) - 1} has negative weights, which turn the maximum of the pool before it "
-            "round; a 1x1 between the two undoes that: name another block."
+            f"{where}.norms.{len(old.norms) - 1} has negative weights after a max-pool, and a 1x1 between them is "
+            "not exact: name another block."
         )
 
 
@@ -76,11 +75,11 @@ def last_conv_of(model: NIN, block: int) -> nn.Conv2d:
 
 
 def add_pointwise(model: NIN, block: int, conv: nn.Module, norm: nn.Module | None) -> None:
-    """Append a 1x1 convolution to a block, in place, with the activation that its configuration has."""
+    """Append a 1x1 convolution with the activation of the configuration to a block, in place."""
     config, old = model.config, cast("MLPConv", model.blocks[block])
     normed, norm = norm is not None, norm or nn.Identity()
     if block == len(model.blocks) - 1 and normed:
-        # The network's last convolution has none; the one that was last now is not.
+        # The last convolution of the network has no norm; the former last one gets it.
         old.norms[-1], norm = norm, nn.Identity()
     mode = old.training
     for store, module in ((old.convs, conv), (old.norms, norm), (old.activations, old.activations[-1])):
@@ -93,23 +92,23 @@ def add_pointwise(model: NIN, block: int, conv: nn.Module, norm: nn.Module | Non
 
 
 def rank_reason(model: nn.Module, name: str) -> str:
-    """Why a layer of one of our networks keeps its rank; empty where it need not, and for other networks."""
+    """Return why a layer of a Network In Network cannot be factorized; empty if it can, and for other networks."""
     if not isinstance(model, NIN) or CONV.match(name):
         return ""
-    return "is the fully connected head, for which its architecture has no rank"
+    return "is the fully connected head, for which the configuration has no rank"
 
 
 def set_ranks(model: nn.Module, ranks: Mapping[str, Ranks]) -> None:
-    """In place: the configuration of a network whose convolutions of these names are computed at these ranks.
+    """Write the ranks of the named convolutions into the configuration of a Network In Network, in place.
 
-    A network that was slimmed before is left with the one that it has, which cannot say how it is now.
+    A configuration cannot describe a convolution that was factorized twice; then it stays as it is.
     """
-    places = {name: re.fullmatch(CONV, name) for name in ranks}
-    if not isinstance(model, NIN) or not all(places.values()):
+    matches = {name: re.fullmatch(CONV, name) for name in ranks}
+    if not isinstance(model, NIN) or not all(matches.values()):
         return
     blocks = list(model.config.blocks)
-    for name, place in places.items():
-        block, conv = (int(number) for number in cast("re.Match[str]", place).groups())
+    for name, match in matches.items():
+        block, conv = (int(number) for number in cast("re.Match[str]", match).groups())
         pairs = list(blocks[block].ranks or (WHOLE,) * len(blocks[block].channels))
         pairs[conv] = ranks[name]
         blocks[block] = replace(blocks[block], ranks=tuple(pairs))

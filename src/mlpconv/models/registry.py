@@ -1,4 +1,4 @@
-"""Networks by name, and networks from the data in a model file."""
+"""Create networks by name, and build them from the configuration in a model file."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from mlpconv.errors import UsageError, did_you_mean
 from mlpconv.models import efficientnet_lite, googlenet, linear, nin, squeezenet
 from mlpconv.models.base import Config, Network
 from mlpconv.models.blocks import NINConfig, widened
-from mlpconv.models.validate import LIMITS, choice, multiplier, sides, whole
+from mlpconv.models.validate import LIMITS, choice, integer, multiplier, sides
 from mlpconv.models.weights import load_pretrained, pretrained_config
 
 __all__ = ["FAMILY_OPTIONS", "build", "create_model", "list_models"]
 
 _COMMON: dict[str, str] = {
     "num_classes": "K, the number of classes",
-    "in_channels": "C, the channels of an image",
-    "size": "rows and columns of the images it is meant for: a number or two",
+    "in_channels": "C, the number of image channels",
+    "size": "rows and columns of the images that the network is designed for: one number or two",
     "width": "multiplier of the hidden channels, rounded to multiples of 8",
-    "dropout": "share of values dropped in training; None is the network's own",
+    "dropout": "dropout probability in training; None is the default of the network",
 }
 _NIN_OPTIONS: dict[str, str] = {
     **_COMMON,
     "activation": "relu, leaky_relu, elu, gelu, silu, maxout or identity",
-    "norm": "None or batch: batch norm after every convolution but the last",
-    "last_relu": "whether the activation follows the last 1x1 as well",
+    "norm": "None or batch: batch norm after every convolution except the last",
+    "last_relu": "whether an activation follows the last 1x1",
     "head": "gap, fc or fc+dropout",
     "init": "paper, he or identity",
     "pool2": "max or avg: the pool after the second block",
-    "pool_first": "whether max-pooling comes before norm and activation",
+    "pool_first": "whether max-pooling precedes norm and activation",
 }
 _GOOGLENET_OPTIONS: dict[str, str] = {
     **{name: text for name, text in _NIN_OPTIONS.items() if name not in ("pool2", "pool_first")},
-    "aux_heads": "whether to have the two auxiliary heads of training",
+    "aux_heads": "whether to create the two auxiliary heads for training",
 }
 
 
 def _nin_with(config: Config, options: dict[str, Any]) -> NINConfig:
-    """Return the configuration of a Network In Network with options in place of its own values."""
+    """Return the configuration of a Network In Network with the options replaced."""
     if not isinstance(config, NINConfig):
-        raise UsageError(f"{config.name} is no Network In Network.")
+        raise UsageError(f"{config.name} is a {config.family} network; a Network In Network is accepted.")
     width = multiplier("width", options.pop("width", 1.0))
-    classes = whole("num_classes", options.pop("num_classes", config.num_classes), 1, LIMITS["channels"])
+    classes = integer("num_classes", options.pop("num_classes", config.num_classes), 1, LIMITS["channels"])
     blocks = [replace(block, channels=tuple(widened(c, width) for c in block.channels)) for block in config.blocks]
     blocks[-1] = replace(blocks[-1], channels=(*blocks[-1].channels[:-1], classes))
     if "pool2" in options:
@@ -53,12 +53,12 @@ def _nin_with(config: Config, options: dict[str, Any]) -> NINConfig:
 
 @dataclass(frozen=True)
 class _Family:
-    """Networks that one module builds from one kind of configuration."""
+    """The network class, configuration and options of a family."""
 
     network: Callable[[Any], Network]
     from_dict: Callable[[Mapping[str, Any]], Any]
     options: dict[str, str]
-    """What `create_model` accepts, each with a sentence of help."""
+    """The options of `create_model`, each with its help."""
     with_options: Callable[[Any, dict[str, Any]], Any] = lambda config, options: replace(config, **options)
 
 
@@ -78,7 +78,7 @@ _FAMILIES: dict[str, _Family] = {
     ),
 }
 FAMILY_OPTIONS: dict[str, dict[str, str]] = {name: family.options for name, family in _FAMILIES.items()}
-"""What `create_model` accepts for each family, each with a sentence of help."""
+"""The options of `create_model` for each family, each with its help."""
 
 _CONFIGS: dict[str, Config] = {
     **nin.NETWORKS,
@@ -88,17 +88,17 @@ _CONFIGS: dict[str, Config] = {
 
 
 def list_models() -> list[str]:
-    """Return the names that `create_model` takes, in alphabetical order."""
+    """Return the names that `create_model` accepts, sorted."""
     return sorted(_CONFIGS)
 
 
 def create_model(name: str, *, pretrained: bool = False, **options: Any) -> Network:
-    """Return the network of this name with random weights, or with those that ship with the package.
+    """Return a network by name, with random weights or, with `pretrained`, the weights that ship with the package.
 
-    `options` are the keywords of its family (`FAMILY_OPTIONS`). With `pretrained=True` the network starts from the
-    configuration of the shipped weights; for another `num_classes` the classifier is freshly initialised, for other
-    `in_channels` the first convolution shares its weights among them. Raises UsageError for an unknown name, option or
-    value, and where no weights ship or they do not fit the options.
+    `options` are those of the network's family (`FAMILY_OPTIONS`). With `pretrained=True` their defaults are the
+    configuration of the shipped weights; a different `num_classes` initialises a new classifier, and different
+    `in_channels` each get the mean filter of the first convolution. Raises UsageError for an unknown name, option or
+    value, and if no weights ship for this network or they do not fit the options.
     """
     if name not in _CONFIGS:
         raise UsageError(f"There is no model {name!r}; {did_you_mean(str(name), _CONFIGS)}")
@@ -117,7 +117,7 @@ def create_model(name: str, *, pretrained: bool = False, **options: Any) -> Netw
 
 
 def build(config: Mapping[str, Any]) -> Network:
-    """Return the network that a configuration's `to_dict()` describes; raise UsageError for anything else."""
+    """Return the network of a configuration written by `to_dict()`; raise UsageError for anything else."""
     name = config.get("family") if isinstance(config, Mapping) else None
     family = _FAMILIES[choice("A network's family", name, _FAMILIES)]
     return family.network(family.from_dict(config))

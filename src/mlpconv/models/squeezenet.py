@@ -1,15 +1,14 @@
 """SqueezeNet 1.1 (Iandola et al., arXiv 1602.07360; version 1.1 as its authors published it): 1,235,496 parameters.
 
-A fire module squeezes its channels with a 1x1 convolution and expands them with 1x1 and 3x3 convolutions side by side.
-The head is that of Network In Network: a 1x1 convolution to one map per class, ReLU, global average pooling. Parameters
-have torchvision's names. All pools round up, as in the published Caffe network.
+A fire module squeezes its channels with a 1x1 convolution and expands them with parallel 1x1 and 3x3 convolutions. The
+head is that of Network In Network: a 1x1 convolution to one map per class, ReLU, global average pooling. Parameters
+have torchvision's names. The size of all pools is rounded up, as in the published Caffe network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +19,18 @@ from mlpconv.models.base import Network
 from mlpconv.models.blocks import widened
 from mlpconv.models.dropout import Dropout
 from mlpconv.models.initialise import init_convs
-from mlpconv.models.validate import LIMITS, choice, flag, known_keys, large_enough, multiplier, rate, sides, too_big
-from mlpconv.models.validate import whole as whole_number
+from mlpconv.models.validate import (
+    LIMITS,
+    JSONConfig,
+    check_count,
+    check_size,
+    choice,
+    flag,
+    integer,
+    multiplier,
+    rate,
+    sides,
+)
 
 __all__ = ["CONFIG", "SqueezeNet", "SqueezeNetConfig"]
 
@@ -30,17 +39,18 @@ STEM = 64
 FIRES = ((16, 64), (16, 64), (32, 128), (32, 128), (48, 192), (48, 192), (64, 256), (64, 256))
 """Channels of each fire module: squeeze, and each of its two expansions."""
 POOL_BEFORE = (0, 2, 4)
-"""Fire modules that a 3x3 max-pool of stride 2 precedes."""
+"""Fire modules after a 3x3 max-pool of stride 2."""
 
 
 @dataclass(frozen=True)
-class SqueezeNetConfig:
-    """SqueezeNet 1.1 as data; the defaults are the published network."""
+class SqueezeNetConfig(JSONConfig):
+    """Configuration of SqueezeNet 1.1; the defaults are the published network."""
 
+    family: ClassVar[str] = "squeezenet"
     num_classes: int = 1000
     in_channels: int = 3
     size: tuple[int, int] = (227, 227)
-    """Rows and columns of the images it is meant for; it accepts any from `min_size` up."""
+    """Rows and columns of the images that the network is designed for; any from `min_size` up is accepted."""
     width: float = 1.0
     """Multiplier of the hidden channels, rounded to multiples of 8."""
     dropout: float = 0.5
@@ -50,23 +60,18 @@ class SqueezeNetConfig:
 
     def __post_init__(self) -> None:
         choice("name", self.name, ("squeezenet",))
-        whole_number("num_classes", self.num_classes, 1, LIMITS["channels"])
-        whole_number("in_channels", self.in_channels, 1, LIMITS["channels"])
-        large_enough(self.name, sides(self.size), MIN_SIZE)
+        integer("num_classes", self.num_classes, 1, LIMITS["channels"])
+        integer("in_channels", self.in_channels, 1, LIMITS["channels"])
+        check_size(self.name, sides(self.size), MIN_SIZE)
         multiplier("width", self.width)
         rate("dropout", self.dropout)
         flag("last_relu", self.last_relu)
-        too_big(self.name, self.parameters)
+        check_count(self.name, self.parameters)
 
     @property
     def fires(self) -> list[tuple[int, int]]:
-        """Channels of each fire module under the width multiplier: squeeze, and each expansion."""
+        """Channels of each fire module times the width multiplier: squeeze, and each expansion."""
         return [(widened(squeeze, self.width), widened(expand, self.width)) for squeeze, expand in FIRES]
-
-    @property
-    def family(self) -> str:
-        """The name of this kind of configuration."""
-        return "squeezenet"
 
     @property
     def parameters(self) -> int:
@@ -78,20 +83,9 @@ class SqueezeNetConfig:
             channels = 2 * expand
         return total + self.num_classes * (channels + 1)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the configuration as JSON-able data; `from_dict` is its inverse."""
-        return asdict(self) | {"size": list(self.size), "family": self.family}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> SqueezeNetConfig:
-        """Return the configuration that `to_dict` wrote; raise UsageError for anything else."""
-        values = known_keys("The network", {key: data[key] for key in data if key != "family"}, cls)
-        values["size"] = sides(values.get("size", (227, 227)))
-        return cls(**values)
-
 
 class Fire(nn.Module):
-    """A fire module: 1x1 squeeze, then 1x1 and 3x3 expansions side by side. (N, C, H, W) -> (N, 2*expand, H, W)."""
+    """A fire module: 1x1 squeeze, then parallel 1x1 and 3x3 expansions. (N, C, H, W) -> (N, 2*expand, H, W)."""
 
     def __init__(self, channels: int, squeeze: int, expand: int) -> None:
         super().__init__()
@@ -108,7 +102,7 @@ class Fire(nn.Module):
 class SqueezeNet(Network):
     """SqueezeNet 1.1: (N, C, H, W) float -> logits (N, K).
 
-    Raises UsageError for images of another number of channels, or smaller than `min_size`.
+    Raises UsageError for images with another number of channels, or smaller than `min_size`.
     """
 
     config: SqueezeNetConfig
@@ -139,43 +133,43 @@ class SqueezeNet(Network):
 
     @property
     def first_stages(self) -> tuple[list[nn.Module], list[nn.Module]]:
-        """The convolution on the image, then all modules before the second pool."""
+        """The first convolution, then all modules before the second pool."""
         return [self.features[0]], [self.features[index] for index in range(5)]
 
     @property
     def last_conv(self) -> nn.Conv2d:
-        """The 1x1 convolution that makes the category maps."""
+        """The 1x1 convolution whose outputs are the category maps."""
         return cast("nn.Conv2d", self.classifier[1])
 
     @property
     def last_layer(self) -> nn.Conv2d:
-        """The layer that makes the logits."""
+        """The classifier layer."""
         return self.last_conv
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, D, h, w): the output of the last fire module."""
+        """Return the output of the last fire module: (N, C, H, W) -> (N, D, h, w)."""
         self.check_input(x)
         return cast("Tensor", self.features(x))
 
     def forward_head(self, features: Tensor) -> Tensor:
-        """(N, D, h, w) -> logits (N, K)."""
+        """Return the logits of feature maps: (N, D, h, w) -> (N, K)."""
         return cast("Tensor", self.average(self.classifier(features)))
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the last 1x1 convolution by a freshly initialised one of `num_classes` outputs."""
+        """Replace the last 1x1 convolution by a newly initialised one with `num_classes` outputs."""
         self.config = replace(self.config, num_classes=num_classes)
-        fresh = nn.Conv2d(self.num_features, num_classes, 1)
-        init_convs([fresh], "he", [0.0], pieces=1, maps_last=True)
-        self.classifier[1] = fresh.to(self.last_layer.weight).train(self.training)
+        classifier = nn.Conv2d(self.num_features, num_classes, 1)
+        init_convs([classifier], "he", [0.0], pieces=1, maps_last=True)
+        self.classifier[1] = classifier.to(self.last_layer.weight).train(self.training)
         self.num_classes = num_classes
 
     def category_maps(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, K, h, w), whose spatial mean is the logits."""
+        """Return the category maps (N, K, h, w), whose spatial mean is the logits."""
         return cast("Tensor", self.classifier(self.forward_features(x)))
 
 
 def map_size(side: int) -> int:
-    """Return the rows of the category maps for images of `side` rows; 0 or less where the image is too small."""
+    """Return the rows of the category maps for images of `side` rows; 0 or less if the image is too small."""
     side = convolved_size(side, 3, 2, 0)
     for _ in POOL_BEFORE:
         side = pooled_size(side) if side > 0 else side

@@ -1,4 +1,4 @@
-"""The weights that ship with the package, as a starting point for a network of other classes or channels."""
+"""Load the weights that ship with the package, also into a network with other classes or channels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pretrained_names() -> list[str]:
 
 
 def pretrained_config(name: str) -> dict[str, Any]:
-    """Return the configuration of shipped weights as data; raise UsageError where none ship under this name."""
+    """Return the configuration of a network's shipped weights; raise UsageError for a network without them."""
     with safe_open(pretrained_path(name), framework="pt") as file:
         config: dict[str, Any] = json.loads(file.metadata()["mlpconv"])["model"]
     return config
@@ -34,11 +34,10 @@ def pretrained_config(name: str) -> dict[str, Any]:
 
 @torch.no_grad()
 def load_pretrained(network: Network, name: str) -> None:
-    """Copy shipped weights into a network, all but the classifier where its number of classes differs.
+    """Copy shipped weights into a network, except for the classifier if its number of classes differs.
 
-    A first convolution of other channels gets the mean of the shipped filters' channels, scaled so that a grey image
-    given to each channel has the activations that it has in the shipped network. Raises UsageError, naming the
-    parameter, where any other shape differs.
+    If the number of input channels differs, each gets the mean of the shipped filters over their channels, scaled so
+    that a grey image has the same activations. Raises UsageError, naming the parameter, if any other shape differs.
     """
     with safe_open(pretrained_path(name), framework="pt") as file:
         shipped = {key.removeprefix(PREFIX): file.get_tensor(key) for key in file.keys() if key.startswith(PREFIX)}  # noqa: SIM118
@@ -60,12 +59,12 @@ def load_pretrained(network: Network, name: str) -> None:
 
 
 def _with_channels(weight: Tensor, channels: int) -> Tensor:
-    """(D, C, k, k) -> (D, channels, k, k) whose sum over the channels is the same."""
+    """Return (D, C, k, k) as (D, channels, k, k) with equal channels and the same sum over them."""
     return (weight.float().sum(1, keepdim=True) / channels).expand(-1, channels, -1, -1)
 
 
 def pretrained_path(name: str) -> Path:
-    """Return the model file of shipped weights; raise UsageError where none ship under this name."""
+    """Return the model file of a network's shipped weights; raise UsageError for a network without them."""
     if name not in pretrained_names():
         raise UsageError(f"No weights of {name!r} ship with the package; {did_you_mean(name, pretrained_names())}")
     return WEIGHTS / f"{name}.safetensors"

@@ -1,4 +1,4 @@
-"""What a cheaper network loses: error against multiply-adds."""
+"""Plot the error of a factorized network against its multiply-adds."""
 
 from __future__ import annotations
 
@@ -14,55 +14,54 @@ from mlpconv.plots.style import ACCENT, BASE, GOOD, QUIET, new_figure, short, st
 
 __all__ = ["tradeoff"]
 
-WAYS = {"activations": ("by activations, not fitted", ACCENT), "weights": ("by weights", BASE)}
+CURVES = {"activations": ("by activations, not fitted", ACCENT), "weights": ("by weights", BASE)}
 LOG_FROM = 12.0
-"""The span, largest to smallest, from which a linear axis would hide the low end."""
-CLEAR = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8}
+"""Ratio of largest to smallest error from which the axis is logarithmic."""
+BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8}
 
 
 @styled
 def tradeoff(report: Mapping[str, Any]) -> Figure:
-    """The curve of a `factorize` report's to_dict(): error (%) against the share of the multiply-adds that is left.
+    """Plot error (%) against the multiply-adds kept (%) from a `factorize` report's to_dict().
 
-    The classification error where it was measured, else the share of the outputs' variance that is lost. The dot is the
-    network that was made. Raises UsageError for a report without a curve.
+    The error is the classification error if it was measured, otherwise the fraction of the outputs' variance lost. The
+    dot is the factorized network. Raises UsageError for a report without a curve.
     """
     details = report.get("details", {})
     points = details.get("curve") or []
     if not points:
-        raise UsageError("The report has no curve: call factorize with curve=True, and leave it room to cut.")
+        raise UsageError("The report has no curve: call factorize with curve=True, and include the costly layers.")
     kind = "classes" if "classes" in details["error"]["after"] else "output"
     figure = new_figure(6.4, 4.2)
     axes = figure.add_subplot()
-    axes.set_title(f"{short(report['model'], 30)} computed at lower ranks")
-    seen = [_line(axes, points, way, kind) for way in WAYS if way in points[0]]
-    made = 100 * report["after"]["macs"] / report["before"]["macs"], 100 * details["error"]["after"][kind]
+    axes.set_title(f"{short(report['model'], 30)}, factorized")
+    curves = [_curve(axes, points, by, kind) for by in CURVES if by in points[0]]
+    result = 100 * report["after"]["macs"] / report["before"]["macs"], 100 * details["error"]["after"][kind]
     before = 100 * details["error"]["before"][kind]
-    axes.plot(*made, "o", color=GOOD, markersize=8, markeredgecolor="white", zorder=5, label="this network, fitted")
-    axes.annotate(
-        f"{made[1]:.3g} %", made, (0, -9), textcoords="offset points", ha="center", va="top", color=GOOD, bbox=CLEAR
-    )
+    axes.plot(*result, "o", color=GOOD, markersize=8, markeredgecolor="white", zorder=5, label="this network, fitted")
+    style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "top", "color": GOOD, "bbox": BOX}
+    axes.annotate(f"{result[1]:.3g} %", result, (0, -9), **style)
     if kind == "classes":
         axes.axhline(before, color=QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=0, label="the original")
-    _scale(axes, [value for line in seen for value in line] + [made[1]] + [before] * (kind == "classes"))
-    axes.set_ylabel("classification error, %" if kind == "classes" else "variance of the outputs that is lost, %")
-    axes.set_xlabel("multiply-adds that are left, %")
+    _scale(axes, [value for curve in curves for value in curve] + [result[1]] + [before] * (kind == "classes"))
+    axes.set_ylabel("classification error, %" if kind == "classes" else "lost variance of the outputs, %")
+    axes.set_xlabel("multiply-adds kept, %")
     axes.set_xlim(0, 102)
     axes.grid(axis="y")
     axes.legend(frameon=False, loc="best", fontsize=9)
     return figure
 
 
-def _line(axes: Axes, points: Sequence[Mapping[str, Any]], way: str, kind: str) -> list[float]:
-    """Draw one way to choose directions; returns its errors in per cent."""
-    name, colour = WAYS[way]
-    errors = [100 * point[way][kind] for point in points]
+def _curve(axes: Axes, points: Sequence[Mapping[str, Any]], by: str, kind: str) -> list[float]:
+    """Plot the curve of one choice of directions; return its errors in percent."""
+    name, colour = CURVES[by]
+    errors = [100 * point[by][kind] for point in points]
     axes.plot([100 * point["share"] for point in points], errors, marker="o", markersize=4, color=colour, label=name)
     return errors
 
 
 def _scale(axes: Axes, errors: Sequence[float]) -> None:
-    """From zero where that shows the course, else logarithmic."""
+    """Start the error axis at zero, or make it logarithmic for errors of very different size."""
     low, high = min(errors), max(errors)
     if low <= 0 or high / low < LOG_FROM:
         axes.set_ylim(0, 1.08 * high if high > 0 else 1)

@@ -1,1 +1,1 @@
-"""Folding: which layers merge exactly into the linear layer before them, and the arithmetic of the merge."""
+"""Folding: the rules for merging layers exactly into a neighbouring linear layer, and the arithmetic."""

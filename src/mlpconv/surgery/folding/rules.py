@@ -1,11 +1,11 @@
-"""What may be folded into what: the rules, on a network's graph, one change at a time until none applies."""
+"""Rules that fold batch norms and merge linear layers on a network's graph, applied until none holds."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import cast
 
@@ -34,42 +34,43 @@ __all__ = ["DROPPED", "Folding"]
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 DROPPED = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 DROPPED_ELSEWHERE = ("StochasticDepth", "DropPath", "DropBlock2d")
-"""Modules of torchvision and timm that do nothing in eval mode."""
+"""Modules of torchvision and timm that are the identity in eval mode."""
 AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 MAXIMA = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
 ADAPTIVE_AVERAGES = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 CLOSE = 1e-9
+"""Largest relative difference between a scaled layer and the layer times the scale."""
 
 
-def does_nothing(module: nn.Module) -> bool:
-    """Whether a module hands on what it is given, in eval mode."""
+def is_identity(module: nn.Module) -> bool:
+    """Return whether a module returns its input in eval mode."""
     return type(module) in (Dropout, *DROPPED) or type(module).__name__ in DROPPED_ELSEWHERE
 
 
 def opens(name: str, module: nn.Module) -> bool:
-    """Look into every module but those that the rules know, or that derive from one they know."""
-    known = isinstance(module, (*LAYERS, nn.modules.batchnorm._BatchNorm)) or does_nothing(module)
+    """Return whether to trace inside a module: not if the rules handle it or a base class of it."""
+    known = isinstance(module, (*LAYERS, nn.modules.batchnorm._BatchNorm)) or is_identity(module)
     return not known and open_all(name, module)
 
 
 class Refused(Exception):
-    """Why two steps stay two."""
+    """The reason why a rule does not apply."""
 
 
 class Folding:
-    """One network while it is folded; the network itself is only read."""
+    """Fold the modules of one network; `changes` collects the replacements, and the network itself is not changed."""
 
     def __init__(
         self, model: nn.Module, input_shape: tuple[int, int, int], untouchable: Mapping[str, str] = MappingProxyType({})
     ) -> None:
-        """`untouchable` names modules that stay, with the reason."""
+        """Trace the network for images of `input_shape`; `untouchable` maps modules that must stay to the reason."""
         self.root = trace(model, input_shape, opens=opens, training=False)
         self.graph = self.root.graph
         self.changes: OrderedDict[str, nn.Module] = OrderedDict()
-        """What takes the place of the module of each name."""
+        """The replacement of each changed module, by name."""
         self.kept: dict[str, str] = {}
-        """Each norm that stays, and why."""
-        self.untouchable = {**_read_apart(self.graph), **untouchable}
+        """The reason why each remaining norm stays, by name."""
+        self.untouchable = {**_read_directly(self.graph), **untouchable}
         self.single = {
             str(nodes[0].target)
             for module, nodes in calls_of(self.graph, self.root).items()
@@ -79,31 +80,31 @@ class Folding:
     def run(self) -> None:
         """Apply every rule wherever it holds."""
         for node in list(self.graph.find_nodes(op="call_module")):
-            if does_nothing(self.module(node)) and node.target not in self.untouchable:
+            if is_identity(self.module(node)) and node.target not in self.untouchable:
                 self._remove(node)
         for node in self._norms():
-            self._try(node, self._norm_into_before)
+            self._try(node, self._fold_backward)
         for node in self._norms():
-            self._try(node, self._norm_into_after)
+            self._try(node, self._fold_forward)
         for node in list(self.graph.find_nodes(op="call_module")):
-            # A layer may swallow the next one, and the one after that.
+            # A layer may absorb the next one, and the one after that.
             while self._merge(node):
                 pass
 
     def module(self, node: fx.Node) -> nn.Module:
-        """The module that a node calls."""
+        """Return the module that a node calls."""
         return cast("nn.Module", module_of(node, self.root))
 
     def _norms(self) -> list[fx.Node]:
         nodes = self.graph.find_nodes(op="call_module")
         return [node for node in nodes if isinstance(self.module(node), nn.modules.batchnorm._BatchNorm)]
 
-    def _try(self, node: fx.Node, rule: object) -> None:
+    def _try(self, node: fx.Node, rule: Callable[[fx.Node], None]) -> None:
         try:
-            rule(node)  # type: ignore[operator]
+            rule(node)
         except Refused as refusal:
-            reason, before = str(refusal), self.kept.get(str(node.target), "")
-            self.kept[str(node.target)] = "; ".join(dict.fromkeys(filter(None, (before, reason))))
+            reasons = [self.kept.get(str(node.target)), str(refusal)]
+            self.kept[str(node.target)] = "; ".join(dict.fromkeys(filter(None, reasons)))
         else:
             self.kept.pop(str(node.target), None)
 
@@ -112,146 +113,145 @@ class Folding:
         self.changes[str(node.target)] = module
 
     def _remove(self, node: fx.Node) -> None:
-        """Hand on what the node is given, in its place."""
+        """Replace a node by its input."""
         self.changes[str(node.target)] = nn.Identity()
         node.replace_all_uses_with(node.all_input_nodes[0])
         self.graph.erase_node(node)
 
-    def _own(self, node: fx.Node) -> nn.Module:
-        """The module of a node, which must be called once, share nothing and be read nowhere else; else Refused."""
+    def _changeable(self, node: fx.Node) -> nn.Module:
+        """Return the module of a node; Refused unless it is called once, shares no weights and is read nowhere else."""
         module, name = self.module(node), str(node.target)
         if name not in self.single:
             raise Refused(f"{name} is used more than once, or shares its weights")
         if is_parametrized(module):
-            raise Refused(f"the weights of {name} are worked out from others")
+            raise Refused(f"the weights of {name} are parametrized")
         if name in self.untouchable:
             raise Refused(self.untouchable[name])
         return module
 
-    def _norm_into_before(self, node: fx.Node) -> None:
-        norm = self._own(node)
+    def _fold_backward(self, node: fx.Node) -> None:
+        """Fold a norm into the layer before it."""
+        norm = self._changeable(node)
         source, pools = node.all_input_nodes[0], []
         while source.op == "call_module" and isinstance(self.module(source), (*AVERAGES, *ADAPTIVE_AVERAGES, *MAXIMA)):
             pools.append(source)
             source = source.all_input_nodes[0]
         if source.op != "call_module" or not isinstance(self.module(source), LAYERS):
-            raise Refused(f"no convolution or linear layer comes before it ({self._called(source)} does)")
-        for between in (source, *pools):
-            if len(between.users) > 1:
-                raise Refused(f"what {between.target} makes goes elsewhere, too")
-        layer = self._own(source)
+            raise Refused(f"it follows {self._describe(source)}, which is not a convolution or linear layer")
+        for step in (source, *pools):
+            if len(step.users) > 1:
+                raise Refused(f"the output of {step.target} has other consumers")
+        layer = self._changeable(source)
         if isinstance(layer, nn.Linear) and len(shape_of(source) or ()) != 2:
-            raise Refused(f"it normalises along another axis than {source.target} makes")
-        scale, shift = _numbers(norm, node)
+            raise Refused(f"it normalises another axis than the output channels of {source.target}")
+        scale, shift = _scale_and_shift(norm, node)
         for pool in pools:
             _check_pool(self.module(pool), str(pool.target), scale, shift)
-        rest = self._rest(node)
-        self._replace(source, self._checked(source, layer, scale_output(layer, scale, shift), scale, shift))
-        self._leave(node, rest)
+        activation = self._activation(node)
+        self._replace(source, self._check_scaled(source, layer, scale_output(layer, scale, shift), scale, shift))
+        if isinstance(activation, nn.Identity):
+            self._remove(node)
+        else:
+            self._replace(node, activation)
 
-    def _norm_into_after(self, node: fx.Node) -> None:
-        norm = self._own(node)
+    def _fold_forward(self, node: fx.Node) -> None:
+        """Fold a norm into the layers after it."""
+        norm = self._changeable(node)
         users = list(node.users)
         layers = []
         for user in users:
-            after = module_of(user, self.root)
-            if not isinstance(after, (*CONVS, nn.Linear)) or type(after) not in LAYERS:
-                raise Refused(f"no plain convolution or linear layer comes after it ({self._called(user)} does)")
-            layers.append(self._own(user))
+            layer = module_of(user, self.root)
+            if not isinstance(layer, (*CONVS, nn.Linear)) or type(layer) not in LAYERS:
+                raise Refused(f"it precedes {self._describe(user)}, which is not a plain convolution or linear layer")
+            layers.append(self._changeable(user))
         source = node.all_input_nodes[0]
         if len(source.users) > 1:
-            called = source.target if source.op == "call_module" else self._called(source)
-            raise Refused(f"what {called} makes goes elsewhere, too")
-        scale, shift = _numbers(norm, node)
+            name = source.target if source.op == "call_module" else self._describe(source)
+            raise Refused(f"the output of {name} has other consumers")
+        scale, shift = _scale_and_shift(norm, node)
         for user, layer in zip(users, layers, strict=True):
             if isinstance(layer, nn.Linear) and len(shape_of(node) or ()) != 2:
-                raise Refused(f"it normalises along another axis than {user.target} reads")
+                raise Refused(f"it normalises another axis than the input channels of {user.target}")
             if pads_zeros(layer) and bool(shift.any()):
-                raise Refused(f"{user.target} pads with zeros what it shifts")
-        if not isinstance(self._rest(node), nn.Identity):
+                raise Refused(f"{user.target} pads its input with zeros, which the shift of the norm would change")
+        if not isinstance(self._activation(node), nn.Identity):
             raise Refused("it does more than normalise")
         for user, layer in zip(users, layers, strict=True):
             self._replace(user, scale_input(layer, scale, shift))
-        self._leave(node, nn.Identity())
+        self._remove(node)
 
-    def _leave(self, node: fx.Node, rest: nn.Module) -> None:
-        """In the place of a norm, what it did beside."""
-        if isinstance(rest, nn.Identity):
-            self._remove(node)
-        else:
-            self._replace(node, rest)
-
-    def _rest(self, node: fx.Node) -> nn.Module:
-        """What a norm does after normalising: nothing, or for a norm with an activation of its own that."""
+    def _activation(self, node: fx.Node) -> nn.Module:
+        """Return the activation that a norm applies after normalising (timm's norms have one), or an Identity."""
         norm = self.module(node)
         if type(norm) in NORMS:
             return nn.Identity()
         try:
             inner = trace(norm, cast("tuple[int, int, int]", (shape_of(node) or ())[1:]), training=False)
         except MlpconvError as error:
-            raise Refused(f"it is a {type(norm).__name__}, whose forward cannot be followed") from error
-        steps = [each for each in inner.graph.nodes if each.op.startswith("call_") and shape_of(each) is not None]
-        functions = [each for each in steps if each.op != "call_module"]
-        if [each.target for each in functions] != [nn.functional.batch_norm] or steps[0] is not functions[0]:
+            raise Refused(f"it is a {type(norm).__name__}, whose forward pass cannot be traced") from error
+        steps = [step for step in inner.graph.nodes if step.op.startswith("call_") and shape_of(step) is not None]
+        functions = [step for step in steps if step.op != "call_module"]
+        if [step.target for step in functions] != [nn.functional.batch_norm] or steps[0] is not functions[0]:
             raise Refused(f"it is a {type(norm).__name__}, which does more than normalise")
-        after = {str(each.target): inner.get_submodule(str(each.target)) for each in steps[1:]}
-        after = {name: module for name, module in after.items() if not does_nothing(module)}
-        chained = all(len(each.all_input_nodes) == 1 and len(each.users) == 1 for each in steps[1:])
-        if not chained or any("." in name for name in after):
+        modules = {str(step.target): inner.get_submodule(str(step.target)) for step in steps[1:]}
+        activations = {name: module for name, module in modules.items() if not is_identity(module)}
+        chained = all(len(step.all_input_nodes) == 1 and len(step.users) == 1 for step in steps[1:])
+        if not chained or any("." in name for name in activations):
             raise Refused(f"it is a {type(norm).__name__}, which does more than normalise and activate")
-        return nn.Sequential(OrderedDict(after)) if after else nn.Identity()
+        return nn.Sequential(OrderedDict(activations)) if activations else nn.Identity()
 
-    def _checked(self, node: fx.Node, old: nn.Module, new: nn.Module, scale: Tensor, shift: Tensor) -> nn.Module:
-        """The new layer; of a class that we do not know it must be shown to be the old one scaled; else Refused."""
+    def _check_scaled(self, node: fx.Node, old: nn.Module, new: nn.Module, scale: Tensor, shift: Tensor) -> nn.Module:
+        """Return the new layer; Refused if `old` is of a subclass and `new` does not compute its scaled output."""
         if type(old) in LAYERS:
             return new
         image = torch.randn(shape_of(node.all_input_nodes[0]) or (), generator=torch.Generator().manual_seed(0))
-        one, other = (_precise(layer, image) for layer in (old, new))
-        wanted = one * scale.cpu().reshape(-1, *[1] * (one.dim() - 2)) + shift.cpu().reshape(-1, *[1] * (one.dim() - 2))
-        if not bool((other - wanted).abs().max() <= CLOSE * wanted.abs().max()):
-            raise Refused(f"{node.target} is a {type(old).__name__}, whose weight does not scale what it makes")
+        output, scaled = (_in_float64(layer, image) for layer in (old, new))
+        per_channel = (-1, *[1] * (output.dim() - 2))
+        expected = output * scale.cpu().reshape(per_channel) + shift.cpu().reshape(per_channel)
+        if not bool((scaled - expected).abs().max() <= CLOSE * expected.abs().max()):
+            raise Refused(f"{node.target} is a {type(old).__name__}, whose output does not scale with its weight")
         return new
 
     def _merge(self, node: fx.Node) -> bool:
-        """Make one layer of this one and the next, where that is exact and costs no more; whether it was done."""
+        """Merge a layer with the next if that is exact and needs no more multiply-adds; return whether it did."""
         if node._erased or len(node.users) != 1:
             return False
-        after = next(iter(node.users))
-        first, second = self.module(node), module_of(after, self.root)
-        if not _mergeable(first, second) or after.all_input_nodes != [node]:
+        user = next(iter(node.users))
+        first, second = self.module(node), module_of(user, self.root)
+        if not _mergeable(first, second) or user.all_input_nodes != [node]:
             return False
         try:
-            made = merge_linear(self._own(node), self._own(after))
+            merged = merge_linear(self._changeable(node), self._changeable(user))
         except Refused:
             return False
-        places = math.prod(_places(after))
-        apart = _weights(first) * math.prod(_places(node)) + _weights(cast("nn.Module", second)) * places
-        if _weights(made) * places > apart:
+        positions = math.prod(_positions(user))
+        separate = _weights(first) * math.prod(_positions(node)) + _weights(cast("nn.Module", second)) * positions
+        if _weights(merged) * positions > separate:
             return False
-        self._replace(node, made)
-        node.meta["val"] = after.meta["val"]
-        self._remove(after)
+        self._replace(node, merged)
+        node.meta["val"] = user.meta["val"]
+        self._remove(user)
         return True
 
-    def _called(self, node: fx.Node) -> str:
-        """A step in words."""
+    def _describe(self, node: fx.Node) -> str:
+        """Name a step for a message."""
         if node.op in ("placeholder", "output"):
-            return "the image itself" if node.op == "placeholder" else "the end"
+            return "the image" if node.op == "placeholder" else "the output of the network"
         module = module_of(node, self.root)
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "a function")
         return f"{name} ({type(module).__name__})" if module is not None else str(name)
 
 
-def _read_apart(graph: fx.Graph) -> dict[str, str]:
-    """The modules of which the forward pass reads a parameter or buffer by itself, beside calling them, and which."""
-    read: dict[str, str] = {}
+def _read_directly(graph: fx.Graph) -> dict[str, str]:
+    """Return the modules whose parameters or buffers the forward pass reads directly, each with the reason to keep."""
+    reasons: dict[str, str] = {}
     for node in graph.find_nodes(op="get_attr"):
         owner, _, name = str(node.target).rpartition(".")
-        read.setdefault(owner, f"the forward pass also uses {owner}.{name} by itself")
-    return read
+        reasons.setdefault(owner, f"the forward pass also reads {owner}.{name} directly")
+    return reasons
 
 
-def _numbers(norm: nn.Module, node: fx.Node) -> tuple[Tensor, Tensor]:
+def _scale_and_shift(norm: nn.Module, node: fx.Node) -> tuple[Tensor, Tensor]:
     try:
         return norm_scale_and_shift(cast("BatchNorm", norm), str(node.target))
     except UsageError as error:
@@ -259,33 +259,33 @@ def _numbers(norm: nn.Module, node: fx.Node) -> tuple[Tensor, Tensor]:
 
 
 def _check_pool(pool: nn.Module, name: str, scale: Tensor, shift: Tensor) -> None:
-    """Refused where scaling and shifting before this pool is not the same as after it."""
+    """Raise Refused if scaling and shifting before the pool differs from doing so after it."""
     if isinstance(pool, MAXIMA) and bool((scale < 0).any()):
         count = int((scale < 0).sum())
-        raise Refused(f"{count} of its weights are negative, and {name} between takes a maximum")
+        raise Refused(f"{count} of its weights are negative, and {name} before it takes a maximum")
     if isinstance(pool, AVERAGES) and bool(shift.any()):
         padded = (isinstance(pool.padding, int) and pool.padding) or pool.padding not in (0, (0,), (0, 0), (0, 0, 0))
         if (padded and pool.count_include_pad) or getattr(pool, "divisor_override", None) is not None:
-            raise Refused(f"{name} between averages zeros of its padding with what is shifted")
+            raise Refused(f"{name} before it averages zero padding, which the shift of the norm would change")
 
 
 def _mergeable(first: nn.Module, second: nn.Module | None) -> bool:
-    """Whether the two, one after the other, are exactly one layer of the kind."""
+    """Return whether two consecutive layers are exactly one layer of the same class."""
     if type(first) is not type(second) or type(first) not in LAYERS or isinstance(first, TRANSPOSED):
         return False
     if isinstance(first, nn.Linear):
         return True
-    one, two = cast("nn.Conv2d", first), cast("nn.Conv2d", second)
-    if one.groups > 1 or two.groups > 1:
+    conv, following = cast("nn.Conv2d", first), cast("nn.Conv2d", second)
+    if conv.groups > 1 or following.groups > 1:
         return False
-    if is_pointwise(two):
-        return one.padding != "same" or not any(step > 1 for step in two.stride)
-    # The second sees the first's bias only inside the image, and zeros around it.
-    return is_pointwise(one) and all(step == 1 for step in one.stride) and (is_plain(one) or not pads_zeros(two))
+    if is_pointwise(following):
+        return conv.padding != "same" or not any(step > 1 for step in following.stride)
+    # The second convolution sees the first one's bias inside the image only, and zeros in its padding.
+    return is_pointwise(conv) and set(conv.stride) == {1} and (is_plain(conv) or not pads_zeros(following))
 
 
-def _places(node: fx.Node) -> tuple[int, ...]:
-    """The pixels, or positions, at which a layer works."""
+def _positions(node: fx.Node) -> tuple[int, ...]:
+    """Return the output positions of a layer: (H, W) of feature maps, the leading dimensions of a linear layer."""
     shape = shape_of(node) or ()
     return shape[2:] if len(shape) > 3 else shape[1:-1]
 
@@ -295,6 +295,6 @@ def _weights(layer: nn.Module) -> int:
 
 
 @torch.no_grad()
-def _precise(layer: nn.Module, image: Tensor) -> Tensor:
-    """What the layer makes of the image, in float64 on the CPU."""
+def _in_float64(layer: nn.Module, image: Tensor) -> Tensor:
+    """Return the layer's output for the image, computed in float64 on the CPU."""
     return cast("Tensor", copy.deepcopy(layer).cpu().double().eval()(image.double()))

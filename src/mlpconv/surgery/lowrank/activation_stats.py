@@ -1,4 +1,4 @@
-"""What layers of a network see and make of images: moments, gathered by hooks, on a copy in eval mode."""
+"""Activation statistics: moments of the inputs and outputs of layers, gathered by hooks in eval mode."""
 
 from __future__ import annotations
 
@@ -16,109 +16,109 @@ from mlpconv.surgery.lowrank.factors import Basis, FactorizableLayer, basis_by_a
 from mlpconv.surgery.lowrank.moments import Moments, as_rows
 from mlpconv.surgery.proof.compare import flat_tensors, isolated_eval
 
-__all__ = ["PLACES", "bases_of", "outputs_of", "paired"]
+__all__ = ["POSITIONS", "bases_of", "outputs_of", "paired_moments"]
 
-PLACES = 64
-"""Pixels of each image that a layer is looked at, at most: neighbours tell little more."""
+POSITIONS = 64
+"""Largest number of positions sampled in each image: neighbouring pixels add little information."""
 TOKENS = 3
+"""Number of dimensions of tokens (N, L, C)."""
 
 
-class _Enough(Exception):
-    """The layer that was asked for has been called for the last time."""
+class _LastCall(Exception):
+    """Ends a forward pass after the last call of the sampled layer."""
 
 
-def _run(model: nn.Module, images: Tensor) -> Any:
+def _forward(model: nn.Module, images: Tensor) -> Any:
     weight = next((p for p in model.parameters() if p.is_floating_point()), images)
     with isolated_eval(model):
         return model(images.to(weight.device, weight.dtype))
 
 
 def outputs_of(model: nn.Module, batches: Sequence[LabelledBatch]) -> Tensor:
-    """What the network says of all images, one row each: tuples and maps laid side by side, in float32 on the CPU.
+    """Return the outputs for all images as (N, D) float32 on the CPU, all output tensors flattened and concatenated.
 
-    Raises SurgeryError, with its own words, where it cannot take them.
+    Raises SurgeryError with the network's own message if its forward pass fails.
     """
-    found = []
+    outputs = []
     try:
         for batch in batches:
-            parts = [tensor.flatten(1) for _, tensor in flat_tensors(_run(model, batch.images))]
-            found.append(torch.cat(parts, 1).float().cpu())
+            tensors = [tensor.flatten(1) for _, tensor in flat_tensors(_forward(model, batch.images))]
+            outputs.append(torch.cat(tensors, 1).float().cpu())
     except MlpconvError:
         raise
-    except Exception as error:  # the forward pass is not ours: it may raise anything
+    except Exception as error:  # a foreign forward pass may raise anything
         size = "x".join(map(str, batches[0].images.shape[1:]))
-        text = first_line(error)
-        raise SurgeryError(f"{type(model).__name__} fails on images of {size}: {text}") from error
-    return torch.cat(found)
+        raise SurgeryError(f"{type(model).__name__} fails on images of {size}: {first_line(error)}") from error
+    return torch.cat(outputs)
 
 
 def bases_of(
     model: nn.Module, batches: Sequence[LabelledBatch], candidates: Mapping[str, Candidate]
 ) -> dict[str, Basis]:
-    """The directions of each layer by what it sees and makes of the images."""
-    gathered: dict[str, tuple[Moments | None, Moments]] = {}
+    """Return the directions of each candidate by the statistics of its inputs and outputs on the images."""
+    statistics: dict[str, tuple[Moments | None, Moments]] = {}
 
-    def watch(name: str) -> Callable[..., None]:
+    def gather(name: str) -> Callable[..., None]:
         layer, (channels, out, _) = candidates[name].layer, candidates[name].sizes
-        seen = None if is_1x1(layer) else Moments(channels)
-        made = Moments(out)
-        gathered[name] = (seen, made)
+        input_moments = None if is_1x1(layer) else Moments(channels)
+        output_moments = Moments(out)
+        statistics[name] = (input_moments, output_moments)
 
         def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            generator = torch.Generator().manual_seed(made.count)
-            made.add(_sample(layer, output, generator))
-            if seen is not None:
-                seen.add(_sample(layer, inputs[0], generator))
+            generator = torch.Generator().manual_seed(output_moments.count)
+            output_moments.add(_sample(layer, output, generator))
+            if input_moments is not None:
+                input_moments.add(_sample(layer, inputs[0], generator))
 
         return hook
 
-    hooks = [model.get_submodule(name).register_forward_hook(watch(name)) for name in candidates]
+    hooks = [model.get_submodule(name).register_forward_hook(gather(name)) for name in candidates]
     try:
         for batch in batches:
-            _run(model, batch.images)
+            _forward(model, batch.images)
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: basis_by_activations(candidates[name].layer, *gathered[name]) for name in candidates}
+    return {name: basis_by_activations(candidates[name].layer, *statistics[name]) for name in candidates}
 
 
 def _sample(layer: FactorizableLayer, tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """Rows (P, C) of what a layer sees or makes, at some of the places of each image."""
+    """Return rows (P, C) of a layer's input or output at up to POSITIONS random positions of each image."""
     if tensor.dim() < TOKENS:
         return as_rows(tensor)
-    maps = tensor.movedim(-1, 1) if isinstance(layer, nn.Linear) else tensor  # a linear layer's channels come last
+    maps = tensor.movedim(-1, 1) if isinstance(layer, nn.Linear) else tensor  # the channels of a linear layer come last
     count = math.prod(maps.shape[2:])
-    return as_rows(maps.flatten(2).unsqueeze(3), torch.randperm(count, generator=generator)[:PLACES])
+    return as_rows(maps.flatten(2).unsqueeze(3), torch.randperm(count, generator=generator)[:POSITIONS])
 
 
-def paired(
-    original: nn.Module, changed: nn.Module, name: str, each: Candidate, batches: Sequence[LabelledBatch]
+def paired_moments(
+    original: nn.Module, factorized: nn.Module, name: str, candidate: Candidate, batches: Sequence[LabelledBatch]
 ) -> Moments:
-    """The moments of what a layer of the changed network makes, crossed with what that of the original makes."""
+    """Return the moments of a layer's output in the factorized network, crossed with those in the original."""
     moments: Moments | None = None
     for number, batch in enumerate(batches):
-        target, given = (_rows_of(model, name, each, batch, number) for model in (original, changed))
+        target, rows = (_output_rows(model, name, candidate, batch, number) for model in (original, factorized))
         if moments is None:
-            moments = Moments(given.shape[1], target.shape[1])
-        moments.add(given, target)
+            moments = Moments(rows.shape[1], target.shape[1])
+        moments.add(rows, target)
     return moments or Moments(1, 1)
 
 
-def _rows_of(model: nn.Module, name: str, each: Candidate, batch: LabelledBatch, seed: int) -> Tensor:
-    """Rows (P, C) of what the layer makes of a batch; the forward pass ends there."""
+def _output_rows(model: nn.Module, name: str, candidate: Candidate, batch: LabelledBatch, seed: int) -> Tensor:
+    """Return rows (P, C) of a layer's output for a batch; the forward pass ends at the layer's last call."""
     generator = torch.Generator().manual_seed(seed)
-    found: list[Tensor] = []
+    outputs: list[Tensor] = []
 
     def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-        found.append(_sample(each.layer, output, generator))
-        if len(found) == each.calls:
-            raise _Enough
+        outputs.append(_sample(candidate.layer, output, generator))
+        if len(outputs) == candidate.calls:
+            raise _LastCall
 
     handle = model.get_submodule(name).register_forward_hook(hook)
     try:
-        _run(model, batch.images)
-    except _Enough:
+        _forward(model, batch.images)
+    except _LastCall:
         pass
     finally:
         handle.remove()
-    return torch.cat(found)
+    return torch.cat(outputs)

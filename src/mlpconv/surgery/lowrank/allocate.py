@@ -1,9 +1,9 @@
-"""Which layer gets which rank: the least error for a cost, over the whole network.
+"""Allocate ranks to layers: the least total error for a cost, over the whole network.
 
-Each layer has options, each with a cost and an error; the layer as it is costs most and errs by nothing. Where the
-errors add up, the best choices of the network at a price of error for cost are the best of each layer, and these lie on
-the lower convex hulls of the layers' options. A walk down all hulls together, the best bargain first, passes through
-every such choice: a curve of cost against error that only falls.
+Each layer has options with a cost and an error; the original layer is the most expensive and has no error. If errors
+add up, the best choice at a given exchange rate of error for cost is the best option of each layer, and these options
+lie on the lower convex hull of the layer's options. Descending all hulls together, by the least error per saved
+multiply-add, passes through every such choice.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ __all__ = ["Choice", "Option", "choose", "hull", "path"]
 
 @dataclass(frozen=True)
 class Option:
-    """One way to compute a layer."""
+    """A pair of ranks of one layer, with its cost and error."""
 
     cost: int
     """Multiply-adds."""
     error: float
-    """What it adds to the network's error; 0 for the layer as it is."""
+    """Its share of the network's error; 0 for the original layer."""
     rank_in: int | None = None
     rank_out: int | None = None
 
@@ -31,21 +31,21 @@ class Option:
 class Choice:
     """One option for each layer."""
 
-    picked: tuple[Option, ...]
+    options: tuple[Option, ...]
 
     @property
     def cost(self) -> int:
         """Multiply-adds of all layers."""
-        return sum(option.cost for option in self.picked)
+        return sum(option.cost for option in self.options)
 
     @property
     def error(self) -> float:
-        """The errors of all layers, added."""
-        return sum(option.error for option in self.picked)
+        """The sum of the errors of all layers."""
+        return sum(option.error for option in self.options)
 
 
 def hull(options: Sequence[Option]) -> list[Option]:
-    """The options on the lower convex hull of error over cost, from the dearest (least error) to the cheapest."""
+    """Return the options on the lower convex hull of error over cost, from the most expensive to the cheapest."""
     best: list[Option] = []
     for option in sorted(options, key=lambda o: (o.cost, o.error)):
         if not best or option.error < best[-1].error:
@@ -55,45 +55,45 @@ def hull(options: Sequence[Option]) -> list[Option]:
     return best[::-1]
 
 
-def _slope(cheap: Option, dear: Option) -> float:
-    """Error per multiply-add between two options; negative."""
-    return (dear.error - cheap.error) / (dear.cost - cheap.cost)
+def _slope(cheap: Option, costly: Option) -> float:
+    """Return the error per multiply-add between two options, a negative number."""
+    return (costly.error - cheap.error) / (costly.cost - cheap.cost)
 
 
 def path(layers: Sequence[Sequence[Option]]) -> list[Choice]:
-    """From the network with least error to the cheapest, each step the one that saves most for its error."""
+    """Return the choices from least error to least cost; each step adds the least error per saved multiply-add."""
     hulls = [hull(options) for options in layers]
     steps = [
-        (-_slope(cheap, dear), layer, place)
+        (-_slope(cheap, costly), layer, index)
         for layer, options in enumerate(hulls)
-        for place, (dear, cheap) in enumerate(pairwise(options), 1)
+        for index, (costly, cheap) in enumerate(pairwise(options), 1)
     ]
-    at = [0] * len(hulls)
+    indices = [0] * len(hulls)
     choices = [Choice(tuple(options[0] for options in hulls))]
-    for _, layer, place in sorted(steps):
-        at[layer] = place
-        choices.append(Choice(tuple(options[i] for options, i in zip(hulls, at, strict=True))))
+    for _, layer, index in sorted(steps):
+        indices[layer] = index
+        choices.append(Choice(tuple(options[i] for options, i in zip(hulls, indices, strict=True))))
     return choices
 
 
 def choose(layers: Sequence[Sequence[Option]], budget: int) -> Choice | None:
-    """The choice of least error, nearly, that costs at most `budget`; None where even the cheapest costs more.
+    """Return a choice of nearly least error that costs at most `budget`; None if even the cheapest costs more.
 
-    It is the first of the path that fits, and what is left of the budget is spent where it gains most.
+    It is the first choice of the path that fits; the rest of the budget is spent greedily where it saves most error.
     """
     fitting = next((choice for choice in path(layers) if choice.cost <= budget), None)
     if fitting is None:
         return None
-    picked = list(fitting.picked)
+    chosen = list(fitting.options)
     while True:
-        left = budget - sum(option.cost for option in picked)
+        left = budget - sum(option.cost for option in chosen)
         gains = [
-            (picked[layer].error - option.error, layer, option)
+            (chosen[layer].error - option.error, layer, option)
             for layer, options in enumerate(layers)
             for option in options
-            if option.error < picked[layer].error and option.cost - picked[layer].cost <= left
+            if option.error < chosen[layer].error and option.cost - chosen[layer].cost <= left
         ]
         if not gains:
-            return Choice(tuple(picked))
+            return Choice(tuple(chosen))
         _, layer, option = max(gains, key=lambda gain: gain[0])
-        picked[layer] = option
+        chosen[layer] = option

@@ -1,4 +1,4 @@
-"""A short training after surgery, on the images at hand."""
+"""Fine-tune a factorized network by distillation from the original, on the calibration images."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from mlpconv.surgery.proof.compare import flat_tensors
 
 __all__ = ["distill"]
 
-RATE = 1e-4
-"""Adam's: the network is nearly right, and a large step would forget why."""
-LEAST = 1e-12
+LEARNING_RATE = 1e-4
+"""Of Adam; small, since the network is already close to the original."""
+MIN_VARIANCE = 1e-12
 
 
 def distill(model: nn.Module, original: nn.Module, batches: Sequence[LabelledBatch], steps: int) -> None:
-    """In place: `steps` steps of Adam, a batch each, towards what the original says (Hinton et al., arXiv 1503.02531).
+    """Train `model` in place, for `steps` steps of Adam, towards the outputs of `original`.
 
-    The images at hand are few, and the original knows more about them than their labels tell. In eval mode, so that
-    norms and dropout stay as they are; the learning rate falls to 0 along a cosine. Raises SurgeryError where no
-    parameter may be trained or the loss is no number.
+    This is distillation (Hinton et al., arXiv 1503.02531): for a few images the original's outputs carry more
+    information than labels. Training is in eval mode, so that batch norm keeps its statistics and dropout is off; the
+    learning rate follows a cosine to 0. Raises SurgeryError if no parameter requires gradients or the loss is not
+    finite.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trained:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
         raise SurgeryError("fine_tune has nothing to train: no parameter of the network requires gradients.")
     targets = [outputs_of(original, [batch]) for batch in batches]
-    optimizer = torch.optim.Adam(trained, RATE)
+    optimizer = torch.optim.Adam(parameters, LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -38,11 +39,11 @@ def distill(model: nn.Module, original: nn.Module, batches: Sequence[LabelledBat
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
         order = order or torch.randperm(len(batches), generator=generator).tolist()
-        number = order.pop()
-        loss = _missed(model, batches[number].images, targets[number])
+        index = order.pop()
+        loss = _loss(model, batches[index].images, targets[index])
         if not bool(loss.isfinite()):
             raise SurgeryError(
-                "The loss became NaN or infinite in fine_tune: train the new network with your own loop."
+                "The loss became NaN or infinite in fine_tune: train the factorized network with a loop of your own."
             )
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -53,10 +54,10 @@ def distill(model: nn.Module, original: nn.Module, batches: Sequence[LabelledBat
         module.training = training
 
 
-def _missed(model: nn.Module, images: Tensor, wanted: Tensor) -> Tensor:
-    """The share of the wanted outputs' variance that is missed."""
+def _loss(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """Return the squared error as a fraction of the targets' variance."""
     weight = next(model.parameters())
     with torch.enable_grad():
-        parts = [part.flatten(1) for _, part in flat_tensors(model(images.to(weight.device, weight.dtype)))]
-    outputs, wanted = torch.cat(parts, 1).float(), wanted.to(weight.device)
-    return (outputs - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum().clamp_min(LEAST)
+        tensors = [tensor.flatten(1) for _, tensor in flat_tensors(model(images.to(weight.device, weight.dtype)))]
+    outputs, targets = torch.cat(tensors, 1).float(), targets.to(weight.device)
+    return (outputs - targets).square().sum() / (targets - targets.mean(0)).square().sum().clamp_min(MIN_VARIANCE)

@@ -1,4 +1,4 @@
-"""Means and covariances of a layer's channels over images and places, gathered batch by batch in float64."""
+"""Accumulate the mean and covariance of channels over images and positions, batch by batch in float64."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["Moments", "as_rows"]
 
 
 class Moments:
-    """Sums from which the mean and the covariance of C channels follow; `other` adds the covariance with D others."""
+    """The mean and covariance of C channels; with `other`, also their cross-covariance with D other channels."""
 
     def __init__(self, channels: int, other: int | None = None) -> None:
         self.count = 0
@@ -21,10 +21,10 @@ class Moments:
         self._other_origin: Tensor | None = None
 
     def add(self, rows: Tensor, others: Tensor | None = None) -> None:
-        """Take in rows (P, C), and with them rows (P, D) of the others."""
+        """Add rows (P, C), and rows (P, D) of the other channels."""
         rows = rows.double()
         if self._origin is None:
-            # Far from 0 the products would lose the variance among their digits.
+            # Centre on the first batch: far from 0 the sums of products would lose the variance to rounding.
             self._origin = rows.mean(0)
         rows = rows - self._origin
         self.count += len(rows)
@@ -40,31 +40,31 @@ class Moments:
 
     @property
     def mean(self) -> Tensor:
-        """(C,)."""
+        """The mean (C,)."""
         return self._sum / self.count + (0 if self._origin is None else self._origin)
 
     @property
     def other_mean(self) -> Tensor:
-        """(D,)."""
+        """The mean (D,) of the other channels."""
         return self._other_sum / self.count + (0 if self._other_origin is None else self._other_origin)
 
     @property
     def covariance(self) -> Tensor:
-        """(C, C)."""
+        """The covariance (C, C)."""
         mean = self._sum / self.count
         return self._products / self.count - mean[:, None] * mean
 
     @property
     def crossed(self) -> Tensor:
-        """(D, C): the covariance of the others with the channels."""
+        """The covariance (D, C) of the other channels with the channels."""
         return self._crossed / self.count - (self._other_sum / self.count)[:, None] * (self._sum / self.count)
 
 
-def as_rows(tensor: Tensor, places: Tensor | None = None) -> Tensor:
-    """(N, C, H, W) -> (N*H*W, C), or (N*len(places), C) at some of the H*W places; (..., C) of a linear layer alike."""
+def as_rows(tensor: Tensor, positions: Tensor | None = None) -> Tensor:
+    """Return (N, C, H, W) as rows (N*H*W, C), or (N*P, C) at P of the H*W `positions`; (..., C) as rows (-1, C)."""
     if tensor.dim() == 4:
         flat = tensor.flatten(2)
-        if places is not None:
-            flat = flat[:, :, places.to(flat.device)]
+        if positions is not None:
+            flat = flat[:, :, positions.to(flat.device)]
         return flat.transpose(1, 2).reshape(-1, tensor.shape[1]).cpu()
     return tensor.reshape(-1, tensor.shape[-1]).cpu()

@@ -1,7 +1,8 @@
-"""How much of the outputs is lost where a layer loses some of its responses: tried out, one layer and side at a time.
+"""Measure how the network's output error depends on the error of each layer, one layer and side at a time.
 
-A layer near the image counts otherwise than one near the logits, and what is left out of the input of a k x k is alike
-at neighbouring pixels, so that a later average keeps it. Two trials fix a power law between both losses.
+An error near the image has a different effect than one near the logits, and directions missing from the input of a
+k x k convolution are correlated between neighbouring pixels, so that later averaging does not remove the error. Two
+trials determine a power law between the two errors.
 """
 
 from __future__ import annotations
@@ -19,76 +20,78 @@ from mlpconv.surgery.lowrank.factors import Basis, Side, factorize_layer
 from mlpconv.surgery.proof.accept import deep_copy
 from mlpconv.surgery.tracing.graph import replace_module
 
-__all__ = ["Cuts", "Law", "sensitivity_laws"]
+__all__ = ["LayerSensitivity", "PowerLaw", "measure_sensitivity"]
 
-TRIED = (0.02, 0.1)
-"""Shares of a layer's responses that are left out on trial."""
-APART = 1.2
-"""Two trials less far apart than this factor are one."""
-STEEPNESS = (0.7, 2.5)
-"""Exponents that are believed."""
-LEAST = 1e-9
+TRIALS = (0.02, 0.1)
+"""Fractions of a layer's output variance to lose in the trials."""
+MIN_RATIO = 1.2
+"""Two trials with a smaller ratio of losses count as one."""
+EXPONENTS = (0.7, 2.5)
+"""Bounds of the exponent."""
+MIN_LOSS = 1e-9
 
 
 @dataclass(frozen=True)
-class Law:
-    """Share of the outputs' variance that is lost, from the share of a layer's responses that is lost."""
+class PowerLaw:
+    """The fraction of the network's output variance lost, as a function of the fraction a layer's output loses."""
 
     trials: tuple[tuple[float, float], ...]
-    """(responses lost, outputs lost), the smaller first; one or two, or none: then both are the same."""
+    """Up to two pairs (loss of the layer, loss of the network), smaller first; without trials the two are equal."""
 
-    def __call__(self, lost: float) -> float:
-        """The outputs' loss; 0 for 0, and rising."""
-        if lost <= 0 or not self.trials:
-            return max(0.0, lost)
-        (near, made), (far, more) = self.trials[0], self.trials[-1]
-        if near == far:
-            return made * lost / near
-        steepness = math.log(more / made) / math.log(far / near)
-        steepness = min(max(steepness, STEEPNESS[0]), STEEPNESS[1])
-        if lost < math.sqrt(near * far):
-            return float(made * (lost / near) ** steepness)
-        joint = made * math.sqrt(far / near) ** steepness, more * math.sqrt(near / far) ** steepness
-        return float(max(joint[0] / joint[1], 1.0) * more * (lost / far) ** steepness)
+    def __call__(self, loss: float) -> float:
+        """Return the loss of the network, 0 for 0 and increasing."""
+        if loss <= 0 or not self.trials:
+            return max(0.0, loss)
+        (low, network_low), (high, network_high) = self.trials[0], self.trials[-1]
+        if low == high:
+            return network_low * loss / low
+        exponent = math.log(network_high / network_low) / math.log(high / low)
+        exponent = min(max(exponent, EXPONENTS[0]), EXPONENTS[1])
+        if loss < math.sqrt(low * high):
+            return float(network_low * (loss / low) ** exponent)
+        # With a clamped exponent the laws through the two trials differ: the second continues where the first ends.
+        middle = network_low * math.sqrt(high / low) ** exponent, network_high * math.sqrt(low / high) ** exponent
+        return float(max(middle[0] / middle[1], 1.0) * network_high * (loss / high) ** exponent)
 
 
 @dataclass(frozen=True)
-class Cuts:
-    """The laws of a layer's two sides."""
+class LayerSensitivity:
+    """The power laws of a layer's input and output side."""
 
-    into: Law
-    out: Law
+    into: PowerLaw
+    out: PowerLaw
 
 
-def sensitivity_laws(
+def measure_sensitivity(
     model: nn.Module, batches: Sequence[LabelledBatch], candidates: Mapping[str, Candidate], bases: Mapping[str, Basis]
-) -> dict[str, Cuts]:
-    """The laws of every layer, by trials on these images."""
-    wanted = outputs_of(model, batches)
-    variance = float((wanted - wanted.mean(0)).square().sum())
-    changed = deep_copy(model)
+) -> dict[str, LayerSensitivity]:
+    """Return the sensitivity of every candidate, by trials on these images."""
+    outputs = outputs_of(model, batches)
+    variance = float((outputs - outputs.mean(0)).square().sum())
+    probed = deep_copy(model)
 
-    def tried(name: str, rank_in: int | None, rank_out: int | None) -> float:
-        layer = changed.get_submodule(name)
-        replace_module(changed, name, factorize_layer(candidates[name].layer, bases[name], rank_in, rank_out))
-        lost = float((outputs_of(changed, batches) - wanted).square().sum()) / max(variance, LEAST)
-        replace_module(changed, name, layer)
-        return max(lost, LEAST)
+    def network_loss(name: str, rank_in: int | None, rank_out: int | None) -> float:
+        layer = probed.get_submodule(name)
+        replace_module(probed, name, factorize_layer(candidates[name].layer, bases[name], rank_in, rank_out))
+        loss = float((outputs_of(probed, batches) - outputs).square().sum()) / max(variance, MIN_LOSS)
+        replace_module(probed, name, layer)
+        return max(loss, MIN_LOSS)
 
-    found = {}
+    sensitivities = {}
     for name, basis in bases.items():
-        into = [] if basis.into is None else [(lost, tried(name, rank, None)) for lost, rank in _ranks(basis.into)]
-        out = [(lost, tried(name, None, rank)) for lost, rank in _ranks(basis.out)]
-        found[name] = Cuts(Law(tuple(into)), Law(tuple(out)))
-    return found
+        trials_in = _trials(basis.into) if basis.into is not None else []
+        into = PowerLaw(tuple((loss, network_loss(name, rank, None)) for loss, rank in trials_in))
+        out = PowerLaw(tuple((loss, network_loss(name, None, rank)) for loss, rank in _trials(basis.out)))
+        sensitivities[name] = LayerSensitivity(into, out)
+    return sensitivities
 
 
-def _ranks(side: Side) -> list[tuple[float, int]]:
-    """The ranks to try on a side, and what they lose of the responses; the smaller loss first."""
-    losses = [(max(float(lost), LEAST), rank) for rank, lost in enumerate(side.lost)][1:-1]
-    found: list[tuple[float, int]] = []
-    for share in TRIED if losses else ():
-        near = min(losses, key=lambda each: abs(math.log(each[0] / share)))
-        if not found or near[0] > APART * found[-1][0]:
-            found.append(near)
-    return found
+def _trials(side: Side) -> list[tuple[float, int]]:
+    """Return the losses of the layer and the ranks to try on a side, smaller loss first."""
+    losses = [(max(float(loss), MIN_LOSS), rank) for rank, loss in enumerate(side.lost)][1:-1]
+    trials: list[tuple[float, int]] = []
+    for target in TRIALS if losses else ():
+        nearest = min(losses, key=lambda pair: abs(math.log(pair[0] / target)))
+        if not trials or nearest[0] > MIN_RATIO * trials[-1][0]:
+            trials.append(nearest)
+    return trials
