@@ -147,7 +147,7 @@ def open_for_training(data: str | Path | Dataset, recipe: Recipe, root: str | Pa
             raise UsageError(
                 f"size={recipe.size} was given with a Dataset of {rows}x{columns}: resize it, or leave size out."
             )
-        if recipe.fit not in ("auto", dataset.reading.fit):
+        if recipe.fit not in ("auto", dataset.decode_options.fit):
             raise UsageError(f"fit={recipe.fit} was given with a Dataset: open it so with open_data, or leave fit out.")
     else:
         where = Path(root) if root is not None else None
@@ -191,7 +191,7 @@ def make_model(dataset: Dataset, recipe: Recipe, device: torch.device) -> Networ
 
 def make_preprocessing(dataset: Dataset, recipe: Recipe) -> Preprocessing:
     """The recipe's preprocessing, fitted on the training images alone."""
-    chain = Preprocessing.create(recipe.preprocessing, dataset.channels, dataset.size, dataset.reading)
+    chain = Preprocessing.create(recipe.preprocessing, dataset.channels, dataset.size, dataset.decode_options)
     return chain.fit(dataset.split("train").images)
 
 

@@ -43,11 +43,11 @@ def test_the_bits_that_are_used_become_eight(channels: int, bits: int) -> None:
     values = RNG.randint(0, 1 << bits, (5, 7, channels))
     expected = np.rint(values * 255 / ((1 << bits) - 1)).transpose(2, 0, 1)
     content = png16(values)
-    pixels = decode(content, reading=DecodeOptions(bits=bits))
+    pixels = decode(content, decode_options=DecodeOptions(bits=bits))
     assert np.array_equal(pixels, expected)
     with Image.open(io.BytesIO(content)) as image:
         for _ in range(2):
-            assert np.array_equal(from_pil(image, reading=DecodeOptions(bits=bits)), pixels)
+            assert np.array_equal(from_pil(image, decode_options=DecodeOptions(bits=bits)), pixels)
 
 
 @pytest.mark.parametrize("channels", [2, 4])
@@ -55,14 +55,14 @@ def test_opacity_keeps_its_own_range(channels: int) -> None:
     values = RNG.randint(0, 1 << 12, (5, 7, channels))
     values[..., -1] = 65535
     values[0, 0, -1] = 0
-    pixels = decode(png16(values), reading=DecodeOptions(bits=12)).transpose(1, 2, 0)
+    pixels = decode(png16(values), decode_options=DecodeOptions(bits=12)).transpose(1, 2, 0)
     assert pixels[0, 0].tolist() == [255] * (channels - 1)
     expected = np.rint(values[..., :-1] * 255 / 4095)
     assert np.abs(pixels - expected)[1:].max() <= 1
 
 
 def test_what_is_beyond_the_bits_is_white() -> None:
-    assert decode(png16(np.array([[[1023], [1024], [65535]]])), reading=DecodeOptions(bits=10)).tolist() == [
+    assert decode(png16(np.array([[[1023], [1024], [65535]]])), decode_options=DecodeOptions(bits=10)).tolist() == [
         [[255] * 3]
     ]
 
@@ -106,11 +106,11 @@ def make(folder: Path, most: int, **classes: int) -> Path:
 @pytest.mark.parametrize(("most", "bits"), [(200, 8), (1000, 10), (4095, 12), (4096, 14), (16_384, 16), (65_535, 16)])
 def test_the_training_images_tell_the_bits(tmp_path: Path, most: int, bits: int) -> None:
     data = open_data(make(tmp_path / "x", most, dark=10, light=100))
-    assert data.reading == DecodeOptions(bits=bits)
+    assert data.decode_options == DecodeOptions(bits=bits)
     said = [note for note in data.notes if "16 bits a sample" in note]
     assert len(said) == (bits < 16)
     assert all(f"use {bits} of them (the largest value is {most:,}): {2**bits - 1:,} becomes white" in n for n in said)
-    assert open_data(tmp_path / "x", bits=16).reading == DecodeOptions()
+    assert open_data(tmp_path / "x", bits=16).decode_options == DecodeOptions()
 
 
 def test_a_model_reads_files_as_its_training_did(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_model_reads_files_as_its_training_did(tmp_path: Path) -> None:
     model, preprocessing = make_model(data, recipe, torch.device("cpu")), make_preprocessing(data, recipe)
     mlpconv.save(tmp_path / "m", model, preprocessing, classes=data.classes, input_size=(1, 11, 11), info={})
     classifier = mlpconv.load(tmp_path / "m")
-    assert classifier.preprocessing.reading == DecodeOptions(bits=12)
+    assert classifier.preprocessing.decode_options == DecodeOptions(bits=12)
     files = sorted(folder.glob("*/*.png"))
     assert np.array_equal(classifier.pixels(files).numpy(), data.split("train").images)
     assert np.array_equal(classifier.pixels([Image.open(file) for file in files]).numpy(), data.split("train").images)

@@ -35,13 +35,18 @@ def saved(pixels: np.ndarray) -> bytes:
 
 
 def test_each_fit_keeps_what_it_says() -> None:
-    crop, pad, stretch = (decode(saved(WIDE), size=(20, 20), reading=DecodeOptions(fit))[0].astype(int) for fit in FITS)
+    crop, pad, stretch = (
+        decode(saved(WIDE), size=(20, 20), decode_options=DecodeOptions(fit))[0].astype(int) for fit in FITS
+    )
     assert (crop[0, 0], crop[0, -1]) == pytest.approx((90, 148), abs=4)
     assert (stretch[0, 0], stretch[0, -1]) == pytest.approx((4, 234), abs=4)
     assert np.array_equal(np.flatnonzero(pad.std(axis=1) > 1), [7, 8, 9, 10, 11])
     assert (pad[9, 0], pad[9, -1]) == pytest.approx((4, 234), abs=4)
     assert pad[0, 0] == pytest.approx(WIDE.mean(), abs=2)
-    tall = [decode(saved(np.ascontiguousarray(WIDE.T)), size=(20, 20), reading=DecodeOptions(fit))[0].T for fit in FITS]
+    tall = [
+        decode(saved(np.ascontiguousarray(WIDE.T)), size=(20, 20), decode_options=DecodeOptions(fit))[0].T
+        for fit in FITS
+    ]
     assert all(np.abs(a.astype(int) - b).max() <= 1 for a, b in zip(tall, (crop, pad, stretch), strict=True))
 
 
@@ -49,7 +54,7 @@ def test_each_fit_keeps_what_it_says() -> None:
 def test_colour_is_padded_with_the_mean_of_each_channel(fit: str) -> None:
     image = np.zeros((8, 40, 3), np.uint8) + np.array([200, 100, 0], np.uint8)
     assert (
-        decode(saved(image), size=(16, 16), reading=DecodeOptions(fit)) == np.array([200, 100, 0])[:, None, None]
+        decode(saved(image), size=(16, 16), decode_options=DecodeOptions(fit)) == np.array([200, 100, 0])[:, None, None]
     ).all()
 
 
@@ -68,8 +73,8 @@ def put(folder: Path, height: int, width: int, count: int = 5) -> Path:
 )
 def test_proportions_decide_where_nothing_is_said(tmp_path: Path, sides: tuple[int, int], fit: str) -> None:
     data = open_data(put(tmp_path / "x", *sides))
-    assert data.reading.fit == fit
-    assert [open_data(tmp_path / "x", fit=name).reading.fit for name in FITS] == list(FITS)
+    assert data.decode_options.fit == fit
+    assert [open_data(tmp_path / "x", fit=name).decode_options.fit for name in FITS] == list(FITS)
 
 
 def test_the_note_says_what_is_cut(tmp_path: Path) -> None:
@@ -104,25 +109,25 @@ def test_a_model_reads_images_as_its_training_did(tmp_path: Path, fit: str, caps
 
 def test_a_data_set_brings_its_own_fit(tmp_path: Path) -> None:
     data = open_data(put(tmp_path / "x", 30, 120), fit="pad")
-    assert open_for_training(data, Recipe(fit="pad"), None).reading.fit == "pad"
+    assert open_for_training(data, Recipe(fit="pad"), None).decode_options.fit == "pad"
     with pytest.raises(UsageError, match="fit=stretch was given with a Dataset"):
         open_for_training(data, Recipe(fit="stretch"), None)
 
 
 @pytest.mark.parametrize(
-    ("reading", "version"), [(DecodeOptions(), 1), (DecodeOptions("pad"), 3), (DecodeOptions(bits=12), 3)]
+    ("decode_options", "version"), [(DecodeOptions(), 1), (DecodeOptions("pad"), 3), (DecodeOptions(bits=12), 3)]
 )
 def test_older_programs_go_on_reading_what_they_understand(
-    tmp_path: Path, reading: DecodeOptions, version: int
+    tmp_path: Path, decode_options: DecodeOptions, version: int
 ) -> None:
-    preprocessing = Preprocessing.create(["scale"], 1, (8, 8), reading)
+    preprocessing = Preprocessing.create(["scale"], 1, (8, 8), decode_options)
     model = create_model("nin_tiny", num_classes=2, in_channels=1)
     mlpconv.save(tmp_path / "m", model, preprocessing, classes=("a", "b"), input_size=(1, 8, 8), info={})
     with safe_open(tmp_path / "m", "numpy") as file:
         document = json.loads(file.metadata()["mlpconv"])
     assert document["version"] == version
-    assert set(document["preprocessing"]) - {"steps", "channels", "size"} == set(reading.to_dict())
-    assert mlpconv.load(tmp_path / "m").preprocessing.reading == reading
+    assert set(document["preprocessing"]) - {"steps", "channels", "size"} == set(decode_options.to_dict())
+    assert mlpconv.load(tmp_path / "m").preprocessing.decode_options == decode_options
 
 
 @pytest.mark.parametrize(

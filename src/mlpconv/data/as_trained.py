@@ -18,7 +18,7 @@ __all__ = ["Trained", "open_as_trained"]
 class _Prepared(Protocol):
     """A fitted preprocessing, as far as it concerns files."""
 
-    reading: DecodeOptions
+    decode_options: DecodeOptions
 
 
 class Trained(Protocol):
@@ -53,8 +53,8 @@ def open_as_trained(data: str | Path, root: Path | None, classifier: Trained) ->
         channels=channels,
         val_fraction=0 if membership is None else membership.fraction,
         membership=membership,
-        fit=classifier.preprocessing.reading.fit,
-        bits=classifier.preprocessing.reading.bits,
+        fit=classifier.preprocessing.decode_options.fit,
+        bits=classifier.preprocessing.decode_options.bits,
         classes=None
         if str(data) in CATALOG
         else classifier.classes,  # a folder may lack some of them, all but one even

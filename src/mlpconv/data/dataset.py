@@ -56,7 +56,7 @@ class Split:
 class Dataset:
     """The splits of one data set, its class names, sentences for the user, and the SHA-256 of its pixels and labels.
 
-    `membership` says which images of a folder were held out for validation, where it brought no `val` split; `reading`
+    `membership` says which images of a folder were held out for validation, where it brought no `val` split; `decode_options`
     how its files became pixels.
     """
 
@@ -66,7 +66,7 @@ class Dataset:
     notes: tuple[str, ...]
     fingerprint: str
     membership: HoldOutRule | None = field(default=None, repr=False)
-    reading: DecodeOptions = DEFAULT_DECODING
+    decode_options: DecodeOptions = DEFAULT_DECODING
 
     def split(self, name: str) -> Split:
         """The split of that name; raises MissingSplit where it is absent here, UsageError where no such name exists."""

@@ -76,17 +76,17 @@ def decode(
     *,
     channels: int | None = None,
     size: tuple[int, int] | None = None,
-    reading: DecodeOptions = DEFAULT_DECODING,
+    decode_options: DecodeOptions = DEFAULT_DECODING,
 ) -> np.ndarray:
     """Read an image file, or its bytes, as uint8 (C, H, W): turned upright, on white where it is transparent.
 
-    `channels` is 1, 3 or None (what the file has); `size` is (H, W), to which `reading` brings the image, antialiased,
+    `channels` is 1, 3 or None (what the file has); `size` is (H, W), to which `decode_options` brings the image, antialiased,
     and sixteen bits to eight. The first frame of an animation counts.
     Raises ImageError for what is not an image, is damaged, or is larger than MAX_BYTES or MAX_PIXELS (a JPEG, of which
     a fraction is decoded: MAX_JPEG_PIXELS).
     """
     with _opened(source) as (file, name), _reading(name):
-        return _pixels(_open(file, name), channels, size, reading, name)
+        return _pixels(_open(file, name), channels, size, decode_options, name)
 
 
 def header(source: Path | bytes) -> Header:
@@ -103,11 +103,11 @@ def largest_value(source: Path) -> int:
 
 
 def decode_hashed(
-    source: Path | bytes, *, channels: int, size: tuple[int, int], reading: DecodeOptions
+    source: Path | bytes, *, channels: int, size: tuple[int, int], decode_options: DecodeOptions
 ) -> tuple[np.ndarray, bytes]:
     """The pixels as `decode` gives them, and a digest of the file's bytes, whatever its name."""
     with _opened(source) as (file, name), _reading(name):
-        pixels = _pixels(_open(file, name), channels, size, reading, name)
+        pixels = _pixels(_open(file, name), channels, size, decode_options, name)
         digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
         file.seek(0)
         while block := file.read(BLOCK):
@@ -119,7 +119,7 @@ def from_pil(
     image: Image.Image,
     channels: int | None = None,
     size: tuple[int, int] | None = None,
-    reading: DecodeOptions = DEFAULT_DECODING,
+    decode_options: DecodeOptions = DEFAULT_DECODING,
 ) -> np.ndarray:
     """A PIL image as uint8 (C, H, W), by the same rules as `decode`; the image itself is not changed.
 
@@ -127,7 +127,7 @@ def from_pil(
     """
     _check_pixels(image.width, image.height, "the image", _most(image))
     with _reading("the image"):
-        return _pixels(reopened(image), channels, size, reading, "the image")
+        return _pixels(reopened(image), channels, size, decode_options, "the image")
 
 
 @contextmanager
@@ -239,7 +239,7 @@ def _pixels(
     image: Image.Image,
     channels: int | None,
     size: tuple[int, int] | None,
-    reading: DecodeOptions,
+    decode_options: DecodeOptions,
     name: str,
 ) -> np.ndarray:
     """Load an image and bring it to uint8 (C, H, W)."""
@@ -250,10 +250,10 @@ def _pixels(
         if image.tile:
             reduce(image, size, MAX_PIXELS, name)
         _check_pixels(image.width, image.height, name)
-    image = lifted(image, reading.bits)
-    pixels = _eight_bits(image, channels, reading.bits)
+    image = lifted(image, decode_options.bits)
+    pixels = _eight_bits(image, channels, decode_options.bits)
     pixels = upright(pixels, image.info)
-    array = np.asarray(pixels if size is None else fitted(pixels, size, reading.fit))
+    array = np.asarray(pixels if size is None else fitted(pixels, size, decode_options.fit))
     return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
 
 

@@ -56,8 +56,8 @@ def open_folder(
             notes += note_size(shapes, size, fit)
             if bits is None:
                 bits = choose_bits(files, headers, notes)
-        reading = DecodeOptions(fit, bits)
-        splits = {split: _read(part, folder, channels, size, reading) for split, part in files.items()}
+        decode_options = DecodeOptions(fit, bits)
+        splits = {split: _read(part, folder, channels, size, decode_options) for split, part in files.items()}
     _check_bad(folder, files, max_bad)
     _note_bad(files, notes)
     if classes is None:
@@ -73,7 +73,7 @@ def open_folder(
         if membership is not None:
             splits = _with_val(splits, membership.held_out(files["train"].contents))
     dataset = make_dataset(printable(folder.resolve().name), names, splits, notes)
-    return replace(dataset, membership=membership, reading=reading)
+    return replace(dataset, membership=membership, decode_options=decode_options)
 
 
 def _class_names(
@@ -107,12 +107,12 @@ def _numbered(found: Found, names: tuple[str, ...]) -> Files:
     return Files([path for path, _ in pairs], [label for _, label in pairs])
 
 
-def _read(files: Files, folder: Path, channels: int, size: int, reading: DecodeOptions) -> Split:
+def _read(files: Files, folder: Path, channels: int, size: int, decode_options: DecodeOptions) -> Split:
     """Decode every image of a split; files that cannot be read move to `bad`."""
     images = allocate((len(files.paths), channels, size, size))
 
     def read(path: Path) -> tuple[np.ndarray, bytes]:
-        return decode_hashed(path, channels=channels, size=(size, size), reading=reading)
+        return decode_hashed(path, channels=channels, size=(size, size), decode_options=decode_options)
 
     good: list[int] = []
     for position, (pixels, content) in in_pieces(read, files):

@@ -25,14 +25,18 @@ CHANNEL_LIMIT = 16384
 class Preprocessing(nn.Module):
     """A chain of steps: (N, C, H, W) uint8 -> (N, C, H, W) float32. Its buffers travel in the state dict.
 
-    `reading` says how image files become such pixels.
+    `decode_options` says how image files become such pixels.
     """
 
     def __init__(
-        self, names: Sequence[str], channels: int, size: tuple[int, int], reading: DecodeOptions = DEFAULT_DECODING
+        self,
+        names: Sequence[str],
+        channels: int,
+        size: tuple[int, int],
+        decode_options: DecodeOptions = DEFAULT_DECODING,
     ) -> None:
         super().__init__()
-        self.reading = reading
+        self.decode_options = decode_options
         self.names = _checked(names)
         self.channels = _whole("channels", channels, CHANNEL_LIMIT)
         self.size = (_whole("rows", size[0], SIDE_LIMIT), _whole("columns", size[1], SIDE_LIMIT))
@@ -42,13 +46,17 @@ class Preprocessing(nn.Module):
 
     @classmethod
     def create(
-        cls, names: Sequence[str], channels: int, size: tuple[int, int], reading: DecodeOptions = DEFAULT_DECODING
+        cls,
+        names: Sequence[str],
+        channels: int,
+        size: tuple[int, int],
+        decode_options: DecodeOptions = DEFAULT_DECODING,
     ) -> Preprocessing:
         """The chain of these steps for images (channels, *size), to be fitted; UsageError for an unknown name.
 
-        `reading` says how image files become such images.
+        `decode_options` says how image files become such images.
         """
-        return cls(names, channels, size, reading)
+        return cls(names, channels, size, decode_options)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Preprocessing:
@@ -63,7 +71,7 @@ class Preprocessing(nn.Module):
     def config(self) -> dict[str, Any]:
         """JSON-able; `from_config` is its inverse."""
         described = {"steps": list(self.names), "channels": self.channels, "size": list(self.size)}
-        return described | self.reading.to_dict()
+        return described | self.decode_options.to_dict()
 
     def fit(self, images: Images) -> Preprocessing:
         """Learn from training images (N, C, H, W) uint8, some at a time; returns itself. UsageError for none."""
