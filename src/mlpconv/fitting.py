@@ -12,7 +12,7 @@ import torch
 from mlpconv import inference
 from mlpconv.data import Dataset, open_data
 from mlpconv.data.catalog import CATALOG
-from mlpconv.data.duplicates import with_copies_noted
+from mlpconv.data.duplicates import with_duplicate_notes
 from mlpconv.data.validation import with_validation
 from mlpconv.errors import RunFolderError, UsageError
 from mlpconv.inference import Classifier
@@ -157,7 +157,7 @@ def open_for_training(data: str | Path | Dataset, recipe: Recipe, root: str | Pa
         )
     dataset.split("train")
     dataset = with_validation(dataset, recipe.val_fraction, recipe.seed)
-    return with_copies_noted(dataset) if isinstance(data, Dataset) else dataset
+    return with_duplicate_notes(dataset) if isinstance(data, Dataset) else dataset
 
 
 def make_model(dataset: Dataset, recipe: Recipe, device: torch.device) -> Network:
