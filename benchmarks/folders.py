@@ -1,11 +1,11 @@
-"""Small folders of photographs, trained with nothing but the default, against a linear model and nearest neighbours.
+"""Compare mlpconv with default settings, a linear model and nearest neighbours on small folders of photographs.
 
     python benchmarks/folders.py [--data FOLDER] [--seeds 3]
 
-Two folders of PNG files are made from CIFAR-100: ten classes of 100 images in colour, and ten other classes in
-grey. For each seed (it decides the split, four fifths to train on, and everything else) `mlpconv.fit(folder)` is
-compared on the same validation images with scikit-learn's logistic regression and k-nearest neighbours on
-standardised pixels, each given its best setting on those very images. Writes benchmarks/results/folders.json.
+Two folders of PNG files are created from CIFAR-100: ten classes of 100 images in colour, and ten other classes in grey.
+For each seed (which determines the split, four fifths for training, and everything else), `mlpconv.fit(folder)` is
+compared with scikit-learn's logistic regression and k-nearest neighbours on standardised pixels, whose hyperparameters
+are tuned on the same validation images. Writes benchmarks/results/folders.json.
 """
 
 from __future__ import annotations
@@ -27,57 +27,57 @@ from sklearn.preprocessing import StandardScaler
 import mlpconv
 
 CLASSES = {"colour": range(0, 100, 10), "grey": range(5, 100, 10)}
-EACH = 100
+IMAGES_PER_CLASS = 100
 
 
 def make_folder(cifar: mlpconv.Dataset, kind: str, out: Path) -> Path:
-    """Write the first images of the chosen classes as PNG files, one folder a class."""
+    """Write the first images of the selected classes as PNG files, one folder per class."""
     train = cifar.split("train")
     for label in CLASSES[kind]:
         folder = out / kind / cifar.classes[label]
         folder.mkdir(parents=True)
-        for number in np.flatnonzero(train.labels == label)[:EACH]:
+        for number in np.flatnonzero(train.labels == label)[:IMAGES_PER_CLASS]:
             image = Image.fromarray(train.images[number].transpose(1, 2, 0))
             (image.convert("L") if kind == "grey" else image).save(folder / f"{number:05d}.png")
     return out / kind
 
 
 def baselines(data: mlpconv.Dataset) -> dict[str, float]:
-    """The validation accuracy of the two usual first attempts, at their best setting."""
+    """Return the validation accuracy of the two baselines with their best hyperparameters."""
     train, val = data.split("train"), data.split("val")
-    pixels, judged = (split.images.reshape(len(split), -1) / 255 for split in (train, val))
+    train_pixels, val_pixels = (split.images.reshape(len(split), -1) / 255 for split in (train, val))
     linear = [LogisticRegression(C=c, max_iter=300) for c in (1e-4, 1e-3, 1e-2, 1e-1)]
     nearest = [KNeighborsClassifier(k) for k in (1, 3, 5, 9, 15)]
     best = {}
     for name, models in (("linear", linear), ("nearest_neighbours", nearest)):
-        fitted = [make_pipeline(StandardScaler(), model).fit(pixels, train.labels) for model in models]
-        best[name] = max(float(model.score(judged, val.labels)) for model in fitted)
+        fitted = [make_pipeline(StandardScaler(), model).fit(train_pixels, train.labels) for model in models]
+        best[name] = max(float(model.score(val_pixels, val.labels)) for model in fitted)
     return best
 
 
-def one_seed(folder: Path, seed: int) -> dict[str, Any]:
-    """Train by default and compare; all on the split of the seed."""
+def run_seed(folder: Path, seed: int) -> dict[str, Any]:
+    """Train with default settings and evaluate the baselines on the same split."""
     with tempfile.TemporaryDirectory() as out:
-        began = time.perf_counter()
+        start = time.perf_counter()
         run = mlpconv.fit(folder, out=out, seed=seed)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
     row = {"seed": seed, "mlpconv": run.history[-1]["val_accuracy"], "seconds": round(seconds, 1)}
     row |= {"cpu_seconds": run.history[-1]["cpu_seconds"]}
     return row | baselines(mlpconv.open_data(folder, seed=seed))
 
 
 def main() -> None:
-    """Make the folders, train, compare, write."""
+    """Create the folders, compare the models and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="where CIFAR-100 lies, if not in the cache or $MLPCONV_DATA")
+    parser.add_argument("--data", type=Path, help="folder of CIFAR-100 (default: the cache, $MLPCONV_DATA)")
     parser.add_argument("--seeds", type=int, default=3)
-    asked = parser.parse_args()
-    cifar = mlpconv.open_data("cifar100", root=asked.data)
+    options = parser.parse_args()
+    cifar = mlpconv.open_data("cifar100", root=options.data)
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for kind in CLASSES:
             folder = make_folder(cifar, kind, Path(scratch))
-            rows = [one_seed(folder, seed) for seed in range(asked.seeds)]
+            rows = [run_seed(folder, seed) for seed in range(options.seeds)]
             names = ("mlpconv", "linear", "nearest_neighbours", "seconds")
             result[kind] = {"runs": rows} | {name: spread([row[name] for row in rows]) for name in names}
             print(kind, {name: round(result[kind][name]["mean"], 4) for name in names}, flush=True)

@@ -22,7 +22,8 @@ import mlpconv
 import mlpconv.fitting
 from mlpconv.cli.training_output import Lines
 from mlpconv.data import Dataset, open_data
-from mlpconv.data.dataset import holdout, make_dataset, select
+from mlpconv.data.dataset import make_dataset, select
+from mlpconv.data.validation import holdout
 from mlpconv.training.recipe import find_recipe
 
 FLOOR: dict[str, Any] = {

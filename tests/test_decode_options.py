@@ -1,4 +1,4 @@
-"""How image files become pixels: checked, and described without what is usual."""
+"""Decode options are validated and serialised without default values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mlpconv.decode_options import DEFAULT_DECODING, DEPTHS, FITS, DecodeOptions
 from mlpconv.errors import UsageError
 
 
-def test_every_reading_can_be_described() -> None:
+def test_options_round_trip_through_a_dict() -> None:
     for fit, bits in itertools.product(FITS, DEPTHS):
         assert DecodeOptions.from_dict(DecodeOptions(fit, bits).to_dict()) == DecodeOptions(fit, bits)
     assert DEFAULT_DECODING.to_dict() == {}
@@ -25,6 +25,6 @@ def test_every_reading_can_be_described() -> None:
         ({"bits": 11}, "8, 10, 12"),
     ],
 )
-def test_anything_else_is_refused(values: dict[str, object], sentence: str) -> None:
+def test_invalid_options_are_refused(values: dict[str, object], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         DecodeOptions.from_dict(values)

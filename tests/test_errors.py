@@ -1,4 +1,4 @@
-"""The family of errors is the tree that its page draws, and every member says with which code the command ends."""
+"""The error classes match the tree in the docstring, and each has an exit code."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_every_name_is_public_and_in_order() -> None:
     assert errors.__all__ == [*names, "did_you_mean", "first_line"]
 
 
-def test_a_loop_that_goes_on_after_an_error_ends_at_ctrl_c() -> None:
+def test_ctrl_c_ends_a_loop_that_catches_errors() -> None:
     with pytest.raises(KeyboardInterrupt):
         try:
             raise errors.Interrupted("stopped", 2)
@@ -48,13 +48,13 @@ def test_each_error_ends_a_command_with_its_code(error: type[errors.MlpconvError
     ("given", "words"),
     [("cifar1", "did you mean 'cifar10'? Accepted: cifar10, mnist."), ("zzz", "Accepted: cifar10, mnist.")],
 )
-def test_a_wrong_name_is_answered_with_the_nearest(given: str, words: str) -> None:
+def test_an_unknown_name_suggests_the_closest(given: str, words: str) -> None:
     assert errors.did_you_mean(given, ["mnist", "cifar10"]) == words
 
 
-def test_of_very_many_names_only_those_near_are_given() -> None:
+def test_of_many_names_only_close_ones_are_listed() -> None:
     names = [f"layer.{number}.conv" for number in range(300)]
-    assert errors.did_you_mean("layer.77", names).startswith("near it: layer.77.conv, ")
+    assert errors.did_you_mean("layer.77", names).startswith("closest: layer.77.conv, ")
     assert errors.did_you_mean("layer.77", names).endswith("; 300 names are accepted.")
-    assert errors.did_you_mean("zzz", names) == "like 'layer.0.conv'; 300 names are accepted."
+    assert errors.did_you_mean("zzz", names) == "for example 'layer.0.conv'; 300 names are accepted."
     assert "layer.59.conv" in errors.did_you_mean("zzz", names[:60])

@@ -1,4 +1,4 @@
-"""Writing never loses what was there and never leaves a part behind."""
+"""Writes are atomic: they never lose the old content or leave a partial file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from mlpconv import files
 
 
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+def test_a_file_is_replaced_atomically(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     for content in (b"old and long", b"new"):
         files.write_atomic(path, content)
@@ -39,7 +39,7 @@ def test_a_write_that_fails_keeps_the_old_file(call: str, tmp_path: Path, monkey
     assert os.listdir(tmp_path) == ["a.json"]
 
 
-def test_the_bytes_and_then_the_name_reach_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_is_synced_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda fd: order.append("fsync") or fsync(fd))
@@ -55,21 +55,21 @@ def test_a_new_file_never_overwrites(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == b"mine"
 
 
-def test_json_has_one_form_and_no_nan() -> None:
+def test_json_is_canonical_and_refuses_nan() -> None:
     assert files.json_bytes({"b": 1, "a": [None]}) == files.json_bytes({"a": [None], "b": 1})
     assert files.json_bytes({}).endswith(b"\n")
     with pytest.raises(ValueError, match="JSON compliant"):
         files.json_bytes({"loss": float("nan")})
 
 
-@pytest.mark.parametrize("length", [0, 7, files.CHUNK, files.CHUNK + 3])
-def test_the_sum_of_a_file_is_read_in_pieces(length: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("length", [0, 7, 1 << 18, (1 << 20) + 3])
+def test_the_checksum_of_any_length_is_sha256(length: int, tmp_path: Path) -> None:
     content = os.urandom(length)
     (tmp_path / "a").write_bytes(content)
     assert files.sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
 
 
-def test_an_error_names_the_file_and_not_the_one_beside_it(tmp_path: Path) -> None:
+def test_an_error_names_the_file_and_not_the_temporary_one(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "missing" / "p.csv", tmp_path / "folder"):
         with pytest.raises(OSError) as caught:

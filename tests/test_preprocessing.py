@@ -1,4 +1,4 @@
-"""Preprocessing against formulas written on their own, and the images that break such formulas."""
+"""Preprocessing equals independent formulas, and handles images that break such formulas."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FITTED = [chain for chain in CHAINS if set(chain) & {"mean", "standardize", "zca
 
 
 def pictures(count: int = 31, channels: int = 3, size: tuple[int, int] = (7, 5), seed: int = 0) -> torch.Tensor:
-    """Smooth random images, so that neighbouring pixels go together as in photographs."""
+    """Return smooth random images, whose neighbouring pixels correlate as in photographs."""
     noise = np.random.default_rng(seed).normal(size=(count, channels, *size))
     smooth = ndimage.gaussian_filter(noise, (0, 0, 1, 1))
     low, high = smooth.min(), smooth.max()
@@ -53,7 +53,7 @@ def test_scale_and_mean_and_standardize() -> None:
 
 
 def gcn(images: torch.Tensor) -> np.ndarray:
-    """As in pylearn2, on the grey levels themselves."""
+    """Normalise as in pylearn2, on grey levels."""
     rows = images.numpy().astype(np.float64).reshape(len(images), -1)
     rows = rows - rows.mean(1)[:, None]
     divisors = np.sqrt((rows**2).sum(1)) / 55.0
@@ -101,7 +101,7 @@ def test_zca_learns_from_the_training_images_only() -> None:
 
 
 def lcn(images: torch.Tensor) -> np.ndarray:
-    """Jarrett's normalisation by SciPy: zeros beyond the border, weighed by how much of the window is inside."""
+    """Compute Jarrett's normalisation with SciPy: zeros beyond the border, weighted by the window's overlap."""
     offsets = np.arange(9) - 4
     window = np.exp(-(offsets[:, None] ** 2 + offsets[None] ** 2) / 8.0)
     window /= window.sum()
@@ -134,7 +134,7 @@ def test_the_order_of_the_steps_counts() -> None:
 
 @pytest.mark.parametrize("names", CHAINS, ids=str)
 @pytest.mark.parametrize("level", [0, 1, 85, 255])
-def test_constant_images_are_calm(names: tuple[str, ...], level: int) -> None:
+def test_constant_images_become_zeros(names: tuple[str, ...], level: int) -> None:
     flat = torch.full((5, 3, 7, 5), level, dtype=torch.uint8)
     y = fitted(names, flat)(flat)  # all there is to learn from is constant
     assert y.isfinite().all()
@@ -147,7 +147,7 @@ def test_constant_images_are_calm(names: tuple[str, ...], level: int) -> None:
 
 
 @pytest.mark.parametrize("names", CHAINS, ids=str)
-def test_rank_deficient_channels_are_calm(names: tuple[str, ...]) -> None:
+def test_rank_deficient_channels_stay_finite(names: tuple[str, ...]) -> None:
     images = pictures(11)  # fewer images than values
     images[:, 1] = images[:, 0]  # two channels alike
     images[:, 2] = 200  # one constant
@@ -165,7 +165,7 @@ def test_gcn_keeps_the_faintest_contrast() -> None:
 
 
 @pytest.mark.parametrize("names", FITTED, ids=str)
-def test_fitting_in_pieces_changes_nothing(names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fitting_in_chunks_gives_the_same_result(names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     images = pictures(53)
     whole = fitted(names, images)
     sizes: list[int] = []
@@ -178,7 +178,7 @@ def test_fitting_in_pieces_changes_nothing(names: tuple[str, ...], monkeypatch: 
         torch.testing.assert_close(pieces.state_dict()[key], value, rtol=1e-5, atol=1e-6)
 
 
-def test_arrays_and_files_mapped_into_memory_are_taken(tmp_path: Path) -> None:
+def test_arrays_and_memory_mapped_files_are_accepted(tmp_path: Path) -> None:
     images = pictures()
     np.save(tmp_path / "pixels.npy", images.numpy())
     mapped = np.load(tmp_path / "pixels.npy", mmap_mode="r")
@@ -188,7 +188,7 @@ def test_arrays_and_files_mapped_into_memory_are_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", CHAINS, ids=str)
-def test_all_of_it_travels_in_configuration_and_state(names: tuple[str, ...]) -> None:
+def test_configuration_and_state_restore_the_chain(names: tuple[str, ...]) -> None:
     images = pictures()
     chain = fitted(names, images)
     again = Preprocessing.from_config(json.loads(json.dumps(chain.config())))
@@ -199,12 +199,12 @@ def test_all_of_it_travels_in_configuration_and_state(names: tuple[str, ...]) ->
 
 
 @pytest.mark.parametrize("names", FITTED, ids=str)
-def test_nothing_works_before_fit(names: tuple[str, ...]) -> None:
+def test_an_unfitted_chain_is_refused(names: tuple[str, ...]) -> None:
     with pytest.raises(UsageError, match="not fitted yet"):
         Preprocessing.create(names, 3, (7, 5))(pictures())
 
 
-def test_a_parents_state_fits_it_too() -> None:
+def test_loading_the_state_of_a_parent_module_fits_the_chain() -> None:
     images = pictures()
     chain = fitted(("standardize",), images)
     parent = torch.nn.ModuleDict({"pre": Preprocessing.from_config(chain.config())})
@@ -212,7 +212,7 @@ def test_a_parents_state_fits_it_too() -> None:
     assert torch.equal(parent["pre"](images), chain(images))
 
 
-def test_other_sizes_suit_every_step_but_zca() -> None:
+def test_every_step_except_zca_accepts_other_sizes() -> None:
     images, larger = pictures(), pictures(size=(11, 13))
     for names in CHAINS:
         if "zca" not in names:
@@ -234,11 +234,11 @@ def test_bfloat16_does_not_reach_the_whitening() -> None:
 @pytest.mark.parametrize(
     ("names", "channels", "size", "words"),
     [
-        ((), 3, (8, 8), "no steps; at least one is accepted, of: scale, mean"),
+        ((), 3, (8, 8), "no steps; give at least one of: scale, mean"),
         (("gnc",), 3, (8, 8), "did you mean 'gcn'"),
         (("gcn", "gcn"), 3, (8, 8), "more than once"),
         ((["gcn"],), 3, (8, 8), "no preprocessing step"),
-        (("zca",), 3, (64, 64), "3x64x64 = 12,288 values; at most 8,192"),
+        (("zca",), 3, (64, 64), "3x64x64 = 12,288 values; accepted: at most 8,192"),
         (("scale",), 0, (8, 8), "channels=0"),
         (("scale",), True, (8, 8), "channels=True"),
         (("scale",), 3, (0, 8), "rows=0"),
@@ -248,7 +248,7 @@ def test_bfloat16_does_not_reach_the_whitening() -> None:
     ],
     ids=str,
 )
-def test_what_makes_no_sense_is_refused(names: tuple, channels: int, size: tuple, words: str) -> None:
+def test_invalid_steps_and_sizes_are_refused(names: tuple, channels: int, size: tuple, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         Preprocessing.create(names, channels, size)
 
@@ -263,7 +263,7 @@ def test_a_malformed_configuration_is_refused(bad: object) -> None:
         Preprocessing.from_config({"steps": ["gcn"], "channels": 3, "size": [8, 8, 8]})
 
 
-def test_what_are_no_raw_images_is_refused() -> None:
+def test_images_that_are_not_raw_are_refused() -> None:
     chain = Preprocessing.create("scale", 3, (7, 5))
     with pytest.raises(UsageError, match="raw uint8 images"):
         chain(pictures().float())
@@ -271,9 +271,9 @@ def test_what_are_no_raw_images_is_refused() -> None:
         chain(pictures().numpy().astype(np.float32))
     with pytest.raises(UsageError, match="3 dimensions"):
         chain(pictures()[0])
-    with pytest.raises(UsageError, match="got 1 channels; 3 are accepted"):
+    with pytest.raises(UsageError, match="expects 3 channels, got 1"):
         chain(pictures(channels=1))
-    with pytest.raises(UsageError, match="no images to learn from"):
+    with pytest.raises(UsageError, match="no images to fit"):
         chain.fit(pictures()[:0])
     assert chain(pictures()[:0]).shape == (0, 3, 7, 5)
 

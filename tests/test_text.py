@@ -1,4 +1,4 @@
-"""Text from files made fit to be shown."""
+"""Text from files is escaped and sorted, and messages use the caller's wording."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from mlpconv.text import Wording, composed, natural, option, printable, resume_h
         ("a\u00a0b\u3000c", "a\u00a0b\u3000c"),
     ],
 )
-def test_what_is_not_seen_is_escaped(text: str, shown: str) -> None:
+def test_invisible_characters_are_escaped(text: str, shown: str) -> None:
     assert printable(text) == shown
 
 
 @given(st.text(st.characters()))
-def test_whatever_comes_a_line_of_utf8_comes_out_and_stays_as_it_is(text: str) -> None:
+def test_any_text_becomes_one_stable_line_of_utf8(text: str) -> None:
     shown = printable(text)
     assert len(shown.splitlines()) <= 1
     assert json.loads(json.dumps(shown).encode()) == shown
@@ -50,7 +50,7 @@ def test_whatever_comes_a_line_of_utf8_comes_out_and_stays_as_it_is(text: str) -
         ["x5", "x\u0667"],
     ],
 )
-def test_names_are_sorted_by_the_value_of_their_numbers(names: list[str]) -> None:
+def test_names_are_sorted_in_natural_order(names: list[str]) -> None:
     backwards = names[::-1]
     assert sorted(backwards, key=natural) == names
 
@@ -67,7 +67,7 @@ def test_options_are_named_as_keyword_arguments() -> None:
     assert resume_hint("my run") == "To resume the run, pass out='my run', resume=True."
 
 
-def test_a_caller_puts_words_of_its_own_in_place_and_takes_them_back() -> None:
+def test_a_caller_can_replace_the_wording_temporarily() -> None:
     class Shell(Wording):
         def option(self, name: str, value: object) -> str:
             return f"--{name} {value}"

@@ -1,4 +1,4 @@
-"""Fork and pickle: a classifier works in the processes that people start, and loading starts no threads."""
+"""A classifier works after fork and pickle, and loading it starts no threads."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_forked_child_predicts(parent: str) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_one_thread_is_put_back_also_after_an_error() -> None:
+def test_the_number_of_threads_is_restored_after_an_error() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
@@ -66,7 +66,7 @@ def test_one_thread_is_put_back_also_after_an_error() -> None:
 
 
 @pytest.mark.parametrize("send", [lambda made: pickle.loads(pickle.dumps(made)), copy.deepcopy], ids=["pickle", "copy"])
-def test_a_classifier_can_be_sent_after_it_has_predicted(send: object) -> None:
+def test_a_classifier_can_be_pickled_after_predicting(send: object) -> None:
     classifier = mlpconv.load("nin_cifar10")
     pixels = np.random.default_rng(5).integers(0, 256, (3, 3, 32, 32), dtype=np.uint8)
     expected = classifier.predict(pixels, precision="fp32").probabilities

@@ -1,4 +1,4 @@
-"""How image files become pixels of a network's size: the same in training, in evaluation and in prediction."""
+"""Options for decoding image files to a network's input size, shared by training, evaluation and prediction."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ DEPTHS = (8, 10, 12, 14, 16)
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """What a network's pixels are of an image file; raises UsageError for an unknown value.
+    """How image files are decoded; raises UsageError for an unknown value.
 
-    `fit` brings an image to the network's size: crop keeps the centre of the shorter side's square, pad shows all of it
-    on the image's mean colour, stretch gives up its proportions. `bits` of a file with 16 bits a sample are used: that
-    many all set are white.
+    `fit` says how an image is resized: "crop" keeps the central square, "pad" adds bars of the image's mean colour,
+    "stretch" changes the aspect ratio. `bits` is how many bits are used in files with 16 bits per sample; 2 ** bits - 1
+    is white.
     """
 
     fit: str = "crop"
@@ -34,15 +34,15 @@ class DecodeOptions:
             raise UsageError(f"bits is {str(self.bits)[:40]}; accepted for files of 16 bits: {accepted}.")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able, without what is usual; `from_dict` is its inverse."""
+        """Return a JSON-able form without default values, the inverse of `from_dict`."""
         values = {"fit": self.fit, "bits": self.bits}
         return {name: value for name, value in values.items() if value != getattr(DEFAULT_DECODING, name)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DecodeOptions:
-        """The reading that `to_dict` described."""
+        """Rebuild the options from `to_dict`; raise UsageError for an unknown value."""
         return cls(values.get("fit", "crop"), values.get("bits", 16))
 
 
 DEFAULT_DECODING = DecodeOptions()
-"""The centre, and all sixteen bits."""
+"""Centre crop, and all sixteen bits."""

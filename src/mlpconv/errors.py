@@ -1,22 +1,22 @@
-"""Every error a user can cause, as one family.
+"""All errors that a user can cause.
 
-MlpconvError                the base: catch this to catch them all
-├── UsageError              what was asked makes no sense: a name, an option, a setting   (exit code 2)
+MlpconvError                the base class: catch it to catch them all
+├── UsageError              an invalid name, option or setting                       (exit code 2)
 ├── DataError               images, folders and data-set files
-│   ├── ImageError          one image that cannot be read
-│   ├── MissingSplit        a split that the data set does not have here
-│   └── DownloadError       a download that failed or is not what was published
-├── ModelFileError          a model file that is damaged, hostile or from another world
+│   ├── ImageError          an image that cannot be read
+│   ├── MissingSplit        a split that the data set lacks
+│   └── DownloadError       a download that failed or differs from the published file
+├── ModelFileError          a model file that is missing, damaged, hostile or of another format
 ├── SurgeryError            a network that an operation cannot change, or not exactly
-├── RunFolderError          a run folder in use, not empty, or not writable
-├── CheckpointError         no whole checkpoint to go on from
-└── TrainingError           training that cannot go on
-    ├── CollapseError       the loss sits at ln(classes) with dead category maps
+├── RunFolderError          a run folder that is in use, not empty or not writable
+├── CheckpointError         no valid checkpoint to resume from
+└── TrainingError           training that cannot continue
+    ├── CollapseError       the loss stays at ln(classes) with dead category maps
     └── NonFiniteError      a loss or weight became NaN or infinite
 
-Interrupted                 a run that was asked to stop, and saved              (exit code 130, or 143 for SIGTERM)
+Interrupted                 a run stopped by a signal, after saving its state        (exit code 130, or 143 for SIGTERM)
 
-Interrupted is a KeyboardInterrupt and no MlpconvError: a loop that goes on after an error must end at Ctrl-C.
+Interrupted is a KeyboardInterrupt and not an MlpconvError, so that Ctrl-C also ends loops that catch errors.
 
 Each message says what was given, what is accepted and what to do.
 """
@@ -49,18 +49,18 @@ __all__ = [
     "first_line",
 ]
 
-MOST_NAMED = 60
-"""Accepted names that a message lists; of more, it gives those near to the one given."""
+MAX_LISTED = 60
+"""A message lists up to this many accepted names; of more, it lists only the closest matches."""
 
 
 class MlpconvError(Exception):
-    """The base of every error of this package."""
+    """The base class of all errors of this package."""
 
     exit_code = 1
 
 
 class UsageError(MlpconvError):
-    """What was asked makes no sense: an unknown name, option or setting."""
+    """An invalid or unknown name, option or setting."""
 
     exit_code = 2
 
@@ -70,37 +70,37 @@ class DataError(MlpconvError):
 
 
 class ImageError(DataError):
-    """One image that cannot be read."""
+    """An image that cannot be read."""
 
 
 class MissingSplit(DataError):
-    """A split (train, val or test) that the data set does not have here."""
+    """A split (train, val or test) that the data set lacks."""
 
 
 class DownloadError(DataError):
-    """A download that failed, or whose bytes are not those that were published."""
+    """A download that failed or differs from the published file."""
 
 
 class ModelFileError(MlpconvError):
-    """A model file that is missing, damaged, hostile or not one of ours."""
+    """A model file that is missing, damaged, hostile or of another format."""
 
 
 class SurgeryError(MlpconvError):
-    """A network that an operation cannot change, or not without changing what it computes."""
+    """A network that an operation cannot change, or not without changing its outputs."""
 
 
 class RunFolderError(MlpconvError):
-    """A run folder that is in use, has content, or cannot be written."""
+    """A run folder that is in use, not empty or not writable."""
 
 
 class CheckpointError(MlpconvError):
-    """No whole checkpoint to go on from."""
+    """No valid checkpoint to resume from."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run that was asked to stop by a signal; everything up to there is saved.
+    """A run stopped by a signal, after saving its state.
 
-    As for Ctrl-C elsewhere in Python, `except Exception` does not catch it, nor does `except MlpconvError`.
+    Neither `except Exception` nor `except MlpconvError` catches it, as for Ctrl-C elsewhere in Python.
     """
 
     def __init__(self, message: str, signal_number: int, folder: Path | None = None) -> None:
@@ -110,34 +110,35 @@ class Interrupted(KeyboardInterrupt):
 
 
 class TrainingError(MlpconvError):
-    """Training that cannot go on."""
+    """Training that cannot continue."""
 
 
 class CollapseError(TrainingError):
-    """The loss sits at ln(number of classes) and every category map is dead."""
+    """The loss stays at ln(number of classes) and every category map is dead."""
 
 
 class NonFiniteError(TrainingError):
-    """A loss or a weight became NaN or infinite."""
+    """A loss or weight became NaN or infinite."""
 
 
-def _plain(name: str) -> str:
-    """A name without what people spell in different ways: capitals, dashes and spaces."""
+def _normalized(name: str) -> str:
+    """Return a name in lower case with underscores in place of dashes and spaces."""
     return name.casefold().replace("-", "_").replace(" ", "_")
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's message without its full stop; the class's name where it has none."""
+    """Return the first line of an exception's message without its full stop, or the class name if it is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-def did_you_mean(given: str, accepted: Iterable[str]) -> str:
-    """Say which accepted name is nearest to the one given, and list them all; of very many, only those near it."""
+def did_you_mean(name: str, accepted: Iterable[str]) -> str:
+    """Suggest the closest accepted name and list all of them; if there are too many, list only close matches."""
     names = sorted(set(accepted))
-    if len(names) > MOST_NAMED:
-        some = difflib.get_close_matches(given, names, n=5, cutoff=0.4)
-        return f"{'near it: ' + ', '.join(some) if some else f'like {names[0]!r}'}; {len(names):,} names are accepted."
-    plain = {_plain(name): name for name in reversed(names)}
-    near = difflib.get_close_matches(_plain(given), plain, n=1, cutoff=0.5)
-    hint = f"did you mean {plain[near[0]]!r}? " if near else ""
+    if len(names) > MAX_LISTED:
+        matches = difflib.get_close_matches(name, names, n=5, cutoff=0.4)
+        closest = f"closest: {', '.join(matches)}" if matches else f"for example {names[0]!r}"
+        return f"{closest}; {len(names):,} names are accepted."
+    originals = {_normalized(original): original for original in reversed(names)}
+    matches = difflib.get_close_matches(_normalized(name), originals, n=1, cutoff=0.5)
+    hint = f"did you mean {originals[matches[0]]!r}? " if matches else ""
     return f"{hint}Accepted: {', '.join(names)}."

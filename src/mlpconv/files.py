@@ -1,4 +1,4 @@
-"""Writing files so that nothing is ever lost or half-written: beside, fsync, rename."""
+"""Open regular files safely, and write files atomically: a temporary file, fsync, rename."""
 
 from __future__ import annotations
 
@@ -15,25 +15,23 @@ from typing import Any
 
 __all__ = ["NotRegularError", "fsync_folder", "json_bytes", "open_regular", "sha256", "write_atomic", "write_synced"]
 
-CHUNK = 1 << 20
-
 
 class NotRegularError(OSError):
-    """What a path leads to is no regular file."""
+    """A path is not a regular file."""
 
 
 def open_regular(path: Path) -> io.BufferedReader:
-    """Open a regular file for reading; refuse a pipe, socket, device or folder at once, without waiting for it.
+    """Open a regular file for reading, without blocking on a pipe or device.
 
-    Raises NotRegularError for these and for a name that no file can have, OSError where the system refuses.
+    Raises NotRegularError for a pipe, socket, device, folder or invalid name, OSError if it cannot be opened.
     """
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     try:
-        regular = stat.S_ISREG(Path(path).stat().st_mode)  # before it is opened: to open a device may do something
+        regular = stat.S_ISREG(Path(path).stat().st_mode)  # before opening: opening a device can have effects
         descriptor = os.open(path, flags) if regular else -1
     except ValueError as error:  # a NUL in the name
         raise NotRegularError(errno.EINVAL, "not a file name") from error
-    if descriptor >= 0 and not stat.S_ISREG(os.fstat(descriptor).st_mode):  # exchanged meanwhile
+    if descriptor >= 0 and not stat.S_ISREG(os.fstat(descriptor).st_mode):  # replaced meanwhile
         os.close(descriptor)
         descriptor = -1
     if descriptor < 0:
@@ -42,7 +40,7 @@ def open_regular(path: Path) -> io.BufferedReader:
 
 
 def write_synced(path: Path, content: bytes) -> None:
-    """Write a new file and wait until it is on the disk; raises OSError."""
+    """Write a new file and wait until it is on disk; raise OSError if that fails."""
     with open(path, "xb") as file:
         file.write(content)
         file.flush()
@@ -50,7 +48,7 @@ def write_synced(path: Path, content: bytes) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk; raises OSError."""
+    """Wait until the entries of a folder are on disk; raise OSError if that fails."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -59,7 +57,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Replace a file so that a reader sees the old one or the new one, never a part; raises OSError."""
+    """Replace a file atomically: readers see either the old or the new content; raise OSError if that fails."""
     staged = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         write_synced(staged, content)
@@ -68,20 +66,17 @@ def write_atomic(path: Path, content: bytes) -> None:
         with suppress(OSError):
             staged.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is not None:
-            error.filename = str(path)  # nobody knows the staged one
+            error.filename = str(path)  # instead of the temporary file
         raise
     fsync_folder(path.parent)
 
 
 def json_bytes(value: Any) -> bytes:
-    """JSON with sorted keys and a final newline; NaN and infinity are refused with ValueError."""
+    """Encode a value as JSON with sorted keys and a final newline; raise ValueError for NaN and infinity."""
     return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file in hexadecimal, read in pieces; raises OSError."""
-    digest = hashlib.sha256()
+    """Return the SHA-256 of a file in hexadecimal; raise OSError if it cannot be read."""
     with open(path, "rb") as file:
-        while piece := file.read(CHUNK):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,7 +12,7 @@ import torch
 from mlpconv import inference
 from mlpconv.data import Dataset, open_data
 from mlpconv.data.catalog import CATALOG
-from mlpconv.data.duplicates import with_copies_noted
+from mlpconv.data.duplicates import with_duplicate_notes
 from mlpconv.data.validation import with_validation
 from mlpconv.errors import RunFolderError, UsageError
 from mlpconv.inference import Classifier
@@ -147,7 +147,7 @@ def open_for_training(data: str | Path | Dataset, recipe: Recipe, root: str | Pa
             raise UsageError(
                 f"size={recipe.size} was given with a Dataset of {rows}x{columns}: resize it, or leave size out."
             )
-        if recipe.fit not in ("auto", dataset.reading.fit):
+        if recipe.fit not in ("auto", dataset.decode_options.fit):
             raise UsageError(f"fit={recipe.fit} was given with a Dataset: open it so with open_data, or leave fit out.")
     else:
         where = Path(root) if root is not None else None
@@ -157,7 +157,7 @@ def open_for_training(data: str | Path | Dataset, recipe: Recipe, root: str | Pa
         )
     dataset.split("train")
     dataset = with_validation(dataset, recipe.val_fraction, recipe.seed)
-    return with_copies_noted(dataset) if isinstance(data, Dataset) else dataset
+    return with_duplicate_notes(dataset) if isinstance(data, Dataset) else dataset
 
 
 def make_model(dataset: Dataset, recipe: Recipe, device: torch.device) -> Network:
@@ -191,7 +191,7 @@ def make_model(dataset: Dataset, recipe: Recipe, device: torch.device) -> Networ
 
 def make_preprocessing(dataset: Dataset, recipe: Recipe) -> Preprocessing:
     """The recipe's preprocessing, fitted on the training images alone."""
-    chain = Preprocessing.create(recipe.preprocessing, dataset.channels, dataset.size, dataset.reading)
+    chain = Preprocessing.create(recipe.preprocessing, dataset.channels, dataset.size, dataset.decode_options)
     return chain.fit(dataset.split("train").images)
 
 

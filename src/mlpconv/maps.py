@@ -158,7 +158,7 @@ def category_maps(classifier: Classifier, images: Any, batch_size: int = 64) -> 
     for a network that gives NaN.
     """
     found = list(items(images))
-    pixels = as_pixels(found, classifier.input_size, classifier.preprocessing.reading)  # (N, C, H, W)
+    pixels = as_pixels(found, classifier.input_size, classifier.preprocessing.decode_options)  # (N, C, H, W)
     grid = trace_grid(classifier.model, (pixels.shape[1], pixels.shape[2], pixels.shape[3]))
     parts = (pixels[start : start + batch_size] for start in range(0, len(pixels), batch_size))
     maps = torch.cat([classifier.maps(part).float().cpu() for part in parts])  # (N, K, h, w)

@@ -1,4 +1,4 @@
-"""Text that came from files, made fit to be shown; and messages in the words of whoever called: Python or a shell."""
+"""Escape and sort text from files, and word messages for the caller: Python or the command line."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from contextvars import ContextVar
 __all__ = ["Wording", "composed", "natural", "option", "printable", "resume_hint", "worded"]
 
 JOINERS = "\u200c\u200d"
-"""Invisible, and yet whole scripts and many emoji are not written without them."""
-BYTES = range(0xDC80, 0xDD00)
-"""How Python keeps the bytes of a file's name that are not UTF-8."""
+"""Invisible characters that many scripts and emoji need."""
+SURROGATE_BYTES = range(0xDC80, 0xDD00)
+"""The code points with which Python represents bytes of a file name that are not UTF-8."""
 
 
 def printable(text: str) -> str:
-    """The text as any terminal, page or JSON file can hold it: what is not seen, or turns lines around, is escaped.
+    """Escape invisible and direction-changing characters, so that any terminal, page or JSON file can show the text.
 
     A byte that is not UTF-8 becomes \\xNN, a control character \\n or \\x1b, a change of direction \\u202e.
     """
@@ -25,27 +25,27 @@ def printable(text: str) -> str:
 
 
 def _escaped(letter: str) -> str:
-    if letter in JOINERS or unicodedata.category(letter) == "Zs":  # the spaces of other scripts are seen
+    if letter in JOINERS or unicodedata.category(letter) == "Zs":  # the spaces of other scripts are visible
         return letter
-    if ord(letter) in BYTES:
-        return f"\\x{ord(letter) - BYTES.start + 0x80:02x}"
+    if ord(letter) in SURROGATE_BYTES:
+        return f"\\x{ord(letter) - SURROGATE_BYTES.start + 0x80:02x}"
     return letter.encode("unicode_escape").decode("ascii")
 
 
 def composed(text: str) -> str:
-    """The text in Unicode's composed form (NFC), in which an accented letter has one spelling."""
+    """Normalise text to Unicode's composed form (NFC), in which an accented letter has one spelling."""
     return unicodedata.normalize("NFC", text)
 
 
 def natural(text: str) -> tuple[list[str | int], str]:
-    """A key that sorts names as people do, numbers by their value: 2 before 10."""
+    """Return a sort key for natural order: numbers by their value, 2 before 10."""
     parts: list[str | int] = list(re.split(r"(\d+)", text))
     parts[1::2] = [int(digits) for digits in parts[1::2]]
     return parts, text
 
 
 class Wording:
-    """How messages name the options of `mlpconv.fit`: as keyword arguments. The command line puts its own in place."""
+    """How messages name the options of `mlpconv.fit`: as keyword arguments. The command line replaces it."""
 
     def option(self, name: str, value: object) -> str:
         """Return an option with a value to pass; a value in capitals is a placeholder, as in out=FOLDER."""
@@ -73,7 +73,7 @@ def resume_hint(folder: object) -> str:
 
 @contextmanager
 def worded(wording: Wording) -> Iterator[None]:
-    """Let the messages of this thread speak in other words for as long as the context lasts."""
+    """Use another wording for the messages of this thread inside the context."""
     token = _WORDING.set(wording)
     try:
         yield

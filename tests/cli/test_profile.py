@@ -271,5 +271,5 @@ def test_installed_libraries(given: str, size: str, params: str, capsys: pytest.
     assert params in next(line for line in out.splitlines() if line.startswith(" total"))
     assert main(["profile", f"{given}x"]) == 2
     said = capsys.readouterr().err
-    assert f"near it: {given.partition(':')[2]}" in said
+    assert f"closest: {given.partition(':')[2]}" in said
     assert "names are accepted" in said

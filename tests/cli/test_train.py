@@ -87,7 +87,7 @@ def test_what_a_data_set_has_to_say_is_said(here: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("words", "code", "part"),
     [
-        (["nosuch"], 2, "no folder and no data set"),
+        (["nosuch"], 2, "there is no folder or data set"),
         (["digits", "--set", "lrr=1"], 2, "did you mean 'lr'"),
         (["digits", "--set", "lr=fast"], 2, "a number"),
         (["digits", "--recipe", "fats"], 2, "did you mean 'fast'"),

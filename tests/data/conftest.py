@@ -1,4 +1,4 @@
-"""Small data sets in the published layouts, written by these tests from the formats' descriptions."""
+"""Write small data sets in the published formats, following their specifications."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from PIL import Image
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
-    """An IDX file: 0, 0, type 8 (unsigned byte), number of dimensions, dimensions, data."""
+    """Return an IDX file: 0, 0, type 8 (unsigned byte), number of dimensions, dimensions, data."""
     return bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
 
 
 @pytest.fixture
 def mnist_files(tmp_path: Path) -> tuple[Path, np.ndarray, np.ndarray]:
-    """A root with 13 training images of MNIST's format (gzip) and no test files, the pixels and the labels."""
+    """Return a root with 13 training images in MNIST's format (gzip) and no test files, the pixels and the labels."""
     rng = np.random.RandomState(5)
     images = rng.randint(0, 256, (13, 28, 28)).astype(np.uint8)
     labels = rng.randint(0, 10, 13).astype(np.uint8)
@@ -42,7 +42,7 @@ def cifar_records(count: int, head: int, classes: int, seed: int) -> np.ndarray:
 
 @pytest.fixture
 def cifar10_files(tmp_path: Path) -> tuple[Path, np.ndarray]:
-    """A root with five CIFAR-10 batches of 7 records and no test batch, and all the records in order."""
+    """Return a root with five CIFAR-10 batches of 7 records and no test batch, and all records in order."""
     folder = tmp_path / "cifar-10-batches-bin"
     folder.mkdir()
     records = cifar_records(35, 1, 10, 3)
@@ -64,13 +64,13 @@ def tar_bytes(members: list[tuple[str | tarfile.TarInfo, bytes]]) -> bytes:
 
 @pytest.fixture
 def write() -> SimpleNamespace:
-    """The writers of the formats, for the tests that make their own files."""
+    """Return the writers of the formats."""
     return SimpleNamespace(idx=idx_bytes, cifar=cifar_records, tar=tar_bytes)
 
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Callable[..., Path]:
-    """A function that fills a folder of class folders: pictures(cat=11, dog=7) -> its path."""
+    """Return a function that fills a folder of class folders: pictures(cat=11, dog=7) -> its path."""
 
     def make(size: tuple[int, int] = (19, 23), mode: str = "RGB", below: str = "", **counts: int) -> Path:
         rng = np.random.RandomState(1)

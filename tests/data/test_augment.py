@@ -1,4 +1,4 @@
-"""Augmentation of a batch against a plain loop over its images, and its dependence on the seed and the step alone."""
+"""Batch augmentation equals a plain loop over the images and depends only on the seed and the step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ N, C, H, W = 17, 3, 13, 11
 
 
 def pictures(n: int = N, channels: int = C, height: int = H, width: int = W) -> torch.Tensor:
-    """Images whose every value is another, none of them zero."""
+    """Return images with distinct nonzero values."""
     count = n * channels * height * width
     return torch.arange(1, count + 1, dtype=torch.float32).view(n, channels, height, width)
 
@@ -26,7 +26,7 @@ def changed(images: torch.Tensor, kinds: Augmentation, seed: int = 3, step: int 
 
 
 def windows(image: np.ndarray, pad: int, mode: str) -> dict[tuple[int, int, bool], np.ndarray]:
-    """Every crop of one padded image (C, H, W), by its offset, as it is and mirrored."""
+    """Return every crop of a padded image (C, H, W) by its offset, unflipped and flipped."""
     height, width = image.shape[1:]
     padded = np.pad(image, ((0, 0), (pad, pad), (pad, pad)), "reflect" if mode == "reflect" else "constant")
     places = itertools.product(range(2 * pad + 1), repeat=2)
@@ -37,7 +37,7 @@ def windows(image: np.ndarray, pad: int, mode: str) -> dict[tuple[int, int, bool
 
 
 def placed(before: torch.Tensor, after: torch.Tensor, pad: int, mode: str) -> list[tuple[int, int, bool]]:
-    """Where each image's window was taken, found by trying all of them."""
+    """Return the offset of each image's crop, by trying all of them."""
     places = []
     for image, result in zip(before.numpy(), after.numpy(), strict=True):
         fitting = [place for place, crop in windows(image, pad, mode).items() if np.array_equal(crop, result)]
@@ -51,20 +51,20 @@ def placed(before: torch.Tensor, after: torch.Tensor, pad: int, mode: str) -> li
 
 @pytest.mark.parametrize("mode", ["zero", "reflect"])
 @pytest.mark.parametrize("pad", [1, 2, 4])
-def test_every_image_is_one_window_of_its_padded_self(mode: str, pad: int):
+def test_every_crop_is_a_window_of_the_padded_image(mode: str, pad: int):
     images = pictures()
     places = placed(images, changed(images, Augmentation(crop=pad, crop_mode=mode)), pad, mode)
     assert not any(flip for _, _, flip in places)
     assert len({(row, column) for row, column, _ in places}) > 3  # each image has a place of its own
 
 
-def test_windows_are_mirrored_where_flips_are_on_too():
+def test_crops_are_also_flipped():
     images = pictures()
     places = placed(images, changed(images, Augmentation(crop=2, flip="random")), 2, "reflect")
     assert {flip for _, _, flip in places} == {False, True}
 
 
-def test_every_place_comes_up_about_as_often():
+def test_crop_positions_are_uniform():
     images = pictures(1, 1, 3, 3).expand(2003, 1, 3, 3)
     crops = changed(images, Augmentation(crop=1, crop_mode="zero", flip="random")).numpy()
     table = {
@@ -78,7 +78,7 @@ def test_every_place_comes_up_about_as_often():
     assert sum((count - expected) ** 2 / expected for count in counts.values()) < 40  # chi squared, 17 degrees: p 0.001
 
 
-def test_the_two_paddings_differ_at_the_border_alone():
+def test_the_padding_modes_differ_only_at_the_border():
     images = pictures()
     zero, reflect = (changed(images, Augmentation(crop=2, crop_mode=mode)) for mode in ("zero", "reflect"))
     differ = zero != reflect
@@ -87,14 +87,14 @@ def test_the_two_paddings_differ_at_the_border_alone():
     assert (reflect > 0).all()
 
 
-def test_reflection_gives_way_to_zeros_where_it_cannot_reach():
+def test_reflection_falls_back_to_zeros_for_small_images():
     images = pictures(N, 3, 3, 7)
     for pad, same in ((2, False), (3, True)):  # a row of three can be mirrored over two
         reflect, zero = (changed(images, Augmentation(crop=pad, crop_mode=mode)) for mode in ("reflect", "zero"))
         assert torch.equal(reflect, zero) == same
 
 
-def test_random_flips_mirror_about_half():
+def test_random_flips_flip_about_half():
     images = pictures(1009, 1, 1, 3)
     mirrored = (changed(images, Augmentation(flip="random")) == images.flip(3)).flatten(1).all(1)
     assert 430 < mirrored.sum() < 580
@@ -102,7 +102,7 @@ def test_random_flips_mirror_about_half():
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**31 - 1])
-def test_alternate_flips_turn_every_image_every_other_epoch(seed: int):
+def test_alternate_flips_flip_every_image_every_second_epoch(seed: int):
     images = pictures(1009, 1, 1, 3)
     kinds = Augmentation(flip="alternate")
     epochs = [changed(images, kinds, seed=seed, step=7 * epoch, epoch=epoch) for epoch in range(5)]
@@ -113,7 +113,7 @@ def test_alternate_flips_turn_every_image_every_other_epoch(seed: int):
     assert 430 < (mirrored[1:] == mirrored[:-1]).sum() < 580  # neighbours go their own ways
 
 
-def test_an_image_alternates_wherever_it_stands_in_the_batch():
+def test_alternate_flips_do_not_depend_on_the_position_in_the_batch():
     images, kinds = pictures(), Augmentation(flip="alternate")
     order = torch.randperm(N, generator=torch.Generator().manual_seed(1))
     shuffled = augment(images[order], kinds, seed=3, step=99, epoch=0, index=order)
@@ -123,7 +123,7 @@ def test_an_image_alternates_wherever_it_stands_in_the_batch():
 # --- cutout
 
 
-def test_cutout_takes_one_square_clipped_at_the_border():
+def test_cutout_zeroes_one_square_clipped_at_the_border():
     side = 5
     after = changed(pictures(997, 2, H, W), Augmentation(cutout=side))
     rows, columns = set(), set()
@@ -143,7 +143,7 @@ def test_cutout_takes_one_square_clipped_at_the_border():
 
 
 @pytest.mark.parametrize("side", [1, 2, 4])
-def test_cutout_of_any_side_has_that_side_inside(side: int):
+def test_cutout_has_the_requested_side(side: int):
     after = changed(pictures(499, 1, 23, 23), Augmentation(cutout=side))
     areas = (after == 0).flatten(1).sum(1)
     assert areas.max() == side**2
@@ -151,7 +151,7 @@ def test_cutout_of_any_side_has_that_side_inside(side: int):
     assert (areas == side**2).float().mean() > 0.6
 
 
-def test_cutout_larger_than_the_image_leaves_nothing():
+def test_cutout_may_cover_the_image():
     assert (changed(pictures(5), Augmentation(cutout=64)) == 0).all()
 
 
@@ -160,7 +160,7 @@ def test_cutout_larger_than_the_image_leaves_nothing():
 
 @settings(max_examples=30)
 @given(alpha=st.floats(0.01, 10), step=st.integers(0, 10**6))
-def test_mixup_blends_images_and_targets_by_one_share(alpha: float, step: int):
+def test_mixup_mixes_images_and_targets_by_the_same_weight(alpha: float, step: int):
     images = torch.rand(7, 2, 3, 5, generator=torch.Generator().manual_seed(step))
     targets = torch.eye(7)
     mixed, blended = mixup(images, targets, alpha, seed=1, step=step)
@@ -170,7 +170,7 @@ def test_mixup_blends_images_and_targets_by_one_share(alpha: float, step: int):
     torch.testing.assert_close(mixed.flatten(1), blended @ images.flatten(1))  # each target says what was mixed
 
 
-def test_mixups_share_has_the_beta_distributions_moments():
+def test_mixup_weights_have_the_moments_of_the_beta_distribution():
     shares = np.array(
         [mixup(torch.zeros(2, 1, 1, 1), torch.eye(2), 0.5, seed=7, step=step)[1].max() for step in range(997)]
     )
@@ -184,7 +184,7 @@ def test_mixups_share_has_the_beta_distributions_moments():
 EVERYTHING = Augmentation(crop=2, crop_mode="reflect", flip="random", cutout=3)
 
 
-def test_the_same_seed_and_step_give_the_same_bits_and_others_do_not():
+def test_seed_and_step_determine_the_batch():
     images = pictures()
     first = changed(images, EVERYTHING)
     torch.manual_seed(1234)
@@ -199,7 +199,7 @@ def test_the_same_seed_and_step_give_the_same_bits_and_others_do_not():
     assert not torch.equal(mixup(images, targets, 1.0, seed=4, step=5)[1], mixed[1])
 
 
-def test_the_users_own_generator_is_left_alone():
+def test_the_global_generator_is_unchanged():
     torch.manual_seed(7)
     before = torch.get_rng_state()
     changed(pictures(), EVERYTHING)
@@ -217,7 +217,7 @@ def test_generators_differ_by_seed_purpose_and_number():
     assert len(set(draws)) == len(draws)
 
 
-def test_the_images_given_are_not_written_to():
+def test_the_input_images_are_unchanged():
     images = pictures()
     for kinds in (EVERYTHING, Augmentation(crop=2), Augmentation(flip="random"), Augmentation(cutout=3)):
         changed(images, kinds)
@@ -232,7 +232,7 @@ def test_the_result_is_channels_last(kinds: Augmentation):
     assert after.shape == (N, C, H, W)
 
 
-def test_nothing_to_do_is_nothing_done():
+def test_no_augmentation_returns_the_images():
     images = pictures()
     assert changed(images, Augmentation()) is images
 
@@ -247,7 +247,7 @@ def test_the_smallest_images_keep_their_shape(kinds: Augmentation, shape: tuple[
     assert torch.isfinite(after).all()
 
 
-def test_a_pixel_alone_is_there_or_padded_over():
+def test_a_single_pixel_is_kept_or_replaced_by_padding():
     images = torch.ones(997, 1, 1, 1)
     share = changed(images, Augmentation(crop=1)).mean().item()
     assert share == pytest.approx(1 / 9, abs=0.05)
@@ -256,7 +256,7 @@ def test_a_pixel_alone_is_there_or_padded_over():
 # --- sizes
 
 
-def test_resizing_keeps_means_and_leaves_the_right_size_alone():
+def test_resizing_keeps_means_and_skips_images_of_the_right_size():
     images = pictures(3, 2, 12, 12)
     assert resize(images, 12) is images
     small = resize(images, 6)

@@ -1,4 +1,4 @@
-"""`mlpconv data`: the table, its JSON, and the sentences of a failed download."""
+"""`mlpconv data`: the table, its JSON, and the message of a failed download."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def test_the_table_names_every_set(mnist_files: Files, capsys: pytest.CaptureFix
     assert rows["cifar10"].split()[-1] == "no"
     assert "60,000" in rows["cifar10"]
     assert "CC BY 4.0" in rows["digits"]
-    assert lines[-1].strip() == f"looked for in {mnist_files[0]}"
+    assert lines[-1].strip() == f"searched in {mnist_files[0]}"
 
 
-def test_json_for_machines(
+def test_data_list_prints_json(
     cifar10_files: tuple[Path, np.ndarray], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLPCONV_DATA", str(cifar10_files[0]))
@@ -52,7 +52,7 @@ def test_json_for_machines(
     assert rows["cifar10"]["here"] == []
 
 
-def test_digits_need_no_preparation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_digits_need_no_download(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "prepare", "digits", "--to", str(tmp_path)]) == 0
     assert "digits is ready: mlpconv train digits\n" in capsys.readouterr().out
     assert main(["data", "prepare", "digits", "--to", str(tmp_path), "--json"]) == 0
@@ -60,21 +60,21 @@ def test_digits_need_no_preparation(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_set_nobody_knows(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_name_is_answered_with_the_closest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "prepare", "cifar"]) == 2
     assert "did you mean 'cifar10'?" in capsys.readouterr().err
 
 
-def test_offline_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_offline_prepare_prints_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "prepare", "mnist", "--to", str(tmp_path)]) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("mlpconv: train-images-idx3-ubyte.gz could not be downloaded (")
-    assert f"put it into '{tmp_path}/MNIST/raw'" in err
+    assert f"copy it to '{tmp_path}/MNIST/raw'" in err
     assert err.count("\n") == 1
 
 
-def test_what_is_there_is_said_to_be_ready(
+def test_prepare_prints_the_next_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlpconv.data import download

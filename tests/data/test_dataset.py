@@ -1,4 +1,4 @@
-"""Splits, fingerprints and held-out parts."""
+"""Splits, fingerprints and holdout."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlpconv.data import Split, holdout, make_dataset
-from mlpconv.data.dataset import select, shuffled, stratified
+from mlpconv.data.dataset import select
+from mlpconv.data.validation import shuffled, stratified
 from mlpconv.errors import DataError, MissingSplit, UsageError
 
 
 def split(labels: list[int], names: bool = False) -> Split:
-    """A split whose images are all different: image i holds i."""
+    """Return a split whose image i has all pixels equal to i."""
     images = np.zeros((len(labels), 1, 3, 3), np.uint8) + np.arange(len(labels), dtype=np.uint8)[:, None, None, None]
     return Split(images, np.array(labels, np.int64), tuple(f"{i}.png" for i in range(len(labels))) if names else None)
 
@@ -25,9 +26,9 @@ def numbers(part: Split) -> list[int]:
     return [int(i) for i in part.images[:, 0, 0, 0]]
 
 
-def test_a_missing_split_says_what_there_is() -> None:
+def test_a_missing_split_names_the_available_ones() -> None:
     data = make_dataset("mine", ["a", "b"], {"train": split([0, 1, 0])})
-    with pytest.raises(MissingSplit, match=r"mine has no test split here; there is: train \(3 images\)"):
+    with pytest.raises(MissingSplit, match=r"mine has no test split; available: train \(3 images\)"):
         data.split("test")
     with pytest.raises(UsageError, match="accepted: train, val, test"):
         data.split("tset")
@@ -45,14 +46,14 @@ def test_a_missing_split_says_what_there_is() -> None:
     ],
     ids=["three axes", "floats", "a label too many", "float labels", "a name too few"],
 )
-def test_arrays_of_another_kind_are_refused(
+def test_arrays_of_wrong_dtype_or_shape_are_refused(
     images: np.ndarray, labels: np.ndarray, names: tuple[str, ...] | None
 ) -> None:
     with pytest.raises(UsageError):
         Split(images, labels, names)
 
 
-def test_splits_that_do_not_agree_are_refused() -> None:
+def test_inconsistent_splits_are_refused() -> None:
     other = Split(np.zeros((2, 3, 3, 3), np.uint8), np.zeros(2, np.int64))
     with pytest.raises(UsageError, match="one shape"):
         make_dataset("mine", ["a", "b"], {"train": split([0, 1]), "test": other})
@@ -62,7 +63,7 @@ def test_splits_that_do_not_agree_are_refused() -> None:
         make_dataset("mine", ["a", "b"], {"training": split([0, 1])})
 
 
-def test_the_fingerprint_sees_every_pixel_label_and_split() -> None:
+def test_the_fingerprint_covers_every_pixel_label_and_split() -> None:
     base = {"train": split([0, 1, 0]), "test": split([1, 0])}
     prints = {make_dataset("mine", "ab", base).fingerprint, make_dataset("other name", "ab", base).fingerprint}
     assert len(prints) == 1
@@ -80,7 +81,7 @@ def test_the_fingerprint_sees_every_pixel_label_and_split() -> None:
     assert all(len(print_) == 64 for print_ in prints)
 
 
-def test_last_takes_the_last_images_without_a_copy() -> None:
+def test_last_holds_out_the_last_images_as_views() -> None:
     whole = split([0] * 11, names=True)
     rest, held = holdout(whole, 0.2)
     assert (numbers(rest), numbers(held)) == (list(range(9)), [9, 10])
@@ -88,14 +89,14 @@ def test_last_takes_the_last_images_without_a_copy() -> None:
     assert np.shares_memory(rest.images, whole.images)
 
 
-def test_the_papers_validation_part() -> None:
+def test_the_validation_split_of_the_paper() -> None:
     images = np.zeros((50_000, 1, 1, 1), np.uint8)
     rest, held = holdout(Split(images, np.arange(50_000)), 0.2)
     assert (len(rest), int(held.labels[0]), len(held)) == (40_000, 40_000, 10_000)
 
 
 @given(st.lists(st.integers(0, 4), min_size=2, max_size=60), st.floats(0.01, 0.99), st.integers(0, 99))
-def test_stratified_holds_out_the_share_of_every_class(labels: list[int], fraction: float, seed: int) -> None:
+def test_stratified_holds_out_the_fraction_of_every_class(labels: list[int], fraction: float, seed: int) -> None:
     held = stratified(np.array(labels), fraction, seed)
     for label, total in Counter(labels).items():
         count = int(held[np.array(labels) == label].sum())
@@ -104,7 +105,7 @@ def test_stratified_holds_out_the_share_of_every_class(labels: list[int], fracti
         assert abs(count - total * fraction) <= max(1, 1 - total * fraction)
 
 
-def test_a_stratified_part_depends_on_the_seed_alone() -> None:
+def test_a_stratified_split_depends_only_on_the_seed() -> None:
     whole = split([0, 1] * 20, names=True)
     first, again, other = (holdout(whole, 0.25, seed, how="stratified") for seed in (3, 3, 4))
     assert numbers(first[1]) == numbers(again[1]) != numbers(other[1])
@@ -112,7 +113,7 @@ def test_a_stratified_part_depends_on_the_seed_alone() -> None:
     assert [f"{i}.png" for i in numbers(first[1])] == list(first[1].names or ())
 
 
-def test_the_order_of_a_seed_is_the_same_for_ever() -> None:
+def test_the_order_of_a_seed_never_changes() -> None:
     # computed once by a straight splitmix64 in Python integers
     def plain(length: int, seed: int) -> list[int]:
         def word(i: int) -> int:
@@ -135,7 +136,7 @@ def test_a_fraction_that_leaves_nothing_is_refused(fraction: float) -> None:
         holdout(split([0, 1, 0]), fraction)
 
 
-def test_too_few_images_to_part() -> None:
+def test_too_few_images_are_refused() -> None:
     with pytest.raises(DataError, match="at least two"):
         holdout(split([0]), 0.5)
     with pytest.raises(DataError, match="single image"):
@@ -155,7 +156,7 @@ def test_a_data_set_cannot_be_changed_by_accident() -> None:
         data.name = "other"  # type: ignore[misc]
 
 
-def test_data_introduce_themselves_in_a_line() -> None:
+def test_reprs_are_one_line() -> None:
     names = tuple(f"photos/{number}.png" for number in range(997))
     split = Split(np.zeros((997, 3, 5, 7), np.uint8), np.zeros(997, np.int64), names)
     data = make_dataset("photos", ("ant", "b\x1bee", "cat", "dog"), {"train": split})

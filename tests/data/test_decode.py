@@ -1,4 +1,4 @@
-"""From image files to pixels: every kind of honest file."""
+"""Decode image files of every supported kind."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def planes(array: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "PPM", "WEBP"])
-def test_lossless_files_give_their_pixels(tmp_path: Path, kind: str) -> None:
+def test_lossless_files_decode_exactly(tmp_path: Path, kind: str) -> None:
     options = {"lossless": True} if kind == "WEBP" else {}
     content = saved(Image.fromarray(COLOUR), kind, **options)
     path = tmp_path / "name without a known ending"
@@ -53,7 +53,7 @@ def test_grey_files_have_one_channel(kind: str) -> None:
     assert np.array_equal(decode(content, channels=3), np.stack([GREY] * 3))
 
 
-def test_jpeg_is_near_its_source() -> None:
+def test_jpeg_is_close_to_its_source() -> None:
     smooth = np.asarray(Image.fromarray(COLOUR).resize((64, 48), Image.Resampling.BICUBIC))
     content = saved(Image.fromarray(smooth), "JPEG", quality=98, subsampling=0)
     assert np.abs(decode(content).astype(int) - planes(smooth)).mean() < 2
@@ -64,7 +64,7 @@ def test_grey_is_luma() -> None:
     assert np.abs(decode(saved(Image.fromarray(COLOUR)), channels=1)[0] - expected).max() <= 0.51
 
 
-def test_transparency_is_laid_on_white() -> None:
+def test_transparency_is_composited_on_white() -> None:
     opacity = RNG.randint(0, 256, (7, 11)).astype(np.uint8)
     share = opacity[..., None] / 255
     expected = COLOUR * share + 255 * (1 - share)
@@ -114,7 +114,7 @@ def test_cmyk_becomes_rgb() -> None:
 
 @pytest.mark.parametrize("turn", range(1, 10))
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_photographs_are_turned_upright(turn: int, kind: str) -> None:
+def test_photographs_are_rotated_upright(turn: int, kind: str) -> None:
     steps = np.zeros((16, 24, 3), np.uint8)
     steps[:8, :8] = (250, 0, 0)
     steps[8:, 16:] = (0, 0, 250)
@@ -131,13 +131,13 @@ def test_photographs_are_turned_upright(turn: int, kind: str) -> None:
 @pytest.mark.parametrize(
     "exif", [b"", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + bytes(9), b"junk"]
 )
-def test_damaged_exif_turns_nothing(exif: bytes) -> None:
+def test_damaged_exif_is_ignored(exif: bytes) -> None:
     image = Image.fromarray(COLOUR)
     image.info["exif"] = exif
     assert np.array_equal(from_pil(image), planes(COLOUR))
 
 
-def test_the_first_frame_counts() -> None:
+def test_the_first_frame_is_decoded() -> None:
     frames = [Image.new("RGB", (5, 5), colour) for colour in ("red", "blue", "green")]
     for kind, options in (("PNG", {}), ("WEBP", {"lossless": True})):
         content = saved(frames[0], kind, save_all=True, append_images=frames[1:], **options)
@@ -152,14 +152,14 @@ def test_a_pil_image_is_not_changed() -> None:
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 23), st.integers(1, 23))
-def test_any_shape_becomes_the_size_asked_for(height: int, width: int, to_height: int, to_width: int) -> None:
+def test_any_shape_is_resized_to_the_requested_size(height: int, width: int, to_height: int, to_width: int) -> None:
     content = saved(Image.new("RGB", (width, height), (9, 99, 199)))
     pixels = decode(content, size=(to_height, to_width))
     assert pixels.shape == (3, to_height, to_width)
     assert (pixels == np.array([9, 99, 199])[:, None, None]).all()
 
 
-def test_the_centre_is_kept_and_nothing_is_stretched() -> None:
+def test_crop_keeps_the_centre_without_stretching() -> None:
     wide = np.zeros((10, 30), np.uint8)
     wide[:, 10:20] = 255
     assert (decode(saved(Image.fromarray(wide)), size=(5, 5)) > 200).all()
@@ -167,18 +167,18 @@ def test_the_centre_is_kept_and_nothing_is_stretched() -> None:
     assert (decode(saved(Image.fromarray(tall)), size=(5, 5)) > 200).all()
 
 
-def test_reduction_is_antialiased() -> None:
+def test_downscaling_is_antialiased() -> None:
     """A checkerboard of single pixels becomes grey, not a moiré of black and white."""
     board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
     small = decode(saved(Image.fromarray(board)), size=(9, 9)).astype(int)
     assert np.abs(small - 127.5).max() < 12
 
 
-def test_a_size_that_fits_changes_nothing() -> None:
+def test_an_image_of_the_requested_size_is_unchanged() -> None:
     assert np.array_equal(decode(saved(Image.fromarray(COLOUR)), size=(7, 11)), planes(COLOUR))
 
 
-def test_a_big_jpeg_read_at_a_fraction_is_almost_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_jpeg_decoded_at_a_fraction_is_almost_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     smooth = Image.fromarray(RNG.randint(0, 256, (40, 60, 3)).astype(np.uint8)).resize((2600, 1800))
     content = saved(smooth, "JPEG", quality=95)
     drafts: list[object] = []
@@ -194,7 +194,7 @@ def test_a_big_jpeg_read_at_a_fraction_is_almost_the_same(monkeypatch: pytest.Mo
     assert len(drafts) == 1
 
 
-def test_a_big_jpeg_gives_the_same_pixels_as_a_path_as_bytes_and_as_an_opened_image(tmp_path: Path) -> None:
+def test_a_large_jpeg_decodes_the_same_from_a_path_bytes_and_an_opened_image(tmp_path: Path) -> None:
     smooth = Image.fromarray(RNG.randint(0, 256, (40, 60, 3)).astype(np.uint8)).resize((2600, 1800))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -209,7 +209,7 @@ def test_a_big_jpeg_gives_the_same_pixels_as_a_path_as_bytes_and_as_an_opened_im
 
 
 def test_a_photograph_of_200_megapixels_takes_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the small: limits of a thousandth, and a JPEG of 0.2 megapixels."""
+    """Use limits of a thousandth, and a JPEG of 0.2 megapixels."""
     monkeypatch.setattr(room, "MAX_PIXELS", 67_108)
     content = saved(Image.fromarray(RNG.randint(0, 256, (400, 500, 3)).astype(np.uint8)), "JPEG")
     for size in (None, (9, 9), (300, 300)):
@@ -218,7 +218,7 @@ def test_a_photograph_of_200_megapixels_takes_little_memory(monkeypatch: pytest.
     assert decode(content).shape == (3, 200, 250)
     with pytest.raises(ImageError, match="500 x 400 pixels; accepted: up to 67,108 pixels"):
         decode(saved(Image.open(io.BytesIO(content))), size=(9, 9))
-    with pytest.raises(ImageError, match=r"progressive JPEG, which is decoded as a whole.*67,108"):
+    with pytest.raises(ImageError, match=r"progressive JPEG of .*, which is decoded at full size.*67,108"):
         decode(saved(Image.open(io.BytesIO(content)), "JPEG", progressive=True), size=(9, 9))
     with Image.open(io.BytesIO(content)) as image:
         image.load()
@@ -226,19 +226,19 @@ def test_a_photograph_of_200_megapixels_takes_little_memory(monkeypatch: pytest.
             from_pil(image)
 
 
-def test_a_jpeg_of_one_component_after_the_other_is_kept_whole_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A scan that has one component of three, by its header."""
+def test_a_jpeg_with_separate_component_scans_is_fully_buffered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Return a JPEG whose first scan header lists one of three components."""
     content = bytearray(saved(Image.fromarray(COLOUR), "JPEG"))
     monkeypatch.setattr(room, "MAX_PIXELS", 76)
     assert decode(bytes(content), size=(2, 2)).shape == (3, 2, 2)
     start = content.index(b"\xff\xda")
     assert content[start + 4] == 3
     content[start + 2 : start + 14] = bytes((0, 8, 1, 1, 0, 0, 63, 0))
-    with pytest.raises(ImageError, match="decoded as a whole"):
+    with pytest.raises(ImageError, match="decoded at full size"):
         decode(bytes(content), size=(2, 2))
 
 
-def test_channels_of_arrays() -> None:
+def test_arrays_are_converted_between_grey_and_colour() -> None:
     image = planes(COLOUR)
     assert np.array_equal(to_channels(image, 1), decode(saved(Image.fromarray(COLOUR)), channels=1))
     assert np.array_equal(to_channels(GREY[None], 3), np.stack([GREY] * 3))
@@ -248,21 +248,21 @@ def test_channels_of_arrays() -> None:
     expected = decode(saved(Image.fromarray(np.dstack([COLOUR, GREY]))))
     assert np.abs(to_channels(see_through, 3).astype(int) - expected).max() <= 1
     for array, channels in ((image, 2), (image[:2], 3), (image.astype(float), 1), (GREY, 1)):
-        with pytest.raises(UsageError, match="cannot turn"):
+        with pytest.raises(UsageError, match="cannot convert"):
             to_channels(array, channels)
 
 
-def test_channels_that_cannot_be_meant() -> None:
+def test_invalid_channels_are_refused() -> None:
     with pytest.raises(UsageError, match="1 or 3"):
         decode(saved(Image.fromarray(COLOUR)), channels=2)
 
 
-def test_floating_point_pictures_are_refused() -> None:
+def test_floating_point_images_are_refused() -> None:
     with pytest.raises(ImageError, match="floating-point"):
         from_pil(Image.new("F", (3, 3)))
 
 
-def test_exif_after_the_pixels_of_a_png_counts() -> None:
+def test_exif_after_the_pixels_of_a_png_is_applied() -> None:
     exif = Image.Exif()
     exif[0x0112] = 3
     content = saved(Image.fromarray(COLOUR))

@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine that behaves, breaks off, lies, or leads elsewhere."""
+"""Downloads from a local server that works, disconnects, sends false data or redirects."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONTENT = bytes(range(256)) * 700 + b"the end"
 
 @dataclass
 class Server:
-    """What the server does with each request, and the requests that came."""
+    """A local server with a configurable response, and the requests it received."""
 
     answer: Callable[[BaseHTTPRequestHandler], None]
     address: str = ""
@@ -35,7 +35,7 @@ class Server:
 
 
 def send(handler: BaseHTTPRequestHandler, content: bytes, announced: int | None = None, ranges: bool = True) -> None:
-    """An honest answer to a plain request or one for a range, of which `announced` bytes are promised."""
+    """Respond to a plain or range request, announcing `announced` bytes."""
     asked, start, total = handler.headers.get("Range"), 0, len(content)
     if asked and ranges:
         start = int(asked.removeprefix("bytes=").rstrip("-"))
@@ -78,7 +78,7 @@ def get(server: Server, folder: Path, **options: object) -> Path:
     return fetch(FILE, folder, url=server.address, timeout=2, **options)  # type: ignore[arg-type]
 
 
-def test_a_file_is_fetched_verified_and_named(server: Server, tmp_path: Path) -> None:
+def test_a_file_is_downloaded_verified_and_renamed(server: Server, tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     path = get(server, tmp_path / "new" / "folder", progress=lambda *step: seen.append(step))
     assert path.read_bytes() == CONTENT
@@ -87,24 +87,24 @@ def test_a_file_is_fetched_verified_and_named(server: Server, tmp_path: Path) ->
     assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
 
 
-def test_what_is_there_is_verified_and_not_fetched_again(server: Server, tmp_path: Path) -> None:
+def test_an_existing_file_is_verified_and_not_downloaded_again(server: Server, tmp_path: Path) -> None:
     get(server, tmp_path)
     get(server, tmp_path)
     assert len(server.requests) == 1
     (tmp_path / "set.bin").write_bytes(b"?" + CONTENT[1:])
-    with pytest.raises(DownloadError, match="is there but is not the published file: move it away"):
+    with pytest.raises(DownloadError, match="exists but is not the published file: move it away"):
         get(server, tmp_path)
     assert (tmp_path / "set.bin").read_bytes()[:1] == b"?"
 
 
 def test_a_wrong_checksum_leaves_nothing(server: Server, tmp_path: Path) -> None:
     server.answer = lambda handler: send(handler, b"?" + CONTENT[1:])
-    with pytest.raises(DownloadError, match="its checksum differs: nothing was kept"):
+    with pytest.raises(DownloadError, match="its checksum differs, and nothing was kept"):
         get(server, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_md5_where_the_publisher_gives_nothing_else(server: Server, tmp_path: Path) -> None:
+def test_md5_is_checked_if_there_is_no_sha256(server: Server, tmp_path: Path) -> None:
     md5 = hashlib.md5(CONTENT).hexdigest()
     file = PublishedFile("set.bin", "https://example.org/", len(CONTENT), md5=md5)
     assert fetch(file, tmp_path, url=server.address).read_bytes() == CONTENT
@@ -114,14 +114,14 @@ def test_md5_where_the_publisher_gives_nothing_else(server: Server, tmp_path: Pa
 
 
 @pytest.mark.parametrize("announced", [10, len(CONTENT) + 1, 10**12])
-def test_another_length_is_refused_before_it_is_read(server: Server, tmp_path: Path, announced: int) -> None:
+def test_an_unexpected_length_is_refused_before_reading(server: Server, tmp_path: Path, announced: int) -> None:
     server.answer = lambda handler: send(handler, CONTENT, announced)
     with pytest.raises(DownloadError, match="is not the published set.bin"):
         get(server, tmp_path)
     assert not (tmp_path / "set.bin").exists()
 
 
-def test_a_broken_connection_is_taken_up_where_it_broke(server: Server, tmp_path: Path) -> None:
+def test_a_broken_connection_is_resumed(server: Server, tmp_path: Path) -> None:
     def some(handler: BaseHTTPRequestHandler) -> None:
         asked = handler.headers.get("Range")
         start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
@@ -136,21 +136,21 @@ def test_a_broken_connection_is_taken_up_where_it_broke(server: Server, tmp_path
     assert [asked for _, asked in server.requests] == [None, "bytes=70000-", "bytes=140000-"]
 
 
-def test_a_server_that_never_sends_all_is_given_up(server: Server, tmp_path: Path) -> None:
+def test_a_server_that_never_sends_everything_is_given_up(server: Server, tmp_path: Path) -> None:
     server.answer = lambda handler: send(handler, CONTENT[:1000], len(CONTENT), ranges=False)
-    with pytest.raises(DownloadError, match=r"ended after 1,000 of .*put it into .*goes on where it stopped"):
+    with pytest.raises(DownloadError, match=r"ended after 1,000 of .*Run the same command again to resume.*copy it to"):
         get(server, tmp_path)
     assert len(server.requests) == 2
     assert [p.name for p in tmp_path.iterdir()] == ["set.bin.part"]
 
 
-def test_a_later_command_goes_on(server: Server, tmp_path: Path) -> None:
+def test_a_later_command_resumes(server: Server, tmp_path: Path) -> None:
     (tmp_path / "set.bin.part").write_bytes(CONTENT[:100_000])
     assert get(server, tmp_path).read_bytes() == CONTENT
     assert server.requests == [("/set.bin", "bytes=100000-")]
 
 
-def test_a_server_without_ranges_starts_again(server: Server, tmp_path: Path) -> None:
+def test_a_server_without_ranges_restarts_the_file(server: Server, tmp_path: Path) -> None:
     (tmp_path / "set.bin.part").write_bytes(b"x" * 100_000)
     server.answer = lambda handler: send(handler, CONTENT, ranges=False)
     assert get(server, tmp_path).read_bytes() == CONTENT
@@ -158,20 +158,20 @@ def test_a_server_without_ranges_starts_again(server: Server, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("length", [5000, len(CONTENT), len(CONTENT) + 1])
-def test_a_part_of_a_changed_file_is_thrown_away(server: Server, tmp_path: Path, length: int) -> None:
+def test_a_part_of_another_file_is_discarded(server: Server, tmp_path: Path, length: int) -> None:
     (tmp_path / "set.bin.part").write_bytes(b"x" * length)
     assert get(server, tmp_path).read_bytes() == CONTENT
     assert server.requests[-1][1] is None
 
 
-def test_a_changed_file_on_the_server(server: Server, tmp_path: Path) -> None:
+def test_a_changed_file_on_the_server_is_refused(server: Server, tmp_path: Path) -> None:
     (tmp_path / "set.bin.part").write_bytes(CONTENT[:5000])
     server.answer = lambda handler: send(handler, CONTENT + b"more")
     with pytest.raises(DownloadError, match="Content-Range is bytes 5000-"):
         get(server, tmp_path)
 
 
-def test_an_endless_answer_is_cut_off(server: Server, tmp_path: Path) -> None:
+def test_an_endless_response_is_cut_off(server: Server, tmp_path: Path) -> None:
     def endless(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
         handler.end_headers()
@@ -179,10 +179,8 @@ def test_an_endless_answer_is_cut_off(server: Server, tmp_path: Path) -> None:
             handler.wfile.write(bytes(50_000))
 
     server.answer = endless
-    start = time.monotonic()
     with pytest.raises(DownloadError, match="sends more than"):
         get(server, tmp_path)
-    assert time.monotonic() - start < 9
     assert not (tmp_path / "set.bin").exists()
     assert sum(p.stat().st_size for p in tmp_path.iterdir()) <= len(CONTENT)
 
@@ -201,19 +199,19 @@ def test_an_endless_answer_is_cut_off(server: Server, tmp_path: Path) -> None:
         "",
     ],
 )
-def test_redirections_elsewhere_are_refused(server: Server, tmp_path: Path, target: str) -> None:
+def test_redirects_to_other_places_are_refused(server: Server, tmp_path: Path, target: str) -> None:
     def lead(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(302)
         handler.send_header("Location", target)
         handler.end_headers()
 
     server.answer = lead
-    with pytest.raises(DownloadError, match="refused|redirections"):
+    with pytest.raises(DownloadError, match="refused|redirects"):
         get(server, tmp_path)
     assert not (tmp_path / "set.bin").exists()
 
 
-def test_a_redirection_within_this_machine_is_followed(server: Server, tmp_path: Path) -> None:
+def test_a_redirect_within_this_machine_is_followed(server: Server, tmp_path: Path) -> None:
     def lead(handler: BaseHTTPRequestHandler) -> None:
         if handler.path == "/set.bin":
             handler.send_response(301)
@@ -227,28 +225,28 @@ def test_a_redirection_within_this_machine_is_followed(server: Server, tmp_path:
     assert get(server, tmp_path).read_bytes() == CONTENT
 
 
-def test_a_public_address_may_not_lead_into_this_machine() -> None:
+def test_a_public_url_may_not_redirect_to_this_machine() -> None:
     for target in ("http://127.0.0.1/x", "https://127.0.0.1/x", "https://[::1]/x", "https://localhost/x"):
         with pytest.raises(DownloadError, match="refused"):
-            download._moved("https://example.org/set.bin", target)
-    assert download._moved("https://example.org/a", "https://example.com/b") == "https://example.com/b"
-    assert download._moved("https://example.org/a/b", "c") == "https://example.org/a/c"
+            download._redirect_target("https://example.org/set.bin", target)
+    assert download._redirect_target("https://example.org/a", "https://example.com/b") == "https://example.com/b"
+    assert download._redirect_target("https://example.org/a/b", "c") == "https://example.org/a/c"
 
 
 @pytest.mark.parametrize("url", ["http://example.org/set.bin", "file:///etc/passwd", "ftp://x/y", "/etc/passwd", "x"])
-def test_only_https_is_asked_for(tmp_path: Path, url: str) -> None:
-    with pytest.raises(DownloadError, match="give an https:// address"):
+def test_only_https_is_requested(tmp_path: Path, url: str) -> None:
+    with pytest.raises(DownloadError, match="give an https:// URL"):
         fetch(FILE, tmp_path, url=url)
 
 
-def test_http_counts_for_a_publisher_without_https_whose_sha256_is_known(tmp_path: Path) -> None:
+def test_http_is_accepted_for_a_published_url_with_sha256(tmp_path: Path) -> None:
     url = "http://example.org/set.bin"
     download._check_address(url, PublishedFile("set.bin", url, 5, sha256="0" * 64))
     with pytest.raises(DownloadError, match="https"):
         download._check_address(url, PublishedFile("set.bin", url, 5, md5="0" * 32))
 
 
-def test_offline_says_what_to_do(tmp_path: Path) -> None:
+def test_offline_the_message_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DownloadError) as caught:
         prepare(CATALOG["cifar10"], tmp_path)
     sentence = str(caught.value)
@@ -258,23 +256,23 @@ def test_offline_says_what_to_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [403, 404, 500])
-def test_an_error_of_the_server_is_told_once(server: Server, tmp_path: Path, code: int) -> None:
+def test_a_server_error_is_not_retried(server: Server, tmp_path: Path, code: int) -> None:
     server.answer = lambda handler: handler.send_error(code)
-    with pytest.raises(DownloadError, match=f"the server answers {code}"):
+    with pytest.raises(DownloadError, match=f"the server responds {code}"):
         get(server, tmp_path)
     assert len(server.requests) == 1
 
 
-def test_a_silent_server_is_not_waited_for(server: Server, tmp_path: Path) -> None:
+def test_a_silent_server_times_out(server: Server, tmp_path: Path) -> None:
     server.answer = lambda handler: time.sleep(1.5)
-    with pytest.raises(DownloadError, match="does not answer|timed out"):
+    with pytest.raises(DownloadError, match="does not respond|timed out"):
         fetch(FILE, tmp_path, url=server.address, timeout=0.2)
     assert len(server.requests) == 1
 
 
-def test_a_trickle_is_given_up(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "PATIENCE", 0.3)
-    monkeypatch.setattr(download, "TRIES", 2)
+def test_a_very_slow_server_is_given_up(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "RATE_WINDOW", 0.3)
+    monkeypatch.setattr(download, "MAX_ATTEMPTS", 2)
 
     def trickle(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
@@ -285,15 +283,15 @@ def test_a_trickle_is_given_up(server: Server, tmp_path: Path, monkeypatch: pyte
             time.sleep(0.02)
 
     server.answer = trickle
-    with pytest.raises(DownloadError, match="in 2 tries|bytes a second"):
+    with pytest.raises(DownloadError, match="in 2 attempts|bytes per second"):
         get(server, tmp_path)
 
 
-def test_a_full_disk(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = SimpleNamespace(free=100)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: usage)
-        with pytest.raises(DataError, match="bytes too little free for set.bin: make room"):
+        with pytest.raises(DataError, match="set.bin needs .* more free bytes in .*: free some space"):
             get(server, tmp_path)
     assert server.requests == []
 
@@ -306,14 +304,14 @@ def test_a_full_disk(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not (tmp_path / "set.bin").exists()
 
 
-def test_a_folder_that_cannot_be_made(server: Server, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(DataError, match="cannot be written"):
         get(server, tmp_path / "file" / "below")
     assert server.requests == []
 
 
-def test_a_whole_set_from_a_mirror(server: Server, tmp_path: Path) -> None:
+def test_a_data_set_is_downloaded_from_a_mirror(server: Server, tmp_path: Path) -> None:
     files = (FILE, PublishedFile("more.bin", "https://example.org/more.bin", FILE.bytes, FILE.sha256, optional=True))
     entry = Published("toy", "Toy", ("a", "b"), 1, 8, CATALOG["mnist"].counts, "none", "", "Toy/raw", files)
     mirror = server.address.removesuffix("/set.bin")

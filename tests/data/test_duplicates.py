@@ -1,4 +1,4 @@
-"""Exact copies and blank images are found by what is in them, named and counted."""
+"""Exact copies and blank images are found by their pixels, named and counted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from mlpconv.cli import main
 from mlpconv.data import Split, make_dataset, open_data
-from mlpconv.data.duplicates import with_copies_noted
+from mlpconv.data.duplicates import with_duplicate_notes
 
 COPIES = ("cat/2.png", "dog/twice.png")
 
@@ -26,15 +26,15 @@ def put(top: Path, *folders: str, count: int = 5) -> Path:
     return top
 
 
-def test_validation_that_equals_training_is_a_warning(tmp_path: Path) -> None:
+def test_validation_images_in_train_are_a_warning(tmp_path: Path) -> None:
     put(tmp_path, "train/cat", "train/dog")
     shutil.copytree(tmp_path / "train", tmp_path / "val")
     first = open_data(tmp_path).notes[0]
-    assert first.startswith("WARNING: 10 of 10 images of val are also in train (the same pixels)")
+    assert first.startswith("WARNING: 10 of 10 images of val are also in train (identical pixels)")
     assert "val/cat/0.png = train/cat/0.png, val/cat/1.png = train/cat/1.png" in first
 
 
-def test_the_same_pixels_in_another_format_count(tmp_path: Path) -> None:
+def test_identical_pixels_in_another_format_are_a_warning(tmp_path: Path) -> None:
     put(tmp_path, "train/cat", "train/dog", "test/cat", "test/dog")
     Image.open(tmp_path / "train/dog/3.png").save(tmp_path / "test/dog/other.bmp")
     notes = open_data(tmp_path).notes
@@ -46,7 +46,7 @@ def test_an_image_in_two_classes_is_a_warning(tmp_path: Path) -> None:
     put(tmp_path, "cat", "dog", "emu")
     shutil.copy(tmp_path / "cat/2.png", tmp_path / "dog/twice.png")
     data = open_data(tmp_path)
-    assert data.notes[0].startswith("WARNING: 2 images are in more than one class (cat, dog) with the same pixels")
+    assert data.notes[0].startswith("WARNING: 2 images are in more than one class (cat, dog) with identical pixels")
     assert "cat/2.png = dog/twice.png" in data.notes[0]
     sides = [name for name, part in data.splits.items() for file in part.names or () if file in COPIES]
     assert len(sides) == 2
@@ -61,23 +61,23 @@ def test_copies_in_a_class_and_blank_images_are_counted(tmp_path: Path) -> None:
         Image.new("RGB", (7, 7)).save(tmp_path / name)
     notes = open_data(tmp_path).notes
     assert "3 images are exact copies of others of the same class: cat/2.png = cat/copy0.png." in notes
-    assert "3 images are blank (one colour all over): cat/also black.png, cat/black.png, dog/black.png." in notes
+    assert "3 images are blank (a single colour): cat/also black.png, cat/black.png, dog/black.png." in notes
     assert not any("WARNING" in note for note in notes)
 
 
-def test_nothing_is_said_of_images_that_differ(tmp_path: Path) -> None:
+def test_distinct_images_give_no_note(tmp_path: Path) -> None:
     notes = open_data(put(tmp_path, "cat", "dog")).notes
     assert not any("copies of" in note or "blank" in note or "WARNING" in note for note in notes)
 
 
-def test_arrays_are_looked_at_too() -> None:
+def test_arrays_are_checked_for_duplicates() -> None:
     images = np.random.RandomState(0).randint(0, 256, (6, 1, 5, 5)).astype(np.uint8)
     labels = np.array([0, 1, 0, 1, 0, 1])
     data = make_dataset("x", ["a", "b"], {"train": Split(images, labels), "val": Split(images[2:4], labels[2:4])})
-    (note,) = with_copies_noted(data).notes
+    (note,) = with_duplicate_notes(data).notes
     assert note.startswith("WARNING: 2 of 2 images of val are also in train")
     assert "number 0 of val = number 2 of train" in note
-    assert with_copies_noted(with_copies_noted(data)).notes == (note,)
+    assert with_duplicate_notes(with_duplicate_notes(data)).notes == (note,)
 
 
 def test_the_warning_is_in_the_log_and_in_the_report(

@@ -1,4 +1,4 @@
-"""Long images become squares by cropping, padding or stretching, and every part of the program agrees."""
+"""Elongated images are cropped, padded or stretched consistently in training, prediction and maps."""
 
 from __future__ import annotations
 
@@ -34,14 +34,19 @@ def saved(pixels: np.ndarray) -> bytes:
     return out.getvalue()
 
 
-def test_each_fit_keeps_what_it_says() -> None:
-    crop, pad, stretch = (decode(saved(WIDE), size=(20, 20), reading=DecodeOptions(fit))[0].astype(int) for fit in FITS)
+def test_crop_pad_and_stretch_show_the_expected_pixels() -> None:
+    crop, pad, stretch = (
+        decode(saved(WIDE), size=(20, 20), decode_options=DecodeOptions(fit))[0].astype(int) for fit in FITS
+    )
     assert (crop[0, 0], crop[0, -1]) == pytest.approx((90, 148), abs=4)
     assert (stretch[0, 0], stretch[0, -1]) == pytest.approx((4, 234), abs=4)
     assert np.array_equal(np.flatnonzero(pad.std(axis=1) > 1), [7, 8, 9, 10, 11])
     assert (pad[9, 0], pad[9, -1]) == pytest.approx((4, 234), abs=4)
     assert pad[0, 0] == pytest.approx(WIDE.mean(), abs=2)
-    tall = [decode(saved(np.ascontiguousarray(WIDE.T)), size=(20, 20), reading=DecodeOptions(fit))[0].T for fit in FITS]
+    tall = [
+        decode(saved(np.ascontiguousarray(WIDE.T)), size=(20, 20), decode_options=DecodeOptions(fit))[0].T
+        for fit in FITS
+    ]
     assert all(np.abs(a.astype(int) - b).max() <= 1 for a, b in zip(tall, (crop, pad, stretch), strict=True))
 
 
@@ -49,7 +54,7 @@ def test_each_fit_keeps_what_it_says() -> None:
 def test_colour_is_padded_with_the_mean_of_each_channel(fit: str) -> None:
     image = np.zeros((8, 40, 3), np.uint8) + np.array([200, 100, 0], np.uint8)
     assert (
-        decode(saved(image), size=(16, 16), reading=DecodeOptions(fit)) == np.array([200, 100, 0])[:, None, None]
+        decode(saved(image), size=(16, 16), decode_options=DecodeOptions(fit)) == np.array([200, 100, 0])[:, None, None]
     ).all()
 
 
@@ -66,23 +71,23 @@ def put(folder: Path, height: int, width: int, count: int = 5) -> Path:
     ("sides", "fit"),
     [((30, 30), "crop"), ((30, 40), "crop"), ((40, 60), "crop"), ((30, 60), "stretch"), ((120, 30), "stretch")],
 )
-def test_proportions_decide_where_nothing_is_said(tmp_path: Path, sides: tuple[int, int], fit: str) -> None:
+def test_the_aspect_ratio_decides_the_default_fit(tmp_path: Path, sides: tuple[int, int], fit: str) -> None:
     data = open_data(put(tmp_path / "x", *sides))
-    assert data.reading.fit == fit
-    assert [open_data(tmp_path / "x", fit=name).reading.fit for name in FITS] == list(FITS)
+    assert data.decode_options.fit == fit
+    assert [open_data(tmp_path / "x", fit=name).decode_options.fit for name in FITS] == list(FITS)
 
 
-def test_the_note_says_what_is_cut(tmp_path: Path) -> None:
+def test_the_note_says_how_much_is_cropped(tmp_path: Path) -> None:
     folder = put(tmp_path / "x", 30, 120)
     Image.new("RGB", (300, 30)).save(folder / "a" / "long.png")
     notes = "\n".join(open_data(folder, fit="crop").notes)
     assert "the centre is kept, which cuts off 75% of the median image and 90% of the longest (setting: fit)" in notes
-    assert "proportions change, which avoids cutting off 75% of the median" in "\n".join(open_data(folder).notes)
+    assert "the aspect ratio changes, which avoids cutting off 75% of the median" in "\n".join(open_data(folder).notes)
     assert "cuts off" not in "\n".join(open_data(put(tmp_path / "y", 30, 30), size=20).notes)
 
 
 @pytest.mark.parametrize("fit", FITS)
-def test_a_model_reads_images_as_its_training_did(tmp_path: Path, fit: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_decodes_images_as_in_training(tmp_path: Path, fit: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = put(tmp_path / "x", 30, 120)
     recipe = Recipe(model="nin_tiny", fit=fit, val_fraction=0)
     data = open_for_training(folder, recipe, None)
@@ -102,27 +107,27 @@ def test_a_model_reads_images_as_its_training_did(tmp_path: Path, fit: str, caps
     assert row["classes"][0]["peak"] == in_file(peak, (32, 32), (30, 120), fit)._asdict()
 
 
-def test_a_data_set_brings_its_own_fit(tmp_path: Path) -> None:
+def test_a_data_set_keeps_its_own_fit(tmp_path: Path) -> None:
     data = open_data(put(tmp_path / "x", 30, 120), fit="pad")
-    assert open_for_training(data, Recipe(fit="pad"), None).reading.fit == "pad"
+    assert open_for_training(data, Recipe(fit="pad"), None).decode_options.fit == "pad"
     with pytest.raises(UsageError, match="fit=stretch was given with a Dataset"):
         open_for_training(data, Recipe(fit="stretch"), None)
 
 
 @pytest.mark.parametrize(
-    ("reading", "version"), [(DecodeOptions(), 1), (DecodeOptions("pad"), 3), (DecodeOptions(bits=12), 3)]
+    ("decode_options", "version"), [(DecodeOptions(), 1), (DecodeOptions("pad"), 3), (DecodeOptions(bits=12), 3)]
 )
-def test_older_programs_go_on_reading_what_they_understand(
-    tmp_path: Path, reading: DecodeOptions, version: int
+def test_default_decode_options_keep_the_model_file_version(
+    tmp_path: Path, decode_options: DecodeOptions, version: int
 ) -> None:
-    preprocessing = Preprocessing.create(["scale"], 1, (8, 8), reading)
+    preprocessing = Preprocessing.create(["scale"], 1, (8, 8), decode_options)
     model = create_model("nin_tiny", num_classes=2, in_channels=1)
     mlpconv.save(tmp_path / "m", model, preprocessing, classes=("a", "b"), input_size=(1, 8, 8), info={})
     with safe_open(tmp_path / "m", "numpy") as file:
         document = json.loads(file.metadata()["mlpconv"])
     assert document["version"] == version
-    assert set(document["preprocessing"]) - {"steps", "channels", "size"} == set(reading.to_dict())
-    assert mlpconv.load(tmp_path / "m").preprocessing.reading == reading
+    assert set(document["preprocessing"]) - {"steps", "channels", "size"} == set(decode_options.to_dict())
+    assert mlpconv.load(tmp_path / "m").preprocessing.decode_options == decode_options
 
 
 @pytest.mark.parametrize(
@@ -137,12 +142,12 @@ def test_older_programs_go_on_reading_what_they_understand(
         ("pad", Peak(4.0, 0.0), Peak(26.5, -0.5)),
     ],
 )
-def test_places_are_found_again_in_the_file(fit: str, point: Peak, expected: Peak) -> None:
-    """Of 30 x 120 pixels the network sees 20 x 20: those of the middle, all on five rows, or all of them squeezed."""
+def test_positions_map_back_to_the_file(fit: str, point: Peak, expected: Peak) -> None:
+    """A 30 x 120 image becomes 20 x 20: its centre, all of it on five rows, or all of it stretched."""
     assert in_file(point, (20, 20), (30, 120), fit) == pytest.approx(expected)
 
 
-def test_boxes_are_found_again_in_the_file() -> None:
+def test_boxes_map_back_to_the_file() -> None:
     whole = Box(0, 0, 20, 20)
     assert [in_file(whole, (20, 20), (30, 120), fit) for fit in FITS] == [
         Box(45, 0, 75, 30),

@@ -1,4 +1,4 @@
-"""Files that lie: refused from their header, quickly and in little memory, with one sentence."""
+"""Hostile image files are refused from their header, at little cost, with one sentence."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import io
 import os
 import pickle
 import struct
-import time
-import tracemalloc
 import warnings
 import zlib
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from support.work import within
 
 from mlpconv.data import decode as room
 from mlpconv.data.decode import decode, from_pil, header
@@ -50,17 +50,11 @@ def jpeg(width: int, height: int) -> bytes:
 
 
 def quick_and_small(content: bytes | Path, sentence: str, megabytes: float = 8) -> None:
-    """Both readers refuse it within a second of work, in bounded memory, without a warning."""
+    """Expect both readers to refuse a file after few calls, within a memory limit and without a warning."""
     for read in (decode, header):
-        tracemalloc.start()
-        start = time.process_time()
         with warnings.catch_warnings(), pytest.raises(ImageError, match=sentence):
             warnings.simplefilter("error")
-            read(content)
-        seconds, peak = time.process_time() - start, tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert seconds < 1
-        assert peak < megabytes * 2**20
+            within(partial(read, content), calls=20_000, megabytes=megabytes)
 
 
 VP8X = bytes(4) + (29_999).to_bytes(3, "little") * 2
@@ -98,15 +92,15 @@ VP8 = b"\0\0\0\x9d\x01\x2a" + struct.pack("<HH", 16_383, 16_383) + bytes(16)
     ],
 )
 def test_huge_images_are_refused_by_their_header(content: bytes) -> None:
-    quick_and_small(content, r"pixels; accepted: up to 67,108,864 pixels in all")
+    quick_and_small(content, r"pixels; accepted: up to 67,108,864 pixels in total")
 
 
 def test_a_huge_jpeg_is_refused_by_its_header() -> None:
-    quick_and_small(jpeg(65_500, 65_500), r"pixels; accepted: up to 500,000,000 pixels in all")
+    quick_and_small(jpeg(65_500, 65_500), r"pixels; accepted: up to 500,000,000 pixels in total")
 
 
-def test_a_real_image_of_30000_squared(tmp_path: Path) -> None:
-    """900 million pixels of one colour in a file of some kilobytes, as an encoder writes it."""
+def test_an_encoded_image_of_30000_squared_is_refused(tmp_path: Path) -> None:
+    """A valid file of some kilobytes has 900 million pixels of one colour."""
     packer = zlib.compressobj(9)
     row = bytes(30_000 // 8 + 1)
     body = b"".join(packer.compress(row * 100) for _ in range(300)) + packer.flush()
@@ -134,14 +128,11 @@ BOMB = zlib.compress(bytes(100 << 20), 9)
     ],
     ids=["zTXt", "iTXt", "iCCP"],
 )
-def test_bombs_in_the_margin_stay_small(extra: bytes) -> None:
-    """A text or profile of 100 MB in 100 kB: refused or passed over, never unpacked."""
+def test_bombs_in_metadata_stay_small(extra: bytes) -> None:
+    """A text or profile of 100 MB packed into 100 kB is refused or skipped, never unpacked."""
     content = png(1, 1, extra)
-    tracemalloc.start()
     with pytest.raises(ImageError):
-        decode(content)
-    assert tracemalloc.get_traced_memory()[1] < 8 << 20
-    tracemalloc.stop()
+        within(lambda: decode(content), calls=20_000)
 
 
 class Canary:
@@ -154,11 +145,11 @@ class Canary:
         return Path.touch, (self.path,)
 
 
-def test_a_pickle_is_not_an_image(tmp_path: Path) -> None:
+def test_a_pickle_is_refused(tmp_path: Path) -> None:
     for protocol in range(6):
         path = tmp_path / "cat.png"
         path.write_bytes(pickle.dumps(Canary(tmp_path / "canary"), protocol))
-        quick_and_small(path, "not an image that can be read here; accepted: PNG, JPEG, WebP, BMP, PNM")
+        quick_and_small(path, "not a supported image; accepted: PNG, JPEG, WebP, BMP, PNM")
     assert not (tmp_path / "canary").exists()
 
 
@@ -172,7 +163,7 @@ def saved(kind: str) -> bytes:
 def test_no_other_format_is_tried(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "picture.png"
     path.write_bytes(saved(kind))
-    with pytest.raises(ImageError, match="not an image that can be read here"):
+    with pytest.raises(ImageError, match="not a supported image"):
         decode(path)
 
 
@@ -184,7 +175,7 @@ def test_every_truncation_is_an_image_error(kind: str) -> None:
             decode(content[:cut])
 
 
-def test_pnm_files_that_take_minutes() -> None:
+def test_slow_pnm_files_are_refused() -> None:
     quick_and_small(b"P5 #" + b"a" * 2_000_000, "no PNM header in its first 4,096 bytes")
     quick_and_small(b"P3\n1000 1000\n255\n" + b"1 " * 3_000_000, "in text or of odd depth", 40)
     quick_and_small(b"P6\n1000 1000\n65535\n" + bytes(6_000_000), "in text or of odd depth", 40)
@@ -192,20 +183,20 @@ def test_pnm_files_that_take_minutes() -> None:
     quick_and_small(b"P5\n-3 4 255\n", "no PNM header")
 
 
-def test_no_pixels_and_no_bytes() -> None:
+def test_empty_images_and_files_are_refused() -> None:
     quick_and_small(b"", r"is empty \(0 bytes\)")
     quick_and_small(png(0, 5), "damaged|no pixels")
     quick_and_small(b"P5 0 5 255\n", "damaged|no pixels")
 
 
-def test_a_file_beyond_the_byte_limit(tmp_path: Path) -> None:
+def test_a_file_above_the_byte_limit_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "long.png"
     path.write_bytes(saved("PNG"))
     os.truncate(path, (64 << 20) + 1)
     quick_and_small(path, "67,108,865 bytes; accepted: up to 67,108,864")
 
 
-def test_what_is_no_file(tmp_path: Path) -> None:
+def test_paths_that_are_not_files_are_refused(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.png"
     os.mkfifo(pipe)
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
@@ -219,7 +210,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         quick_and_small(path, sentence)
 
 
-def test_a_name_with_a_line_end_stays_one_line(tmp_path: Path) -> None:
+def test_a_name_with_a_newline_stays_one_line(tmp_path: Path) -> None:
     path = tmp_path / "two\nlines \udcff.png"
     path.write_bytes(b"nothing")
     with pytest.raises(ImageError) as caught:
@@ -227,7 +218,7 @@ def test_a_name_with_a_line_end_stays_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_the_limit_of_pillow_itself_is_left_alone() -> None:
+def test_pillows_own_limit_is_unchanged() -> None:
     assert Image.MAX_IMAGE_PIXELS == 1024 * 1024 * 1024 // 4 // 3
     assert room.MAX_PIXELS < Image.MAX_IMAGE_PIXELS
 
@@ -236,7 +227,7 @@ STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBP", b"BM", b"P
 
 
 @given(st.sampled_from(STARTS), st.binary(max_size=300))
-def test_random_bytes_raise_nothing_else(start: bytes, rest: bytes) -> None:
+def test_random_bytes_raise_only_image_errors(start: bytes, rest: bytes) -> None:
     try:
         assert decode(start + rest, channels=3, size=(3, 3)).shape == (3, 3, 3)
     except ImageError as error:
@@ -248,7 +239,7 @@ WHOLE = {kind: saved(kind) for kind in ("PNG", "JPEG", "WEBP", "BMP", "PPM")}
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @given(st.sampled_from(sorted(WHOLE)), st.lists(st.tuples(st.integers(0), st.integers(0, 255)), max_size=8))
-def test_damaged_files_raise_nothing_else(kind: str, damage: list[tuple[int, int]]) -> None:
+def test_damaged_files_raise_only_image_errors(kind: str, damage: list[tuple[int, int]]) -> None:
     content = bytearray(WHOLE[kind])
     for position, value in damage:
         content[position % len(content)] = value

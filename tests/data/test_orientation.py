@@ -1,4 +1,4 @@
-"""Which way up an image is, wherever its file says so."""
+"""Images are rotated upright by EXIF data and XMP packets of every format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
 from mlpconv.data.decode import decode, from_pil
-from mlpconv.data.orientation import LONGEST_XMP, upright
+from mlpconv.data.orientation import MAX_XMP_BYTES, upright
 
 STEPS = np.zeros((16, 24, 3), np.uint8)
 STEPS[:8, :8] = (250, 0, 0)
@@ -24,7 +24,7 @@ PACKET = (
 
 
 def packets(turn: int) -> tuple[str, str, str]:
-    """An XMP packet with the orientation as an attribute, in either quotes, and as an element."""
+    """Return an XMP packet with the orientation as an attribute, in either quotes, or as an element."""
     return (
         PACKET.format(f'tiff:Orientation="{turn}">'),
         PACKET.format(f"tiff:Orientation = '{turn}'>"),
@@ -33,7 +33,7 @@ def packets(turn: int) -> tuple[str, str, str]:
 
 
 def expected(turn: int) -> np.ndarray:
-    """The pixels (C, H, W) that Pillow makes of the same orientation in EXIF data."""
+    """Return the pixels (C, H, W) that Pillow produces for the same orientation in EXIF data."""
     exif = Image.Exif()
     exif[0x0112] = turn
     out = io.BytesIO()
@@ -53,7 +53,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def profile(name: bytes, content: bytes) -> bytes:
-    """A profile as ImageMagick keeps it in a PNG file: a compressed text of hexadecimal digits."""
+    """Return a profile as ImageMagick stores it in PNG files: compressed hexadecimal text."""
     digits = content.hex()
     lines = "\n".join(digits[start : start + 72] for start in range(0, len(digits), 72))
     text = f"\n{name.decode()}\n{len(content):8}\n{lines}\n".encode()
@@ -61,7 +61,7 @@ def profile(name: bytes, content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
-def test_an_xmp_packet_turns_an_image(turn: int) -> None:
+def test_an_xmp_packet_rotates_an_image(turn: int) -> None:
     for packet in packets(turn):
         text = chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + packet.encode())
         assert np.array_equal(decode(png(text)), expected(turn))
@@ -73,7 +73,7 @@ def test_an_xmp_packet_turns_an_image(turn: int) -> None:
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
-def test_a_raw_profile_turns_an_image(turn: int) -> None:
+def test_a_raw_profile_rotates_an_image(turn: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = turn
     block = exif.tobytes()
@@ -88,7 +88,7 @@ def test_a_raw_profile_turns_an_image(turn: int) -> None:
         assert np.array_equal(from_pil(Image.open(io.BytesIO(png(profile(name, content))))), expected(turn))
 
 
-def test_exif_data_go_before_a_packet() -> None:
+def test_exif_takes_precedence_over_xmp() -> None:
     exif = Image.Exif()
     exif[0x0112] = 3
     out = io.BytesIO()
@@ -104,19 +104,19 @@ def test_exif_data_go_before_a_packet() -> None:
         {"xmp": b'tiff:Orientation="9"'},
         {"xmp": b'tiff:Orientation="66"'},
         {"xmp": 6},
-        {"xmp": b" " * LONGEST_XMP + packets(6)[0].encode()},
+        {"xmp": b" " * MAX_XMP_BYTES + packets(6)[0].encode()},
         {"XML:com.adobe.xmp": "tiff:Orientation"},
         {"Raw profile type exif": "\nexif\n 12\nnot digits\n"},
         {"Raw profile type exif": "\nexif\n"},
         {"Raw profile type APP1": "\nAPP1\n 3\n414\n"},
     ],
 )
-def test_what_is_damaged_turns_nothing(info: dict[str, object]) -> None:
+def test_damaged_metadata_is_ignored(info: dict[str, object]) -> None:
     image = Image.fromarray(STEPS)
     assert upright(image, info) is image
 
 
-def test_a_photograph_without_exif_is_upright_in_a_folder(tmp_path: Path) -> None:
+def test_xmp_rotates_the_images_of_a_folder(tmp_path: Path) -> None:
     text = chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + packets(6)[0].encode())
     (tmp_path / "a.png").write_bytes(png(text))
     assert decode(tmp_path / "a.png").shape == (3, 24, 16)

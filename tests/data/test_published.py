@@ -1,4 +1,4 @@
-"""The named data sets: where they are found, what they hold, and what is said where something is absent."""
+"""The named data sets: where their files are found, their contents, and messages about missing files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mlpconv.errors import DataError, MissingSplit, UsageError
 Files = tuple[Path, np.ndarray, np.ndarray]
 
 
-def test_digits_are_scikit_learns_digits() -> None:
+def test_digits_equal_scikit_learns_digits() -> None:
     data = open_data("digits")
     reference = load_digits()
     ours = {
@@ -35,7 +35,7 @@ def test_digits_are_scikit_learns_digits() -> None:
     assert data.split("train").images.max() == 255
 
 
-def test_the_test_part_of_digits_never_changes() -> None:
+def test_the_test_split_of_digits_never_changes() -> None:
     first, second = open_data("digits"), open_data("digits", seed=7)
     assert first.fingerprint == second.fingerprint
     assert first.fingerprint.startswith("7ba48961")
@@ -57,7 +57,7 @@ def test_opening_data_does_not_need_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_the_folder_may_be_given_as_text(mnist_files: Files) -> None:
+def test_the_folder_may_be_a_string(mnist_files: Files) -> None:
     root, _, _ = mnist_files
     assert open_data("mnist", root=str(root)).fingerprint == open_data("mnist", root=root).fingerprint
 
@@ -68,7 +68,7 @@ def test_training_files_alone_are_enough(mnist_files: Files) -> None:
     assert np.array_equal(data.split("train").images, images[:, None])
     assert np.array_equal(data.split("train").labels, labels)
     assert any("no test split" in note for note in data.notes)
-    with pytest.raises(MissingSplit, match="mnist has no test split here"):
+    with pytest.raises(MissingSplit, match="mnist has no test split"):
         data.split("test")
     assert any("13 images here, 60,000 in the published set" in note for note in data.notes)
 
@@ -82,7 +82,7 @@ def test_training_files_alone_are_enough(mnist_files: Files) -> None:
         ("t10k-images.idx3-ubyte", False),
     ],
 )
-def test_files_are_found_where_people_put_them(
+def test_files_are_found_in_the_usual_folders(
     tmp_path: Path, write: SimpleNamespace, where: str, images_name: str, packed: bool
 ) -> None:
     folder = tmp_path / where
@@ -97,22 +97,20 @@ def test_files_are_found_where_people_put_them(
 
 def test_fashion_is_not_taken_for_mnist(mnist_files: Files) -> None:
     root, _, _ = mnist_files
-    with pytest.raises(DataError, match=r"fashion_mnist is not here.*FashionMNIST/raw.*data prepare fashion_mnist"):
+    with pytest.raises(DataError, match=r"fashion_mnist not found.*FashionMNIST/raw.*data prepare fashion_mnist"):
         open_data("fashion_mnist", root=root)
     (root / "MNIST").rename(root / "FashionMNIST")
     assert open_data("fashion_mnist", root=root).classes[9] == "Ankle boot"
 
 
 @pytest.mark.parametrize("name", [name for name in CATALOG if name != "digits"])
-def test_a_data_set_that_is_not_here_says_how_to_get_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_a_missing_data_set_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("MLPCONV_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match=rf"looked for .*nowhere.*not a folder.*mlpconv data prepare {name}"):
         open_data(name)
 
 
-def test_cifar10_batches_in_their_order(cifar10_files: tuple[Path, np.ndarray]) -> None:
+def test_cifar10_batches_are_read_in_order(cifar10_files: tuple[Path, np.ndarray]) -> None:
     root, records = cifar10_files
     data = open_data("cifar10", root=root)
     train = data.split("train")
@@ -123,7 +121,7 @@ def test_cifar10_batches_in_their_order(cifar10_files: tuple[Path, np.ndarray]) 
         assert train.images[i].tobytes() == records[i, 1:].tobytes()
 
 
-def test_cifar100_takes_the_fine_label(tmp_path: Path, write: SimpleNamespace) -> None:
+def test_cifar100_uses_the_fine_label(tmp_path: Path, write: SimpleNamespace) -> None:
     records = write.cifar(11, 2, 100, 4)
     (tmp_path / "train.bin").write_bytes(records.tobytes())
     data = open_data("cifar100", root=tmp_path)
@@ -154,9 +152,7 @@ def test_the_archive_is_read_without_being_unpacked(tmp_path: Path, write: Simpl
     assert [path.name for path in tmp_path.iterdir()] == ["cifar-10-binary.tar.gz"]
 
 
-def test_the_archive_fills_in_what_is_not_unpacked(
-    cifar10_files: tuple[Path, np.ndarray], write: SimpleNamespace
-) -> None:
+def test_the_archive_supplies_missing_splits(cifar10_files: tuple[Path, np.ndarray], write: SimpleNamespace) -> None:
     root, records = cifar10_files
     (root / "cifar-10-binary.tar.gz").write_bytes(archive(write, records[::-1].copy()))
     data = open_data("cifar10", root=root)
@@ -171,7 +167,7 @@ def test_a_batch_that_is_missing_is_named(cifar10_files: tuple[Path, np.ndarray]
         open_data("cifar10", root=root)
 
 
-def test_size_channels_and_classes_asked_for() -> None:
+def test_named_sets_are_converted_to_size_channels_and_classes() -> None:
     plain = open_data("digits")
     data = open_data("digits", size=13, channels=3, classes=[*"9876543210", "none"])
     assert data.split("train").images.shape == (1438, 3, 13, 13)
@@ -182,7 +178,7 @@ def test_size_channels_and_classes_asked_for() -> None:
         open_data("digits", classes=list("012345678"))
 
 
-def test_colour_becomes_luma(cifar10_files: tuple[Path, np.ndarray]) -> None:
+def test_colour_is_converted_to_luma(cifar10_files: tuple[Path, np.ndarray]) -> None:
     root, records = cifar10_files
     data = open_data("cifar10", root=root, channels=1)
     red, green, blue = records[3, 1:].reshape(3, 32, 32).astype(float)
@@ -194,22 +190,22 @@ def test_colour_becomes_luma(cifar10_files: tuple[Path, np.ndarray]) -> None:
     ("spec", "options", "error", "sentence"),
     [
         ("mnits", {}, UsageError, "did you mean 'mnist'"),
-        ("no/such/folder", {}, UsageError, "no folder and no data set"),
+        ("no/such/folder", {}, UsageError, "there is no folder or data set"),
         ("digits", {"size": 0}, UsageError, "between 1 and 4096"),
         ("digits", {"channels": 2}, UsageError, "1 \\(grey\\) or 3"),
         ("digits", {"val_fraction": 1.0}, UsageError, "below 1"),
         ("digits", {"max_bad": 2.0}, UsageError, "between 0 and 1"),
-        ("a\0b", {}, UsageError, "no folder and no data set"),
+        ("a\0b", {}, UsageError, "there is no folder or data set"),
         (__file__, {}, DataError, "is a file: give a folder"),
         ("x" * 5000, {}, DataError, "cannot be read"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(spec: str, options: dict, error: type[Exception], sentence: str) -> None:
+def test_invalid_arguments_are_refused(spec: str, options: dict, error: type[Exception], sentence: str) -> None:
     with pytest.raises(error, match=sentence):
         open_data(spec, **options)
 
 
-def test_the_catalogue_is_whole() -> None:
+def test_the_catalogue_is_complete() -> None:
     for name, entry in CATALOG.items():
         assert entry.name == name
         assert len(set(entry.classes)) == len(entry.classes) in (10, 100)
@@ -221,7 +217,7 @@ def test_the_catalogue_is_whole() -> None:
 
 
 @pytest.mark.realdata
-def test_the_published_files() -> None:
+def test_the_catalogue_lists_the_published_files() -> None:
     counts = {"mnist": {"train": 60_000, "test": 10_000}, "cifar10": {"train": 50_000}, "cifar100": {"train": 50_000}}
     found = 0
     for name, expected in counts.items():
@@ -250,12 +246,12 @@ def test_the_python_versions_are_named_as_the_reason(tmp_path: Path, name: str, 
     for file in files:
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_bytes(b"\x80\x04\x95.")
-    sentence = f"the Python version of {name}, as torchvision keeps it: its files are pickles"
+    sentence = f"the Python version of {name}, as used by torchvision: its files are pickles"
     with pytest.raises(DataError, match=sentence):
         open_data(name, root=tmp_path)
     with pytest.raises(DataError, match=sentence):
         open_data(tmp_path)
-    with pytest.raises(DataError, match="mnist is not here"):
+    with pytest.raises(DataError, match="mnist not found"):
         open_data("mnist", root=tmp_path)
     if "/" in files[0]:
         with pytest.raises(DataError, match=sentence):
@@ -266,6 +262,6 @@ def test_the_python_versions_are_named_as_the_reason(tmp_path: Path, name: str, 
     ("given", "meant"),
     [("CIFAR10", "cifar10"), ("CIFAR-100", "cifar100"), ("Fashion-MNIST", "fashion_mnist"), ("SVHN", "svhn")],
 )
-def test_other_spellings_of_a_name_are_understood(given: str, meant: str) -> None:
+def test_misspelt_names_suggest_the_right_one(given: str, meant: str) -> None:
     with pytest.raises(UsageError, match=f"did you mean '{meant}'"):
         open_data(given)

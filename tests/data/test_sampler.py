@@ -1,4 +1,4 @@
-"""From a step's number to its batch: every image once an epoch, and the same sequence with any number of workers."""
+"""Batches depend only on the step: every image once per epoch, with any number of workers."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ def numbered(step: int) -> Batch:
 @given(
     length=st.integers(1, 499), batch_size=st.integers(1, 600), seed=st.integers(0, 2**31 - 1), epoch=st.integers(0, 99)
 )
-def test_every_image_comes_once_an_epoch_in_batches_of_almost_one_length(
-    length: int, batch_size: int, seed: int, epoch: int
-):
+def test_every_image_is_sampled_once_per_epoch_in_balanced_batches(length: int, batch_size: int, seed: int, epoch: int):
     order = Sampler(length, batch_size, seed)
     steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
     batches = [order.indices(step) for step in steps]
@@ -38,7 +36,7 @@ def test_every_image_comes_once_an_epoch_in_batches_of_almost_one_length(
     assert {order.epoch(step) for step in steps} == {epoch}
 
 
-def test_a_step_asked_for_cold_is_the_one_of_the_sequence():
+def test_a_step_does_not_depend_on_earlier_steps():
     length, batch_size, seed = 101, 13, 5
     sequence = [Sampler(length, batch_size, seed).indices(step) for step in range(41)]
     for step in (17, 3, 40, 17, 0):
@@ -46,13 +44,13 @@ def test_a_step_asked_for_cold_is_the_one_of_the_sequence():
         assert torch.equal(Sampler(length, batch_size, seed).indices(step), sequence[step])
 
 
-def test_each_epoch_and_each_seed_has_an_order_of_its_own():
+def test_every_epoch_and_seed_has_its_own_order():
     orders = {tuple(Sampler(47, 47, seed).indices(epoch).tolist()) for seed in range(5) for epoch in range(5)}
     assert len(orders) == 25
     assert tuple(range(47)) not in orders
 
 
-def test_every_image_comes_to_every_place():
+def test_every_image_reaches_every_position():
     places = torch.stack([Sampler(7, 7, 3).indices(epoch) for epoch in range(499)])
     for image in range(7):
         counts = (places == image).sum(0)
@@ -60,7 +58,7 @@ def test_every_image_comes_to_every_place():
         assert counts.max() < 105
 
 
-def test_nobody_can_write_into_the_next_epochs_order():
+def test_the_cached_order_cannot_be_changed():
     order = Sampler(11, 5, 0)
     first = [order.indices(step).tolist() for step in range(3)]
     torch.manual_seed(0)
@@ -71,7 +69,7 @@ def test_nobody_can_write_into_the_next_epochs_order():
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 4])
-def test_any_number_of_workers_gives_the_same_sequence(workers: int):
+def test_the_number_of_workers_does_not_change_the_batches(workers: int):
     def slow_at_random(step: int) -> Batch:
         time.sleep(0.002 * (step * 7919 % 5))
         return numbered(step)
@@ -81,7 +79,7 @@ def test_any_number_of_workers_gives_the_same_sequence(workers: int):
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_batches_are_made_by_other_threads_and_few_ahead(workers: int):
+def test_workers_prefetch_only_a_few_batches(workers: int):
     made: list[tuple[int, str]] = []
 
     def noting(step: int) -> Batch:
@@ -98,23 +96,25 @@ def test_batches_are_made_by_other_threads_and_few_ahead(workers: int):
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 4])
-def test_what_goes_wrong_in_a_worker_arrives_after_the_batches_before_it(workers: int):
+def test_an_error_in_a_worker_is_raised_after_the_earlier_batches(workers: int):
+    loaded: list[int] = []
+
     def failing(step: int) -> Batch:
+        loaded.append(step)
         if step == 6:
             raise OSError("a disk is gone")
         return numbered(step)
 
     seen: list[int] = []
-    start = time.perf_counter()
     with pytest.raises(OSError, match="a disk is gone"):
         for batch in prefetch(failing, 0, 10**6, workers):
             seen.append(int(batch.labels))  # noqa: PERF401  (what came before the error is to be kept)
     assert seen == list(range(6))
-    assert time.perf_counter() - start < 5
+    assert max(loaded) <= 6 + workers + 1
 
 
 @pytest.mark.parametrize("workers", [0, 1, 4])
-def test_leaving_early_ends_the_threads(workers: int):
+def test_closing_early_ends_the_threads(workers: int):
     before = threading.active_count()
     batches = prefetch(numbered, 0, 10**6, workers)
     assert int(next(batches).labels) == 0
@@ -123,7 +123,7 @@ def test_leaving_early_ends_the_threads(workers: int):
     assert threading.active_count() == before
 
 
-def test_leaving_early_does_not_wait_for_what_is_not_begun():
+def test_closing_early_cancels_pending_batches():
     asked: list[int] = []
 
     def slow(step: int) -> Batch:
@@ -140,7 +140,7 @@ def test_leaving_early_does_not_wait_for_what_is_not_begun():
 
 
 def test_a_worker_flushes_denormals_as_the_trainer_does():
-    """Also where the thread that starts it does not: on Linux a new thread does as that one, elsewhere it does not."""
+    """Workers flush denormals even if the thread that starts them does not (on Linux, threads inherit the setting)."""
     if not torch.set_flush_denormal(True):
         pytest.skip("this processor does not flush denormals")
     torch.set_flush_denormal(False)

@@ -1,4 +1,4 @@
-"""SVHN's MATLAB files, written here by scipy in the published layout and read without it."""
+"""SVHN's MATLAB files, written by SciPy and read without it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mlpconv.errors import DataError
 
 
 def write_mat(path: Path, count: int, seed: int, **changes: Any) -> tuple[np.ndarray, np.ndarray]:
-    """A file of that many images (32, 32, 3, N) and labels 1..10 (N, 1)."""
+    """Write a file of `count` images (32, 32, 3, N) and labels 1..10 (N, 1)."""
     rng = np.random.RandomState(seed)
     pixels = rng.randint(0, 256, (32, 32, 3, count)).astype(np.uint8)
     labels = rng.randint(1, 11, (count, 1)).astype(np.uint8)
@@ -28,7 +28,7 @@ def write_mat(path: Path, count: int, seed: int, **changes: Any) -> tuple[np.nda
     return pixels, labels
 
 
-def test_pixels_and_labels(tmp_path: Path) -> None:
+def test_pixels_and_labels_are_read(tmp_path: Path) -> None:
     pixels, labels = write_mat(tmp_path / "svhn" / "train_32x32.mat", 17, 1)
     data = open_data("svhn", root=tmp_path)
     train = data.split("train")
@@ -50,10 +50,10 @@ def test_the_extra_images_follow_those_of_train(tmp_path: Path, monkeypatch: pyt
     assert len(data.split("test")) == 3
     assert np.array_equal(data.split("train").images[4], first[..., 4].transpose(2, 0, 1))
     assert np.array_equal(data.split("train").images[15], extra[..., 10].transpose(2, 0, 1))
-    assert any("extra images of svhn are part of the train split" in note for note in data.notes)
+    assert any("train split of svhn includes the extra images" in note for note in data.notes)
 
 
-def test_labels_as_doubles_in_a_row(tmp_path: Path) -> None:
+def test_labels_may_be_a_row_of_doubles(tmp_path: Path) -> None:
     write_mat(tmp_path / "test_32x32.mat", 3, 1, y=np.array([[1.0, 10.0, 9.0]]))
     assert open_data("svhn", root=tmp_path).split("test").labels.tolist() == [1, 0, 9]
 
@@ -61,7 +61,7 @@ def test_labels_as_doubles_in_a_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("kind", [np.int8, np.uint16, np.int32, np.uint64, np.float32, np.float64])
 @pytest.mark.parametrize("count", [1, 3, 8])
-def test_every_way_to_store_labels(tmp_path: Path, packed: bool, kind: type, count: int) -> None:
+def test_labels_of_every_type_are_read(tmp_path: Path, packed: bool, kind: type, count: int) -> None:
     pixels = np.random.RandomState(3).randint(0, 256, (32, 32, 3, count)).astype(np.uint8)
     labels = (np.arange(count) % 10 + 1).astype(kind)[:, None]
     savemat(tmp_path / "test_32x32.mat", {"other": "text", "y": labels, "X": pixels}, do_compression=packed)
@@ -84,7 +84,7 @@ def test_every_way_to_store_labels(tmp_path: Path, packed: bool, kind: type, cou
         ({"y": np.array([["a"], ["b"], ["c"]])}, "one label|unknown kind|labels must"),
     ],
 )
-def test_other_contents_are_refused(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
+def test_other_arrays_are_refused(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
     write_mat(tmp_path / "test_32x32.mat", 3, 1, **changes)
     with pytest.raises(DataError, match=sentence):
         open_data("svhn", root=tmp_path)
@@ -95,7 +95,7 @@ def element(order: str, code: int, content: bytes) -> bytes:
 
 
 def variable(order: str, name: bytes, shape: tuple[int, ...], kind: int, numbers: bytes, code: int = 2) -> bytes:
-    """An array by the format's description: flags, dimensions, name, numbers."""
+    """Return an array as specified by the format: flags, dimensions, name, numbers."""
     inside = element(order, 6, struct.pack(order + "II", kind, 0))
     inside += element(order, 5, struct.pack(f"{order}{len(shape)}i", *shape)) + element(order, 1, name)
     return element(order, 14, inside + numbers)
@@ -111,7 +111,7 @@ def head(order: str) -> bytes:
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_both_byte_orders(tmp_path: Path, order: str) -> None:
+def test_both_byte_orders_are_read(tmp_path: Path, order: str) -> None:
     pixels = np.random.RandomState(4).bytes(2 * 3072)
     labels = np.array([10, 7], order + "u2").tobytes()
     content = variable(order, b"X", (32, 32, 3, 2), 9, element(order, 2, pixels))
@@ -131,42 +131,48 @@ ONE = element("<", 2, bytes(3072))  # the pixels of one image
     ("content", "sentence"),
     [
         (packed("<", variable("<", b"X", (32, 32, 3, 1), 9, b"")) + Y, "ends 4 bytes early"),
-        (variable("<", b"X", (32, 32, 3, 1), 9, struct.pack("<II", 2, 2**32 - 1)) + Y, "not hold what it declares"),
-        (variable("<", b"X", (32, 32, 3, 1), 9, element("<", 9, bytes(3072))) + Y, "not hold what it declares"),
-        (packed("<", variable("<", b"X", (32, 32, 3, 1), 9, ONE) + bytes(9)) + Y, "more, or less"),
+        (
+            variable("<", b"X", (32, 32, 3, 1), 9, struct.pack("<II", 2, 2**32 - 1)) + Y,
+            "contradicts its declared type",
+        ),
+        (
+            variable("<", b"X", (32, 32, 3, 1), 9, element("<", 9, bytes(3072))) + Y,
+            "contradicts its declared type",
+        ),
+        (packed("<", variable("<", b"X", (32, 32, 3, 1), 9, ONE) + bytes(9)) + Y, "more or less"),
         (variable("<", b"X", (32, 32, 3, 2**31 - 1), 9, b"") + Y, "declares 2,147,483,647 images"),
         (variable("<", b"X", (32, 32, 3, -1), 9, b"") + Y, "declares -1 images"),
-        (variable("<", b"X", (1,) * 9, 9, b""), "head of an array is too long"),
-        (variable("<", b"X" * 65, (1,), 9, b""), "head of an array is too long"),
+        (variable("<", b"X", (1,) * 9, 9, b""), "header of an array is too long"),
+        (variable("<", b"X" * 65, (1,), 9, b""), "header of an array is too long"),
         (Y * 17, "more than 16 arrays"),
-        (element("<", 9, b"12345678"), "an array is cut off, or is none"),
-        (struct.pack("<II", 14, 2**32 - 1), "an array is cut off, or is none"),
-        (packed("<", element("<", 9, b"12345678")), "no array"),
+        (element("<", 9, b"12345678"), "an element is truncated or is not an array"),
+        (struct.pack("<II", 14, 2**32 - 1), "an element is truncated or is not an array"),
+        (packed("<", element("<", 9, b"12345678")), "not an array"),
         (struct.pack("<II", 15, 8) + b"not zlib", "incorrect header check"),
     ],
 )
-def test_files_that_lie(tmp_path: Path, content: bytes, sentence: str) -> None:
+def test_inconsistent_files_are_refused(tmp_path: Path, content: bytes, sentence: str) -> None:
     (tmp_path / "test_32x32.mat").write_bytes(head("<") + content)
     with pytest.raises(DataError, match=sentence):
         open_data("svhn", root=tmp_path)
 
 
-def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
-    """Two images, and behind them 64 MiB of zeros in the same packed element."""
+def test_a_zlib_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    """64 MiB of zeros follow two images in the same compressed element."""
     array = variable("<", b"X", (32, 32, 3, 1), 9, element("<", 2, bytes(3072)))
     zeros = zlib.compressobj(1)
     stream = zeros.compress(array) + b"".join(zeros.compress(bytes(1 << 20)) for _ in range(64)) + zeros.flush()
     (tmp_path / "test_32x32.mat").write_bytes(head("<") + struct.pack("<II", 15, len(stream)) + stream + Y)
     tracemalloc.start()
-    with pytest.raises(DataError, match="more, or less"):
+    with pytest.raises(DataError, match="more or less"):
         open_data("svhn", root=tmp_path)
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_every_truncation_and_every_flipped_bit(tmp_path: Path, packed: bool) -> None:
-    """Packed numbers carry a checksum: no flip of a bit is read as something else. Plain ones do not."""
+def test_truncations_and_flipped_bits_are_refused(tmp_path: Path, packed: bool) -> None:
+    """Compressed numbers have a checksum, which detects every flipped bit; plain numbers have none."""
     path = tmp_path / "test_32x32.mat"
     pixels = np.random.RandomState(1).randint(0, 256, (32, 32, 3, 1)).astype(np.uint8)
     savemat(path, {"X": pixels, "y": np.array([[3]], np.uint8)}, do_compression=packed)

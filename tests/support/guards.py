@@ -208,13 +208,13 @@ GUARDS = (
         "text.py",
         "letter if letter.isprintable() else _escaped(letter)",
         "letter",
-        "test_text.py::test_what_is_not_seen_is_escaped",
+        "test_text.py::test_invisible_characters_are_escaped",
     ),
     Mutant(
         "errors.py",
-        "    if len(names) > MOST_NAMED:",
+        "    if len(names) > MAX_LISTED:",
         "    if False:",
-        "test_errors.py::test_of_very_many_names_only_those_near_are_given",
+        "test_errors.py::test_of_many_names_only_close_ones_are_listed",
     ),
     Mutant(
         "cli/show.py",
@@ -281,7 +281,7 @@ GUARDS = (
         "inference/classifier.py",
         'return self.__dict__ | {"_fast": None}',
         "return self.__dict__",
-        "test_threads.py::test_a_classifier_can_be_sent_after_it_has_predicted",
+        "test_threads.py::test_a_classifier_can_be_pickled_after_predicting",
     ),
     Mutant(
         "cli/paths.py",

@@ -1,4 +1,4 @@
-"""`mlpconv data`: which data sets there are, and fetching one."""
+"""`mlpconv data`: list the named data sets and download one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = App(name="data", help="List the data sets, or prepare one.")
+app = App(name="data", help="List the named data sets, or download one.")
 
 
 @app.command(name="list")
@@ -24,14 +24,14 @@ def list_(
     data_dir: Annotated[Path | None, Parameter(name="--data")] = None,
     json: Switch = False,
 ) -> None:
-    """List the named data sets: images, classes, size, licence, and which splits are here.
+    """List the named data sets: images, classes, size, licence and available splits.
 
     Parameters
     ----------
     data_dir
-        The folder to look in; by default the cache ($MLPCONV_DATA, or ~/.cache/mlpconv).
+        The folder to search. Default: the cache ($MLPCONV_DATA, or ~/.cache/mlpconv).
     json
-        Print a JSON list with one object a data set, for machines.
+        Print a JSON list with one object per data set.
     """
     from mlpconv.data.catalog import CATALOG
     from mlpconv.data.storage import cache_folder
@@ -54,20 +54,20 @@ def prepare(
     extra: Switch = False,
     json: Switch = False,
 ) -> None:
-    """Download a data set: resumed where it stopped, and verified before any file gets its name.
+    """Download a data set and verify its files. Interrupted downloads are resumed.
 
     Parameters
     ----------
     name
         digits, mnist, fashion_mnist, cifar10, cifar100 or svhn.
     to
-        The folder to put it in; by default the cache ($MLPCONV_DATA, or ~/.cache/mlpconv).
+        The target folder. Default: the cache ($MLPCONV_DATA, or ~/.cache/mlpconv).
     mirror
-        The address of another folder with the same files; their bytes are verified all the same.
+        The URL of another folder with the same files, which are verified as usual.
     extra
-        Fetch the optional files too (the 531,131 extra images of svhn, 1.3 GB).
+        Also download the optional files (the 531,131 extra images of svhn, 1.3 GB).
     json
-        Print one JSON object with the paths of the files, for machines.
+        Print a JSON object with the paths of the files.
     """
     from mlpconv.data import download
     from mlpconv.data.catalog import CATALOG
@@ -75,19 +75,19 @@ def prepare(
     from mlpconv.errors import UsageError, did_you_mean
 
     if name not in CATALOG:
-        raise UsageError(f"no data set is called {name!r}: {did_you_mean(name, CATALOG)}")
+        raise UsageError(f"there is no data set {name!r}: {did_you_mean(name, CATALOG)}")
     entry = CATALOG[name]
     root = to if to is not None else cache_folder()
-    with _Bars() as bars:
+    with _ProgressBars() as bars:
         paths = download.prepare(entry, root, mirror=mirror, extra=extra, progress=bars)
     if json:
         _print_json({"name": name, "folder": str(root), "files": [str(path) for path in paths]})
     else:
-        _say_ready(entry, paths, to)
+        _print_ready(entry, paths, to)
 
 
 def _row(entry: Published, root: Path) -> dict[str, Any]:
-    """One data set as a JSON-able row."""
+    """Return a data set as a JSON-able row."""
     return {
         "name": entry.name,
         "title": entry.title,
@@ -98,22 +98,22 @@ def _row(entry: Published, root: Path) -> dict[str, Any]:
         "licence": entry.licence,
         "home": entry.home,
         "download_bytes": sum(file.bytes for file in entry.files if not file.optional),
-        "here": _here(entry, root),
+        "here": _available_splits(entry, root),
     }
 
 
-def _here(entry: Published, root: Path) -> list[str]:
-    """Which splits can be read now."""
+def _available_splits(entry: Published, root: Path) -> list[str]:
+    """Return the splits whose files exist."""
     from mlpconv.data.published import file_locations
     from mlpconv.errors import DataError
 
     if not entry.files:
         return list(entry.counts)
     try:
-        found, archive = file_locations(entry, root)
-    except DataError:  # files of a split are missing: it cannot be read
+        files, archive = file_locations(entry, root)
+    except DataError:  # some files of a split are missing
         return []
-    return list(entry.counts) if archive is not None else list(found)
+    return list(entry.counts) if archive is not None else list(files)
 
 
 def _print_json(value: Any) -> None:
@@ -146,10 +146,10 @@ def _print_table(rows: list[dict[str, Any]], root: Path) -> None:
         table.add_row(*(Text(cell) for cell in cells))
     console = open_console()
     console.print(table)
-    say(console, f"looked for in {root}", style="dim italic")
+    say(console, f"searched in {root}", style="dim italic")
 
 
-def _say_ready(entry: Published, paths: list[Path], to: Path | None) -> None:
+def _print_ready(entry: Published, paths: list[Path], to: Path | None) -> None:
     for path in paths:
         print(f"verified {path}")
     where = f" --data {to}" if to is not None and entry.files else ""
@@ -157,8 +157,8 @@ def _say_ready(entry: Published, paths: list[Path], to: Path | None) -> None:
     print(f"licence: {entry.licence}; {entry.home}")
 
 
-class _Bars:
-    """A progress bar for each file, on stderr, while there is somebody to see it."""
+class _ProgressBars:
+    """A progress bar for each file on stderr, if it is a terminal."""
 
     def __init__(self) -> None:
         from rich import progress

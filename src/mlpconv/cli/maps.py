@@ -155,16 +155,16 @@ def _read(classifier: Classifier, files: Sequence[Path], targets: Sequence[str])
     from mlpconv.data.decode import decode, header
 
     channels, height, width = classifier.input_size
-    reading = classifier.preprocessing.reading
+    decode_options = classifier.preprocessing.decode_options
 
     def look(file: Path) -> tuple[Tensor, np.ndarray, tuple[int, int]]:
-        whole = decode(file, channels=channels, reading=reading)
+        whole = decode(file, channels=channels, decode_options=decode_options)
         return classifier.pixels(file), whole, _size(whole.shape[1:], header(file)[:2])
 
     for file, target in zip(files, targets, strict=True):
         for _, (pixels, whole, size) in readable([file], look):
-            drawn = finer(whole, (height, width), FINEST, reading)
-            about = {"size": size, "fit": reading.fit}
+            drawn = finer(whole, (height, width), FINEST, decode_options)
+            about = {"size": size, "fit": decode_options.fit}
             yield {"file": file, "target": target, "pixels": pixels, "drawn": drawn, **about}
 
 

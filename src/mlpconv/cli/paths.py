@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from mlpconv.data.scan import EXTENSIONS
+from mlpconv.data.folder_layout import EXTENSIONS
 from mlpconv.errors import DataError, UsageError
 
 __all__ = ["Found", "check_target", "expand", "find"]

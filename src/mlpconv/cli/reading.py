@@ -51,7 +51,9 @@ def say_left_out(found: Found) -> None:
         print(f"mlpconv: left out files that are not images of a kind read here: {kinds}{more}.", file=sys.stderr)
 
 
-def finer(whole: np.ndarray, size: tuple[int, int], most: int, reading: DecodeOptions | None = None) -> np.ndarray:
+def finer(
+    whole: np.ndarray, size: tuple[int, int], most: int, decode_options: DecodeOptions | None = None
+) -> np.ndarray:
     """An image (C, H, W) brought to the network's (rows, columns) as it reads them, in as many times that as it has.
 
     A picture to draw on: at most `most` dots along its longer side, and never less than the network's own size.
@@ -65,4 +67,4 @@ def finer(whole: np.ndarray, size: tuple[int, int], most: int, reading: DecodeOp
     height, width = size
     times = max(1, min(rows // height, columns // width, most // max(height, width)))
     image = Image.fromarray(whole[0] if channels == 1 else whole.transpose(1, 2, 0))
-    return from_pil(image, channels, (height * times, width * times), reading or DecodeOptions())
+    return from_pil(image, channels, (height * times, width * times), decode_options or DecodeOptions())

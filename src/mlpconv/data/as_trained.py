@@ -1,4 +1,4 @@
-"""Data opened for a trained classifier: as its training opened them, so that no trained-on image is scored."""
+"""Open data for evaluating a trained classifier, without leaking training images into the validation split."""
 
 from __future__ import annotations
 
@@ -7,37 +7,36 @@ from typing import Any, Protocol
 
 from mlpconv.data.catalog import CATALOG
 from mlpconv.data.dataset import Dataset
-from mlpconv.data.held_out import HoldOutRule
 from mlpconv.data.openers import open_data
-from mlpconv.data.validation import with_validation
+from mlpconv.data.validation import HoldOutRule, with_validation
 from mlpconv.decode_options import DecodeOptions
 
 __all__ = ["Trained", "open_as_trained"]
 
 
-class _Prepared(Protocol):
-    """A fitted preprocessing, as far as it concerns files."""
+class _Preprocessing(Protocol):
+    """The part of a preprocessing that concerns files."""
 
-    reading: DecodeOptions
+    decode_options: DecodeOptions
 
 
 class Trained(Protocol):
-    """What a classifier states about its training."""
+    """A classifier that records how it was trained."""
 
     classes: tuple[str, ...]
     input_size: tuple[int, int, int]
     info: dict[str, Any]
 
     @property
-    def preprocessing(self) -> _Prepared:
-        """The fitted preprocessing."""
+    def preprocessing(self) -> _Preprocessing:
+        """Return the fitted preprocessing."""
 
 
 def open_as_trained(data: str | Path, root: Path | None, classifier: Trained) -> Dataset:
-    """Open data as a classifier's training opened them: the same size, channels, decoding and held-out images.
+    """Open data with the size, channels, decode options and validation split that a classifier was trained with.
 
-    `data` and `root` are those of `open_data`. Of a folder, only the images that the model file names are held out:
-    without its record, no image counts as validation. Raises what `open_data` raises.
+    `data` and `root` are those of `open_data`. In a folder, only the images that the model file names are held out:
+    without that record, there is no validation split. Raises what `open_data` raises.
     """
     recipe = classifier.info.get("recipe")
     recipe = recipe if isinstance(recipe, dict) else {}
@@ -46,6 +45,7 @@ def open_as_trained(data: str | Path, root: Path | None, classifier: Trained) ->
     seed = seed if isinstance(seed, int) else 0
     channels, height, width = classifier.input_size
     membership = HoldOutRule.from_dict(classifier.info.get("validation"))
+    published = str(data) in CATALOG
     dataset = open_data(
         data,
         root=root,
@@ -53,10 +53,8 @@ def open_as_trained(data: str | Path, root: Path | None, classifier: Trained) ->
         channels=channels,
         val_fraction=0 if membership is None else membership.fraction,
         membership=membership,
-        fit=classifier.preprocessing.reading.fit,
-        bits=classifier.preprocessing.reading.bits,
-        classes=None
-        if str(data) in CATALOG
-        else classifier.classes,  # a folder may lack some of them, all but one even
+        fit=classifier.preprocessing.decode_options.fit,
+        bits=classifier.preprocessing.decode_options.bits,
+        classes=None if published else classifier.classes,  # a folder may lack some of the classes
     )
-    return with_validation(dataset, fraction, seed) if str(data) in CATALOG and "train" in dataset.splits else dataset
+    return with_validation(dataset, fraction, seed) if published and "train" in dataset.splits else dataset

@@ -1,4 +1,4 @@
-"""The published data sets as plain facts: addresses, bytes, checksums, shapes, classes, licences. No code runs here."""
+"""The published data sets: URLs, file sizes, checksums, image shapes, classes and licences."""
 
 from __future__ import annotations
 
@@ -10,38 +10,39 @@ __all__ = ["CATALOG", "Published", "PublishedFile"]
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """One file of a publisher: name, address, length in bytes, checksum (SHA-256, or MD5 where there is no other)."""
+    """A published file: name, URL, size in bytes and checksum (SHA-256, or MD5 if the publisher gives no other)."""
 
     name: str
     url: str
     bytes: int
     sha256: str | None = None
     md5: str | None = None
-    optional: bool = False  # useful, but nothing is missing without it
+    optional: bool = False  # downloaded only with --extra
 
 
 @dataclass(frozen=True)
 class Published:
-    """One data set: what its publisher offers, where its files usually lie, and what is in them."""
+    """A published data set: its files, their usual location and their contents."""
 
     name: str
     title: str
     classes: tuple[str, ...]
     channels: int
     size: int  # height and width in pixels
-    counts: MappingProxyType[str, int]  # images of each split
+    counts: MappingProxyType[str, int]  # images per split
     licence: str
     home: str
-    folder: str  # the folder inside the official archive or, where there is none, the usual one
+    folder: str  # the folder inside the official archive, or the usual folder
     files: tuple[PublishedFile, ...] = ()
 
     @property
     def images(self) -> int:
+        """The number of images in all splits."""
         return sum(self.counts.values())
 
     @property
     def archive(self) -> str | None:
-        """The name of the official archive, where the set comes as one."""
+        """The name of the official archive, or None."""
         return next((file.name for file in self.files if file.name.endswith(".tar.gz")), None)
 
 
@@ -124,7 +125,7 @@ _FASHION_MNIST = Published(
     licence="MIT",
     home="https://github.com/zalandoresearch/fashion-mnist",
     folder="FashionMNIST/raw",
-    # The publisher gives MD5 sums only: they tell a damaged download, not one forged on purpose.
+    # The publisher gives only MD5 sums: they detect damage, not forgery.
     files=(
         PublishedFile(
             "train-images-idx3-ubyte.gz",
@@ -203,7 +204,7 @@ _CIFAR100 = Published(
     ),
 )
 
-# The publisher serves these over http alone: their SHA-256 is what vouches for them.
+# The publisher serves these only over http, so their SHA-256 is what proves them authentic.
 _SVHN_URL = "http://ufldl.stanford.edu/housenumbers/"
 _SVHN = Published(
     name="svhn",

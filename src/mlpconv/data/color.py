@@ -1,11 +1,11 @@
-"""Grey and colour: what an image is, and one made into the other."""
+"""Detect whether an image is grey or colour, and convert between the two."""
 
 from __future__ import annotations
 
 import numpy as np
 from PIL import Image
 
-from mlpconv.data.bit_depth import grey_by_layout
+from mlpconv.data.bit_depth import is_grey_alpha
 from mlpconv.errors import UsageError
 
 __all__ = ["channels_of", "to_channels"]
@@ -14,8 +14,8 @@ _GREY = ("1", "L", "I", "LA")
 
 
 def channels_of(image: Image.Image) -> int:
-    """1 where an image is grey by its header, else 3."""
-    if image.mode in _GREY or image.mode.startswith("I;16") or grey_by_layout(image):
+    """Return 1 if an image is grey according to its header, else 3."""
+    if image.mode in _GREY or image.mode.startswith("I;16") or is_grey_alpha(image):
         return 1
     if image.mode == "P" and image.palette is not None:
         stride = len(image.palette.rawmode or image.palette.mode)
@@ -26,21 +26,21 @@ def channels_of(image: Image.Image) -> int:
 
 
 def to_channels(array: np.ndarray, channels: int) -> np.ndarray:
-    """Turn uint8 (..., C, H, W) of 1, 3 or 4 (with opacity: laid on white) channels into 1 or 3.
+    """Convert uint8 (..., C, H, W) with 1, 3 or 4 channels (RGBA, composited on white) to 1 or 3 channels.
 
     Grey is ITU-R 601 luma, as in Pillow. Raises UsageError for any other number of channels.
     """
-    given = array.shape[-3] if array.ndim >= 3 else 0
-    if given not in (1, 3, 4) or channels not in (1, 3) or array.dtype != np.uint8:
+    depth = array.shape[-3] if array.ndim >= 3 else 0
+    if depth not in (1, 3, 4) or channels not in (1, 3) or array.dtype != np.uint8:
         raise UsageError(
-            f"cannot turn {array.dtype} of shape {array.shape} into {channels} channels: give uint8 (..., C, H, W) "
+            f"cannot convert {array.dtype} of shape {array.shape} to {channels} channels: give uint8 (..., C, H, W) "
             "with 1, 3 or 4 channels, and ask for 1 or 3."
         )
-    if given == 4:
-        colour, opacity = array[..., :3, :, :].astype(np.uint32), array[..., 3:, :, :].astype(np.uint32)
-        array = ((colour * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
-        given = 3
-    if given == channels:
+    if depth == 4:
+        rgb, alpha = array[..., :3, :, :].astype(np.uint32), array[..., 3:, :, :].astype(np.uint32)
+        array = ((rgb * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+        depth = 3
+    if depth == channels:
         return array
     if channels == 3:
         return np.repeat(array, 3, axis=-3)

@@ -1,4 +1,4 @@
-"""Fetching the published files: the only code of this package that uses the network."""
+"""Download the published files: the only code of this package that uses the network."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -20,31 +21,31 @@ from mlpconv.data.catalog import Published, PublishedFile
 from mlpconv.errors import DataError, DownloadError
 from mlpconv.files import fsync_folder
 
-__all__ = ["Progress", "fetch", "place", "prepare"]
+__all__ = ["Progress", "fetch", "prepare", "target_folder"]
 
-TIMEOUT = 30.0  # seconds without an answer
-PIECE = 1 << 16
-TRIES = 50  # each goes on where the one before stopped; one that brings nothing is the last
-SLOWEST, PATIENCE = 1024, 60.0  # bytes a second, looked at every so many seconds
-REDIRECTS = 5
-MOVED = (301, 302, 303, 307, 308)
+TIMEOUT = 30.0  # seconds without a response
+CHUNK = 1 << 16
+MAX_ATTEMPTS = 50  # each resumes the previous one; an attempt that receives nothing is the last
+MIN_RATE, RATE_WINDOW = 1024, 60.0  # bytes per second, measured over this many seconds
+MAX_REDIRECTS = 5
+REDIRECT_CODES = (301, 302, 303, 307, 308)
 
-Progress = Callable[[str, int, int], None]  # file name, bytes so far, bytes in all
+Progress = Callable[[str, int, int], None]  # file name, bytes so far, bytes in total
 
 
 class _InterruptedError(Exception):
-    """The connection ended early; what has come is kept."""
+    """The connection ended early; the bytes received so far are kept."""
 
 
 def prepare(
     entry: Published, to: Path, *, mirror: str | None = None, extra: bool = False, progress: Progress | None = None
 ) -> list[Path]:
-    """Fetch the files of a data set into a folder, each verified before it gets its name; returns their paths.
+    """Download the files of a data set into a folder, verify them, and return their paths.
 
-    What is there already is verified and kept. `mirror` is the address of another folder with the same files; `extra`
-    fetches the optional files too. Raises DownloadError for the network's failures, DataError for the disk's.
+    Existing files are verified and kept. `mirror` is the URL of another folder with the same files; `extra` includes
+    the optional files. Raises DownloadError for network failures, DataError for disk failures.
     """
-    folder = place(entry, to)
+    folder = target_folder(entry, to)
     paths = []
     for file in entry.files:
         if extra or not file.optional:
@@ -53,8 +54,8 @@ def prepare(
     return paths
 
 
-def place(entry: Published, to: Path) -> Path:
-    """The folder into which the files of a data set go: archives lie in the root, all else in its official folder."""
+def target_folder(entry: Published, to: Path) -> Path:
+    """Return the folder for the files of a data set: the root for archives, otherwise the official folder."""
     return to if entry.archive else to / entry.folder
 
 
@@ -66,9 +67,9 @@ def fetch(
     progress: Progress | None = None,
     timeout: float = TIMEOUT,
 ) -> Path:
-    """Download one published file: bounded, resumed from NAME.part, verified, and only then named.
+    """Download one published file: resume from NAME.part, limit its size, and rename it after verification.
 
-    Raises DownloadError where it cannot be had or is not what was published, DataError where it cannot be written.
+    Raises DownloadError if it is unavailable or differs from the published file, DataError if it cannot be written.
     """
     url = url or file.url
     target, part = folder / file.name, folder / f"{file.name}.part"
@@ -78,11 +79,11 @@ def fetch(
         if target.exists():
             if target.stat().st_size == file.bytes and _is_published(target, file):
                 return target
-            raise DownloadError(f"{str(target)!r} is there but is not the published file: move it away first.")
+            raise DownloadError(f"{str(target)!r} exists but is not the published file: move it away first.")
         missing = file.bytes - _length(part) - shutil.disk_usage(folder).free
         if missing > 0:
-            raise DataError(f"{str(folder)!r} has {missing:,} bytes too little free for {file.name}: make room there.")
-        _fill(part, file, url, progress, timeout)
+            raise DataError(f"{file.name} needs {missing:,} more free bytes in {str(folder)!r}: free some space.")
+        _complete(part, file, url, progress, timeout)
         os.replace(part, target)
         fsync_folder(folder)
     except OSError as error:
@@ -91,25 +92,25 @@ def fetch(
     return target
 
 
-def _fill(part: Path, file: PublishedFile, url: str, progress: Progress | None, timeout: float) -> None:
-    """Bring the part file to its full, verified content, going on from what is there as long as more comes."""
-    for _ in range(TRIES):
-        before = _length(part)
+def _complete(part: Path, file: PublishedFile, url: str, progress: Progress | None, timeout: float) -> None:
+    """Complete and verify the part file, resuming as long as each attempt receives more bytes."""
+    for _ in range(MAX_ATTEMPTS):
+        start = _length(part)
         try:
             _receive(part, file, url, progress, timeout)
         except _InterruptedError as error:
-            if _length(part) > before:
+            if _length(part) > start:
                 continue
-            raise DownloadError(f"{file.name} could not be downloaded ({error}). {_by_hand(file, part)}") from error
+            raise DownloadError(f"{file.name} could not be downloaded ({error}). {_advice(file, part)}") from error
         if _is_published(part, file):
             return
         part.unlink()
-        if before == 0:
+        if start == 0:
             raise DownloadError(
-                f"{url} is not the published {file.name}, as its checksum differs: nothing was kept. "
-                f"{_by_hand(file, part)}"
+                f"{url} is not the published {file.name}: its checksum differs, and nothing was kept. "
+                f"{_advice(file, part)}"
             )
-    raise DownloadError(f"{file.name} could not be downloaded in {TRIES} tries. {_by_hand(file, part)}")
+    raise DownloadError(f"{file.name} could not be downloaded in {MAX_ATTEMPTS} attempts. {_advice(file, part)}")
 
 
 def _length(path: Path) -> int:
@@ -117,102 +118,101 @@ def _length(path: Path) -> int:
 
 
 def _receive(part: Path, file: PublishedFile, url: str, progress: Progress | None, timeout: float) -> None:
-    """One request: append to the part file until it is full; raises _InterruptedError where the connection ends."""
+    """Append to the part file from one request; raise _InterruptedError if the connection ends early."""
     done = _length(part)
     if done > file.bytes:
         part.unlink()
         done = 0
     if done == file.bytes:
         return
-    with _request(url, done, timeout) as answer:
-        done = _starting_point(answer, done, file, url)
+    with _request(url, done, timeout) as response:
+        done = _start_of_response(response, done, file, url)
         with open(part, "r+b" if done else "wb") as out:
             out.seek(done)
-            _copy(answer, out, done, file, progress)
+            _copy(response, out, done, file, progress)
             out.flush()
             os.fsync(out.fileno())
 
 
 def _request(url: str, start: int, timeout: float) -> http.client.HTTPResponse:
-    """Ask for a file from a byte on, following redirections one by one."""
+    """Request a file from byte `start`, following and checking each redirect."""
     headers = {"User-Agent": "mlpconv", "Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
-    for _ in range(REDIRECTS):
+    for _ in range(MAX_REDIRECTS):
         try:
-            answer: http.client.HTTPResponse = _opener(url).open(
-                urllib.request.Request(url, headers=headers),  # noqa: S310  (the opener knows http and https only)
+            response: http.client.HTTPResponse = _opener(url).open(
+                urllib.request.Request(url, headers=headers),  # noqa: S310  (the opener supports only http and https)
                 timeout=timeout,
             )
         except urllib.error.HTTPError as error:
             error.close()
             if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and start:
                 return _request(url, 0, timeout)
-            if error.code not in MOVED:
-                raise _InterruptedError(f"the server answers {error.code} {error.reason}") from error
-            url = _moved(url, error.headers.get("Location", ""))
+            if error.code not in REDIRECT_CODES:
+                raise _InterruptedError(f"the server responds {error.code} {error.reason}") from error
+            url = _redirect_target(url, error.headers.get("Location", ""))
         except (http.client.HTTPException, OSError, ValueError) as error:
-            raise _InterruptedError(_plainly(error)) from error
+            raise _InterruptedError(_reason(error)) from error
         else:
-            return answer
-    raise _InterruptedError(f"more than {REDIRECTS} redirections")
+            return response
+    raise _InterruptedError(f"more than {MAX_REDIRECTS} redirects")
 
 
-def _moved(url: str, location: str) -> str:
-    """Where a redirection leads: to a public https address, or within this machine where the first address was here."""
-    new = urllib.parse.urljoin(url, location)
-    here = _is_loopback(url) and _is_loopback(new) and new.startswith(("http://", "https://"))
-    if not here and (not new.startswith("https://") or _is_private(new)):
-        raise DownloadError(f"{url} redirects to {new}, which is refused: only public https addresses are followed.")
-    return new
+def _redirect_target(url: str, location: str) -> str:
+    """Return the URL of a redirect if it is public https, or stays on this machine; otherwise raise DownloadError."""
+    target = urllib.parse.urljoin(url, location)
+    local = _is_loopback(url) and _is_loopback(target) and target.startswith(("http://", "https://"))
+    if not local and (not target.startswith("https://") or _is_private(target)):
+        raise DownloadError(f"{url} redirects to {target}, which is refused: only public https URLs are followed.")
+    return target
 
 
-def _starting_point(answer: http.client.HTTPResponse, asked: int, file: PublishedFile, url: str) -> int:
-    """From which byte the answer goes on; raises DownloadError where it announces another file."""
-    partial = answer.status == http.HTTPStatus.PARTIAL_CONTENT
+def _start_of_response(response: http.client.HTTPResponse, start: int, file: PublishedFile, url: str) -> int:
+    """Return the byte at which the response starts; raise DownloadError if it announces another file."""
+    partial = response.status == http.HTTPStatus.PARTIAL_CONTENT
     header = "Content-Range" if partial else "Content-Length"
-    wanted = f"bytes {asked}-{file.bytes - 1}/{file.bytes}" if partial else str(file.bytes)
-    announced = (answer.headers.get(header) or wanted).strip()
-    if announced != wanted:
+    expected = f"bytes {start}-{file.bytes - 1}/{file.bytes}" if partial else str(file.bytes)
+    announced = (response.headers.get(header) or expected).strip()
+    if announced != expected:
         raise DownloadError(
-            f"{url} is not the published {file.name} of {file.bytes:,} bytes ({header} is {announced}): it is refused."
+            f"{url} is not the published {file.name} of {file.bytes:,} bytes ({header} is {announced}): try a mirror."
         )
-    return asked if partial else 0
+    return start if partial else 0
 
 
 def _copy(
-    answer: http.client.HTTPResponse, out: IO[bytes], done: int, file: PublishedFile, progress: Progress | None
+    response: http.client.HTTPResponse, out: IO[bytes], done: int, file: PublishedFile, progress: Progress | None
 ) -> None:
-    """Write what comes, never more than the published length."""
-    since, before = time.monotonic(), done
+    """Write the response, at most up to the published length."""
+    window_start, done_at_start = time.monotonic(), done
     while done < file.bytes:
         try:
-            piece = answer.read1(PIECE)
+            chunk = response.read1(CHUNK)
         except (http.client.HTTPException, OSError) as error:
-            raise _InterruptedError(_plainly(error)) from error
-        if not piece:
+            raise _InterruptedError(_reason(error)) from error
+        if not chunk:
             raise _InterruptedError(f"the connection ended after {done:,} of {file.bytes:,} bytes")
-        if done + len(piece) > file.bytes:
-            raise DownloadError(f"the server sends more than the {file.bytes:,} bytes of {file.name}: it is refused.")
-        out.write(piece)
-        done += len(piece)
+        if done + len(chunk) > file.bytes:
+            raise DownloadError(f"the server sends more than the {file.bytes:,} bytes of {file.name}: try a mirror.")
+        out.write(chunk)
+        done += len(chunk)
         if progress is not None:
             progress(file.name, done, file.bytes)
-        if time.monotonic() - since > PATIENCE:
-            if done - before < SLOWEST * PATIENCE:
-                raise _InterruptedError(f"fewer than {SLOWEST:,} bytes a second come")
-            since, before = time.monotonic(), done
+        if time.monotonic() - window_start > RATE_WINDOW:
+            if done - done_at_start < MIN_RATE * RATE_WINDOW:
+                raise _InterruptedError(f"the server sends fewer than {MIN_RATE:,} bytes per second")
+            window_start, done_at_start = time.monotonic(), done
 
 
 def _is_published(path: Path, file: PublishedFile) -> bool:
-    """Whether a file has the published checksum."""
-    digest = hashlib.sha256() if file.sha256 else hashlib.md5(usedforsecurity=False)
+    """Return whether a file has the published checksum."""
+    algorithm = hashlib.sha256 if file.sha256 else partial(hashlib.md5, usedforsecurity=False)
     with open(path, "rb") as content:
-        while piece := content.read(1 << 20):
-            digest.update(piece)
+        digest = hashlib.file_digest(content, algorithm)
     return digest.hexdigest() == (file.sha256 or file.md5)
 
 
 def _opener(url: str) -> urllib.request.OpenerDirector:
-    """What opens https and http and nothing else: no file, ftp or data addresses, also after a redirection."""
+    """Return an opener for https and http only, so that no file, ftp or data URL is opened, even by a redirect."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler({} if _is_loopback(url) else None),
@@ -226,10 +226,10 @@ def _opener(url: str) -> urllib.request.OpenerDirector:
 
 
 def _check_address(url: str, file: PublishedFile) -> None:
-    """Accept https; http only to this machine, or to a publisher that has no https and whose SHA-256 is known."""
+    """Accept https; accept http only to this machine, or for a published http URL with a known SHA-256."""
     published = url == file.url and file.sha256 is not None
     if not (url.startswith("https://") or (url.startswith("http://") and (published or _is_loopback(url)))):
-        raise DownloadError(f"{url} is not fetched: give an https:// address.")
+        raise DownloadError(f"{url} is refused: give an https:// URL.")
 
 
 def _address(url: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -250,17 +250,16 @@ def _is_private(url: str) -> bool:
     return address is not None and not address.is_global
 
 
-def _plainly(error: BaseException) -> str:
-    """Why the network failed, in a few words."""
+def _reason(error: BaseException) -> str:
+    """Return a short reason for a network failure."""
     reason = getattr(error, "reason", error)
     if isinstance(reason, TimeoutError):
-        return "the server does not answer"
+        return "the server does not respond"
     return getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
 
 
-def _by_hand(file: PublishedFile, part: Path) -> str:
+def _advice(file: PublishedFile, part: Path) -> str:
     return (
-        f"Without a network here: fetch {file.url} ({file.bytes:,} bytes) elsewhere and put it into "
-        f"{str(part.parent)!r}. "
-        "With one: run the same command again, it goes on where it stopped."
+        f"Run the same command again to resume, or without network access, download {file.url} ({file.bytes:,} bytes) "
+        f"on another machine and copy it to {str(part.parent)!r}."
     )

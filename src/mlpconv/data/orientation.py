@@ -1,4 +1,4 @@
-"""Which way up an image is, by the EXIF data or the XMP packet of its file, wherever the format keeps them."""
+"""Rotate images upright by the EXIF data or XMP packet of their file, wherever the format stores them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from PIL import Image
 
 __all__ = ["upright"]
 
-ORIENTATION, SHORT = 0x0112, 3  # the tag of EXIF, and its type
+ORIENTATION, SHORT = 0x0112, 3  # the EXIF tag and its type
 EXIF_START = b"Exif\0\0"
-LONGEST_XMP = 1 << 20
+MAX_XMP_BYTES = 1 << 20
 XMP = re.compile(rb"""tiff:Orientation\s*(?:=\s*["']|>)\s*([1-8])\b""")
 XMP_KEYS = ("xmp", "XML:com.adobe.xmp")
-PROFILE_KEYS = ("Raw profile type exif", "Raw profile type APP1", "Raw profile type xmp")  # ImageMagick's, in PNG files
-_TURNS = {
+PROFILE_KEYS = ("Raw profile type exif", "Raw profile type APP1", "Raw profile type xmp")  # ImageMagick, in PNG files
+_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -29,15 +29,15 @@ _TURNS = {
 
 
 def upright(pixels: Image.Image, info: Mapping[Any, Any]) -> Image.Image:
-    """Turn pixels as the `info` of their loaded image says (a PNG file may have it after its pixels)."""
-    turn = _TURNS.get(_orientation(info))
-    return pixels if turn is None else pixels.transpose(turn)
+    """Rotate or flip pixels as the `info` of their loaded image says (a PNG file may store it after the pixels)."""
+    transpose = _TRANSPOSES.get(_orientation(info))
+    return pixels if transpose is None else pixels.transpose(transpose)
 
 
 def _orientation(info: Mapping[Any, Any]) -> int:
-    """The orientation, 1 to 8: EXIF data go before an XMP packet; 1 where there is none, or where it is damaged."""
+    """Return the orientation, 1 to 8, from EXIF data or else an XMP packet; 1 if it is missing or damaged."""
     blocks = [block for block in map(_bytes, (info.get(key) for key in ("exif", *XMP_KEYS))) if block]
-    blocks += [block for block in map(_unpacked, (info.get(key) for key in PROFILE_KEYS)) if block]
+    blocks += [block for block in map(_unhex, (info.get(key) for key in PROFILE_KEYS)) if block]
     for read in (_in_exif, _in_xmp):
         for block in blocks:
             if value := read(block):
@@ -49,10 +49,10 @@ def _bytes(value: object) -> bytes:
     return value.encode("utf-8", "replace") if isinstance(value, str) else value if isinstance(value, bytes) else b""
 
 
-def _unpacked(value: object) -> bytes:
-    """A profile that a PNG file keeps as text: its name, its length, then hexadecimal digits."""
+def _unhex(value: object) -> bytes:
+    """Return a profile that a PNG file stores as text: its name, its length, then hexadecimal digits."""
     words = _bytes(value).split(maxsplit=2)
-    if len(words) < 3 or len(words[2]) > 2 * LONGEST_XMP:
+    if len(words) < 3 or len(words[2]) > 2 * MAX_XMP_BYTES:
         return b""
     try:
         return bytes.fromhex(words[2].decode("ascii"))
@@ -61,7 +61,7 @@ def _unpacked(value: object) -> bytes:
 
 
 def _in_exif(block: bytes) -> int:
-    """The orientation in raw EXIF bytes; 0 where there is none, or where they are damaged."""
+    """Return the orientation in raw EXIF bytes; 0 if it is missing or damaged."""
     block = block.removeprefix(EXIF_START)
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
     if order is None:
@@ -79,6 +79,6 @@ def _in_exif(block: bytes) -> int:
 
 
 def _in_xmp(block: bytes) -> int:
-    """The orientation in an XMP packet; 0 where there is none."""
-    found = XMP.search(block[:LONGEST_XMP])
-    return int(found[1]) if found else 0
+    """Return the orientation in an XMP packet; 0 if it is missing."""
+    match = XMP.search(block[:MAX_XMP_BYTES])
+    return int(match[1]) if match else 0

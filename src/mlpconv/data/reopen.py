@@ -1,4 +1,4 @@
-"""Another look at the file of an image that Pillow has opened."""
+"""Access the file of an image that Pillow has opened but not yet loaded."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ __all__ = ["file_of", "is_open"]
 
 
 def is_open(image: ImageFile) -> bool:
-    """Whether an image's file can still be read and its pixels have not been."""
+    """Return whether an image's pixels are not yet loaded and its file is still open."""
     return bool(image.tile) and image.fp is not None and not image.fp.closed
 
 
 @contextmanager
 def file_of(image: ImageFile) -> Iterator[IO[bytes]]:
-    """The file of an open image, which afterwards stands where it stood."""
+    """Yield the file of an open image, and restore its position afterwards."""
     if image.fp is None:
         raise ImageError("the image's file is closed; open it again.")
-    place = image.fp.tell()
+    position = image.fp.tell()
     try:
         yield image.fp
     finally:
-        image.fp.seek(place)
+        image.fp.seek(position)

@@ -1,4 +1,4 @@
-"""From a step's number to its batch, as a pure function: order, images and labels depend on (seed, step) alone."""
+"""Sample the batch of each training step as a pure function of (seed, step), and prefetch batches in threads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Batch", "Sampler", "prefetch"]
 
 
 class Batch(NamedTuple):
-    """The images (N, C, H, W) and class numbers (N,) of one step."""
+    """The images (N, C, H, W) and labels (N,) of one step."""
 
     images: Tensor
     labels: Tensor
@@ -26,7 +26,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Sampler:
-    """Which images each step sees: every image once an epoch, in batches of almost equal length."""
+    """Choose the images of each step: every image once per epoch, in batches whose lengths differ by at most one."""
 
     length: int
     batch_size: int
@@ -34,13 +34,15 @@ class Sampler:
 
     @property
     def steps_per_epoch(self) -> int:
+        """The number of batches in an epoch."""
         return -(-self.length // self.batch_size)
 
     def epoch(self, step: int) -> int:
+        """Return the epoch of a step, from 0."""
         return step // self.steps_per_epoch
 
     def indices(self, step: int) -> Tensor:
-        """The numbers (N,) of the images of a step."""
+        """Return the indices (N,) of the images of a step."""
         position = step % self.steps_per_epoch
         order = permutation(self.length, self.seed, self.epoch(step))
         return torch.tensor_split(order, self.steps_per_epoch)[position]
@@ -48,24 +50,25 @@ class Sampler:
 
 @lru_cache(maxsize=2)
 def permutation(length: int, seed: int, epoch: int) -> Tensor:
+    """Return the order (length,) of the images in an epoch."""
     return torch.randperm(length, generator=generator(seed, "order", epoch))
 
 
-def prefetch(make: Callable[[int], Batch], start: int, stop: int, workers: int) -> Iterator[Batch]:
-    """The batches of steps start to stop, prepared by `workers` threads (0: in this one); never changes a batch."""
+def prefetch(load: Callable[[int], Batch], start: int, stop: int, workers: int) -> Iterator[Batch]:
+    """Yield load(step) for steps start to stop, in order, computed by `workers` threads (0: the calling thread)."""
     if workers == 0:
-        yield from map(make, range(start, stop))
+        yield from map(load, range(start, stop))
         return
-    # Flushing denormals is a state of a thread: without it, a worker could round otherwise than the caller.
+    # Flushing denormals is set per thread: without it, a worker could round differently from the caller.
     with ThreadPoolExecutor(workers, "batch", torch.set_flush_denormal, (True,)) as pool:
-        waiting: deque[Future[Batch]] = deque()
+        pending: deque[Future[Batch]] = deque()
         try:
             for step in range(start, stop):
-                waiting.append(pool.submit(make, step))
-                if len(waiting) > workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                pending.append(pool.submit(load, step))
+                if len(pending) > workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
-            for future in waiting:
+            for future in pending:
                 future.cancel()

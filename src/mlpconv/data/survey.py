@@ -1,4 +1,4 @@
-"""What the headers of a folder's images say: the size, the fit and the depth that suit them."""
+"""Choose the size, fit and bit depth for a folder of images from their headers."""
 
 from __future__ import annotations
 
@@ -11,103 +11,103 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from mlpconv.data.bit_depth import depth_for
+from mlpconv.data.bit_depth import bits_needed
 from mlpconv.data.decode import Header, header, largest_value
-from mlpconv.data.duplicates import Mark
+from mlpconv.data.duplicates import PixelHash
 from mlpconv.decode_options import DEPTHS
 from mlpconv.errors import ImageError
 
-__all__ = ["Files", "choose_bits", "choose_fit", "choose_size", "in_pieces", "note_size", "survey"]
+__all__ = ["SplitFiles", "choose_bits", "choose_fit", "choose_size", "map_files", "read_headers", "resize_note"]
 
-SAME_SIZE = 96  # images that are all alike and no larger than this stay as they are
-SIZES = (32, 48, 64)  # else the one nearest to the median of the shorter sides
-MOST_CUT = 0.4  # share of the median image above which its centre is no longer enough
+MAX_NATIVE_SIZE = 96  # images of one size up to this keep it
+SIZES = (32, 48, 64)  # otherwise the one nearest to the median of the shorter sides
+MAX_CROPPED = 0.4  # images are stretched if cropping would lose more of the median image
 THREADS = 4
-PIECE = 256  # files under way at a time
-FULL = 1 << DEPTHS[-2]  # from this value on, all sixteen bits are used
+CHUNK = 256  # files submitted at a time
+FULL_DEPTH = 1 << DEPTHS[-2]  # a sample of at least this value needs all sixteen bits
 
 T = TypeVar("T")
 
 
 @dataclass
-class Files:
-    """The image files of one split with their class numbers; those that cannot be read move to `bad`."""
+class SplitFiles:
+    """The image files of one split with their labels; unreadable files are replaced by an entry in `errors`."""
 
     paths: list[Path]
     labels: list[int]
-    bad: list[ImageError] = field(default_factory=list)
-    contents: list[bytes] = field(default_factory=list)  # of the files that were read: a digest of the bytes, and marks
-    marks: list[Mark] = field(default_factory=list)
+    errors: list[ImageError] = field(default_factory=list)
+    contents: list[bytes] = field(default_factory=list)  # a digest of the bytes of each decoded file
+    hashes: list[PixelHash] = field(default_factory=list)  # of each decoded file
 
-    def keep(self, positions: Sequence[int]) -> None:
-        """Drop the files at all other positions."""
-        self.paths = [self.paths[i] for i in positions]
-        self.labels = [self.labels[i] for i in positions]
+    def keep(self, indices: Sequence[int]) -> None:
+        """Drop all other files."""
+        self.paths = [self.paths[i] for i in indices]
+        self.labels = [self.labels[i] for i in indices]
 
 
-def in_pieces(work: Callable[[Path], T], files: Files) -> Iterator[tuple[int, T]]:
-    """(position, result) of every file that can be read, in order, on some threads; the others move to `bad`."""
+def map_files(function: Callable[[Path], T], files: SplitFiles) -> Iterator[tuple[int, T]]:
+    """Yield (index, result) of every readable file in order, using threads; append the other errors to `errors`."""
 
     def attempt(path: Path) -> T | ImageError:
         try:
-            return work(path)
+            return function(path)
         except ImageError as error:
             return error
 
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1), thread_name_prefix="decode") as pool:
-        for start in range(0, len(files.paths), PIECE):
-            for position, result in enumerate(pool.map(attempt, files.paths[start : start + PIECE]), start):
+        for start in range(0, len(files.paths), CHUNK):
+            for index, result in enumerate(pool.map(attempt, files.paths[start : start + CHUNK]), start):
                 if isinstance(result, ImageError):
-                    files.bad.append(result)
+                    files.errors.append(result)
                 else:
-                    yield position, result
+                    yield index, result
 
 
-def survey(files: Files) -> list[Header]:
-    """The header of every image; files without a good one move to `bad`."""
-    seen = list(in_pieces(header, files))
-    files.keep([position for position, _ in seen])
-    return [found for _, found in seen]
+def read_headers(files: SplitFiles) -> list[Header]:
+    """Return the header of every readable image and drop the other files."""
+    headers = list(map_files(header, files))
+    files.keep([index for index, _ in headers])
+    return [image for _, image in headers]
 
 
 def choose_size(headers: Sequence[Header]) -> int:
-    """The side of the square to which all images are brought."""
+    """Return the side of the square to which all images are resized."""
     sides = [(min(image.height, image.width), max(image.height, image.width)) for image in headers]
-    if len(set(sides)) == 1 and sides[0][1] <= SAME_SIZE:
+    if len(set(sides)) == 1 and sides[0][1] <= MAX_NATIVE_SIZE:
         return sides[0][0]
     median = statistics.median(shorter for shorter, _ in sides)
     return min(SIZES, key=lambda candidate: abs(candidate - median))
 
 
 def choose_fit(headers: Sequence[Header]) -> str:
-    """How images become squares: cropped, but stretched where the median image would lose too much."""
-    return "stretch" if statistics.median(map(_cut, headers)) > MOST_CUT else "crop"
+    """Return "crop", or "stretch" if cropping would lose too much of the median image."""
+    return "stretch" if statistics.median(map(_cropped, headers)) > MAX_CROPPED else "crop"
 
 
-def note_size(headers: Sequence[Header], size: int, fit: str) -> Iterator[str]:
-    """A sentence where images are brought to another size, with what is lost of them."""
+def resize_note(headers: Sequence[Header], size: int, fit: str) -> Iterator[str]:
+    """Yield a note if images are resized, with how much of them is lost."""
     sides = [side for image in headers for side in (image.height, image.width)]
     if set(sides) == {size}:
         return
-    median, most = statistics.median(map(_cut, headers)), max(map(_cut, headers))
+    median, largest = statistics.median(map(_cropped, headers)), max(map(_cropped, headers))
     how = {
         "crop": "the shorter side is resized and the centre is kept",
-        "pad": "the longer side is resized, and bars of the mean colour fill the rest",
-        "stretch": "both sides are resized, and proportions change",
+        "pad": "the longer side is resized and bars of the mean colour are added",
+        "stretch": "both sides are resized and the aspect ratio changes",
     }[fit]
-    if most:
-        share = {"crop": "cuts off", "pad": "leaves empty", "stretch": "avoids cutting off"}[fit]
-        how += f", which {share} {median:.0%} of the median image and {most:.0%} of the longest (setting: fit)"
-    yield f"images of {min(sides)} to {max(sides)} pixels a side are brought to {size} x {size}: {how}."
+    if largest:
+        effect = {"crop": "cuts off", "pad": "leaves empty", "stretch": "avoids cutting off"}[fit]
+        how += f", which {effect} {median:.0%} of the median image and {largest:.0%} of the longest (setting: fit)"
+    yield f"images with sides of {min(sides)} to {max(sides)} pixels are resized to {size} x {size}: {how}."
 
 
-def _cut(image: Header) -> float:
-    """The share of an image outside its central square."""
+def _cropped(image: Header) -> float:
+    """Return the fraction of an image outside its central square."""
     return 1 - min(image.height, image.width) / max(image.height, image.width)
 
 
-def choose_bits(files: Mapping[str, Files], headers: Mapping[str, Sequence[Header]], notes: list[str]) -> int:
-    """The bits that are used in the training images (in all, where there are none) of 16 bits, and a note of fewer."""
+def choose_bits(files: Mapping[str, SplitFiles], headers: Mapping[str, Sequence[Header]], notes: list[str]) -> int:
+    """Return how many bits the 16-bit training images use (all images if there is no train); note if fewer than 16."""
     splits = ["train"] if "train" in files else list(files)
     paths = [
         path
@@ -117,17 +117,18 @@ def choose_bits(files: Mapping[str, Files], headers: Mapping[str, Sequence[Heade
     ]
     full = threading.Event()
 
-    def look(path: Path) -> int:
+    def largest_unless_full(path: Path) -> int:
         value = 0 if full.is_set() else largest_value(path)
-        if value >= FULL:
+        if value >= FULL_DEPTH:
             full.set()
         return value
 
-    most = max((value for _, value in in_pieces(look, Files(paths, [0] * len(paths)))), default=FULL)
-    bits = depth_for(most)
+    values = map_files(largest_unless_full, SplitFiles(paths, [0] * len(paths)))
+    largest = max((value for _, value in values), default=FULL_DEPTH)
+    bits = bits_needed(largest)
     if bits < DEPTHS[-1]:
         notes.append(
-            f"{len(paths):,} images have 16 bits a sample and use {bits} of them (the largest value is {most:,}): "
+            f"{len(paths):,} images have 16 bits per sample but use only {bits} (the largest value is {largest:,}): "
             f"{(1 << bits) - 1:,} becomes white."
         )
     return bits

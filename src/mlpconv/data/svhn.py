@@ -1,7 +1,7 @@
-"""The reader of SVHN's cropped digits: two arrays of a MATLAB 5 file, X and y, read piece by piece and nothing else.
+"""Read SVHN's cropped digits: the arrays X and y of a MATLAB 5 file, in chunks.
 
-A file is a header of 128 bytes and then elements: type, length (32 bits each), content. An array is an element that
-holds four others: flags, dimensions, name and numbers; the whole of it may be packed with zlib.
+A file is a header of 128 bytes followed by elements: type, length (32 bits each), content. An array is an element with
+four children: flags, dimensions, name and numbers. It may be compressed with zlib.
 """
 
 from __future__ import annotations
@@ -18,197 +18,194 @@ from typing import BinaryIO
 import numpy as np
 
 from mlpconv.data.dataset import CHUNK, Split
-from mlpconv.data.storage import allocate, open_data_file
+from mlpconv.data.storage import DamagedFileError, allocate, open_data_file
 from mlpconv.errors import DataError
 
 __all__ = ["read_svhn"]
 
 MAGIC, HEADER = b"MATLAB 5.0 MAT-file", 128
-MATRIX, PACKED = 14, 15
+MATRIX, COMPRESSED = 14, 15
 UINT8 = 9  # the class of an array of bytes
-VARIABLES = 16  # an official file has two
-LONGEST_NAME, MOST_AXES = 64, 8
-PIECE = 1 << 16
-IMAGE = 32 * 32 * 3
-# How numbers are stored: MATLAB's code and NumPy's name.
-STORED = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
+MAX_ARRAYS = 16  # an official file has two
+MAX_NAME_BYTES, MAX_DIMENSIONS = 64, 8
+READ_BYTES = 1 << 16
+IMAGE_BYTES = 32 * 32 * 3
+# MATLAB's code of each stored type, and NumPy's dtype.
+DTYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 
 
 @dataclass(frozen=True)
-class _Variable:
-    """An array of a file: where its element starts, how it is stored, and what its head declares."""
+class _Array:
+    """An array in a file: where its element starts, whether it is compressed, and the class and shape it declares."""
 
     start: int
-    packed: bool
+    compressed: bool
     length: int
     kind: int
     shape: tuple[int, ...]
 
 
 def read_svhn(paths: list[Path], limits: list[int]) -> Split:
-    """Read SVHN files one after the other: images (N, 3, 32, 32); the label 10 of the files is the digit 0.
+    """Read SVHN files in order as images (N, 3, 32, 32); label 10 in the files is the digit 0.
 
-    `limits` gives the most images that each may hold. Raises DataError for any other file.
+    `limits` are the most images that each file may contain. Raises DataError for an invalid file.
     """
     counts = []
     for path, limit in zip(paths, limits, strict=True):
-        with _opened(path) as (file, order):
-            counts.append(_count(path, _variables(file, order), limit))
+        with _open_matlab(path) as (file, order):
+            counts.append(_count_images(path, _find_arrays(file, order), limit))
     images = allocate((sum(counts), 3, 32, 32))
     labels = np.empty(sum(counts), np.int64)
     start = 0
     for path, count in zip(paths, counts, strict=True):
         stop = start + count
-        with _opened(path) as (file, order):
-            variables = _variables(file, order)
-            _read_images(_Stream(file, order, variables["X"]), images[start:stop])
-            labels[start:stop] = _read_labels(_Stream(file, order, variables["y"]), count)
+        with _open_matlab(path) as (file, order):
+            arrays = _find_arrays(file, order)
+            _read_images(_ArrayStream(file, order, arrays["X"]), images[start:stop])
+            labels[start:stop] = _read_labels(_ArrayStream(file, order, arrays["y"]), count)
         start = stop
     return Split(images, labels)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[BinaryIO, str]]:
-    """A file behind its header, and its byte order; whatever is wrong inside becomes a DataError with its name."""
+def _open_matlab(path: Path) -> Iterator[tuple[BinaryIO, str]]:
+    """Yield a file positioned after its header, and its byte order; raise DataError with its name for any damage."""
     with open_data_file(path) as file:
         header = file.read(HEADER)
         if len(header) < HEADER or not header.startswith(MAGIC):
             raise DataError(f"{str(path)!r} is not a MATLAB 5 file: fetch it again.")
         try:
             yield file, "<" if header.endswith(b"IM") else ">"
-        except (_DamageError, zlib.error, struct.error) as error:
+        except (DamagedFileError, zlib.error, struct.error) as error:
             raise DataError(f"{str(path)!r} is damaged ({error}): fetch it again.") from error
 
 
-class _DamageError(Exception):
-    """The bytes are not what a MATLAB file has there."""
-
-
-def _count(path: Path, variables: dict[str, _Variable], limit: int) -> int:
-    """How many images a file declares, from the heads of its arrays alone."""
-    pixels, labels = variables.get("X"), variables.get("y")
+def _count_images(path: Path, arrays: dict[str, _Array], limit: int) -> int:
+    """Return how many images a file declares in the headers of its arrays."""
+    pixels, labels = arrays.get("X"), arrays.get("y")
     if pixels is None or len(pixels.shape) != 4 or pixels.shape[:3] != (32, 32, 3) or pixels.kind != UINT8:
-        raise DataError(f"{str(path)!r}: X must be uint8 of 32 x 32 x 3 x N: this is not a file of cropped digits.")
+        raise DataError(f"{str(path)!r}: X must be uint8 of 32 x 32 x 3 x N. Fetch the file of cropped digits.")
     count = pixels.shape[3]
     if not 1 <= count <= limit:
         raise DataError(f"{str(path)!r} declares {count:,} images; accepted: 1 to {limit:,}.")
     if labels is None or labels.shape not in ((count, 1), (1, count)):
-        raise DataError(f"{str(path)!r}: y must hold one label for each of the {count:,} images.")
+        raise DataError(f"{str(path)!r}: y must have one label for each of the {count:,} images. Fetch it again.")
     return count
 
 
-def _variables(file: BinaryIO, order: str) -> dict[str, _Variable]:
-    """The arrays of a file by name; their numbers are skipped."""
+def _find_arrays(file: BinaryIO, order: str) -> dict[str, _Array]:
+    """Return the arrays of a file by name, without reading their numbers."""
     end = os.fstat(file.fileno()).st_size
-    found: dict[str, _Variable] = {}
-    for _ in range(VARIABLES):
+    arrays: dict[str, _Array] = {}
+    for _ in range(MAX_ARRAYS):
         tag = file.read(8)
         if not tag:
-            return found
+            return arrays
         kind, length = struct.unpack(order + "II", tag)
         start = file.tell()
-        if kind not in (MATRIX, PACKED) or start + length > end:
-            raise _DamageError("an array is cut off, or is none")
-        stream = _Stream(file, order, _Variable(start, kind == PACKED, length, 0, ()))
-        found.setdefault(stream.name, _Variable(start, kind == PACKED, length, stream.kind, stream.shape))
+        if kind not in (MATRIX, COMPRESSED) or start + length > end:
+            raise DamagedFileError("an element is truncated or is not an array")
+        stream = _ArrayStream(file, order, _Array(start, kind == COMPRESSED, length, 0, ()))
+        arrays.setdefault(stream.name, _Array(start, kind == COMPRESSED, length, stream.kind, stream.shape))
         file.seek(start + length)
-    raise _DamageError(f"more than {VARIABLES} arrays")
+    raise DamagedFileError(f"it has more than {MAX_ARRAYS} arrays")
 
 
-class _Stream:
-    """One array from its start: the head (kind, shape, name) is read at once, the numbers when they are asked for."""
+class _ArrayStream:
+    """One array: its header (class, shape, name) is read at once, its numbers on request."""
 
-    def __init__(self, file: BinaryIO, order: str, variable: _Variable) -> None:
-        file.seek(variable.start)
-        self._file, self._order, self._left = file, order, variable.length
-        self._unpacker = zlib.decompressobj() if variable.packed else None
-        self._waiting = b""
-        if variable.packed and self._numbers(2)[0] != MATRIX:
-            raise _DamageError("a packed element is no array")
+    def __init__(self, file: BinaryIO, order: str, array: _Array) -> None:
+        file.seek(array.start)
+        self._file, self._order, self._remaining = file, order, array.length
+        self._decompressor = zlib.decompressobj() if array.compressed else None
+        self._buffer = b""
+        if array.compressed and self._integers(2)[0] != MATRIX:
+            raise DamagedFileError("a compressed element is not an array")
         flags = self._element(16)
         self.kind = struct.unpack(order + "I", flags[:4])[0] & 0xFF
-        axes = self._element(4 * MOST_AXES)
-        self.shape: tuple[int, ...] = struct.unpack(f"{order}{len(axes) // 4}i", axes[: len(axes) // 4 * 4])
-        self.name = self._element(LONGEST_NAME).decode("ascii", "replace")
+        dimensions = self._element(4 * MAX_DIMENSIONS)
+        count = len(dimensions) // 4
+        self.shape: tuple[int, ...] = struct.unpack(f"{order}{count}i", dimensions[: count * 4])
+        self.name = self._element(MAX_NAME_BYTES).decode("ascii", "replace")
 
     def read(self, length: int) -> bytes:
-        """Exactly that many bytes of the array, unpacked."""
-        if self._unpacker is None:
-            content = self._file.read(min(length, self._left))
-            self._left -= len(content)
+        """Read exactly `length` decompressed bytes."""
+        if self._decompressor is None:
+            content = self._file.read(min(length, self._remaining))
+            self._remaining -= len(content)
         else:
-            content = self._unpack(length)
+            content = self._decompress(length)
         if len(content) != length:
-            raise _DamageError(f"it ends {length - len(content):,} bytes early")
+            raise DamagedFileError(f"it ends {length - len(content):,} bytes early")
         return content
 
-    def _unpack(self, length: int) -> bytes:
-        parts = []
-        while length > 0 and self._unpacker is not None:
-            if not self._waiting:
-                self._waiting = self._file.read(min(PIECE, self._left))
-                self._left -= len(self._waiting)
-            part = self._unpacker.decompress(self._waiting, length)
-            if not part and not self._waiting:
+    def _decompress(self, length: int) -> bytes:
+        chunks = []
+        while length > 0 and self._decompressor is not None:
+            if not self._buffer:
+                self._buffer = self._file.read(min(READ_BYTES, self._remaining))
+                self._remaining -= len(self._buffer)
+            chunk = self._decompressor.decompress(self._buffer, length)
+            if not chunk and not self._buffer:
                 break
-            self._waiting = self._unpacker.unconsumed_tail
-            parts.append(part)
-            length -= len(part)
-        return b"".join(parts)
+            self._buffer = self._decompressor.unconsumed_tail
+            chunks.append(chunk)
+            length -= len(chunk)
+        return b"".join(chunks)
 
-    def numbers_follow(self) -> tuple[str, int, int]:
-        """How the numbers are stored, their length in bytes, and the padding behind them."""
+    def begin_numbers(self) -> tuple[str, int, int]:
+        """Return the dtype of the numbers, their length in bytes, and the padding after them."""
         kind, length, padding = self._tag()
-        if kind not in STORED:
-            raise _DamageError(f"numbers of the unknown kind {kind}")
-        return self._order + STORED[kind], length, padding
+        if kind not in DTYPES:
+            raise DamagedFileError(f"numbers of unknown type {kind}")
+        return self._order + DTYPES[kind], length, padding
 
     def finish(self, padding: int) -> None:
-        """Read to the end, where zlib compares its checksum; raises where there is more than was declared."""
+        """Read to the end, where zlib verifies its checksum; raise DamagedFileError if more data follows."""
         self.read(padding)
-        if self._unpacker is not None and (self._unpack(1) or not self._unpacker.eof):
-            raise _DamageError("an array holds more, or less, than it declares")
+        if self._decompressor is not None and (self._decompress(1) or not self._decompressor.eof):
+            raise DamagedFileError("an array contains more or less data than it declares")
 
-    def _numbers(self, count: int) -> tuple[int, ...]:
+    def _integers(self, count: int) -> tuple[int, ...]:
         return struct.unpack(f"{self._order}{count}I", self.read(4 * count))
 
     def _tag(self) -> tuple[int, int, int]:
-        """Type, length and padding of an element; one of up to four bytes has its length beside its type."""
-        (word,) = self._numbers(1)
+        """Return the type, length and padding of an element; up to four bytes are stored inside the tag."""
+        (word,) = self._integers(1)
         if word >> 16:
             if word >> 16 > 4:
-                raise _DamageError("a short element is too long")
+                raise DamagedFileError("a short element is too long")
             return word & 0xFFFF, word >> 16, 4 - (word >> 16)
-        (length,) = self._numbers(1)
+        (length,) = self._integers(1)
         return word, length, -length % 8
 
-    def _element(self, most: int) -> bytes:
-        """The content of one small element of the head."""
+    def _element(self, max_length: int) -> bytes:
+        """Return the content of one small element of the header."""
         _, length, padding = self._tag()
-        if length > most:
-            raise _DamageError("the head of an array is too long")
+        if length > max_length:
+            raise DamagedFileError("the header of an array is too long")
         return self.read(length + padding)[:length]
 
 
-def _read_images(stream: _Stream, images: np.ndarray) -> None:
-    """Fill images (N, 3, 32, 32); in the file the rows run fastest, then columns, channels and images."""
-    stored, length, padding = stream.numbers_follow()
-    if stored[1:] != "u1" or length != len(images) * IMAGE:
-        raise _DamageError("X does not hold what it declares")
+def _read_images(stream: _ArrayStream, images: np.ndarray) -> None:
+    """Fill images (N, 3, 32, 32); in the file, rows vary fastest, then columns, channels and images."""
+    dtype, length, padding = stream.begin_numbers()
+    if dtype[1:] != "u1" or length != len(images) * IMAGE_BYTES:
+        raise DamagedFileError("X contradicts its declared type or shape")
     for start in range(0, len(images), CHUNK):
         count = min(CHUNK, len(images) - start)
-        pixels = np.frombuffer(stream.read(count * IMAGE), np.uint8).reshape(count, 3, 32, 32)
+        pixels = np.frombuffer(stream.read(count * IMAGE_BYTES), np.uint8).reshape(count, 3, 32, 32)
         images[start : start + count] = pixels.transpose(0, 1, 3, 2)
     stream.finish(padding)
 
 
-def _read_labels(stream: _Stream, count: int) -> np.ndarray:
-    """The labels (N,) as digits 0 to 9."""
-    stored, length, padding = stream.numbers_follow()
-    if length != count * np.dtype(stored).itemsize:
-        raise _DamageError("y does not hold what it declares")
-    digits = np.frombuffer(stream.read(length), stored)
+def _read_labels(stream: _ArrayStream, count: int) -> np.ndarray:
+    """Return the labels (N,) as digits 0 to 9."""
+    dtype, length, padding = stream.begin_numbers()
+    if length != count * np.dtype(dtype).itemsize:
+        raise DamagedFileError("y contradicts its declared type or shape")
+    digits = np.frombuffer(stream.read(length), dtype)
     stream.finish(padding)
     if not np.isin(digits, np.arange(11)).all():
-        raise _DamageError("labels must be 1 to 10, where 10 is the digit 0")
+        raise DamagedFileError("labels must be 1 to 10, where 10 is the digit 0")
     return digits.astype(np.int64) % 10

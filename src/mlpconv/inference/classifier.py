@@ -98,7 +98,7 @@ class Classifier:
         skipped: list[ImageError] = []
         rows, sources = [torch.empty(0, len(self.classes))], []
         failed = skipped if on_error == "skip" else None
-        for pixels, files in batches(images, self.input_size, batch_size, self.preprocessing.reading, failed):
+        for pixels, files in batches(images, self.input_size, batch_size, self.preprocessing.decode_options, failed):
             rows.append(self.probabilities(pixels, tta_flip=tta_flip, precision=precision))
             sources += files
         return Predictions(torch.cat(rows).numpy(), self.classes, sources, skipped)
@@ -116,7 +116,7 @@ class Classifier:
 
     def pixels(self, images: object) -> Tensor:
         """Images, as for `predict`, decoded and resized: uint8 (N, C, H, W) of `input_size`."""
-        return as_pixels(items(images), self.input_size, self.preprocessing.reading)
+        return as_pixels(items(images), self.input_size, self.preprocessing.decode_options)
 
     def logits(self, pixels: Tensor, *, tta_flip: bool = False, precision: Precision = "fp32") -> Tensor:
         """uint8 (N, C, H, W) -> logits (N, K) on the network's device; raises UsageError for other tensors."""

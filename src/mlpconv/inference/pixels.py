@@ -63,16 +63,16 @@ def source_of(item: Item | BatchRow) -> str | None:
     return str(getattr(item, "filename", "")) or None
 
 
-def as_pixels(found: Iterable[Item | BatchRow], size: Size, reading: DecodeOptions) -> Tensor:
+def as_pixels(found: Iterable[Item | BatchRow], size: Size, decode_options: DecodeOptions) -> Tensor:
     """Images as one uint8 tensor (N, C, H, W) of `size` (C, H, W), read as in training.
 
     Raises ImageError for a file that cannot be read.
     """
-    return torch.from_numpy(np.stack([_pixels(item, size, reading) for item in found]))
+    return torch.from_numpy(np.stack([_pixels(item, size, decode_options) for item in found]))
 
 
 def batches(
-    images: object, size: Size, count: int, reading: DecodeOptions, failed: list[ImageError] | None = None
+    images: object, size: Size, count: int, decode_options: DecodeOptions, failed: list[ImageError] | None = None
 ) -> Iterator[tuple[Tensor, list[str | None]]]:
     """The same, `count` images at a time, and the file of each where known; a batch that fits is not copied.
 
@@ -84,17 +84,17 @@ def batches(
             yield part, [None] * len(part)
         return
     while batch := list(islice(found, count)):
-        read = list(_readable(batch, size, reading, failed))
+        read = list(_readable(batch, size, decode_options, failed))
         if read:
             yield torch.from_numpy(np.stack([pixels for pixels, _ in read])), [source for _, source in read]
 
 
 def _readable(
-    batch: Iterable[Item | BatchRow], size: Size, reading: DecodeOptions, failed: list[ImageError] | None
+    batch: Iterable[Item | BatchRow], size: Size, decode_options: DecodeOptions, failed: list[ImageError] | None
 ) -> Iterator[tuple[NDArray[np.uint8], str | None]]:
     for item in batch:
         try:
-            pixels = _pixels(item, size, reading)
+            pixels = _pixels(item, size, decode_options)
         except ImageError as error:
             if failed is None:
                 raise
@@ -169,7 +169,7 @@ def _check_uint8(array: NDArray[Any]) -> None:
     raise UsageError(f"Pixels of type {array.dtype} were given; uint8 is accepted: {advice}.")
 
 
-def _pixels(item: Item | BatchRow, size: Size, reading: DecodeOptions) -> NDArray[np.uint8]:
+def _pixels(item: Item | BatchRow, size: Size, decode_options: DecodeOptions) -> NDArray[np.uint8]:
     """One image as uint8 (C, H, W)."""
     channels, sides = size[0], (size[1], size[2])
     if isinstance(item, BatchRow):
@@ -181,5 +181,7 @@ def _pixels(item: Item | BatchRow, size: Size, reading: DecodeOptions) -> NDArra
     if isinstance(item, np.ndarray):
         item = Image.fromarray(np.ascontiguousarray(item[:, :, 0] if item.ndim == 3 and item.shape[2] == 1 else item))
     if isinstance(item, Image.Image):
-        return from_pil(item, channels=channels, size=sides, reading=reading)
-    return decode(item if isinstance(item, bytes) else Path(item), channels=channels, size=sides, reading=reading)
+        return from_pil(item, channels=channels, size=sides, decode_options=decode_options)
+    return decode(
+        item if isinstance(item, bytes) else Path(item), channels=channels, size=sides, decode_options=decode_options
+    )

@@ -104,7 +104,7 @@ def save(
 
 def _version_for(described: Mapping[str, Any], preprocessing: Preprocessing) -> int:
     """The first version that can say what the network is: older programs go on reading what they understand."""
-    if preprocessing.reading.to_dict():
+    if preprocessing.decode_options.to_dict():
         return 3
     return 2 if any("ranks" in block for block in described.get("blocks", ())) else 1
 

@@ -1,4 +1,4 @@
-"""A chain of preprocessing steps: fitted once, then raw pixels in and floats out."""
+"""A chain of preprocessing steps, fitted once on the training images."""
 
 from __future__ import annotations
 
@@ -17,59 +17,64 @@ __all__ = ["Preprocessing"]
 
 Images = Tensor | np.ndarray
 
-CHUNK = 1 << 22  # values worked on at once while fitting
+CHUNK = 1 << 22  # values processed at a time while fitting
 SIDE_LIMIT = 4096
 CHANNEL_LIMIT = 16384
 
 
 class Preprocessing(nn.Module):
-    """A chain of steps: (N, C, H, W) uint8 -> (N, C, H, W) float32. Its buffers travel in the state dict.
+    """A chain of steps that maps (N, C, H, W) uint8 to (N, C, H, W) float32. Its buffers are in the state dict.
 
-    `reading` says how image files become such pixels.
+    `decode_options` say how image files are decoded to such pixels.
     """
 
     def __init__(
-        self, names: Sequence[str], channels: int, size: tuple[int, int], reading: DecodeOptions = DEFAULT_DECODING
+        self,
+        names: Sequence[str],
+        channels: int,
+        size: tuple[int, int],
+        decode_options: DecodeOptions = DEFAULT_DECODING,
     ) -> None:
         super().__init__()
-        self.reading = reading
-        self.names = _checked(names)
-        self.channels = _whole("channels", channels, CHANNEL_LIMIT)
-        self.size = (_whole("rows", size[0], SIDE_LIMIT), _whole("columns", size[1], SIDE_LIMIT))
+        self.decode_options = decode_options
+        self.names = _check_names(names)
+        self.channels = _check_int("channels", channels, CHANNEL_LIMIT)
+        self.size = (_check_int("rows", size[0], SIDE_LIMIT), _check_int("columns", size[1], SIDE_LIMIT))
         self.steps = nn.ModuleList(STEPS[name](channels, self.size) for name in self.names)
         self.ready = not any(cast("Step", step).fitted for step in self.steps)
-        self.register_load_state_dict_post_hook(_now_ready)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_mark_ready)  # type: ignore[no-untyped-call]
 
     @classmethod
     def create(
-        cls, names: Sequence[str], channels: int, size: tuple[int, int], reading: DecodeOptions = DEFAULT_DECODING
+        cls,
+        names: Sequence[str],
+        channels: int,
+        size: tuple[int, int],
+        decode_options: DecodeOptions = DEFAULT_DECODING,
     ) -> Preprocessing:
-        """The chain of these steps for images (channels, *size), to be fitted; UsageError for an unknown name.
-
-        `reading` says how image files become such images.
-        """
-        return cls(names, channels, size, reading)
+        """Create an unfitted chain for images (channels, *size); raise UsageError for an unknown step name."""
+        return cls(names, channels, size, decode_options)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Preprocessing:
-        """The chain that `config()` described, its buffers to be filled by `load_state_dict`."""
+        """Rebuild the chain from `config()`; `load_state_dict` then fills its buffers."""
         if not isinstance(config, Mapping) or set(config) - {"fit", "bits"} != {"steps", "channels", "size"}:
-            raise UsageError("A preprocessing is described by its steps, channels, size, fit and bits, and no more.")
+            raise UsageError("The configuration of a preprocessing has exactly: steps, channels, size, fit and bits.")
         steps, size = config["steps"], config["size"]
         if not isinstance(steps, (list, tuple)) or not isinstance(size, (list, tuple)) or len(size) != 2:
-            raise UsageError("A preprocessing's steps are a list of names, and its size is two numbers.")
+            raise UsageError("In the configuration of a preprocessing, steps is a list of names and size two numbers.")
         return cls(steps, config["channels"], (size[0], size[1]), DecodeOptions.from_dict(config))
 
     def config(self) -> dict[str, Any]:
-        """JSON-able; `from_config` is its inverse."""
-        described = {"steps": list(self.names), "channels": self.channels, "size": list(self.size)}
-        return described | self.reading.to_dict()
+        """Return a JSON-able configuration, the inverse of `from_config`."""
+        config = {"steps": list(self.names), "channels": self.channels, "size": list(self.size)}
+        return config | self.decode_options.to_dict()
 
     def fit(self, images: Images) -> Preprocessing:
-        """Learn from training images (N, C, H, W) uint8, some at a time; returns itself. UsageError for none."""
+        """Fit the steps to training images (N, C, H, W) uint8, in chunks; return self. UsageError if there are none."""
         self.check(images)
         if not len(images):
-            raise UsageError("Preprocessing got no images to learn from; at least one is accepted.")
+            raise UsageError("Preprocessing got no images to fit; give at least one.")
         with torch.no_grad():
             for index, step in enumerate(self.steps):
                 if cast("Step", step).fitted:
@@ -78,61 +83,60 @@ class Preprocessing(nn.Module):
         return self
 
     def chunks(self, images: Images, steps: int) -> Iterator[Tensor]:
-        """The images as floats after the first `steps` steps, a bounded number of values at a time."""
-        many = max(1, CHUNK // max(1, int(np.prod(images.shape[1:]))))
-        for start in range(0, len(images), many):
-            yield self.run(_tensor(images[start : start + many]), steps)
+        """Yield the images as floats after the first `steps` steps, a limited number of values at a time."""
+        count = max(1, CHUNK // max(1, int(np.prod(images.shape[1:]))))
+        for start in range(0, len(images), count):
+            yield self.run(_tensor(images[start : start + count]), steps)
 
     def run(self, images: Tensor, steps: int) -> Tensor:
-        """uint8 images through the first `steps` steps."""
-        x = images.float().div_(255)  # in place, here and in the steps: large new tensors cost page faults
+        """Apply the first `steps` steps to uint8 images."""
+        x = images.float().div_(255)  # in place, here and in the steps, as large new tensors cause page faults
         for step in list(self.steps)[:steps]:
             x = step(x)
         return x
 
     def check(self, images: Images) -> None:
-        """Refuse what are not uint8 images of these channels: UsageError."""
+        """Raise UsageError unless the images are uint8 with the expected number of channels."""
         if images.ndim != 4 or images.dtype not in (torch.uint8, np.uint8):
-            given = f"{images.ndim} dimensions of {images.dtype}"
-            raise UsageError(f"Preprocessing got {given}; raw uint8 images (N, C, H, W) are accepted.")
-        if images.shape[1] != self.channels:
             raise UsageError(
-                f"Preprocessing got {images.shape[1]} channels; {self.channels} are accepted: convert them."
+                f"Preprocessing got {images.ndim} dimensions of {images.dtype}; give raw uint8 images (N, C, H, W)."
             )
+        if images.shape[1] != self.channels:
+            raise UsageError(f"Preprocessing expects {self.channels} channels, got {images.shape[1]}: convert them.")
 
     def forward(self, images: Images) -> Tensor:
-        """(N, C, H, W) uint8 -> (N, C, H, W) float32; UsageError for other images, or before `fit`."""
+        """Map (N, C, H, W) uint8 to (N, C, H, W) float32; raise UsageError for other images, or before `fit`."""
         self.check(images)
         if not self.ready:
             raise UsageError("This preprocessing is not fitted yet: call fit(training images), or load its state.")
         return self.run(_tensor(images), len(self.steps))
 
 
-def _now_ready(module: nn.Module, _keys: object) -> None:
-    """After a state was loaded there is nothing left to fit."""
+def _mark_ready(module: nn.Module, _keys: object) -> None:
+    """Mark the chain as fitted after its state is loaded."""
     cast("Preprocessing", module).ready = True
 
 
 def _tensor(images: Images) -> Tensor:
-    """A tensor of the images; arrays are copied, as a file mapped into memory may be read-only."""
+    """Return the images as a tensor; arrays are copied, as a memory-mapped file may be read-only."""
     return images if isinstance(images, Tensor) else torch.from_numpy(np.array(images))
 
 
-def _checked(names: Sequence[str]) -> tuple[str, ...]:
-    """The names of a chain: at least one, each known, none twice."""
+def _check_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the step names, at least one, all known and distinct; otherwise raise UsageError."""
     chain = (names,) if isinstance(names, str) else tuple(names)
     if not chain:
-        raise UsageError(f"Preprocessing got no steps; at least one is accepted, of: {', '.join(STEPS)}.")
+        raise UsageError(f"Preprocessing got no steps; give at least one of: {', '.join(STEPS)}.")
     for name in chain:
         if not isinstance(name, str) or name not in STEPS:
-            given = str(name)[:60]
-            raise UsageError(f"There is no preprocessing step {given!r}; {did_you_mean(given, STEPS)}")
+            shown = str(name)[:60]
+            raise UsageError(f"There is no preprocessing step {shown!r}; {did_you_mean(shown, STEPS)}")
         if chain.count(name) > 1:
-            raise UsageError(f"Preprocessing got the step {name!r} more than once; each is accepted once.")
+            raise UsageError(f"Preprocessing got the step {name!r} more than once; give it once.")
     return chain
 
 
-def _whole(name: str, value: object, most: int) -> int:
-    if type(value) is not int or not 1 <= value <= most:
-        raise UsageError(f"Preprocessing got {name}={str(value)[:60]}; a whole number from 1 to {most} is accepted.")
+def _check_int(name: str, value: object, limit: int) -> int:
+    if type(value) is not int or not 1 <= value <= limit:
+        raise UsageError(f"Preprocessing got {name}={str(value)[:60]}; give an integer from 1 to {limit}.")
     return value

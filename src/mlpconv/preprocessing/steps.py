@@ -1,4 +1,4 @@
-"""The steps of preprocessing: each a module with what it learnt from the training images in its buffers."""
+"""The preprocessing steps: modules whose buffers hold the statistics of the training images."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from mlpconv.errors import UsageError
 
 __all__ = ["STEPS", "Step"]
 
-Chunks = Callable[[], Iterator[Tensor]]  # goes once through the training images, after the earlier steps
+Chunks = Callable[[], Iterator[Tensor]]  # iterates once over the training images, after the earlier steps
 
-ZCA_LIMIT = 8192  # values an image: the covariance takes the square of it, 8 bytes each
+ZCA_LIMIT = 8192  # values per image; the covariance has the square of that, 8 bytes each
 
 
 class Step(nn.Module):
-    """One step: (N, C, H, W) float -> the same shape; this one changes nothing. `fit` is called where `fitted`."""
+    """A step maps (N, C, H, W) float to the same shape; this base class is the identity. `fitted` steps need `fit`."""
 
     fitted = False
 
     def fit(self, chunks: Chunks) -> None:
-        """Learn from the training images."""
+        """Fit the step to the training images."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x
 
 
 class Standardize(Step):
-    """Minus each channel's mean and, if `divide`, over its standard deviation; a constant channel is not divided."""
+    """Subtract each channel's mean and, if `divide`, divide by its standard deviation unless it is constant."""
 
     fitted = True
     floor = 1e-5
@@ -55,7 +55,7 @@ class Standardize(Step):
 
 
 class GCN(Step):
-    """Each image minus the mean of all its values, scaled to the norm 55; a constant image becomes 0."""
+    """Subtract each image's mean over all values and scale it to norm 55; a constant image becomes 0."""
 
     scale = 55.0
     floor = 1e-8
@@ -63,13 +63,13 @@ class GCN(Step):
     def forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(1)
         flat = flat - flat.mean(1, keepdim=True)
-        flat = flat - flat.mean(1, keepdim=True)  # the first mean is rounded: what is left must not be blown up
+        flat = flat - flat.mean(1, keepdim=True)  # again: scaling must not amplify the rounding error of the first mean
         divisor = torch.linalg.vector_norm(flat, dim=1, keepdim=True) / self.scale
         return (flat / torch.where(divisor < self.floor, 1.0, divisor)).view_as(x)
 
 
 class ZCA(Step):
-    """Whitening by the symmetric root: (x - mean) @ (covariance + 0.1 I)^(-1/2), for images of the fitted size only."""
+    """Whiten by the symmetric root: (x - mean) @ (covariance + 0.1 I)^(-1/2), only for images of the fitted size."""
 
     fitted = True
     bias = 0.1
@@ -82,14 +82,14 @@ class ZCA(Step):
         values = channels * size[0] * size[1]
         if values > ZCA_LIMIT:
             raise UsageError(
-                f"zca was asked for images of {_times(self.shape)} = {values:,} values; at most {ZCA_LIMIT:,} are "
-                "accepted, as its matrix takes the square of that. Use smaller images, or gcn, lcn or standardize."
+                f"zca got images of {_format_shape(self.shape)} = {values:,} values; accepted: at most {ZCA_LIMIT:,}, "
+                "as its matrix has the square of that. Use smaller images, or gcn, lcn or standardize."
             )
         self.register_buffer("mean", torch.zeros(values))
         self.register_buffer("matrix", torch.eye(values))
 
     def fit(self, chunks: Chunks) -> None:
-        """Mean image and covariance in float64, divided by the number of images."""
+        """Compute the mean image and the covariance (divided by the number of images) in float64."""
         values = self.mean.numel()
         count, total = 0, torch.zeros(values, dtype=torch.float64)
         for chunk in chunks():
@@ -107,24 +107,24 @@ class ZCA(Step):
         self.matrix.copy_((vectors * roots) @ vectors.T)
 
     def check(self, x: Tensor) -> None:
-        """Refuse images of another size: UsageError."""
+        """Raise UsageError for images of another size."""
         if tuple(x.shape[1:]) != self.shape:
             raise UsageError(
-                f"zca got images of {_times(x.shape[1:])}; it is fitted to {_times(self.shape)} and accepts no other. "
-                "Resize the images, or preprocess without zca."
+                f"zca got images of {_format_shape(x.shape[1:])}; it is fitted to {_format_shape(self.shape)} and "
+                "accepts no other. Resize the images, or preprocess without zca."
             )
 
     def forward(self, x: Tensor) -> Tensor:
         self.check(x)
-        with torch.autocast(x.device.type, enabled=False):  # 16 bits are too few for the sums of a whitening
+        with torch.autocast(x.device.type, enabled=False):  # 16 bits are too few for these sums
             return ((x.flatten(1) - self.mean) @ self.matrix).view_as(x)
 
 
 class LCN(Step):
-    """Local contrast normalisation (Jarrett et al., ICCV 2009), on each channel.
+    """Local contrast normalisation (Jarrett et al., ICCV 2009) of each channel.
 
-    Minus the Gaussian mean of the neighbourhood, then divided by the larger of the neighbourhood's deviation and the
-    image's mean deviation. The 9x9 window (deviation 2 pixels) is cut at the border and weighed anew.
+    Subtract the Gaussian mean of the neighbourhood, then divide by the larger of the neighbourhood's deviation and the
+    image's mean deviation. The 9x9 window (sigma 2 pixels) is clipped at the border and renormalised.
     """
 
     floor = 1e-4
@@ -136,14 +136,14 @@ class LCN(Step):
         self.register_buffer("window", row / row.sum(), persistent=False)
 
     def blur(self, x: Tensor) -> Tensor:
-        """The weighted mean of each neighbourhood: (M, 1, H, W) -> the same."""
+        """Return the weighted mean of each neighbourhood of (M, 1, H, W), in the same shape."""
         column, row = self.window.view(1, 1, 9, 1), self.window.view(1, 1, 1, 9)
         cover = conv2d(conv2d(torch.ones_like(x[:1]), column, padding=(4, 0)), row, padding=(0, 4))
         return conv2d(conv2d(x, column, padding=(4, 0)), row, padding=(0, 4)) / cover
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, 1, *x.shape[2:])
-        flat = flat - flat.mean(dim=(2, 3), keepdim=True)  # changes nothing but the rounding of what is nearly constant
+        flat = flat - flat.mean(dim=(2, 3), keepdim=True)  # only affects the rounding of nearly constant images
         with torch.autocast(x.device.type, enabled=False):
             centred = flat - self.blur(flat)
             deviation = self.blur(centred**2).clamp_min(0).sqrt()
@@ -152,7 +152,7 @@ class LCN(Step):
 
 
 def _moments(chunks: Chunks) -> tuple[Tensor, Tensor]:
-    """Mean and variance (C,) of each channel in float64, in two passes."""
+    """Return the mean and variance (C,) of each channel in float64, in two passes."""
     count, total = 0, torch.zeros((), dtype=torch.float64)
     for chunk in chunks():
         total = total + chunk.double().sum(dim=(0, 2, 3)).cpu()
@@ -164,7 +164,7 @@ def _moments(chunks: Chunks) -> tuple[Tensor, Tensor]:
     return mean, square / count
 
 
-def _times(shape: Sequence[int]) -> str:
+def _format_shape(shape: Sequence[int]) -> str:
     return "x".join(str(side) for side in shape)
 
 

@@ -1,4 +1,4 @@
-"""Folders of images as people have them: splits by other names, our own output, archives of other systems."""
+"""Folder layouts found in practice: other split names, outputs of mlpconv, archives of other systems."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mlpconv.errors import DataError
 
 
 def put(top: Path, *folders: str, count: int = 5) -> Path:
-    """Fill folders with images, no two the same."""
+    """Fill folders with distinct images."""
     for name in folders:
         folder = top / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def counts(top: Path) -> dict[str, int]:
         ("2021-train", "2021-val", "2021-test"),
     ],
 )
-def test_splits_go_by_many_names(tmp_path: Path, train: str, val: str, test: str) -> None:
+def test_many_names_of_splits_are_recognised(tmp_path: Path, train: str, val: str, test: str) -> None:
     put(tmp_path, f"{train}/cat", f"{train}/dog", f"{test}/cat", f"{test}/dog")
     assert open_data(tmp_path).classes == ("cat", "dog")
     assert counts(tmp_path) == {"train": 8, "val": 2, "test": 10}
@@ -49,7 +49,7 @@ def test_splits_go_by_many_names(tmp_path: Path, train: str, val: str, test: str
     assert counts(tmp_path) == {"train": 10, "val": 6, "test": 10}
 
 
-def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
+def test_a_class_may_be_named_like_a_split(tmp_path: Path) -> None:
     put(tmp_path, "train", "bus")
     assert open_data(tmp_path).classes == ("bus", "train")
     put(tmp_path / "more", "steam train/a", "steam train/b", "test tube/a", "bus")
@@ -57,11 +57,11 @@ def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [("2021", "2022"), ("fold1", "fold2", "fold3"), ("train_1", "train_2")])
-def test_splits_of_unknown_names_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+def test_splits_with_unknown_names_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
     put(tmp_path, *(f"{name}/{label}" for name in names for label in ("Cats", "dogs")))
     put(tmp_path, f"{names[0]}/emus")
     with pytest.raises(
-        DataError, match=rf"{', '.join(names)} hold no image but the same folders \(Cats, dogs\)"
+        DataError, match=rf"{', '.join(names)} have no images but contain the same folders \(Cats, dogs\)"
     ) as error:
         open_data(tmp_path)
     assert f"rename {names[0]} to train, val or test" in str(error.value)
@@ -74,7 +74,7 @@ def test_splits_inside_the_classes_are_refused(tmp_path: Path) -> None:
         open_data(tmp_path)
 
 
-def test_folders_inside_classes_are_no_splits_otherwise(tmp_path: Path) -> None:
+def test_other_folders_inside_classes_are_not_splits(tmp_path: Path) -> None:
     put(tmp_path / "one", "cat/images", "dog/images")
     put(tmp_path / "other", "cat/indoor", "cat/street", "dog/field", "dog/street")
     put(tmp_path / "loose", "cat/indoor", "cat/street", "dog", "dog/indoor", "dog/street")
@@ -85,24 +85,24 @@ def test_folders_inside_classes_are_no_splits_otherwise(tmp_path: Path) -> None:
 def test_a_test_folder_without_classes_is_left_out(tmp_path: Path) -> None:
     put(tmp_path, "train/cat", "train/dog", "test")
     assert counts(tmp_path) == {"train": 8, "val": 2}
-    assert any("test/ is left out: it has no class folders" in note for note in open_data(tmp_path).notes)
+    assert any("left out test/: it has no class folders" in note for note in open_data(tmp_path).notes)
 
 
 def test_the_extra_level_of_an_archive_is_suggested(tmp_path: Path) -> None:
     put(tmp_path, "PetImages/Cat", "PetImages/Dog")
     (tmp_path / "__MACOSX" / "PetImages").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"or give '.*/PetImages', which holds Cat, Dog\."):
+    with pytest.raises(DataError, match=r"or give '.*/PetImages', which contains Cat, Dog\."):
         open_data(tmp_path)
 
 
-def test_what_other_systems_leave_is_no_class(tmp_path: Path) -> None:
+def test_folders_of_operating_systems_are_not_classes(tmp_path: Path) -> None:
     put(tmp_path, "cat", "dog", "__MACOSX/cat", "@eaDir/cat", "cat/@eaDir")
     assert open_data(tmp_path).classes == ("cat", "dog")
     assert counts(tmp_path) == {"train": 8, "val": 2}
 
 
-def test_what_this_program_wrote_is_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train in the folder of the photographs, draw maps there, and train again: the data are the same."""
+def test_outputs_of_mlpconv_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training and drawing maps inside a data folder does not change the data."""
     put(tmp_path, "cat", "dog")
     monkeypatch.chdir(tmp_path)
     before = open_data(".")
@@ -114,22 +114,22 @@ def test_what_this_program_wrote_is_no_data(tmp_path: Path, monkeypatch: pytest.
     shutil.copytree("maps-001", "dog/drawn")
     after = open_data(".")
     assert after.fingerprint == before.fingerprint
-    assert "left out, as mlpconv wrote them: maps-001, runs." in after.notes
-    assert "left out, as mlpconv wrote them: cat/first, dog/drawn." in after.notes
+    assert "left out, written by mlpconv: maps-001, runs." in after.notes
+    assert "left out, written by mlpconv: cat/first, dog/drawn." in after.notes
 
 
-def test_beside_splits_too(tmp_path: Path) -> None:
+def test_outputs_of_mlpconv_beside_splits_are_left_out(tmp_path: Path) -> None:
     put(tmp_path, "seg_train/cat", "seg_train/dog", "seg_test/cat", "seg_test/dog")
     (tmp_path / "runs" / "x-001").mkdir(parents=True)
     for name in ("data.json", "recipe.json"):
         (tmp_path / "runs" / "x-001" / name).write_text("{}")
     put(tmp_path, "runs/x-001/figures")
     assert counts(tmp_path) == {"train": 8, "val": 2, "test": 10}
-    assert "left out, as mlpconv wrote it: runs." in open_data(tmp_path).notes
+    assert "left out, written by mlpconv: runs." in open_data(tmp_path).notes
 
 
 def test_an_accent_has_one_spelling(tmp_path: Path) -> None:
-    """macOS writes e and an accent, other systems one letter."""
+    """macOS decomposes an accented letter, other systems do not."""
     one, two = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
     assert one != two
     put(tmp_path, f"train/{one}", "train/bar", f"val/{two}", "val/bar")
@@ -139,7 +139,7 @@ def test_an_accent_has_one_spelling(tmp_path: Path) -> None:
     assert open_data(tmp_path, classes=[two, "bar"]).split("val").labels.tolist() == [1] * 5 + [0] * 5
 
 
-def test_classes_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+def test_classes_are_in_natural_order(tmp_path: Path) -> None:
     put(tmp_path, "10", "9", "2", "b10", "b9", "a", count=2)
     data = open_data(tmp_path, val_fraction=0)
     assert data.classes == ("2", "9", "10", "a", "b9", "b10")

@@ -1,4 +1,4 @@
-"""Which images are held out: by their content alone, every class its share, copies together."""
+"""The content of images decides which are held out: the same fraction per class, copies together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlpconv.data.held_out import HoldOutRule
+from mlpconv.data.validation import HoldOutRule
 
 IMAGES = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 3)), min_size=1, max_size=80)  # (content, class)
 
@@ -23,7 +23,7 @@ def draw(images: list[tuple[int, int]], fraction: float, seed: int) -> tuple[Hol
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=80), st.floats(0.01, 0.99), st.integers(0, 9))
-def test_every_class_gives_its_share(labels: list[int], fraction: float, seed: int) -> None:
+def test_every_class_is_held_out_in_proportion(labels: list[int], fraction: float, seed: int) -> None:
     membership, contents = draw(list(enumerate(labels)), fraction, seed)
     held = membership.held_out(contents)
     for label, total in Counter(labels).items():
@@ -32,10 +32,10 @@ def test_every_class_gives_its_share(labels: list[int], fraction: float, seed: i
 
 
 @given(IMAGES, IMAGES, st.floats(0.01, 0.99), st.integers(0, 9))
-def test_what_was_trained_on_is_never_held_out_later(
+def test_training_images_are_never_held_out_later(
     before: list[tuple[int, int]], after: list[tuple[int, int]], fraction: float, seed: int
 ) -> None:
-    """The second list shares contents with the first, in other classes and places."""
+    """The second list shares contents with the first, in other classes and positions."""
     membership, contents = draw(before, fraction, seed)
     first = dict(zip(contents, membership.held_out(contents).tolist(), strict=True))
     stored = HoldOutRule.from_dict(json.loads(json.dumps(membership.to_dict())))
@@ -46,7 +46,7 @@ def test_what_was_trained_on_is_never_held_out_later(
 
 
 @given(IMAGES, st.floats(0.01, 0.99))
-def test_copies_lie_on_one_side_and_every_class_keeps_an_image(images: list[tuple[int, int]], fraction: float) -> None:
+def test_copies_stay_together_and_every_class_keeps_an_image(images: list[tuple[int, int]], fraction: float) -> None:
     membership, contents = draw(images, fraction, 3)
     held = membership.held_out(contents)
     assert all(len({bool(h) for h, c in zip(held, contents, strict=True) if c == one}) == 1 for one in contents)
@@ -54,8 +54,8 @@ def test_copies_lie_on_one_side_and_every_class_keeps_an_image(images: list[tupl
         assert not held[np.array([other == label for _, other in images])].all()
 
 
-def test_the_same_pixels_in_other_files_lie_on_one_side() -> None:
-    """Ten pictures, each stored in five ways."""
+def test_files_with_identical_pixels_stay_in_one_split() -> None:
+    """Ten images are each stored in five files."""
     contents = [f"file {i}".encode() for i in range(50)]
     pixels = [f"picture {i % 10}".encode() for i in range(50)]
     held = HoldOutRule.draw(contents, pixels, np.zeros(50, int), 0.2, 0).held_out(contents)
@@ -63,7 +63,7 @@ def test_the_same_pixels_in_other_files_lie_on_one_side() -> None:
     assert {pixels[i] for i in np.flatnonzero(held)} == {pixels[i] for i in np.flatnonzero(held)[:2]}
 
 
-def test_the_exceptions_that_a_file_carries_are_few() -> None:
+def test_a_rule_stores_few_exceptions() -> None:
     membership, _ = draw([(i, i % 10) for i in range(50_000)], 0.2, 1)
     assert len(membership.held) + len(membership.kept) < 1000
     assert len(json.dumps(membership.to_dict())) < 15_000
@@ -84,5 +84,5 @@ def test_the_exceptions_that_a_file_carries_are_few() -> None:
         {"fraction": 0.2, "seed": 0, "held": [], "kept": ""},
     ],
 )
-def test_what_is_no_membership_is_none(value: Any) -> None:
+def test_an_invalid_rule_is_none(value: Any) -> None:
     assert HoldOutRule.from_dict(value) is None
