@@ -77,7 +77,7 @@ MUTANTS = (
     ),
     Mutant(
         "training/state.py",
-        '                self.averaged.load_state_dict(tensors["averaged"])',
+        '                self.ema.load_state_dict(tensors["averaged"])',
         "                pass",
         "training/test_resume.py::test_stopped_after_every_step_it_ends_with_the_same_bits",
     ),
@@ -151,7 +151,7 @@ MUTANTS = (
     ),
     Mutant(
         "training/health.py",
-        "        return one_answer(model, images)",
+        "        return is_constant(model, images)",
         "        return False",
         "training/test_health.py::test_a_dead_network_is_recognised_within_its_patience",
     ),

@@ -153,7 +153,7 @@ def test_the_parts_are_held_out_of_the_training_images_alone():
     assert facts["counts"] == {"train": 30, "val": 10}
     assert facts["fingerprint"] == data.fingerprint
     means = run.classifier.preprocessing.state_dict()["steps.0.mean"]
-    train = mlpconv.fitting.open_for_training(data, TINY.with_settings(val_fraction=0.25), None).split("train").images
+    train = mlpconv.fitting.load_dataset(data, TINY.with_settings(val_fraction=0.25), None).split("train").images
     torch.testing.assert_close(means.flatten(), torch.from_numpy(train.mean((0, 2, 3)) / 255).float())
 
 

@@ -22,9 +22,9 @@ from mlpconv.preprocessing import Preprocessing
 from mlpconv.report.summary import summarise
 from mlpconv.text import option
 from mlpconv.training import Progress, Recipe, find_recipe
-from mlpconv.training.display import usual_progress
+from mlpconv.training.display import default_progress
 from mlpconv.training.memory import flushing_denormals
-from mlpconv.training.plan import plan_notes, resolve_plan, with_changes
+from mlpconv.training.plan import plan_notes, resolve_plan, apply_settings
 from mlpconv.training.progress import EpochMetrics
 from mlpconv.training.run_folder import RunFolder
 from mlpconv.training.seeding import keeping_random_states, seed_torch
@@ -81,14 +81,14 @@ def fit(
     Progress of your own receives everything. The caller's random states stay as they are. Raises an error of
     `mlpconv.errors` for all that can go wrong.
     """
-    watcher = usual_progress(bar=bool(progress)) if progress is None or isinstance(progress, bool) else progress
+    watcher = default_progress(bar=bool(progress)) if progress is None or isinstance(progress, bool) else progress
     name = data_name(data)
     target = Path(out) if out is not None else None
-    begun = RunFolder.begun(target, name) if resume else None
+    begun = RunFolder.find(target, name) if resume else None
     stored = None if begun is None else Recipe().with_settings(**begun.read_json("recipe.json"))
-    base = stored if stored is not None and recipe is None else find_or_use(recipe, name)
-    asked = with_changes(base, settings)
-    dataset = open_for_training(data, stored or asked, data_root)
+    base = stored if stored is not None and recipe is None else resolve_recipe(recipe, name)
+    asked = apply_settings(base, settings)
+    dataset = load_dataset(data, stored or asked, data_root)
     for sentence in dataset.notes:
         watcher.warn(sentence)
     images = len(dataset.split("train"))
@@ -96,11 +96,11 @@ def fit(
     for sentence in plan_notes(asked, plan, images, base.min_steps):
         watcher.warn(sentence)
     if begun is not None and stored is not None:
-        refuse_changes(begun, stored, plan)
+        check_unchanged(begun, stored, plan)
     device = choose_device(plan)
     with keeping_random_states(device):
         model, preprocessing = make_model(dataset, plan, device), make_preprocessing(dataset, plan)
-        folder = begun or RunFolder.new(target, name, reuse=resume)
+        folder = begun or RunFolder.create(target, name, reuse=resume)
         if resume and begun is None:
             watcher.warn(f"There is nothing to resume in {folder.path} yet: the run starts from its first step.")
         with folder.lock():
@@ -122,12 +122,12 @@ def data_name(data: str | Path | Dataset) -> str:
         return "folder"
 
 
-def find_or_use(recipe: str | Path | Recipe | None, name: str) -> Recipe:
+def resolve_recipe(recipe: str | Path | Recipe | None, name: str) -> Recipe:
     """The recipe itself, or the one of that name for the data; `fast` where none is named."""
     return recipe if isinstance(recipe, Recipe) else find_recipe(recipe or "fast", name)
 
 
-def refuse_changes(folder: RunFolder, stored: Recipe, asked: Recipe) -> None:
+def check_unchanged(folder: RunFolder, stored: Recipe, asked: Recipe) -> None:
     """Raise RunFolderError where a setting that would change the result is not the one that the run started with."""
     now = asked.to_dict()
     for key, value in stored.to_dict().items():
@@ -138,7 +138,7 @@ def refuse_changes(folder: RunFolder, stored: Recipe, asked: Recipe) -> None:
             )
 
 
-def open_for_training(data: str | Path | Dataset, recipe: Recipe, root: str | Path | None) -> Dataset:
+def load_dataset(data: str | Path | Dataset, recipe: Recipe, root: str | Path | None) -> Dataset:
     """Open the data and hold out a validation part where it has none."""
     if isinstance(data, Dataset):
         dataset = data

@@ -181,7 +181,7 @@ GUARDS = (
     # A run is what it says it is
     Mutant(
         "training/plan.py",
-        "    if epochs > MOST_EPOCHS:",
+        "    if epochs > MAX_EPOCHS:",
         "    if False:",
         "training/test_plan.py::test_more_epochs_than_any_run_has_are_refused_by_the_setting_that_was_given",
     ),

@@ -372,7 +372,7 @@ LIES = {
     "a deep nest": b"[" * 100_000,
     "a deep nest, closed": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
     "other letters": b"\xff\xfe",
-    "megabytes": b" " * (checkpoint.LONGEST_MANIFEST + 1),
+    "megabytes": b" " * (checkpoint.MAX_MANIFEST_BYTES + 1),
 }
 
 

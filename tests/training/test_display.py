@@ -19,7 +19,7 @@ import mlpconv
 from mlpconv.data import Dataset
 from mlpconv.errors import Interrupted, UsageError
 from mlpconv.training import Progress
-from mlpconv.training.display import Logged, usual_progress
+from mlpconv.training.display import LogProgress, default_progress
 from mlpconv.training.loop import Trainer
 from mlpconv.training.progress_bars import NotebookBar, TerminalBar
 
@@ -135,13 +135,13 @@ def test_who_wants_no_bar_gets_none_anywhere(
 
 
 def test_a_terminal_shows_a_bar_on_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert usual_progress(bar=True).bar is None  # type: ignore[attr-defined]
+    assert default_progress(bar=True).bar is None  # type: ignore[attr-defined]
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    shown = usual_progress(bar=True)
-    assert isinstance(shown, Logged)
+    shown = default_progress(bar=True)
+    assert isinstance(shown, LogProgress)
     assert isinstance(shown.bar, TerminalBar)
     assert shown.bar.console.stderr
-    assert usual_progress(bar=False).bar is None  # type: ignore[attr-defined]
+    assert default_progress(bar=False).bar is None  # type: ignore[attr-defined]
     shown.bar.console = shown.bar.bar.live.console = Console(file=io.StringIO(), force_terminal=True, width=100)
     shown.begin(steps=4, done=0, epochs=2)
     shown.step(step=1, loss=1.5, accuracy=0.25, images=128)
@@ -151,7 +151,7 @@ def test_a_terminal_shows_a_bar_on_stderr(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_without_a_stderr_there_is_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)  # pythonw, some services
-    assert usual_progress(bar=True).bar is None  # type: ignore[attr-defined]
+    assert default_progress(bar=True).bar is None  # type: ignore[attr-defined]
 
 
 def test_a_progress_of_ones_own_gets_warnings_as_notes(fit_tiny: Fit, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from mlpconv.errors import CollapseError, TrainingError
 from mlpconv.models import create_model
 from mlpconv.models.base import Network
 from mlpconv.training import Recipe, health
-from mlpconv.training.health import CollapseWatch, explain, guessing, one_answer, repair
+from mlpconv.training.health import CollapseWatch, chance_loss, collapse_error, is_constant, repair
 from mlpconv.training.optim import make_optimizers
 from mlpconv.training.step import train_step
 
@@ -72,10 +72,10 @@ EVEN = torch.arange(K).repeat(3)  # as many labels of each class
 
 
 def test_guessing_costs_the_entropy_of_the_classes():
-    assert guessing(torch.arange(10).repeat(7)) == pytest.approx(math.log(10))
+    assert chance_loss(torch.arange(10).repeat(7)) == pytest.approx(math.log(10))
     skewed = torch.tensor([0] * 30 + [1] * 10)
-    assert guessing(skewed) == pytest.approx(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
-    assert guessing(torch.zeros(7, dtype=torch.long)) == 0.0
+    assert chance_loss(skewed) == pytest.approx(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
+    assert chance_loss(torch.zeros(7, dtype=torch.long)) == 0.0
 
 
 # --- recognising it
@@ -100,7 +100,7 @@ def test_dropout_does_not_hide_a_dead_hidden_layer():
     with torch.no_grad():
         logits = model(data.images)
     assert (logits.amax(0) - logits.amin(0)).max() > 1e-3  # all of it noise of the dropout after the dead layer
-    assert one_answer(model, data.images)
+    assert is_constant(model, data.images)
 
 
 def test_steps_between_looks_count():
@@ -132,7 +132,7 @@ def test_logits_that_only_bf16_makes_equal_are_no_collapse():
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(data.images)
     assert (logits.amax(0) == logits.amin(0)).all()
-    assert not one_answer(model, data.images)
+    assert not is_constant(model, data.images)
 
 
 def test_a_loss_below_guessing_sets_the_count_back():
@@ -146,7 +146,7 @@ def test_a_loss_below_guessing_sets_the_count_back():
 
 def test_the_network_is_asked_once_in_its_patience(monkeypatch: pytest.MonkeyPatch):
     asked = []
-    monkeypatch.setattr(health, "one_answer", lambda *_: asked.append(1))
+    monkeypatch.setattr(health, "is_constant", lambda *_: asked.append(1))
     watch = CollapseWatch(EVEN, 20)
     for _ in range(100):
         watch.collapsed(math.log(K), 1, network(), torch.empty(0))
@@ -164,7 +164,7 @@ def test_the_count_goes_on_where_it_was():
 
 @pytest.mark.parametrize("images", [torch.ones(7, 3, 11, 11), torch.randn(1, 3, 11, 11)])
 def test_images_that_are_all_one_cannot_be_told_apart_by_anyone(images: torch.Tensor):
-    assert not one_answer(network(), images)
+    assert not is_constant(network(), images)
 
 
 def test_looking_changes_nothing():
@@ -172,7 +172,7 @@ def test_looking_changes_nothing():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     torch.manual_seed(3)
     draws = torch.get_rng_state()
-    one_answer(model, data.images)
+    is_constant(model, data.images)
     assert torch.equal(torch.get_rng_state(), draws)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.training
@@ -180,7 +180,7 @@ def test_looking_changes_nothing():
 
 
 def test_the_words_say_what_happened_and_what_to_do():
-    error = explain(2.3026, 10, 77)
+    error = collapse_error(2.3026, 10, 77)
     assert isinstance(error, CollapseError)
     assert isinstance(error, TrainingError)
     for words in ("step 77", "2.3026", "ln(10 classes)", "on_collapse='repair'", "last_relu=False", "norm='batch'"):
@@ -223,9 +223,9 @@ DEATHS = [kill_last_maps, kill_hidden, kill_everything, flatten_hidden]
 def test_repair_brings_gradients_back_to_every_layer(kill: Any):
     model, data = network().train(), pictures()
     kill(model)
-    assert one_answer(model, data.images)
+    assert is_constant(model, data.images)
     assert repair(model, data.images, seed=0, step=7) >= K
-    assert not one_answer(model, data.images)
+    assert not is_constant(model, data.images)
     loss = F.cross_entropy(model(data.images), data.labels)
     assert loss.item() == pytest.approx(math.log(K), abs=0.25)
     loss.backward()
@@ -285,9 +285,9 @@ def test_repair_suits_every_kind_of_network(options: dict[str, Any]):
     with torch.no_grad():
         model.last_layer.weight.zero_()
         model.last_layer.bias.fill_(-1.0)
-    assert one_answer(model, data.images)
+    assert is_constant(model, data.images)
     repair(model, data.images, 0, 0)
-    assert not one_answer(model, data.images)
+    assert not is_constant(model, data.images)
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
 
 
@@ -298,9 +298,9 @@ def test_repair_passes_over_layers_that_take_no_part():
     with torch.no_grad():
         model.linear.weight.zero_()
     asleep = [parameter.detach().clone() for parameter in model.aux.parameters()]
-    assert one_answer(model, data.images)
+    assert is_constant(model, data.images)
     repair(model, data.images, 0, 0)
-    assert not one_answer(model, data.images)
+    assert not is_constant(model, data.images)
     assert all(torch.equal(now, then) for now, then in zip(model.aux.parameters(), asleep, strict=True))
 
 
@@ -310,9 +310,9 @@ def test_repair_reaches_a_linear_layer_that_makes_maps():
     data = pictures(5, 96)
     with torch.no_grad():
         model.linear.bias.fill_(-100.0)
-    assert one_answer(model, data.images)
+    assert is_constant(model, data.images)
     repair(model, data.images, 0, 0)
-    assert not one_answer(model, data.images)
+    assert not is_constant(model, data.images)
     maps = model.category_maps(data.images)
     assert maps.mean().item() == pytest.approx(1.0, abs=0.1)
     assert F.cross_entropy(model(data.images), data.labels).item() == pytest.approx(math.log(K), abs=0.25)

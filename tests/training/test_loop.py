@@ -27,7 +27,7 @@ from mlpconv.training.loop import Trainer
 from mlpconv.training.optim import make_optimizers
 from mlpconv.training.progress import COLUMNS, EpochMetrics
 from mlpconv.training.schedule import lr_factor
-from mlpconv.training.state import State, averaged_model
+from mlpconv.training.state import State, make_ema
 from mlpconv.training.step import BatchLoader, train_step
 from mlpconv.training.stop import StopRequest
 
@@ -90,10 +90,10 @@ class Case:
         split = pictures()
         chain = Preprocessing.create(["standardize"], 3, (7, 7)).fit(split.images)
         order = Sampler(N, recipe.batch_size, recipe.seed)
-        self.pipeline = BatchLoader(split, chain, recipe, order, recipe.epochs * order.steps_per_epoch)
+        self.loader = BatchLoader(split, chain, recipe, order, recipe.epochs * order.steps_per_epoch)
         model = network(recipe, **options)
         totals = torch.zeros(3, dtype=torch.float64)
-        self.state = State(model, averaged_model(model, recipe), make_optimizers(model, recipe), "fp32", totals)
+        self.state = State(model, make_ema(model, recipe), make_optimizers(model, recipe), "fp32", totals)
         self.kept: list[tuple[EpochMetrics, dict[str, torch.Tensor]]] = []
         self.recorded: list[list[EpochMetrics]] = []
         self.watcher, self.folder = Watcher(act), folder
@@ -101,7 +101,7 @@ class Case:
         found, _ = checkpoint.latest(folder)
         if found is not None:
             self.state.restore(found)
-        parts = (self.state, self.pipeline, self.validation, recipe, folder)
+        parts = (self.state, self.loader, self.validation, recipe, folder)
         self.trainer = Trainer(*parts, self.keep, lambda rows: self.recorded.append(copy.deepcopy(rows)), self.watcher)
 
     def keep(self, model: Network, row: EpochMetrics) -> None:
@@ -137,7 +137,7 @@ def test_the_loss_and_accuracy_of_an_epoch_are_means_over_its_images(tmp_path: P
     plain, recipe = Case(tmp_path / "other"), BASE.with_settings(epochs=1)
     loss = correct = 0.0
     for step in range(PER_EPOCH):
-        batch = plain.pipeline(step)
+        batch = plain.loader(step)
         plain.state.optimizers.set_lr(recipe.lr * lr_factor(recipe, step, PER_EPOCH, PER_EPOCH))
         outcome = train_step(plain.state.model.train(), plain.state.optimizers, batch, recipe, step, "fp32")
         loss += float(outcome.loss) * len(batch.labels)
@@ -172,13 +172,13 @@ def test_validation_is_the_plain_mean_and_changes_nothing(tmp_path: Path):
     case = Case(tmp_path, dropout=0.5)
     model, split = case.state.model.train(), case.validation
     for step in range(2):
-        train_step(model, case.state.optimizers, case.pipeline(step), BASE, step, "fp32")
+        train_step(model, case.state.optimizers, case.loader(step), BASE, step, "fp32")
     before = copy.deepcopy(model.state_dict())
     loss, accuracy = case.trainer.validate(split)
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     with torch.no_grad():
-        logits = model.eval()(case.pipeline.preprocessing(split.images))
+        logits = model.eval()(case.loader.preprocessing(split.images))
     labels = torch.from_numpy(split.labels)
     assert loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
     assert accuracy == (logits.argmax(1) == labels).double().mean().item()
@@ -221,7 +221,7 @@ def test_the_average_is_its_formula_and_is_what_is_judged(tmp_path: Path):
     average: dict[str, np.ndarray] = {}
     for step in range(PER_EPOCH):
         plain.state.optimizers.set_lr(recipe.lr * lr_factor(recipe, step, PER_EPOCH, PER_EPOCH))
-        train_step(plain.state.model.train(), plain.state.optimizers, plain.pipeline(step), recipe, step, "fp32")
+        train_step(plain.state.model.train(), plain.state.optimizers, plain.loader(step), recipe, step, "fp32")
         if (step + 1) % 2:
             continue
         count = (step + 1) // 2 - 1  # updates before this one
@@ -241,7 +241,7 @@ def test_the_average_is_its_formula_and_is_what_is_judged(tmp_path: Path):
 def test_an_average_that_never_came_to_be_is_not_judged(tmp_path: Path):
     case = Case(tmp_path, BASE.with_settings(ema=0.9, ema_every=1000)).run()
     (_, kept) = case.kept[-1]
-    assert case.state.judged is case.state.model
+    assert case.state.eval_model is case.state.model
     best = case.state.best["epoch"]
     if best == 3:
         assert all(torch.equal(value, kept[name]) for name, value in case.state.model.state_dict().items())
@@ -474,18 +474,18 @@ def test_repairs_come_to_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     kill(case)
     with pytest.raises(CollapseError):
         case.run()
-    assert case.state.repairs == loop.MOST_REPAIRS
+    assert case.state.repairs == loop.MAX_REPAIRS
 
 
-@pytest.mark.parametrize(("look_every", "per_epoch"), [(1, 5), (50, 7), (50, 390), (4, 6), (3, 3)])
-def test_the_steps_between_looks_add_up(tmp_path: Path, look_every: int, per_epoch: int):
+@pytest.mark.parametrize(("check_every", "per_epoch"), [(1, 5), (50, 7), (50, 390), (4, 6), (3, 3)])
+def test_the_steps_between_looks_add_up(tmp_path: Path, check_every: int, per_epoch: int):
     trainer = Case(tmp_path).trainer
-    trainer.look_every, trainer.per_epoch = look_every, per_epoch
+    trainer.check_every, trainer.per_epoch = check_every, per_epoch
     total = 0
     for step in range(1, 5 * per_epoch + 1):
         trainer.state.step = step
-        if step % look_every == 0 or step % per_epoch == 0:
-            total += trainer.since_look()
+        if step % check_every == 0 or step % per_epoch == 0:
+            total += trainer.steps_since_check()
             assert total == step
 
 
@@ -516,7 +516,7 @@ def test_the_checkpoint_before_a_nan_is_whole_and_finite(tmp_path: Path, where: 
             with torch.no_grad():
                 case.state.model.first_conv.weight[0, 0, 0, 0] = float("nan")
         if step == 6 and where == "loss":
-            case.pipeline.preprocessing.steps[0].mean.fill_(float("inf"))
+            case.loader.preprocessing.steps[0].mean.fill_(float("inf"))
 
     case.watcher.act = spoil
     with pytest.raises(

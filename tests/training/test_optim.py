@@ -36,7 +36,7 @@ def rates(optimizers: Optimizers, model: nn.Module) -> dict[str, tuple[float, fl
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
         names[id(parameter)]: (group["lr"], group.get("weight_decay", 0.0))
-        for part in optimizers.parts
+        for part in optimizers.optimizers
         for group in part.param_groups
         for parameter in group["params"]
     }

@@ -15,7 +15,7 @@ from torch import nn
 from mlpconv.data.sampler import Batch
 from mlpconv.models import create_model
 from mlpconv.training import Recipe, precision
-from mlpconv.training.precision import choose_precision, work_of
+from mlpconv.training.precision import choose_precision, count_macs
 
 Timer = Callable[..., list[str]]
 
@@ -40,7 +40,7 @@ def timer(monkeypatch: pytest.MonkeyPatch) -> Timer:
             return 9.0 if first else {"fp32": fp32, "bf16": bf16}[name] / 1000
 
         monkeypatch.setattr(precision, "time_step", step)
-        monkeypatch.setattr(precision, "LEAST_WORK", 1)
+        monkeypatch.setattr(precision, "MIN_MACS", 1)
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True, raising=False)
         return asked
 
@@ -59,7 +59,7 @@ def batch(n: int = 13, side: int = 15) -> Batch:
 
 @pytest.mark.parametrize("name", ["auto", "fp32", "bf16"])
 def test_choosing_leaves_the_network_as_it_is_to_the_bit(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(precision, "LEAST_WORK", 1)
+    monkeypatch.setattr(precision, "MIN_MACS", 1)
     model = network()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     choice, sentence = choose_precision(model, batch(), Recipe(precision=name))
@@ -225,7 +225,7 @@ def test_a_format_that_was_asked_for_is_not_timed(monkeypatch: pytest.MonkeyPatc
 
 def test_of_a_large_network_fewer_images_are_timed(timer: Timer, monkeypatch: pytest.MonkeyPatch) -> None:
     timer(100.0, 300.0)
-    monkeypatch.setattr(precision, "TIMED_WORK", 5 * work_of(network(), batch().images))
+    monkeypatch.setattr(precision, "TIMED_MACS", 5 * count_macs(network(), batch().images))
     assert "a step of 5 images" in choose_precision(network(), batch(), Recipe())[1]
 
 
@@ -234,4 +234,4 @@ def test_the_work_of_a_network_is_counted_by_hand() -> None:
         nn.Conv2d(3, 5, 3, stride=2), nn.ReLU(), nn.Conv2d(5, 7, 1), nn.Flatten(), nn.Linear(7 * 36, 11)
     )
     by_hand = 6 * 6 * 5 * 27 + 6 * 6 * 7 * 5 + 7 * 36 * 11  # of 13 x 13 pixels
-    assert work_of(model, torch.zeros(17, 3, 13, 13)) == by_hand
+    assert count_macs(model, torch.zeros(17, 3, 13, 13)) == by_hand

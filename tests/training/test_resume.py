@@ -224,7 +224,7 @@ def test_a_timer_that_flips_changes_no_bit(
         return 0.1 if name == mood else 0.3
 
     monkeypatch.setenv("MLPCONV_DATA", str(tmp_path / "cache"))
-    monkeypatch.setattr(precision, "LEAST_WORK", 1)
+    monkeypatch.setattr(precision, "MIN_MACS", 1)
     monkeypatch.setattr(precision, "time_step", moody)
     mood = next(formats)
     fit_tiny(tmp_path / "straight", kind, precision="auto", epochs=1)

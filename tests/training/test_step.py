@@ -163,7 +163,7 @@ def test_a_network_without_auxiliary_heads_has_its_own_loss_alone():
     assert float(one(model, Recipe(), data).loss) == pytest.approx(loss.item(), rel=1e-5)
 
 
-# --- the pipeline
+# --- the loader
 
 
 def images_of(n: int = 23, size: tuple[int, int] = (8, 8)) -> Split:
@@ -171,7 +171,7 @@ def images_of(n: int = 23, size: tuple[int, int] = (8, 8)) -> Split:
     return Split(draw.integers(0, 256, (n, 3, *size), dtype=np.uint8), draw.integers(0, K, n))
 
 
-def pipeline(
+def loader(
     recipe: Recipe, names: Sequence[str] = ("standardize",), split: Split | None = None, steps: int = 12
 ) -> BatchLoader:
     split = split or images_of()
@@ -181,7 +181,7 @@ def pipeline(
 
 def test_images_and_labels_stay_together():
     split = images_of()
-    made = pipeline(Recipe(batch_size=5), ["scale"], split)
+    made = loader(Recipe(batch_size=5), ["scale"], split)
     table = {split.images[i].tobytes(): int(split.labels[i]) for i in range(len(split))}
     seen = []
     for step in range(5):
@@ -200,31 +200,31 @@ EVERYTHING = {"batch_size": 5, "crop": 2, "flip": "alternate", "cutout": 3, "siz
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_give_the_same_bits(names: tuple[str, ...], left_out: tuple[str, ...], workers: int):
     recipe = Recipe(**{key: value for key, value in EVERYTHING.items() if key not in left_out})
-    alone = list(prefetch(pipeline(recipe, names), 0, 12, 0))
-    helped = list(prefetch(pipeline(recipe, names), 0, 12, workers))
-    late = list(prefetch(pipeline(recipe, names), 7, 12, workers))
+    alone = list(prefetch(loader(recipe, names), 0, 12, 0))
+    helped = list(prefetch(loader(recipe, names), 0, 12, workers))
+    late = list(prefetch(loader(recipe, names), 7, 12, workers))
     for first, second in zip([*alone, *alone[7:]], [*helped, *late], strict=True):
         assert torch.equal(first.images, second.images)
         assert torch.equal(first.labels, second.labels)
 
 
 def test_images_grow_in_equal_parts_of_the_steps():
-    made = pipeline(Recipe(batch_size=5, sizes=(5, 7, 11)), steps=12)
+    made = loader(Recipe(batch_size=5, sizes=(5, 7, 11)), steps=12)
     assert [made(step).images.shape[-1] for step in range(13)] == [5] * 4 + [7] * 4 + [11] * 5
-    assert [pipeline(Recipe(batch_size=5))(step).images.shape[-1] for step in (0, 11)] == [8, 8]
+    assert [loader(Recipe(batch_size=5))(step).images.shape[-1] for step in (0, 11)] == [8, 8]
 
 
 def test_arrays_that_cannot_be_written_to_are_taken():
     split = images_of()
     for array in (split.images, split.labels):
         array.setflags(write=False)  # as a file mapped into memory
-    assert len(pipeline(Recipe(batch_size=5), split=split)(0).labels) == 5
+    assert len(loader(Recipe(batch_size=5), split=split)(0).labels) == 5
 
 
 def test_the_pixels_are_not_changed():
     split = images_of()
     before = split.images.copy()
-    made = pipeline(Recipe(**EVERYTHING), split=split)
+    made = loader(Recipe(**EVERYTHING), split=split)
     for step in range(12):
         made(step)
     assert (split.images == before).all()

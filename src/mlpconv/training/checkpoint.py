@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load as tensors_in
-from safetensors.torch import save as bytes_of
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from mlpconv.errors import CheckpointError
@@ -29,7 +29,7 @@ __all__ = ["Checkpoint", "latest", "save"]
 
 MANIFEST = "MANIFEST.json"
 KEPT = 3
-LONGEST_FILE, LONGEST_MANIFEST = 2 << 30, 1 << 20
+MAX_FILE_BYTES, MAX_MANIFEST_BYTES = 2 << 30, 1 << 20
 FILE_NAME = re.compile(r"[a-z]{1,32}\.(safetensors|json)")
 Checkpoint = tuple[dict[str, dict[str, Tensor]], dict[str, Any]]
 
@@ -56,7 +56,7 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: 
 
 
 def serialise(group: dict[str, Tensor]) -> bytes:
-    return bytes_of({name: value.detach().contiguous().cpu() for name, value in group.items()})
+    return save_safetensors({name: value.detach().contiguous().cpu() for name, value in group.items()})
 
 
 def unused(target: Path) -> Path:
@@ -118,7 +118,7 @@ def read(path: Path) -> Checkpoint:
     files = {name: verified(path / name, entry) for name, entry in sums.items()}
     try:
         tensors = {
-            name.removesuffix(".safetensors"): tensors_in(content)
+            name.removesuffix(".safetensors"): load_safetensors(content)
             for name, content in files.items()
             if name.endswith(".safetensors")
         }
@@ -129,7 +129,7 @@ def read(path: Path) -> Checkpoint:
 
 def parse_manifest(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        if size_of(path / MANIFEST) > LONGEST_MANIFEST:
+        if size_of(path / MANIFEST) > MAX_MANIFEST_BYTES:
             raise ValueError(MANIFEST)
         sums: dict[str, dict[str, Any]] = json.loads((path / MANIFEST).read_bytes())
         for name, entry in sums.items():
@@ -145,7 +145,7 @@ def parse_manifest(path: Path) -> dict[str, dict[str, Any]]:
 def verified(path: Path, entry: dict[str, Any]) -> bytes:
     try:
         size = size_of(path)
-        if size != entry["bytes"] or size > LONGEST_FILE:
+        if size != entry["bytes"] or size > MAX_FILE_BYTES:
             raise CheckpointError(f"{path} is damaged: it has {size:,} bytes, {entry['bytes']:,} were written.")
         content = path.read_bytes()
     except OSError as error:

@@ -7,12 +7,12 @@ import sys
 
 from mlpconv.training.progress import EpochMetrics, Progress, line
 
-__all__ = ["Logged", "usual_progress"]
+__all__ = ["LogProgress", "default_progress"]
 
 LOGGER = logging.getLogger("mlpconv")
 
 
-class Logged(Progress):
+class LogProgress(Progress):
     """Passes notes to the logger "mlpconv", and epochs too where no bar shows them.
 
     A warning is seen even where a program has not set up logging; notes and epochs are of level INFO.
@@ -46,17 +46,17 @@ class Logged(Progress):
             self.bar.end()
 
 
-def usual_progress(bar: bool) -> Progress:
+def default_progress(bar: bool) -> Progress:
     """Return what suits the place: a bar in a notebook or on a terminal, unless unwanted; notes are logged anyway."""
     if bar and in_notebook():
         from mlpconv.training.progress_bars import NotebookBar
 
-        return Logged(NotebookBar())
+        return LogProgress(NotebookBar())
     if bar and sys.stderr is not None and sys.stderr.isatty():
         from mlpconv.training.progress_bars import TerminalBar
 
-        return Logged(TerminalBar(stderr=True))
-    return Logged()
+        return LogProgress(TerminalBar(stderr=True))
+    return LogProgress()
 
 
 def in_notebook() -> bool:

@@ -19,17 +19,17 @@ from mlpconv.errors import CollapseError
 from mlpconv.models.base import Network
 from mlpconv.text import option
 
-__all__ = ["CollapseWatch", "explain", "guessing", "one_answer", "repair"]
+__all__ = ["CollapseWatch", "chance_loss", "collapse_error", "is_constant", "repair"]
 
 SAME = 1e-6  # spread of a value over the images, relative to its size, below which all images look alike
 NOTHING = 0.01  # how far below that of guessing an epoch's mean loss can be and still mean that nothing was learned
 FEW = 0.1  # of the images outside the largest class: a network that gets so many right has learned something
 SLACK = 0.1  # how far below that of guessing a loss can be and still be no better
-LONGEST_PATIENCE = 50  # steps
+MAX_PATIENCE = 50  # steps
 LOOKED_AT = 64  # images of a batch that are enough to see whether they are told apart
 
 
-def guessing(labels: Tensor) -> float:
+def chance_loss(labels: Tensor) -> float:
     """The loss of giving every image the shares of the classes among `labels` (N,): ln(K) where they are equal."""
     shares = labels.bincount().double() / max(1, len(labels))
     return float(torch.special.entr(shares).sum())
@@ -44,10 +44,10 @@ class CollapseWatch:
     """
 
     def __init__(self, labels: Tensor, steps_per_epoch: int, count: int = 0) -> None:
-        self.guessing = guessing(labels)
+        self.chance_loss = chance_loss(labels)
         self.largest = float(labels.bincount().max()) / len(labels)
-        self.threshold = self.guessing - SLACK
-        self.patience = min(LONGEST_PATIENCE, max(2, steps_per_epoch // 2))
+        self.threshold = self.chance_loss - SLACK
+        self.patience = min(MAX_PATIENCE, max(2, steps_per_epoch // 2))
         self.count = count
 
     def nothing_learned(self, loss: float, accuracy: float) -> bool:
@@ -55,7 +55,7 @@ class CollapseWatch:
 
         The loss alone says less: label smoothing and mixup keep that of a good network high.
         """
-        return loss > self.guessing - NOTHING and accuracy <= self.largest + FEW * (1 - self.largest)
+        return loss > self.chance_loss - NOTHING and accuracy <= self.largest + FEW * (1 - self.largest)
 
     def collapsed(self, loss: float, steps: int, model: Network, images: Tensor) -> bool:
         """Look at a loss and the images (N, C, H, W) of its step, `steps` after the look before."""
@@ -63,21 +63,21 @@ class CollapseWatch:
         if self.count < self.patience:
             return False
         self.count = 0
-        return one_answer(model, images)
+        return is_constant(model, images)
 
 
 @torch.no_grad()
-def one_answer(model: Network, images: Tensor) -> bool:
+def is_constant(model: Network, images: Tensor) -> bool:
     """Whether the network gives different images (N, C, H, W) the same logits."""
     images = images[:LOOKED_AT]
     if bool((images == images[:1]).all()):
         return False
-    with evaluating(model):
+    with eval_mode(model):
         logits = model(images)
     return bool((logits.amax(0) - logits.amin(0)).max() <= SAME * logits.abs().max())
 
 
-def explain(loss: float, num_classes: int, step: int) -> CollapseError:
+def collapse_error(loss: float, num_classes: int, step: int) -> CollapseError:
     """The error that says what happened and what to do."""
     return CollapseError(
         f"training collapsed by step {step}: the loss sits at {loss:.4f}, that of guessing (ln({num_classes} classes) "
@@ -100,31 +100,31 @@ def repair(model: Network, images: Tensor, seed: int, step: int, *, anew: bool =
     draw = generator(seed, "repair", step)
     layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     revived = 0
-    with evaluating(model):
+    with eval_mode(model):
         for layer in layers:
-            outputs = output_of(layer, model, images)
+            outputs = layer_output(layer, model, images)
             if outputs is None:
                 continue
             is_last = layer is model.last_layer
             every = torch.ones_like(outputs[0, :, 0, 0], dtype=torch.bool)
-            dead = every if is_last or anew else lifeless(outputs)
+            dead = every if is_last or anew else dead_channels(outputs)
             if dead.any():
                 fresh = torch.randn(layer.weight.shape, generator=draw) * math.sqrt(2 / layer.weight[0].numel())
                 layer.weight[dead] = fresh.to(layer.weight)[dead]
-                drawn = output_of(layer, model, images)
+                drawn = layer_output(layer, model, images)
                 if drawn is not None:
-                    standardise(layer, drawn, dead, *((0.1, 1.0) if is_last else (1.0, 0.0)))
+                    rescale(layer, drawn, dead, *((0.1, 1.0) if is_last else (1.0, 0.0)))
                 revived += int(dead.sum())
     return revived
 
 
-def lifeless(outputs: Tensor) -> Tensor:
+def dead_channels(outputs: Tensor) -> Tensor:
     """Which channels of (N, K, h, w) are never positive, or the same for every image and place: (K,) bool."""
     high, low = outputs.amax((0, 2, 3)), outputs.amin((0, 2, 3))
     return (high <= 0) | (high - low <= SAME * high.abs())
 
 
-def standardise(layer: nn.Conv2d | nn.Linear, outputs: Tensor, channels: Tensor, deviation: float, mean: float) -> None:
+def rescale(layer: nn.Conv2d | nn.Linear, outputs: Tensor, channels: Tensor, deviation: float, mean: float) -> None:
     """Scale and shift some output channels (N, K, h, w) of a layer to that deviation and mean."""
     bias = layer.bias if layer.bias is not None else outputs.new_zeros(len(layer.weight))
     spread = outputs.std((0, 2, 3))
@@ -136,7 +136,7 @@ def standardise(layer: nn.Conv2d | nn.Linear, outputs: Tensor, channels: Tensor,
         layer.bias[channels] = shift[channels]
 
 
-def output_of(layer: nn.Module, model: Network, images: Tensor) -> Tensor | None:
+def layer_output(layer: nn.Module, model: Network, images: Tensor) -> Tensor | None:
     """What a layer gives out, as (N, K, h, w), when the model sees the images; None where it takes no part.
 
     A linear layer has its channels last, after one place or after rows and columns of places.
@@ -155,7 +155,7 @@ def output_of(layer: nn.Module, model: Network, images: Tensor) -> Tensor | None
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     training = model.training
     model.eval()
     try:

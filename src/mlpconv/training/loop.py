@@ -28,8 +28,8 @@ from mlpconv.training.stop import StopRequest
 
 __all__ = ["Trainer"]
 
-LOOK_EVERY = {"cpu": 1, "cuda": 50}  # steps between two looks at the loss: a look makes a GPU wait
-MOST_REPAIRS = 8
+CHECK_EVERY = {"cpu": 1, "cuda": 50}  # steps between two looks at the loss: a look makes a GPU wait
+MAX_REPAIRS = 8
 SLOW_START = 150  # steps in which a network may learn nothing before that is called stuck
 RECOVERY = 30  # steps over which the rate rises again after a repair
 EVAL_BATCH = 256
@@ -41,7 +41,7 @@ class Trainer:
     def __init__(
         self,
         state: State,
-        pipeline: BatchLoader,
+        loader: BatchLoader,
         validation: Split | None,
         recipe: Recipe,
         folder: Path,
@@ -49,12 +49,12 @@ class Trainer:
         record: Callable[[list[EpochMetrics]], None],
         progress: Progress,
     ) -> None:
-        self.state, self.pipeline, self.validation, self.recipe = state, pipeline, validation, recipe
+        self.state, self.loader, self.validation, self.recipe = state, loader, validation, recipe
         self.folder, self.keep, self.record, self.progress = folder, keep, record, progress
-        self.per_epoch = pipeline.order.steps_per_epoch
+        self.per_epoch = loader.sampler.steps_per_epoch
         self.steps = recipe.epochs * self.per_epoch
-        self.watch = health.CollapseWatch(pipeline.labels, self.per_epoch, state.guesses)
-        self.look_every = LOOK_EVERY.get(pipeline.device.type, 50)
+        self.watch = health.CollapseWatch(loader.labels, self.per_epoch, state.guesses)
+        self.check_every = CHECK_EVERY.get(loader.device.type, 50)
         self.clock = self.epoch_clock = time.perf_counter()
         self.cpu_clock = time.process_time()
         self.saved_at, self.saved_step = time.monotonic(), state.step
@@ -68,15 +68,15 @@ class Trainer:
         self.progress.begin(self.steps, state.step, self.recipe.epochs)
         try:
             with self.stop:
-                self.catch_up()
-                for batch in prefetch(self.pipeline, state.step, self.steps, self.recipe.workers):
+                self.finish_previous_epoch()
+                for batch in prefetch(self.loader, state.step, self.steps, self.recipe.workers):
                     self.advance(batch)
-                    self.save_where_due()
-                    self.stop_where_asked()
+                    self.save_if_due()
+                    self.stop_if_requested()
         finally:
             self.progress.end()
 
-    def catch_up(self) -> None:
+    def finish_previous_epoch(self) -> None:
         """Do what an earlier process had begun when it ended: write metrics.csv, or validate at the end of an epoch."""
         state = self.state
         if state.history:
@@ -91,16 +91,16 @@ class Trainer:
         freeze(state.model, recipe.freeze, state.step / self.steps)
         outcome = train_step(state.model, state.optimizers, batch, recipe, state.step, state.precision)
         state.step += 1
-        if state.averaged is not None and state.step % recipe.ema_every == 0:
-            state.averaged.update_parameters(state.model)
+        if state.ema is not None and state.step % recipe.ema_every == 0:
+            state.ema.update_parameters(state.model)
         n = len(batch.labels)
         state.totals[:2] += torch.stack([outcome.loss.double() * n, outcome.correct.double()])
         state.totals[2] += n
         self.epoch_images += n
-        if state.step % self.look_every == 0 or state.step % self.per_epoch == 0:
-            self.look(outcome, batch)
+        if state.step % self.check_every == 0 or state.step % self.per_epoch == 0:
+            self.check_step(outcome, batch)
         if state.step % self.per_epoch == 0:
-            self.look_at_epoch(batch)
+            self.check_epoch(batch)
             self.end_epoch()
 
     def lr(self, step: int) -> float:
@@ -111,28 +111,28 @@ class Trainer:
             factor *= min(1.0, max(1, step - state.repaired_at + 1) / RECOVERY)
         return self.recipe.lr * factor
 
-    def look(self, outcome: Outcome, batch: Batch) -> None:
+    def check_step(self, outcome: Outcome, batch: Batch) -> None:
         """See whether the loss is a number and whether the network still tells images apart."""
         state, loss = self.state, float(outcome.loss)
         if not math.isfinite(loss):
-            raise self.not_finite(f"the loss became {loss}")
+            raise self.non_finite_error(f"the loss became {loss}")
         total, correct, seen = state.totals.tolist()
         self.progress.step(state.step, total / seen, correct / seen, self.epoch_images)
-        if self.watch.collapsed(loss, self.since_look(), state.model, batch.images):
-            if self.recipe.on_collapse == "stop" or state.repairs >= MOST_REPAIRS:
-                raise health.explain(loss, state.model.num_classes, state.step)
+        if self.watch.collapsed(loss, self.steps_since_check(), state.model, batch.images):
+            if self.recipe.on_collapse == "stop" or state.repairs >= MAX_REPAIRS:
+                raise health.collapse_error(loss, state.model.num_classes, state.step)
             again = state.repaired_at is not None and state.step - state.repaired_at < 2 * RECOVERY
             self.repair("every image got the same answer", batch.images, anew=again)
         state.guesses = self.watch.count
 
-    def look_at_epoch(self, batch: Batch) -> None:
+    def check_epoch(self, batch: Batch) -> None:
         """See whether an epoch taught nothing at all: a warning, or a repair where the recipe asks for repairs."""
         state = self.state
         total, correct, seen = state.totals.tolist()
         steps = state.step - (state.repaired_at or 0)
         if steps < SLOW_START or not self.watch.nothing_learned(total / seen, correct / seen):
             return
-        if self.recipe.on_collapse == "repair" and state.repairs < MOST_REPAIRS:
+        if self.recipe.on_collapse == "repair" and state.repairs < MAX_REPAIRS:
             self.repair(f"nothing was learned in {steps} steps", batch.images, anew=True)
         else:
             cures = [option("on_collapse", "repair"), option("norm", "batch"), option("init", "he")]
@@ -141,10 +141,10 @@ class Trainer:
                 f"stays there, train again with {cures[0]}, {cures[1]} or {cures[2]}."
             )
 
-    def since_look(self) -> int:
+    def steps_since_check(self) -> int:
         """The steps between this look and the one before, from the step's number alone."""
         before = self.state.step - 1
-        return self.state.step - max(before - before % self.look_every, before - before % self.per_epoch)
+        return self.state.step - max(before - before % self.check_every, before - before % self.per_epoch)
 
     def repair(self, why: str, images: Tensor, anew: bool) -> None:
         """Bring the network back to life, or make it anew, and go on at half the rate."""
@@ -153,8 +153,8 @@ class Trainer:
         state.optimizers.forget()
         state.repairs, state.repaired_at = state.repairs + 1, state.step
         state.lr_factor *= 0.5
-        if state.averaged is not None:
-            state.averaged.module.load_state_dict(state.model.state_dict())
+        if state.ema is not None:
+            state.ema.module.load_state_dict(state.model.state_dict())
         which = "all" if anew else "the dead"
         self.progress.warn(
             f"step {state.step}: training had collapsed (a loss of guessing; {why}): {which} channels, {revived} of "
@@ -165,7 +165,7 @@ class Trainer:
         """Validate, note the epoch, and keep the network if it is the best so far."""
         state, recipe = self.state, self.recipe
         if not state.finite():
-            raise self.not_finite("a weight became NaN or infinite")
+            raise self.non_finite_error("a weight became NaN or infinite")
         total, correct, seen = state.totals.tolist()
         speed = self.images_per_second(seen)
         row: EpochMetrics = {"epoch": state.step // self.per_epoch, "step": state.step}
@@ -174,7 +174,7 @@ class Trainer:
         if self.validation is not None and (last or row["epoch"] % recipe.eval_every == 0):
             row["val_loss"], row["val_accuracy"] = self.validate(self.validation)
             if not math.isfinite(row["val_loss"]):
-                raise self.not_finite(f"the validation loss became {row['val_loss']}")
+                raise self.non_finite_error(f"the validation loss became {row['val_loss']}")
         self.tick()
         row |= {"lr": self.lr(state.step - 1), "images_per_second": round(speed, 1)}
         row |= {"seconds": round(state.seconds, 3), "cpu_seconds": round(state.cpu_seconds, 3)}
@@ -182,7 +182,7 @@ class Trainer:
         state.history.append(row)
         if self.is_best(row):
             state.best = row
-            self.keep(state.judged, row)
+            self.keep(state.eval_model, row)
         self.save()
         self.record(state.history)
         self.progress.epoch(row, recipe.epochs)
@@ -206,7 +206,7 @@ class Trainer:
 
     def validate(self, split: Split) -> tuple[float, float]:
         """Mean loss and share of right answers of the judged weights on a split."""
-        model, preprocessing, device = self.state.judged, self.pipeline.preprocessing, self.pipeline.device
+        model, preprocessing, device = self.state.eval_model, self.loader.preprocessing, self.loader.device
         model.eval()
         loss, correct = 0.0, 0
         with torch.inference_mode(), autocast(self.state.precision, device):
@@ -217,7 +217,7 @@ class Trainer:
                 logits = model(images.contiguous(memory_format=torch.channels_last)).float()
                 loss += float(F.cross_entropy(logits, labels, reduction="sum"))
                 correct += int((logits.argmax(1) == labels).sum())
-                self.stop_where_asked()
+                self.stop_if_requested()
         self.state.model.train()
         return loss / len(split), correct / len(split)
 
@@ -231,17 +231,17 @@ class Trainer:
     def save(self) -> Path:
         """Write a checkpoint; raises NonFiniteError before one with a broken weight could take a good one's place."""
         if not self.state.finite():
-            raise self.not_finite("a weight became NaN or infinite")
+            raise self.non_finite_error("a weight became NaN or infinite")
         self.tick()
         path = checkpoint.save(self.folder, self.state.step, *self.state.to_checkpoint())
         self.saved_at, self.saved_step = time.monotonic(), self.state.step
         return path
 
-    def save_where_due(self) -> None:
+    def save_if_due(self) -> None:
         if time.monotonic() - self.saved_at >= self.recipe.checkpoint_minutes * 60 and self.state.step % self.per_epoch:
             self.save()
 
-    def stop_where_asked(self) -> None:
+    def stop_if_requested(self) -> None:
         """Save and leave where a signal asked for it, after a step or in the middle of validation."""
         if self.stop.signal is None:
             return
@@ -251,7 +251,7 @@ class Trainer:
         stopped = f"stopped after step {self.state.step} of {self.steps}; everything up to there is saved."
         raise Interrupted(f"{stopped} {resume_hint(folder)}", self.stop.signal, folder)
 
-    def not_finite(self, what: str) -> NonFiniteError:
+    def non_finite_error(self, what: str) -> NonFiniteError:
         state = self.state
         return NonFiniteError(
             f"{what} at step {state.step} (epoch {-(-state.step // self.per_epoch)}): training has stopped, and the "

@@ -73,32 +73,32 @@ class Optimizers:
     """One or two optimisers that move together; their state is a flat dictionary of tensors."""
 
     def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
-        self.parts = parts
+        self.optimizers = parts
 
     def set_lr(self, lr: float) -> None:
         """Set the rate of every group: `lr` times its own scale (a group with a fixed base: that base)."""
-        for part in self.parts:
+        for part in self.optimizers:
             for group in part.param_groups:
                 group["lr"] = lr * group["scale"]
 
     def step(self) -> None:
-        for part in self.parts:
+        for part in self.optimizers:
             part.step()
 
     def zero_grad(self) -> None:
-        for part in self.parts:
+        for part in self.optimizers:
             part.zero_grad(set_to_none=True)
 
     def forget(self) -> None:
         """Drop all momentum: what it remembers is of weights that are no more."""
-        for part in self.parts:
+        for part in self.optimizers:
             part.state.clear()
 
     def tensors(self) -> dict[str, Tensor]:
         """The state by name: part.parameter.key."""
         return {
             f"{p}.{i}.{key}": value
-            for p, part in enumerate(self.parts)
+            for p, part in enumerate(self.optimizers)
             for i, state in part.state_dict()["state"].items()
             for key, value in state.items()
             if isinstance(value, Tensor)
@@ -106,7 +106,7 @@ class Optimizers:
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Take back what `tensors` gave; raises ValueError where it is the state of other parameters."""
-        for p, part in enumerate(self.parts):
+        for p, part in enumerate(self.optimizers):
             parameters = [parameter for group in part.param_groups for parameter in group["params"]]
             state: dict[int, dict[str, Tensor]] = {}
             for name, value in tensors.items():
@@ -125,7 +125,7 @@ class Optimizers:
 
 # Muon's rate is a share of a weight's norm; what it does not move (norms, biases, the last layer) takes plain SGD at
 # this many times that share (0.05 at the usual 0.06).
-SGD_BESIDE_MUON = 0.05 / 0.06
+SGD_LR_SCALE = 0.05 / 0.06
 
 
 def make_optimizers(model: nn.Module, recipe: Recipe) -> Optimizers:
@@ -139,7 +139,7 @@ def make_optimizers(model: nn.Module, recipe: Recipe) -> Optimizers:
     if recipe.optimizer == "sgd":
         return Optimizers([SGD(groups, **sgd)])
     matrices = [group for group in groups if group["matrix"]]
-    rest = [group | {"scale": group["scale"] * SGD_BESIDE_MUON} for group in groups if not group["matrix"]]
+    rest = [group | {"scale": group["scale"] * SGD_LR_SCALE} for group in groups if not group["matrix"]]
     muon = Muon(
         [{"params": g["params"], "scale": g["scale"]} for g in matrices], recipe.lr, recipe.momentum, recipe.nesterov
     )

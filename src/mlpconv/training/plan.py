@@ -9,14 +9,14 @@ from typing import Any
 from mlpconv.data.sampler import Sampler
 from mlpconv.errors import UsageError
 from mlpconv.text import option
-from mlpconv.training.recipe import MOST_EPOCHS, Recipe
+from mlpconv.training.recipe import MAX_EPOCHS, Recipe
 
-__all__ = ["plan_notes", "resolve_plan", "with_changes"]
+__all__ = ["plan_notes", "resolve_plan", "apply_settings"]
 
 MANY = 10  # times the epochs of the recipe, from which a run is told that it has more
 
 
-def with_changes(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+def apply_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     """Return the recipe with the settings of a person; epochs without min_steps are that many.
 
     A recipe's min_steps was chosen for its own epochs. Raises UsageError for an unknown key or an impossible value.
@@ -36,10 +36,10 @@ def resolve_plan(recipe: Recipe, images: int, channels: int) -> Recipe:
     if flip == "auto":
         flip = "random" if channels == 3 else "none"  # grey images are as often signs, digits and letters
     epochs = max(recipe.epochs, -(-recipe.min_steps // per_epoch))
-    if epochs > MOST_EPOCHS:
+    if epochs > MAX_EPOCHS:
         raise UsageError(
-            f"min_steps={recipe.min_steps} needs {epochs:,} epochs of these {images:,} images; at most {MOST_EPOCHS:,} "
-            f"are accepted: lower it to {MOST_EPOCHS * per_epoch:,} or less, or make batch_size smaller."
+            f"min_steps={recipe.min_steps} needs {epochs:,} epochs of these {images:,} images; at most {MAX_EPOCHS:,} "
+            f"are accepted: lower it to {MAX_EPOCHS * per_epoch:,} or less, or make batch_size smaller."
         )
     return dataclasses.replace(recipe, epochs=epochs, flip=flip)
 

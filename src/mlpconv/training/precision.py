@@ -32,12 +32,12 @@ from mlpconv.training.step import autocast
 
 __all__ = ["choose_precision"]
 
-LEAST_WORK = 20_000_000  # multiply-adds an image; a smaller network gains less than the conversions cost
-CLEARLY = 1.25  # times the speed of float32 that bfloat16 must have
+MIN_MACS = 20_000_000  # multiply-adds an image; a smaller network gains less than the conversions cost
+MIN_SPEEDUP = 1.25  # times the speed of float32 that bfloat16 must have
 ROUNDS = 5  # steps that count in each format; the first of each is left out, as it also pays for set-up
 TIMED_IMAGES = 64  # enough to tell the formats apart; a whole batch in float32 would decide the run's peak of memory
-TIMED_WORK = 8_000_000_000  # multiply-adds of a timed forward pass: of a large network, fewer images
-LONGEST_FILE = 1 << 16  # bytes
+TIMED_MACS = 8_000_000_000  # multiply-adds of a timed forward pass: of a large network, fewer images
+MAX_FILE_BYTES = 1 << 16  # bytes
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class Timing:
 
     @property
     def choice(self) -> str:
-        return "bf16" if self.fp32 > CLEARLY * self.bf16 else "fp32"
+        return "bf16" if self.fp32 > MIN_SPEEDUP * self.bf16 else "fp32"
 
     def describe(self, images: int) -> str:
         """What was measured, and the rule where it decided against the faster format."""
         rule = (
-            f"; bf16 is chosen from {CLEARLY} times the speed" if self.bf16 < self.fp32 <= CLEARLY * self.bf16 else ""
+            f"; bf16 is chosen from {MIN_SPEEDUP} times the speed" if self.bf16 < self.fp32 <= MIN_SPEEDUP * self.bf16 else ""
         )
         return f"a step of {images} images takes {self.fp32:.0f} ms in fp32 and {self.bf16:.0f} ms in bf16{rule}"
 
@@ -67,22 +67,22 @@ def choose_precision(model: nn.Module, batch: Batch, recipe: Recipe) -> tuple[st
     """
     if recipe.precision != "auto":
         return recipe.precision, f"precision {recipe.precision}, as asked"
-    work = work_of(model, batch.images)
-    if work < LEAST_WORK:
+    work = count_macs(model, batch.images)
+    if work < MIN_MACS:
         size = f"{work / 1e6:.1f} million multiply-adds an image"
-        return "fp32", f"precision fp32: a small network ({size}; bf16 is tried from {LEAST_WORK / 1e6:.0f})"
+        return "fp32", f"precision fp32: a small network ({size}; bf16 is tried from {MIN_MACS / 1e6:.0f})"
     if batch.images.device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return "fp32", "precision fp32: this processor has no fast bf16"
-    images = max(1, min(TIMED_IMAGES, TIMED_WORK // work))
+    images = max(1, min(TIMED_IMAGES, TIMED_MACS // work))
     batch = Batch(batch.images[:images], batch.labels[:images])
-    memory = Memory(key_of(model, batch.images))
+    memory = TimingCache(cache_key(model, batch.images))
     timing, source = memory.recall(), " (measured before, and remembered)"
     if timing is None:
         timing, source = memory.remember(timed(model, batch))
     return timing.choice, f"precision {timing.choice}: {timing.describe(len(batch.labels))}{source}"
 
 
-def work_of(model: nn.Module, images: Tensor) -> int:
+def count_macs(model: nn.Module, images: Tensor) -> int:
     """Multiply-adds of the convolutions and linear layers for one image of the shape of (N, C, H, W)."""
     total = 0
 
@@ -121,7 +121,7 @@ def time_step(model: nn.Module, batch: Batch, precision: str) -> float:
     return time.perf_counter() - start
 
 
-def key_of(model: nn.Module, images: Tensor) -> dict[str, Any]:
+def cache_key(model: nn.Module, images: Tensor) -> dict[str, Any]:
     """What a measurement holds for; not the number of threads, so that a choice does not change with it."""
     on_gpu = images.device.type == "cuda"
     return {
@@ -132,7 +132,7 @@ def key_of(model: nn.Module, images: Tensor) -> dict[str, Any]:
     }
 
 
-class Memory:
+class TimingCache:
     """A measurement in the cache folder: one small file for each key, whole or absent, and the first one stays."""
 
     def __init__(self, key: dict[str, Any]) -> None:
@@ -147,7 +147,7 @@ class Memory:
         """Return what was measured before; None where nothing was, or the file is damaged."""
         try:
             with open_data_file(self.path()) as file:
-                content = json.loads(file.read(LONGEST_FILE))
+                content = json.loads(file.read(MAX_FILE_BYTES))
             times = [content[f"{name}_ms"] for name in ("fp32", "bf16")]
             whole = content["key"] == self.key and all(type(ms) is float and 0 < ms < math.inf for ms in times)
         except (OSError, RuntimeError, DataError, ValueError, KeyError, TypeError, RecursionError):

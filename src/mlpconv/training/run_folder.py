@@ -18,11 +18,11 @@ from mlpconv.files import json_bytes, write_atomic
 from mlpconv.text import option, printable
 from mlpconv.training.progress import COLUMNS, EpochMetrics
 
-__all__ = ["RunFolder", "refuse_content"]
+__all__ = ["RunFolder", "require_empty"]
 
 RUNS = Path("runs")
-MOST_RUNS = 100_000
-LONGEST_JSON = 64 << 20
+MAX_RUNS = 100_000
+MAX_JSON_BYTES = 64 << 20
 LOCK, RECIPE = ".lock", "recipe.json"
 
 
@@ -36,7 +36,7 @@ class RunFolder:
         self.model = path / "model.safetensors"
 
     @classmethod
-    def new(cls, out: Path | None, name: str, reuse: bool = False) -> RunFolder:
+    def create(cls, out: Path | None, name: str, reuse: bool = False) -> RunFolder:
         """Make an empty folder: `out`, or the next free runs/NAME-001; raises RunFolderError if `out` has content.
 
         With `reuse` the newest runs/NAME-* is taken instead where its run never began.
@@ -45,8 +45,8 @@ class RunFolder:
             if out is None and reuse:
                 out = newest(name)
             if out is None:
-                return cls(next_free(name))
-            refuse_content(out)
+                return cls(create_next(name))
+            require_empty(out)
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFolderError(
@@ -55,7 +55,7 @@ class RunFolder:
         return cls(out)
 
     @classmethod
-    def begun(cls, out: Path | None, name: str) -> RunFolder | None:
+    def find(cls, out: Path | None, name: str) -> RunFolder | None:
         """The folder of a run to resume, `out` or the newest runs/NAME-*; None where no run has begun there yet.
 
         Raises RunFolderError where `out` is a file, or holds something else than a run.
@@ -66,7 +66,7 @@ class RunFolder:
         if (path / RECIPE).is_file():
             return cls(path)
         try:
-            content = content_of(path)
+            content = foreign_content(path)
         except OSError as error:
             raise RunFolderError(f"{path} cannot be read ({error.strerror}): {elsewhere()}.") from error
         if content:
@@ -121,7 +121,7 @@ class RunFolder:
         """Read one JSON object of the run; raises RunFolderError."""
         path = self.path / name
         try:
-            value = json.loads(path.read_bytes()) if path.is_file() and path.stat().st_size <= LONGEST_JSON else None
+            value = json.loads(path.read_bytes()) if path.is_file() and path.stat().st_size <= MAX_JSON_BYTES else None
         except (OSError, ValueError, RecursionError) as error:
             raise RunFolderError(f"{path} cannot be read ({type(error).__name__}): this run cannot go on.") from error
         if not isinstance(value, dict):
@@ -137,18 +137,18 @@ class RunFolder:
         self.write("metrics.csv", text.getvalue().encode())
 
 
-def refuse_content(path: Path) -> None:
+def require_empty(path: Path) -> None:
     """Raise RunFolderError where `path` holds more than a run leaves that was killed before it began."""
-    if content_of(path):
+    if foreign_content(path):
         resumable = f", or resume the run in it, {option('resume', True)}" if (path / RECIPE).is_file() else ""
         raise RunFolderError(f"{path} has content already: {elsewhere()}{resumable}.")
 
 
-def content_of(path: Path) -> str:
+def foreign_content(path: Path) -> str:
     """Say what is at `path` beside what a run leaves that was killed before it began; empty where there is nothing."""
     if not path.is_dir():
         return "is a file" if os.path.lexists(path) else ""
-    names = sorted(entry.name for entry in path.iterdir() if not barely_begun(entry.name))
+    names = sorted(entry.name for entry in path.iterdir() if not is_leftover(entry.name))
     return f"holds {printable(names[0])}" if names else ""
 
 
@@ -159,29 +159,29 @@ def elsewhere() -> str:
 
 def newest(name: str) -> Path | None:
     """The runs/NAME-NUMBER of the largest number."""
-    runs = runs_of(name)
+    runs = numbered_runs(name)
     return runs[max(runs)] if runs else None
 
 
-def runs_of(name: str) -> dict[int, Path]:
+def numbered_runs(name: str) -> dict[int, Path]:
     """The folders runs/NAME-NUMBER by number."""
     tails = [(path.name.removeprefix(f"{name}-"), path) for path in RUNS.glob(f"{glob.escape(name)}-[0-9]*")]
     return {int(tail): path for tail, path in tails if tail.isascii() and tail.isdigit()}
 
 
-def barely_begun(name: str) -> bool:
+def is_leftover(name: str) -> bool:
     """Whether a file is of those that a run killed before its recipe.json leaves: it has nothing to go on with."""
     return name in (LOCK, "data.json") or (name.startswith(".") and name.endswith(".part"))
 
 
-def next_free(name: str) -> Path:
+def create_next(name: str) -> Path:
     """Make the folder after the last of them."""
     RUNS.mkdir(exist_ok=True)
-    for number in range(max(runs_of(name), default=0) + 1, MOST_RUNS):
+    for number in range(max(numbered_runs(name), default=0) + 1, MAX_RUNS):
         path = RUNS / f"{name}-{number:03d}"
         try:
             path.mkdir()
         except FileExistsError:  # another trainer was quicker
             continue
         return path
-    raise RunFolderError(f"{RUNS} holds {MOST_RUNS} runs of {name}: {elsewhere()}.")
+    raise RunFolderError(f"{RUNS} holds {MAX_RUNS} runs of {name}: {elsewhere()}.")

@@ -23,8 +23,8 @@ from mlpconv.training.optim import make_optimizers
 from mlpconv.training.precision import choose_precision
 from mlpconv.training.progress import EpochMetrics, Progress
 from mlpconv.training.recipe import Recipe
-from mlpconv.training.run_folder import RunFolder, refuse_content
-from mlpconv.training.state import State, averaged_model
+from mlpconv.training.run_folder import RunFolder, require_empty
+from mlpconv.training.state import State, make_ema
 from mlpconv.training.step import BatchLoader
 from mlpconv.training.whitening import whiten
 
@@ -47,16 +47,16 @@ def run_training(
     """Run the loop in a locked run folder, from the start or, to resume, from where it ended; returns the history."""
     keep_freed_memory()
     preprocessing, model = preprocessing.to(device), model.to(device)
-    found = newest_checkpoint(folder, dataset, progress) if resume else None
+    found = load_checkpoint(folder, dataset, progress) if resume else None
     if not resume:
-        refuse_content(folder.path)  # another trainer may have come and gone before the lock was taken
+        require_empty(folder.path)  # another trainer may have come and gone before the lock was taken
         folder.write_json("data.json", data_summary(dataset))
         folder.write_json("recipe.json", recipe.to_dict())  # last: with it there is a run to go on with
     split = dataset.split("train")
     order = Sampler(len(split), recipe.batch_size, recipe.seed)
-    pipeline = BatchLoader(split, preprocessing, recipe, order, recipe.epochs * order.steps_per_epoch, device)
-    precision = recorded(folder, progress) if resume else None
-    state = initial_state(model, pipeline, recipe, found, progress, precision)
+    loader = BatchLoader(split, preprocessing, recipe, order, recipe.epochs * order.steps_per_epoch, device)
+    precision = recorded_precision(folder, progress) if resume else None
+    state = initial_state(model, loader, recipe, found, progress, precision)
     if found is None and precision is None:
         folder.write_json(ENVIRONMENT, describe() | {"precision": state.precision})
     info = model_info(dataset, recipe)
@@ -74,11 +74,11 @@ def run_training(
             ) from error
 
     validation = dataset.splits.get("val")
-    Trainer(state, pipeline, validation, recipe, folder.checkpoints, keep, folder.write_history, progress).run()
+    Trainer(state, loader, validation, recipe, folder.checkpoints, keep, folder.write_history, progress).run()
     return state.history
 
 
-def newest_checkpoint(folder: RunFolder, dataset: Dataset, progress: Progress) -> checkpoint.Checkpoint | None:
+def load_checkpoint(folder: RunFolder, dataset: Dataset, progress: Progress) -> checkpoint.Checkpoint | None:
     """The checkpoint to go on from, None where the run had none yet; raises CheckpointError where all are damaged."""
     stored = folder.read_json("data.json").get("fingerprint")
     if stored != dataset.fingerprint:
@@ -93,7 +93,7 @@ def newest_checkpoint(folder: RunFolder, dataset: Dataset, progress: Progress) -
     return found
 
 
-def recorded(folder: RunFolder, progress: Progress) -> str | None:
+def recorded_precision(folder: RunFolder, progress: Progress) -> str | None:
     """The number format that the run recorded before its first step; None where it was killed before that."""
     try:
         then = folder.read_json(ENVIRONMENT)
@@ -107,7 +107,7 @@ def recorded(folder: RunFolder, progress: Progress) -> str | None:
 
 def initial_state(
     model: Network,
-    pipeline: BatchLoader,
+    loader: BatchLoader,
     recipe: Recipe,
     found: checkpoint.Checkpoint | None,
     progress: Progress,
@@ -115,15 +115,15 @@ def initial_state(
 ) -> State:
     """The state of the first step, or that of a checkpoint; `precision` is what an earlier process has chosen."""
     if found is None and recipe.whiten:
-        some = torch.randperm(pipeline.order.length, generator=generator(recipe.seed, "whiten", 0))
-        most = max(1, min(WHITENING_IMAGES, WHITENING_VALUES // int(np.prod(pipeline.images.shape[1:]))))
-        images = pipeline.preprocessing(pipeline.gather(some[:most]))
+        some = torch.randperm(loader.sampler.length, generator=generator(recipe.seed, "whiten", 0))
+        most = max(1, min(WHITENING_IMAGES, WHITENING_VALUES // int(np.prod(loader.images.shape[1:]))))
+        images = loader.preprocessing(loader.gather(some[:most]))
         whiten(model.first_conv, images)
     sentence = f"precision {precision}, as this run began"
     if found is None and precision is None:
-        precision, sentence = choose_precision(model.train(), pipeline(0), recipe)
-    totals = torch.zeros(3, dtype=torch.float64, device=pipeline.device)
-    averaged, optimizers = averaged_model(model, recipe), make_optimizers(model, recipe)
+        precision, sentence = choose_precision(model.train(), loader(0), recipe)
+    totals = torch.zeros(3, dtype=torch.float64, device=loader.device)
+    averaged, optimizers = make_ema(model, recipe), make_optimizers(model, recipe)
     state = State(model, averaged, optimizers, precision or "fp32", totals)
     if found is not None:
         state.restore(found)

@@ -16,7 +16,7 @@ from mlpconv.training.optim import Optimizers
 from mlpconv.training.progress import COLUMNS, EpochMetrics
 from mlpconv.training.recipe import Recipe
 
-__all__ = ["Average", "State", "averaged_model"]
+__all__ = ["EMA", "State", "make_ema"]
 
 NUMBER = (int, float)
 PLAIN: dict[str, tuple[type, ...]] = {
@@ -42,7 +42,7 @@ class State:
     """
 
     model: Network
-    averaged: Average | None
+    ema: EMA | None
     optimizers: Optimizers
     precision: str
     totals: Tensor
@@ -57,17 +57,17 @@ class State:
     cpu_seconds: float = 0.0
 
     @property
-    def judged(self) -> Network:
+    def eval_model(self) -> Network:
         """The weights that are validated and kept: the average, once there is one."""
-        if self.averaged is None or int(self.averaged.n_averaged) == 0:
+        if self.ema is None or int(self.ema.n_averaged) == 0:
             return self.model
-        return cast("Network", self.averaged.module)
+        return cast("Network", self.ema.module)
 
     def to_checkpoint(self) -> Checkpoint:
         """Groups of tensors, and everything else as JSON; floats survive to the last bit."""
         tensors = {"model": self.model.state_dict(), "optimizer": self.optimizers.tensors()}
-        if self.averaged is not None:
-            tensors["averaged"] = self.averaged.state_dict()
+        if self.ema is not None:
+            tensors["averaged"] = self.ema.state_dict()
         return tensors, {name: getattr(self, name) for name in PLAIN} | {"totals": self.totals.tolist()}
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -75,8 +75,8 @@ class State:
         tensors, plain = checkpoint
         try:
             self.model.load_state_dict(tensors["model"])
-            if self.averaged is not None:
-                self.averaged.load_state_dict(tensors["averaged"])
+            if self.ema is not None:
+                self.ema.load_state_dict(tensors["averaged"])
             self.optimizers.load_tensors(tensors["optimizer"])
             for name, kinds in PLAIN.items():
                 if type(plain[name]) not in kinds:
@@ -91,11 +91,11 @@ class State:
 
     def finite(self) -> bool:
         """Whether no weight or running statistic is NaN or infinite, nor any of those that are judged."""
-        modules = (self.model, self.judged) if self.averaged is not None else (self.model,)
+        modules = (self.model, self.eval_model) if self.ema is not None else (self.model,)
         return all(bool(torch.isfinite(value).all()) for module in modules for value in module.state_dict().values())
 
 
-class Average(AveragedModel):
+class EMA(AveragedModel):
     """The exponential average of a network's weights and running statistics; its decay is smaller at the start.
 
     PyTorch's own update reads the count back from the device, and a GPU has to finish all its work to answer.
@@ -124,6 +124,6 @@ def tensors_of(model: nn.Module) -> list[Tensor]:
     return [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
 
 
-def averaged_model(model: Network, recipe: Recipe) -> Average | None:
+def make_ema(model: Network, recipe: Recipe) -> EMA | None:
     """The average of the weights where the recipe asks for one."""
-    return Average(model, recipe.ema) if recipe.ema else None
+    return EMA(model, recipe.ema) if recipe.ema else None

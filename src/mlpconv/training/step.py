@@ -48,18 +48,18 @@ class BatchLoader:
     ) -> None:
         self.images: np.ndarray | Tensor = split.images
         self.labels = torch.from_numpy(np.array(split.labels))
-        self.preprocessing, self.recipe, self.order, self.steps = preprocessing, recipe, order, steps
-        self.kinds = Augmentation(recipe.crop, recipe.crop_mode, recipe.flip, recipe.cutout)
+        self.preprocessing, self.recipe, self.sampler, self.steps = preprocessing, recipe, order, steps
+        self.augmentation = Augmentation(recipe.crop, recipe.crop_mode, recipe.flip, recipe.cutout)
         self.device = device
         if device.type != "cpu":
             self.images, self.labels = torch.from_numpy(np.array(split.images)).to(device), self.labels.to(device)
 
     def __call__(self, step: int) -> Batch:
-        index = self.order.indices(step)
+        index = self.sampler.indices(step)
         with torch.no_grad():
             images = self.preprocessing(self.gather(index))
-            epoch = self.order.epoch(step)
-            images = augment(images, self.kinds, seed=self.recipe.seed, step=step, epoch=epoch, index=index)
+            epoch = self.sampler.epoch(step)
+            images = augment(images, self.augmentation, seed=self.recipe.seed, step=step, epoch=epoch, index=index)
             if side := self.side(step):
                 images = resize(images, side)
             images = images.contiguous(memory_format=torch.channels_last)
