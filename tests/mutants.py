@@ -52,7 +52,7 @@ MUTANTS = (
     ),
     Mutant(
         "training/checkpoint.py",
-        "shutil.rmtree(litter, ignore_errors=True)",
+        "shutil.rmtree(leftover, ignore_errors=True)",
         "pass",
         "training/test_checkpoint.py::test_wherever_a_save_dies_the_newest_is_the_old_one_or_the_new",
     ),

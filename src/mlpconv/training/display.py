@@ -1,22 +1,19 @@
-"""How `mlpconv.fit` shows a run to whoever calls it from Python: a bar for a person, notes for the logger "mlpconv"."""
+"""Default progress display of `mlpconv.fit`: a progress bar for a person, messages for the logger "mlpconv"."""
 
 from __future__ import annotations
 
 import logging
 import sys
 
-from mlpconv.training.progress import EpochMetrics, Progress, line
+from mlpconv.training.progress import EpochMetrics, Progress, format_epoch
 
-__all__ = ["LogProgress", "default_progress"]
+__all__ = ["Lines", "LogProgress", "default_progress"]
 
 LOGGER = logging.getLogger("mlpconv")
 
 
 class LogProgress(Progress):
-    """Passes notes to the logger "mlpconv", and epochs too where no bar shows them.
-
-    A warning is seen even where a program has not set up logging; notes and epochs are of level INFO.
-    """
+    """Log notes (INFO) and warnings to the logger "mlpconv", and epochs (INFO) unless a bar shows them."""
 
     def __init__(self, bar: Progress | None = None) -> None:
         self.bar = bar
@@ -33,7 +30,7 @@ class LogProgress(Progress):
         if self.bar is not None:
             self.bar.epoch(row, epochs)
         else:
-            LOGGER.info(line(row, epochs))
+            LOGGER.info(format_epoch(row, epochs))
 
     def note(self, text: str) -> None:
         LOGGER.info(text)
@@ -46,8 +43,18 @@ class LogProgress(Progress):
             self.bar.end()
 
 
+class Lines(Progress):
+    """Print one line per epoch or note to stdout."""
+
+    def epoch(self, row: EpochMetrics, epochs: int) -> None:
+        print(format_epoch(row, epochs), flush=True)  # noqa: T201
+
+    def note(self, text: str) -> None:
+        print(text, flush=True)  # noqa: T201
+
+
 def default_progress(bar: bool) -> Progress:
-    """Return what suits the place: a bar in a notebook or on a terminal, unless unwanted; notes are logged anyway."""
+    """Return a progress bar for a notebook or a terminal if `bar` is true; messages are logged either way."""
     if bar and in_notebook():
         from mlpconv.training.progress_bars import NotebookBar
 
@@ -60,7 +67,7 @@ def default_progress(bar: bool) -> Progress:
 
 
 def in_notebook() -> bool:
-    """Whether this is a kernel of Jupyter, Colab or the like, whose front end shows what is displayed."""
+    """Return whether this process is a notebook kernel (Jupyter, Colab, ...)."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None and hasattr(ipython, "get_ipython") else None
     return getattr(shell, "kernel", None) is not None

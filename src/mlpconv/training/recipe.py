@@ -247,7 +247,7 @@ def shipped_files() -> dict[str, Traversable]:
 
 
 def find_recipe(name: str | Path, data: str) -> Recipe:
-    """Return the recipe called `name` for a data set, or read it from a .json file; raises UsageError for an unknown one."""
+    """Return the recipe called `name` for a data set, or read a .json file; raises UsageError for an unknown name."""
     if str(name).endswith(".json"):
         return read_recipe(Path(name))
     files = shipped_files()
