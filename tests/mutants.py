@@ -127,14 +127,14 @@ MUTANTS = (
         "training/session.py",
         '    return precision if precision in ("fp32", "bf16") else None',
         "    return None",
-        "test_fitting.py::test_the_format_that_a_run_recorded_holds_before_its_first_checkpoint",
+        "test_fitting.py::test_the_recorded_dtype_is_used_before_the_first_checkpoint",
     ),
     # A run leaves no trace in the caller's program
     Mutant(
         "training/seeding.py",
         "        torch.set_rng_state(cpu_state)\n",
         "        pass\n",
-        "test_fitting.py::test_the_random_numbers_of_the_caller_go_on_as_if_nothing_had_been",
+        "test_fitting.py::test_the_random_states_of_the_caller_do_not_change",
     ),
     # A run stops with a sentence, and keeps what is good
     Mutant(
@@ -159,7 +159,7 @@ MUTANTS = (
         "training/session.py",
         "    if stored != dataset.fingerprint:",
         "    if False:",
-        "test_fitting.py::test_other_images_are_refused",
+        "test_fitting.py::test_other_images_are_refused_on_resume",
     ),
     # The networks are the paper's
     Mutant(

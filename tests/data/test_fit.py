@@ -19,7 +19,7 @@ from mlpconv.data.as_trained import open_as_trained
 from mlpconv.data.decode import decode
 from mlpconv.decode_options import FITS, DecodeOptions
 from mlpconv.errors import UsageError
-from mlpconv.fitting import make_model, make_preprocessing, load_dataset
+from mlpconv.fitting import load_dataset, make_model, make_preprocessing
 from mlpconv.maps import Box, Peak, in_file
 from mlpconv.models import create_model
 from mlpconv.preprocessing import Preprocessing

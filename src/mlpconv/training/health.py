@@ -99,9 +99,9 @@ def repair(model: Network, images: Tensor, seed: int, step: int, *, all_channels
     """Reinitialise the dead channels of a collapsed network, or `all_channels`; return how many.
 
     Layer by layer, a channel that is never positive on `images` (N, C, H, W, preprocessed), or constant, gets new
-    random weights, scaled and shifted to zero mean and unit standard deviation on these images (as Mishkin and Matas 2015
-    initialise networks). The last layer is always reinitialised, with small maps around one, so that its ReLU is active
-    everywhere and the loss starts at ln(K) with a gradient.
+    random weights, scaled and shifted to zero mean and unit standard deviation on these images (as in Mishkin and Matas
+    2015). The last layer is always reinitialised, with small maps around one, so that its ReLU is active everywhere and
+    the loss starts at ln(K) with a gradient.
     """
     source = generator(seed, "repair", step)
     layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]

@@ -1,7 +1,7 @@
 """Process-wide memory and floating-point settings that make training faster.
 
-By default glibc returns every large block to the kernel and requests it again, with a page fault per page: ten million in
-a short run, which cost more than the arithmetic.
+By default glibc returns every large block to the kernel and requests it again, with a page fault per page: ten million
+in a short run, which cost more than the arithmetic.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Optimizers of a recipe: the paper's parameter groups (separate learning rates for biases and last layer), and Muon."""
+"""Optimizers of a recipe: the paper's parameter groups (learning rates for biases and last layer), and Muon."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class Optimizers:
             for parameter, values in optimizer.state.items():
                 for key, value in values.items():
                     if isinstance(value, Tensor) and value.shape == parameter.shape:
-                        # The memory layout determines the order of summation, so it must be the same for bit-exact resume.
+                        # The memory layout determines the order of summation: keep it, for a bit-exact resume.
                         values[key] = torch.empty_like(parameter).copy_(value)
 
 
@@ -130,7 +130,7 @@ SGD_LR_SCALE = 0.05 / 0.06
 
 
 def make_optimizers(model: nn.Module, recipe: Recipe) -> Optimizers:
-    """Return the recipe's optimizers over the paper's groups: weights with decay, biases and norms without, last layer."""
+    """Return the recipe's optimizers, with the parameter groups of the paper."""
     groups = parameter_groups(model, recipe)
     if recipe.optimizer == "adamw":
         betas = (recipe.momentum, 0.999)

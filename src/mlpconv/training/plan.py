@@ -13,7 +13,7 @@ from mlpconv.training.recipe import MAX_EPOCHS, Recipe
 
 __all__ = ["apply_settings", "plan_notes", "resolve_plan"]
 
-NOTE_FACTOR = 10  # a run is told if min_steps raises its epochs by more than this factor
+NOTE_FACTOR = 10  # note if min_steps raises the epochs by more than this factor
 
 
 def apply_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
@@ -53,13 +53,13 @@ def plan_notes(recipe: Recipe, plan: Recipe, images: int, min_steps: int = 0) ->
     steps = plan.epochs * per_epoch
     if plan.epochs > NOTE_FACTOR * recipe.epochs:
         yield (
-            f"The {images:,} training images are {per_epoch:,} steps per epoch, so min_steps={recipe.min_steps} raises the "
-            f"epochs from {recipe.epochs:,} to {plan.epochs:,}: pass {option('min_steps', 0)} to keep {recipe.epochs:,}."
+            f"The {images:,} training images are {per_epoch:,} steps per epoch, so min_steps={recipe.min_steps} raises "
+            f"{recipe.epochs:,} epochs to {plan.epochs:,}: pass {option('min_steps', 0)} to keep {recipe.epochs:,}."
         )
     if steps < min_steps:
         yield (
-            f"{plan.epochs:,} epochs of the {images:,} training images are only {steps:,} steps; the recipe's default is "
-            f"at least {min_steps:,}, as small data sets need more epochs."
+            f"{plan.epochs:,} epochs of the {images:,} training images are only {steps:,} steps; the recipe's default "
+            f"is at least {min_steps:,}, as small data sets need more epochs."
         )
     if plan.ema and plan.ema_every > steps:
         yield (

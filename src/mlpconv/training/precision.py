@@ -53,12 +53,9 @@ class Timing:
         return "bf16" if self.fp32 > MIN_SPEEDUP * self.bf16 else "fp32"
 
     def describe(self, images: int) -> str:
-        """What was measured, and the rule where it decided against the faster format."""
-        rule = (
-            f"; bf16 is chosen from {MIN_SPEEDUP} times the speed"
-            if self.bf16 < self.fp32 <= MIN_SPEEDUP * self.bf16
-            else ""
-        )
+        """Return the measurement as text, and the threshold if bf16 is faster and not selected."""
+        slightly_faster = self.bf16 < self.fp32 <= MIN_SPEEDUP * self.bf16
+        rule = f"; bf16 is selected from {MIN_SPEEDUP} times the speed" if slightly_faster else ""
         return f"a step of {images} images takes {self.fp32:.0f} ms in fp32 and {self.bf16:.0f} ms in bf16{rule}"
 
 

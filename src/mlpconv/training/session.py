@@ -44,7 +44,7 @@ def run_training(
     resume: bool,
     progress: Progress,
 ) -> list[EpochMetrics]:
-    """Train `model` in a locked run folder, from the start or, with `resume`, from its checkpoint; return the history."""
+    """Train `model` in a locked run folder, from the start or, with `resume`, a checkpoint; return the history."""
     keep_freed_memory()
     preprocessing, model = preprocessing.to(device), model.to(device)
     stored = load_checkpoint(folder, dataset, progress) if resume else None

@@ -23,8 +23,8 @@ def whiten(layer: nn.Conv2d, images: Tensor) -> int:
     height, width = layer.kernel_size
     if images.shape[2] < height or images.shape[3] < width:
         raise UsageError(
-            f"whiten=true needs images of at least {height}x{width} pixels, the kernel size of the first layer; these have "
-            f"{images.shape[2]}x{images.shape[3]}: leave whiten out."
+            f"whiten=true needs images of at least {height}x{width} pixels, the kernel size of the first layer; these "
+            f"have {images.shape[2]}x{images.shape[3]}: leave whiten out."
         )
     patches = F.unfold(images, (height, width), stride=(height, width)).transpose(1, 2).flatten(0, 1).double()
     patches -= patches.mean(0)
