@@ -153,7 +153,7 @@ MUTANTS = (
         "training/health.py",
         "        return is_constant(model, images)",
         "        return False",
-        "training/test_health.py::test_a_dead_network_is_recognised_within_its_patience",
+        "training/test_health.py::test_a_dead_network_is_detected_within_the_patience",
     ),
     Mutant(
         "training/session.py",

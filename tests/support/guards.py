@@ -183,7 +183,7 @@ GUARDS = (
         "training/plan.py",
         "    if epochs > MAX_EPOCHS:",
         "    if False:",
-        "training/test_plan.py::test_more_epochs_than_any_run_has_are_refused_by_the_setting_that_was_given",
+        "training/test_plan.py::test_min_steps_beyond_the_maximum_epochs_are_refused",
     ),
     Mutant(
         "training/eager.py",
@@ -201,7 +201,7 @@ GUARDS = (
         "training/health.py",
         "if seen[0].ndim == 2 else seen[0].movedim(-1, 1)",
         "if seen[0].ndim == 2 else seen[0]",
-        "training/test_health.py::test_repair_reaches_a_linear_layer_that_makes_maps",
+        "training/test_health.py::test_repair_handles_a_linear_layer_on_maps",
     ),
     # What people are shown
     Mutant(

@@ -72,7 +72,7 @@ def test_a_script_prints_nothing_and_the_log_has_notes_and_epochs(
     with caplog.at_level(logging.INFO, "mlpconv"):
         fit_tiny(tmp_path / "run", ema_every=500)
     told = levels(caplog)
-    assert told["precision fp32, as asked"] == "INFO"
+    assert told["precision fp32, as requested"] == "INFO"
     assert [text.split()[1] for text, level in told.items() if text.startswith("epoch ")] == ["1/2", "2/2"]
     assert [level for text, level in told.items() if text.startswith("ema_every=500 is more")] == ["WARNING"]
     assert capsys.readouterr() == ("", "")
@@ -98,7 +98,7 @@ def test_a_notebook_shows_one_bar_that_moves_to_its_end(fit_tiny: Fit, tmp_path:
     assert "epoch 1/2  0%" in first["text/plain"]
     assert '<progress value="4" max="4"' in last["text/html"]
     assert re.search(r"^epoch 2/2  100%  loss \d\.\d{3}  \d+\.\d%$", last["text/plain"], re.MULTILINE)
-    assert re.search(r"^epoch 2/2  train: loss .* validation: loss ", last["text/plain"], re.MULTILINE)
+    assert re.search(r"^epoch 2/2  train: loss .* val: loss ", last["text/plain"], re.MULTILINE)
 
 
 def test_a_resumed_run_begins_where_it_ended(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +183,7 @@ def test_an_interrupted_run_says_how_to_resume_it_from_python(
     with pytest.raises(Interrupted) as caught:
         fit_tiny(tmp_path / "run")
     advice = f"To resume the run, pass out={str(tmp_path / 'run')!r}, resume=True."
-    assert str(caught.value) == f"stopped after step 1 of 4; everything up to there is saved. {advice}"
+    assert str(caught.value) == f"stopped after step 1 of 4; progress up to this step is saved. {advice}"
 
 
 def test_a_missing_gpu_is_told_in_words_of_python(

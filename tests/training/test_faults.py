@@ -216,7 +216,7 @@ def test_a_second_trainer_is_refused_with_the_process_that_is_in(trainers: Any, 
 
     assert len(fit_tiny(folder, progress=At(2, second)).history) == 2
     assert f"in use by process {os.getpid()}" in refused[0]
-    assert "has content already" in refused[1]
+    assert "is not empty" in refused[1]
     with RunFolder(folder).lock():
         other = trainers("train", "digits", "--out", folder, "--resume", plain=True)
     assert other.code == 1
@@ -239,10 +239,10 @@ def test_the_litter_of_killed_writers_is_swept_and_nothing_else(fit_tiny: Fit, t
 
 def test_a_folder_with_content_is_left_alone(fit_tiny: Fit, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(RunFolderError, match="has content already"):
+    with pytest.raises(RunFolderError, match="is not empty"):
         fit_tiny(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-    with pytest.raises(RunFolderError, match="holds no run"):
+    with pytest.raises(RunFolderError, match="contains no run"):
         fit_tiny(tmp_path, resume=True)
 
 
@@ -252,7 +252,7 @@ def test_a_run_whose_files_are_damaged_is_refused(fit_tiny: Fit, tmp_path: Path,
     folder = tmp_path / "run"
     fit_tiny(folder, epochs=1)
     (folder / name).write_bytes(content)
-    with pytest.raises(RunFolderError, match=f"{name}.* this run cannot go on"):
+    with pytest.raises(RunFolderError, match=f"{name}.* this run cannot be resumed"):
         fit_tiny(folder, resume=True)
 
 
@@ -327,7 +327,7 @@ def test_where_no_checkpoint_is_whole_the_run_is_refused_with_advice(fit_tiny: F
     for name in saved(folder):
         (folder / "checkpoints" / name / "state.json").write_text("")
     with pytest.raises(
-        CheckpointError, match="no whole checkpoint is left in .*start a new run.*state.json is damaged"
+        CheckpointError, match="no intact checkpoint is left in .*start a new run.*state.json is damaged"
     ):
         fit_tiny(folder, resume=True)
 
@@ -369,7 +369,7 @@ def test_a_weight_that_breaks_stops_the_run_before_it_is_saved(
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_a_rate_beyond_all_reason_stops_the_run_with_advice(fit_tiny: Fit, tmp_path: Path, norm: str) -> None:
     folder = tmp_path / "run"
-    with pytest.raises(NonFiniteError, match="became .*lower rate"):
+    with pytest.raises(NonFiniteError, match="became .*lower learning rate"):
         fit_tiny(folder, lr=1e6, epochs=50, norm=norm, momentum=0.999, schedule="constant", ema=0.0, init="he")
     assert finite(folder)
     assert whole(folder)[1] == []

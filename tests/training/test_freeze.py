@@ -58,5 +58,5 @@ def test_a_resting_layer_gives_the_others_the_same_gradients():
 
 @pytest.mark.parametrize("shares", [(0.6, 0.3), (1.5,), (-0.1,), (0.1, 0.2, 0.3)])
 def test_impossible_shares_are_refused(shares: tuple[float, ...]):
-    with pytest.raises(UsageError, match="one or two shares of the run"):
+    with pytest.raises(UsageError, match="one or two fractions of the run"):
         Recipe(freeze=shares)

@@ -118,7 +118,7 @@ class Case:
 # --- what is noted
 
 
-def test_a_run_learns_and_notes_every_epoch(tmp_path: Path):
+def test_a_run_learns_and_records_every_epoch(tmp_path: Path):
     case = Case(tmp_path).run()
     history = case.state.history
     assert [row["epoch"] for row in history] == [1, 2, 3]
@@ -146,7 +146,7 @@ def test_the_loss_and_accuracy_of_an_epoch_are_means_over_its_images(tmp_path: P
     assert row["train_accuracy"] == correct / N
 
 
-def test_the_rate_of_an_epoch_is_that_of_its_last_step(tmp_path: Path):
+def test_the_learning_rate_of_an_epoch_is_that_of_its_last_step(tmp_path: Path):
     recipe = BASE.with_settings(schedule="steps", milestones=(1, 2), lr=0.01)
     rates = [row["lr"] for row in Case(tmp_path, recipe).run().state.history]
     assert rates == pytest.approx([0.01, 0.001, 0.0001])
@@ -154,7 +154,7 @@ def test_the_rate_of_an_epoch_is_that_of_its_last_step(tmp_path: Path):
     assert linear == pytest.approx([0.05 * (1 - (step + 0.5) / 15) for step in (4, 9, 14)])
 
 
-def test_the_watcher_is_told_everything_in_order(tmp_path: Path):
+def test_progress_receives_all_events_in_order(tmp_path: Path):
     case = Case(tmp_path, BASE.with_settings(epochs=2)).run()
     kinds = [entry[0] for entry in case.watcher.said]
     assert kinds == ["begin", *["step"] * 5, "epoch", *["step"] * 5, "epoch", "end"]
@@ -165,7 +165,7 @@ def test_the_watcher_is_told_everything_in_order(tmp_path: Path):
     assert steps[4][1] == case.state.history[0]["train_loss"]
 
 
-# --- what is judged and kept
+# --- evaluation and the best epoch
 
 
 def test_validation_is_the_plain_mean_and_changes_nothing(tmp_path: Path):
@@ -184,14 +184,14 @@ def test_validation_is_the_plain_mean_and_changes_nothing(tmp_path: Path):
     assert accuracy == (logits.argmax(1) == labels).double().mean().item()
 
 
-def test_validation_goes_in_parts_of_any_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_validation_does_not_depend_on_the_batch_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     case = Case(tmp_path)
     whole = case.trainer.validate(case.validation)
     monkeypatch.setattr(loop, "EVAL_BATCH", 7)
     assert case.trainer.validate(case.validation) == pytest.approx(whole, rel=1e-5)
 
 
-def test_the_best_epoch_is_kept_by_accuracy_and_then_by_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_best_epoch_is_selected_by_accuracy_then_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     results = iter([(1.0, 0.5), (0.9, 0.5), (0.1, 0.4), (0.9, 0.5), (2.0, 0.6)])
     monkeypatch.setattr(Trainer, "validate", lambda *_: next(results))
     case = Case(tmp_path, BASE.with_settings(epochs=5)).run()
@@ -205,16 +205,16 @@ def test_without_validation_the_last_epoch_is_kept(tmp_path: Path):
     assert all(row["val_loss"] is None and row["val_accuracy"] is None for row in case.state.history)
 
 
-def test_validation_may_be_rarer_but_never_misses_the_end(tmp_path: Path):
+def test_eval_every_always_includes_the_last_epoch(tmp_path: Path):
     case = Case(tmp_path, BASE.with_settings(epochs=5, eval_every=2)).run()
     assert [row["val_loss"] is not None for row in case.state.history] == [False, True, False, True, True]
     assert {row["epoch"] for row, _ in case.kept} <= {2, 4, 5}
 
 
-# --- averaged weights
+# --- EMA
 
 
-def test_the_average_is_its_formula_and_is_what_is_judged(tmp_path: Path):
+def test_the_ema_follows_its_formula_and_is_evaluated(tmp_path: Path):
     recipe = BASE.with_settings(epochs=1, ema=0.9, ema_every=2)
     case = Case(tmp_path, recipe).run()
     plain = Case(tmp_path / "other", recipe)
@@ -238,7 +238,7 @@ def test_the_average_is_its_formula_and_is_what_is_judged(tmp_path: Path):
     assert not torch.equal(kept["blocks.0.convs.0.weight"], case.state.model.state_dict()["blocks.0.convs.0.weight"])
 
 
-def test_an_average_that_never_came_to_be_is_not_judged(tmp_path: Path):
+def test_an_ema_that_was_never_updated_is_not_evaluated(tmp_path: Path):
     case = Case(tmp_path, BASE.with_settings(ema=0.9, ema_every=1000)).run()
     (_, kept) = case.kept[-1]
     assert case.state.eval_model is case.state.model
@@ -251,7 +251,7 @@ def test_an_average_that_never_came_to_be_is_not_judged(tmp_path: Path):
 # --- checkpoints
 
 
-def test_a_checkpoint_comes_in_time_and_at_the_end_of_each_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_checkpoints_are_written_on_time_and_after_each_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     steps: list[int] = []
     real = checkpoint.save
 
@@ -271,7 +271,7 @@ EVERYTHING = {"flip": "random", "crop": 1, "cutout": 2, "mixup": 0.2, "ema": 0.9
 
 
 @pytest.mark.parametrize("stop", [3, 5, 7, 14])
-def test_a_run_stopped_and_gone_on_with_has_the_same_bits(tmp_path: Path, stop: int):
+def test_a_stopped_and_resumed_run_is_bit_identical(tmp_path: Path, stop: int):
     recipe = BASE.with_settings(**EVERYTHING)
     whole = Case(tmp_path / "whole", recipe, dropout=0.3).run()
 
@@ -315,7 +315,7 @@ def test_an_epoch_that_ended_where_the_run_was_stopped_has_a_speed(tmp_path: Pat
     assert second.state.history[2]["images_per_second"] > 0
 
 
-def test_a_finished_run_has_nothing_left_to_do_but_its_metrics(tmp_path: Path):
+def test_resuming_a_finished_run_writes_metrics_alone(tmp_path: Path):
     first = Case(tmp_path).run()
     again = Case(tmp_path).run()
     assert again.watcher.of("step") == []
@@ -326,7 +326,7 @@ def test_a_finished_run_has_nothing_left_to_do_but_its_metrics(tmp_path: Path):
 # --- stopping
 
 
-def test_signals_are_given_back_and_a_second_ctrl_c_is_heard_at_once():
+def test_signal_handlers_are_restored_and_a_second_ctrl_c_interrupts_immediately():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with StopRequest() as stop:
         assert stop.signal is None
@@ -361,7 +361,7 @@ def kill(case: Case) -> None:
         case.state.model.last_layer.bias.fill_(-1e4)
 
 
-def test_a_collapse_stops_the_run_within_an_epoch_in_plain_words(tmp_path: Path):
+def test_a_collapse_stops_the_run_within_an_epoch(tmp_path: Path):
     case = Case(tmp_path, BASE.with_settings(norm="none"), last_relu=True)
     kill(case)
     with pytest.raises(CollapseError, match=r"collapsed by step 2: the loss sits at 1\.0986.*on_collapse='repair'"):
@@ -369,7 +369,7 @@ def test_a_collapse_stops_the_run_within_an_epoch_in_plain_words(tmp_path: Path)
     assert case.watcher.said[-1] == ("end",)
 
 
-def test_a_collapse_in_the_middle_is_seen_and_the_checkpoint_before_it_kept(tmp_path: Path):
+def test_a_late_collapse_is_detected_and_the_last_checkpoint_kept(tmp_path: Path):
     case = Case(tmp_path, BASE.with_settings(norm="none", lr=1e-4), last_relu=True)
     case.watcher.act = lambda step: kill(case) if step == 7 else None
     with pytest.raises(CollapseError, match=r"collapsed by step (8|9)"):
@@ -380,14 +380,14 @@ def test_a_collapse_in_the_middle_is_seen_and_the_checkpoint_before_it_kept(tmp_
     assert float(found[0]["model"]["blocks.2.convs.2.bias"].min()) > -1
 
 
-def test_a_repaired_run_learns_at_half_the_rate_and_says_so(tmp_path: Path):
+def test_a_repaired_run_learns_at_half_the_learning_rate_with_a_note(tmp_path: Path):
     recipe = BASE.with_settings(norm="none", on_collapse="repair", epochs=30, schedule="constant", ema=0.5)
     case = Case(tmp_path, recipe, last_relu=True)
     kill(case)
     case.run()
     (note,) = case.watcher.of("note")[0]
-    assert "step 2: training had collapsed (a loss of guessing; every image got the same answer)" in note
-    assert re.search(r"the dead channels, \d+ of them, were given new weights, and the rate was halved", note)
+    assert "step 2: training collapsed (chance-level loss; the logits of all images are the same)" in note
+    assert re.search(r"reinitialised \d+ channels \(dead\) and halved the learning rate", note)
     assert case.state.repairs >= 1
     assert case.state.lr_factor == 0.5**case.state.repairs
     assert case.state.history[0]["train_loss"] > math.log(K) - 0.2
@@ -399,7 +399,7 @@ def test_a_repaired_run_learns_at_half_the_rate_and_says_so(tmp_path: Path):
     assert all(float(value.abs().max()) < 20 for _, kept in case.kept for value in kept.values())  # nor in the average
 
 
-def test_a_repaired_run_gone_on_with_has_the_same_bits(tmp_path: Path):
+def test_a_resumed_repaired_run_is_bit_identical(tmp_path: Path):
     recipe = BASE.with_settings(norm="none", on_collapse="repair", epochs=2, optimizer="muon", lr=0.01)
     ends = []
     for stops in ((), (3, 4, 6)):
@@ -428,9 +428,7 @@ def stuck(case: Case) -> None:
 
 
 @pytest.mark.parametrize("cure", ["stop", "repair"])
-def test_a_network_that_learns_nothing_is_warned_of_or_made_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cure: str
-):
+def test_a_stuck_network_is_warned_of_or_repaired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cure: str):
     monkeypatch.setattr(loop, "SLOW_START", 2 * PER_EPOCH)
     recipe = BASE.with_settings(norm="none", on_collapse=cure, epochs=20, schedule="constant")
     case = Case(tmp_path, recipe)
@@ -439,27 +437,27 @@ def test_a_network_that_learns_nothing_is_warned_of_or_made_anew(
     notes = [note for (note,) in case.watcher.of("note")]
     losses = [row["train_loss"] for row in case.state.history]
     if cure == "repair":
-        assert "step 10: training had collapsed (a loss of guessing; nothing was learned in 10 steps): all" in notes[0]
+        assert "step 10: training collapsed (chance-level loss; nothing was learned in 10 steps)" in notes[0]
         assert losses[-1] < 0.5 * math.log(K)
     else:
         assert len(notes) == 19
-        assert re.match(r"step 10: the loss of this epoch \(1\.\d+\) is still that of guessing", notes[0])
+        assert re.match(r"step 10: the loss of this epoch \(1\.\d+\) is still at chance level", notes[0])
         assert "on_collapse='repair'" in notes[0]
         assert losses[-1] == pytest.approx(math.log(K), abs=0.03)
 
 
-def test_a_repair_that_does_not_last_is_followed_by_a_whole_one(tmp_path: Path):
+def test_a_second_collapse_reinitialises_all_channels(tmp_path: Path):
     recipe = BASE.with_settings(norm="none", on_collapse="repair", epochs=2)
     case = Case(tmp_path, recipe, last_relu=True)
     kill(case)
     case.watcher.act = lambda step: kill(case) if step == 3 else None
     case.run()
     first, second, *_ = [note for (note,) in case.watcher.of("note")]
-    assert "the dead channels" in first
-    assert "all channels" in second
+    assert "(dead)" in first
+    assert "(all)" in second
 
 
-def test_a_learned_network_with_a_high_loss_is_let_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_good_network_with_a_high_loss_is_not_repaired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(loop, "SLOW_START", PER_EPOCH)
     recipe = BASE.with_settings(on_collapse="repair", label_smoothing=0.9, epochs=4, lr=0.2)
     case = Case(tmp_path, recipe).run()
@@ -468,7 +466,7 @@ def test_a_learned_network_with_a_high_loss_is_let_be(tmp_path: Path, monkeypatc
     assert case.state.repairs == 0
 
 
-def test_repairs_come_to_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_number_of_repairs_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(loop.health, "repair", lambda *_, **__: 1)  # one that does not help
     case = Case(tmp_path, BASE.with_settings(norm="none", on_collapse="repair", epochs=20), last_relu=True)
     kill(case)
@@ -478,7 +476,7 @@ def test_repairs_come_to_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(("check_every", "per_epoch"), [(1, 5), (50, 7), (50, 390), (4, 6), (3, 3)])
-def test_the_steps_between_looks_add_up(tmp_path: Path, check_every: int, per_epoch: int):
+def test_the_steps_between_checks_add_up(tmp_path: Path, check_every: int, per_epoch: int):
     trainer = Case(tmp_path).trainer
     trainer.check_every, trainer.per_epoch = check_every, per_epoch
     total = 0
@@ -501,14 +499,14 @@ def whole_and_finite(folder: Path) -> int:
     return found[1]["step"]
 
 
-def test_a_rate_far_too_high_stops_the_run_with_words(tmp_path: Path):
+def test_a_far_too_high_learning_rate_stops_the_run(tmp_path: Path):
     recipe = BASE.with_settings(norm="none", lr=1e6, schedule="constant", nesterov=False, epochs=50)
     with pytest.raises(NonFiniteError, match=r"at step \d+ \(epoch \d+\): training has stopped.*lr=1e\+06.*clip=1"):
         Case(tmp_path, recipe, last_relu=False).run()
 
 
 @pytest.mark.parametrize("where", ["weight", "loss"])
-def test_the_checkpoint_before_a_nan_is_whole_and_finite(tmp_path: Path, where: str):
+def test_the_checkpoint_before_a_nan_is_intact_and_finite(tmp_path: Path, where: str):
     case = Case(tmp_path, BASE.with_settings(checkpoint_minutes=0))
 
     def spoil(step: int) -> None:
@@ -527,7 +525,7 @@ def test_the_checkpoint_before_a_nan_is_whole_and_finite(tmp_path: Path, where: 
     assert case.saved() == [4, 5, 6]
 
 
-def test_a_validation_loss_that_is_no_number_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_infinite_validation_loss_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     results = iter([(1.0, 0.5), (math.inf, 0.9)])
     monkeypatch.setattr(Trainer, "validate", lambda *_: next(results))
     case = Case(tmp_path)

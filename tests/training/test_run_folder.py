@@ -102,10 +102,10 @@ def test_what_is_no_run_is_not_resumed_and_not_taken(here: Path, content: str):
     out = here / "mine"
     out.mkdir()
     (out / content).write_text("precious")
-    told = rf"mine holds no run \(no recipe.json\); it holds {content}: choose another folder, out=FOLDER\."
+    told = rf"mine contains no run \(no recipe.json\); it contains {content}: choose another folder, out=FOLDER\."
     with pytest.raises(RunFolderError, match=told):
         RunFolder.find(out, "digits")
-    with pytest.raises(RunFolderError, match=r"holds no run .*; it is a file: choose another folder"):
+    with pytest.raises(RunFolderError, match=r"contains no run .*; it is a file: choose another folder"):
         RunFolder.find(out / content, "digits")
     assert (out / content).read_text() == "precious"
 
@@ -134,9 +134,9 @@ def test_a_folder_with_content_is_refused_and_left_alone(here: Path, content: st
     out.mkdir()
     (out / content).write_text("precious")
     advice = ", or resume the run in it, resume=True." if content == "recipe.json" else "."
-    with pytest.raises(RunFolderError, match=f"mine has content already: choose another folder, out=FOLDER{advice}$"):
+    with pytest.raises(RunFolderError, match=f"mine is not empty: choose another folder, out=FOLDER{advice}$"):
         RunFolder.create(out, "digits")
-    with pytest.raises(RunFolderError, match="has content already"):
+    with pytest.raises(RunFolderError, match="is not empty"):
         require_empty(out)
     assert [path.name for path in out.iterdir()] == [content]
     assert (out / content).read_text() == "precious"
@@ -145,7 +145,7 @@ def test_a_folder_with_content_is_refused_and_left_alone(here: Path, content: st
 def test_a_file_in_the_place_of_the_folder_is_refused(here: Path):
     (here / "mine").write_text("precious")
     for out in (here / "mine", here / "mine" / "below"):
-        with pytest.raises(RunFolderError, match=r"has content already|cannot be made"):
+        with pytest.raises(RunFolderError, match=r"is not empty|cannot be created"):
             RunFolder.create(out, "digits")
     assert (here / "mine").read_text() == "precious"
 
@@ -164,7 +164,7 @@ def test_where_no_folder_can_be_made_it_says_why(here: Path, monkeypatch: pytest
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(RunFolderError, match="cannot be made .Read-only file system.: choose another folder, out="):
+    with pytest.raises(RunFolderError, match="cannot be created .Read-only file system.: choose another folder, out="):
         RunFolder.create(out, "digits")
 
 
@@ -267,7 +267,7 @@ BROKEN = {
 def test_a_broken_file_of_the_run_is_named(here: Path, kind: str):
     folder = RunFolder.create(here / "run", "digits")
     (here / "run" / "recipe.json").write_bytes(BROKEN[kind])
-    with pytest.raises(RunFolderError, match=r"recipe\.json .*this run cannot go on"):
+    with pytest.raises(RunFolderError, match=r"recipe\.json .*this run cannot be resumed"):
         folder.read_json("recipe.json")
 
 
@@ -276,7 +276,7 @@ def test_what_is_no_file_is_not_waited_for(here: Path):
     os.mkfifo(here / "run" / "recipe.json")
     (here / "run" / "data.json").mkdir()
     for name in ("recipe.json", "data.json", "missing.json"):
-        with pytest.raises(RunFolderError, match=f"{name} .*this run cannot go on"):
+        with pytest.raises(RunFolderError, match=f"{name} .*this run cannot be resumed"):
             folder.read_json(name)
 
 
@@ -288,7 +288,9 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(here: Path, monkeypatch: p
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(RunFolderError, match=r"recipe\.json cannot be written \(No space left on device\): make room"):
+    with pytest.raises(
+        RunFolderError, match=r"recipe\.json cannot be written \(No space left on device\): free disk space"
+    ):
         folder.write_json("recipe.json", {"lr": 2})
     assert folder.read_json("recipe.json") == {"lr": 1}
     assert os.listdir(here / "run") == ["recipe.json"]
