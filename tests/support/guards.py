@@ -189,13 +189,13 @@ GUARDS = (
         "training/eager.py",
         "class SGD(_Unmarked, torch.optim.SGD):",
         "class SGD(torch.optim.SGD):",
-        "training/test_eager.py::test_training_imports_no_compiler",
+        "training/test_eager.py::test_training_does_not_import_the_compiler",
     ),
     Mutant(
         "training/loop.py",
         "        if self.epoch_images:\n            return",
         "        if True:\n            return",
-        "training/test_loop.py::test_an_epoch_that_ended_where_the_run_was_stopped_has_a_speed",
+        "training/test_loop.py::test_an_epoch_completed_after_a_resume_has_a_throughput",
     ),
     Mutant(
         "training/health.py",

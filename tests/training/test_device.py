@@ -78,7 +78,7 @@ MANY = {"crop": 2, "flip": "alternate", "cutout": 3, "norm": "batch", "ema": 0.9
         pytest.param({"optimizer": "sgd", "preprocessing": ("gcn",), "dropout": 0.5}, id="paper"),
     ],
 )
-def test_steps_ask_the_device_for_nothing(tmp_path: Path, settings: dict[str, Any]):
+def test_steps_do_not_synchronise_the_device(tmp_path: Path, settings: dict[str, Any]):
     training = trainer(tmp_path, **settings)
     with Copies() as copies:
         for step in range(training.steps - 1):  # the last one looks at the loss
@@ -88,7 +88,7 @@ def test_steps_ask_the_device_for_nothing(tmp_path: Path, settings: dict[str, An
     assert copies.waiting and not any(copies.waiting)
 
 
-def test_the_last_step_of_an_epoch_does_ask(tmp_path: Path):
+def test_the_last_step_of_an_epoch_synchronises(tmp_path: Path):
     training = trainer(tmp_path)
     training.state.step = training.steps - 1
     with pytest.raises(RuntimeError, match="meta"):

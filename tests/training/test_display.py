@@ -66,7 +66,7 @@ def levels(caplog: pytest.LogCaptureFixture) -> dict[str, str]:
     return {record.getMessage(): record.levelname for record in caplog.records if record.name == "mlpconv"}
 
 
-def test_a_script_prints_nothing_and_the_log_has_notes_and_epochs(
+def test_a_script_logs_notes_and_epochs_and_prints_nothing(
     fit_tiny: Fit, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with caplog.at_level(logging.INFO, "mlpconv"):
@@ -78,7 +78,7 @@ def test_a_script_prints_nothing_and_the_log_has_notes_and_epochs(
     assert capsys.readouterr() == ("", "")
 
 
-def test_notes_of_the_data_are_warnings_that_a_program_without_a_log_shows_too(
+def test_notes_on_the_data_are_shown_without_logging_set_up(
     tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("mlpconv.fitting.summarise", lambda *_: None)
@@ -90,7 +90,7 @@ def test_notes_of_the_data_are_warnings_that_a_program_without_a_log_shows_too(
     assert shown.out == ""
 
 
-def test_a_notebook_shows_one_bar_that_moves_to_its_end(fit_tiny: Fit, tmp_path: Path, cell: Cell) -> None:
+def test_a_notebook_shows_one_bar_that_completes(fit_tiny: Fit, tmp_path: Path, cell: Cell) -> None:
     fit_tiny(tmp_path / "run")
     assert cell.shown == 1
     first, *_, last = cell.outputs
@@ -101,7 +101,7 @@ def test_a_notebook_shows_one_bar_that_moves_to_its_end(fit_tiny: Fit, tmp_path:
     assert re.search(r"^epoch 2/2  train: loss .* val: loss ", last["text/plain"], re.MULTILINE)
 
 
-def test_a_resumed_run_begins_where_it_ended(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bar_of_a_resumed_run_starts_at_its_step(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([100.0, 100.0, 160.0, 160.0, 160.0, 160.0])
     monkeypatch.setattr("mlpconv.training.progress_bars.time", SimpleNamespace(monotonic=lambda: next(times)))
     bar = NotebookBar()
@@ -111,7 +111,7 @@ def test_a_resumed_run_begins_where_it_ended(cell: Cell, monkeypatch: pytest.Mon
     assert told == ["epoch 3/4  50%  ", "epoch 3/4  60%  loss 0.500  75.0%  4.0 min left"]
 
 
-def test_a_bar_is_redrawn_a_few_times_a_second_at_most(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bar_is_redrawn_at_a_limited_rate(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlpconv.training.progress_bars.time", SimpleNamespace(monotonic=lambda: 7.0))
     bar = NotebookBar()
     bar.begin(steps=1000, done=0, epochs=1)
@@ -122,7 +122,7 @@ def test_a_bar_is_redrawn_a_few_times_a_second_at_most(cell: Cell, monkeypatch: 
     assert 'value="999"' in cell.outputs[-1]["text/html"]
 
 
-def test_who_wants_no_bar_gets_none_anywhere(
+def test_a_bar_can_be_disabled(
     fit_tiny: Fit, tmp_path: Path, cell: Cell, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     for number, silent in enumerate((False, None, Progress())):
@@ -154,7 +154,7 @@ def test_without_a_stderr_there_is_no_bar(monkeypatch: pytest.MonkeyPatch) -> No
     assert default_progress(bar=True).bar is None  # type: ignore[attr-defined]
 
 
-def test_a_progress_of_ones_own_gets_warnings_as_notes(fit_tiny: Fit, tmp_path: Path) -> None:
+def test_a_custom_progress_gets_warnings_as_notes(fit_tiny: Fit, tmp_path: Path) -> None:
     class Mine(Progress):
         def __init__(self) -> None:
             self.texts: list[str] = []
@@ -170,7 +170,7 @@ def test_a_progress_of_ones_own_gets_warnings_as_notes(fit_tiny: Fit, tmp_path: 
 # Words of Python
 
 
-def test_an_interrupted_run_says_how_to_resume_it_from_python(
+def test_an_interrupted_run_explains_how_to_resume_it_from_python(
     fit_tiny: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = Trainer.advance
@@ -186,7 +186,7 @@ def test_an_interrupted_run_says_how_to_resume_it_from_python(
     assert str(caught.value) == f"stopped after step 1 of 4; progress up to this step is saved. {advice}"
 
 
-def test_a_missing_gpu_is_told_in_words_of_python(
+def test_a_missing_gpu_is_reported_with_keyword_arguments(
     fit_tiny: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -210,6 +210,6 @@ def literals(path: Path) -> list[str]:
 @pytest.mark.parametrize(
     "path", [*sorted((PACKAGE / "training").glob("*.py")), PACKAGE / "fitting.py", PACKAGE / "report" / "summary.py"]
 )
-def test_no_message_of_training_names_an_option_of_the_command_line(path: Path) -> None:
+def test_no_message_of_training_names_a_command_line_option(path: Path) -> None:
     texts = literals(path)
     assert [text for text in texts if re.search(r"(^|\s)--[a-z]", text)] == []

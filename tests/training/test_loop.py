@@ -299,7 +299,7 @@ def test_a_stopped_and_resumed_run_is_bit_identical(tmp_path: Path, stop: int):
         }
 
 
-def test_an_epoch_that_ended_where_the_run_was_stopped_has_a_speed(tmp_path: Path):
+def test_an_epoch_completed_after_a_resume_has_a_throughput(tmp_path: Path):
     def ask(step: int) -> None:
         if step == 10:
             os.kill(os.getpid(), signal.SIGTERM)

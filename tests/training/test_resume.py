@@ -84,7 +84,7 @@ def batter(trainers: Any, reference: Reference, results: Read, folder: Path, dra
     return kills
 
 
-def test_a_run_killed_at_random_moments_ends_with_the_same_bits(
+def test_killing_at_random_times_is_bit_identical(
     trainers: Any, reference: Reference, results: Read, tmp_path: Path
 ) -> None:
     draw, kills, runs = random.Random(reference.kind), 0, 0
@@ -94,7 +94,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(
     assert kills >= 10
 
 
-def test_killed_when_each_file_about_the_run_appears_the_same_command_ends_with_the_same_bits(
+def test_killing_when_a_file_appears_is_bit_identical_with_the_same_command(
     trainers: Any, reference: Reference, results: Read, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
@@ -168,7 +168,7 @@ def dying_run(
     return list(calls.names)
 
 
-def test_whichever_file_call_a_run_dies_at_it_ends_with_the_same_bits(
+def test_dying_at_any_file_call_is_bit_identical(
     fit_tiny: Callable[..., Any],
     faults: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
@@ -191,7 +191,7 @@ def test_whichever_file_call_a_run_dies_at_it_ends_with_the_same_bits(
 
 
 @pytest.mark.parametrize("life", [43, 59])
-def test_lives_of_a_few_file_calls_add_up_to_the_same_bits(
+def test_processes_of_a_few_file_calls_each_are_bit_identical(
     fit_tiny: Callable[..., Any],
     faults: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
@@ -209,7 +209,7 @@ def test_lives_of_a_few_file_calls_add_up_to_the_same_bits(
     assert results(folder) == straight
 
 
-def test_a_timer_that_flips_changes_no_bit(
+def test_an_unstable_timer_changes_no_bit(
     fit_tiny: Callable[..., Any],
     faults: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
@@ -250,7 +250,7 @@ class SignalAt(Progress):
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 4])
-def test_stopped_after_any_step_also_before_validation_it_ends_with_the_same_bits(
+def test_stopping_after_any_step_or_before_validation_is_bit_identical(
     fit_tiny: Callable[..., Any], results: Read, tmp_path: Path, kind: str, straight: Results, step: int
 ) -> None:
     folder = tmp_path / "run"
@@ -261,7 +261,7 @@ def test_stopped_after_any_step_also_before_validation_it_ends_with_the_same_bit
     assert results(folder) == straight
 
 
-def test_stopped_after_every_step_it_ends_with_the_same_bits(
+def test_stopping_after_every_step_is_bit_identical(
     fit_tiny: Callable[..., Any], results: Read, tmp_path: Path, kind: str, straight: Results
 ) -> None:
     folder, stops = tmp_path / "run", 0
@@ -295,7 +295,7 @@ def test_another_seed_changes_every_weight(
     assert all(other[name] != straight[name] for name in weights)
 
 
-def test_a_damaged_newest_checkpoint_costs_time_and_nothing_else(
+def test_a_damaged_newest_checkpoint_is_recomputed(
     fit_tiny: Callable[..., Any], results: Read, tmp_path: Path, kind: str, straight: Results
 ) -> None:
     folder, told = tmp_path / "run", []

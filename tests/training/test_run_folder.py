@@ -35,13 +35,13 @@ def resumed(out: Path | None, name: str) -> Path:
 # --- names
 
 
-def test_folders_are_counted_up_for_each_name(here: Path):
+def test_folders_are_numbered_per_name(here: Path):
     made = [RunFolder.create(None, name).path for name in ("digits", "digits", "cats", "digits")]
     assert [str(path) for path in made] == ["runs/digits-001", "runs/digits-002", "runs/cats-001", "runs/digits-003"]
     assert all((here / path).is_dir() for path in made)
 
 
-def test_the_number_after_the_last_is_taken_also_where_some_are_gone(here: Path):
+def test_the_next_number_follows_the_largest(here: Path):
     for name in ("digits-007", "digits-1²", "digits-old", "digits-x-099", "digits-12-old", "digit-055"):
         (here / "runs" / name).mkdir(parents=True)
     assert str(RunFolder.create(None, "digits").path) == "runs/digits-008"
@@ -50,7 +50,7 @@ def test_the_number_after_the_last_is_taken_also_where_some_are_gone(here: Path)
 
 
 @pytest.mark.parametrize("name", ["cats [1]", "a*b", "?", "[!a]", "två katter"])
-def test_a_name_is_no_pattern(here: Path, name: str):
+def test_a_name_is_not_a_glob_pattern(here: Path, name: str):
     for number in ("001", "002"):
         folder = RunFolder.create(None, name)
         assert folder.path.name == f"{name}-{number}"
@@ -60,7 +60,7 @@ def test_a_name_is_no_pattern(here: Path, name: str):
     assert resumed(None, name).name == f"{name}-002"
 
 
-def test_threads_that_start_at_once_get_a_folder_each(here: Path):
+def test_concurrent_threads_get_separate_folders(here: Path):
     for _ in range(5):
         gate = threading.Barrier(8)
 
@@ -73,7 +73,7 @@ def test_threads_that_start_at_once_get_a_folder_each(here: Path):
     assert len(list((here / "runs").iterdir())) == 40
 
 
-def test_the_newest_run_is_gone_on_with(here: Path):
+def test_the_newest_run_is_resumed(here: Path):
     for number in (2, 10, 999, 1000):
         folder = here / "runs" / f"digits-{number:03d}"
         folder.mkdir(parents=True)
@@ -83,7 +83,7 @@ def test_the_newest_run_is_gone_on_with(here: Path):
 
 
 @pytest.mark.parametrize("left", [(), (".lock",), (".lock", "data.json", ".recipe.json.0badcafe.part")])
-def test_where_no_run_began_there_is_nothing_to_resume_and_the_folder_is_taken(here: Path, left: tuple[str, ...]):
+def test_a_folder_without_a_started_run_is_reused(here: Path, left: tuple[str, ...]):
     assert RunFolder.find(None, "digits") is None
     assert RunFolder.find(here / "missing", "digits") is None
     for out in (here / "mine", here / "runs" / "digits-007"):
@@ -98,7 +98,7 @@ def test_where_no_run_began_there_is_nothing_to_resume_and_the_folder_is_taken(h
 
 
 @pytest.mark.parametrize("content", ["notes.txt", "checkpoints", ".hidden", "metrics.csv"])
-def test_what_is_no_run_is_not_resumed_and_not_taken(here: Path, content: str):
+def test_a_folder_with_other_content_is_refused(here: Path, content: str):
     out = here / "mine"
     out.mkdir()
     (out / content).write_text("precious")
@@ -123,13 +123,13 @@ def test_a_folder_that_cannot_be_read_is_not_resumed(here: Path, monkeypatch: py
 # --- content
 
 
-def test_a_new_or_empty_folder_is_taken(here: Path):
+def test_a_new_or_empty_folder_is_used(here: Path):
     assert RunFolder.create(here / "a" / "b", "digits").path.is_dir()
     assert RunFolder.create(here / "a" / "b", "digits").path.is_dir()
 
 
 @pytest.mark.parametrize("content", ["notes.txt", "recipe.json", "checkpoints", ".hidden"])
-def test_a_folder_with_content_is_refused_and_left_alone(here: Path, content: str):
+def test_a_folder_with_content_is_refused_and_unchanged(here: Path, content: str):
     out = here / "mine"
     out.mkdir()
     (out / content).write_text("precious")
@@ -142,7 +142,7 @@ def test_a_folder_with_content_is_refused_and_left_alone(here: Path, content: st
     assert (out / content).read_text() == "precious"
 
 
-def test_a_file_in_the_place_of_the_folder_is_refused(here: Path):
+def test_a_file_instead_of_the_folder_is_refused(here: Path):
     (here / "mine").write_text("precious")
     for out in (here / "mine", here / "mine" / "below"):
         with pytest.raises(RunFolderError, match=r"is not empty|cannot be created"):
@@ -150,7 +150,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused(here: Path):
     assert (here / "mine").read_text() == "precious"
 
 
-def test_what_a_run_leaves_that_died_before_it_began_is_no_content(here: Path):
+def test_leftovers_of_a_run_killed_before_its_start_are_ignored(here: Path):
     out = here / "mine"
     folder = RunFolder.create(out, "digits")
     with folder.lock():
@@ -159,7 +159,7 @@ def test_what_a_run_leaves_that_died_before_it_began_is_no_content(here: Path):
 
 
 @pytest.mark.parametrize("out", [None, Path("deep/down")])
-def test_where_no_folder_can_be_made_it_says_why(here: Path, monkeypatch: pytest.MonkeyPatch, out: Path | None):
+def test_a_folder_that_cannot_be_created_is_explained(here: Path, monkeypatch: pytest.MonkeyPatch, out: Path | None):
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
@@ -180,7 +180,7 @@ with RunFolder(Path(sys.argv[1])).lock():
 """
 
 
-def test_another_process_is_kept_out_and_told_who_is_in(here: Path):
+def test_another_process_is_refused_with_the_id_of_the_holder(here: Path):
     folder = RunFolder.create(here / "run", "digits")
     command = [sys.executable, "-c", HOLDER, str(folder.path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
@@ -193,7 +193,7 @@ def test_another_process_is_kept_out_and_told_who_is_in(here: Path):
             assert (folder.path / ".lock").read_text() == f"{os.getpid()}\n"
 
 
-def test_the_lock_is_let_go_also_after_an_error(here: Path):
+def test_the_lock_is_released_after_an_error(here: Path):
     folder = RunFolder.create(here / "run", "digits")
     with pytest.raises(ZeroDivisionError), folder.lock():
         raise ZeroDivisionError
@@ -201,7 +201,7 @@ def test_the_lock_is_let_go_also_after_an_error(here: Path):
         pytest.fail("two are in")
 
 
-def test_a_link_in_the_place_of_the_lock_is_not_followed(here: Path):
+def test_a_symbolic_link_as_lock_is_not_followed(here: Path):
     folder = RunFolder.create(here / "run", "digits")
     target = here / "precious"
     target.write_text("precious")
@@ -216,7 +216,7 @@ def test_a_link_in_the_place_of_the_lock_is_not_followed(here: Path):
     assert not (here / "new").exists()
 
 
-def test_a_folder_that_cannot_be_written_says_so(here: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_unwritable_folder_is_an_error(here: Path, monkeypatch: pytest.MonkeyPatch):
     folder = RunFolder.create(here / "run", "digits")
 
     def refuse(*_: Any, **__: Any) -> int:
@@ -230,7 +230,7 @@ def test_a_folder_that_cannot_be_written_says_so(here: Path, monkeypatch: pytest
         pytest.fail("it was opened")
 
 
-def test_litter_of_a_killed_run_is_swept_and_nothing_else(here: Path):
+def test_only_partial_files_of_a_killed_run_are_removed(here: Path):
     folder = RunFolder.create(here / "run", "digits")
     folder.figures.mkdir()
     litter = [folder.path / ".recipe.json.0badcafe.part", folder.figures / ".curves.png.0badcafe.part"]
@@ -245,7 +245,7 @@ def test_litter_of_a_killed_run_is_swept_and_nothing_else(here: Path):
 # --- files
 
 
-def test_json_goes_in_and_comes_out(here: Path):
+def test_json_is_written_and_read(here: Path):
     folder = RunFolder.create(here / "run", "digits")
     value = {"lr": 0.1, "sizes": [7, 11], "name": "två", "none": None}
     folder.write_json("recipe.json", value)
@@ -264,14 +264,14 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_file_of_the_run_is_named(here: Path, kind: str):
+def test_a_damaged_file_of_the_run_is_named(here: Path, kind: str):
     folder = RunFolder.create(here / "run", "digits")
     (here / "run" / "recipe.json").write_bytes(BROKEN[kind])
     with pytest.raises(RunFolderError, match=r"recipe\.json .*this run cannot be resumed"):
         folder.read_json("recipe.json")
 
 
-def test_what_is_no_file_is_not_waited_for(here: Path):
+def test_a_pipe_does_not_block(here: Path):
     folder = RunFolder.create(here / "run", "digits")
     os.mkfifo(here / "run" / "recipe.json")
     (here / "run" / "data.json").mkdir()
@@ -280,7 +280,7 @@ def test_what_is_no_file_is_not_waited_for(here: Path):
             folder.read_json(name)
 
 
-def test_a_full_disk_is_named_and_leaves_the_old_file(here: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_is_reported_and_keeps_the_old_file(here: Path, monkeypatch: pytest.MonkeyPatch):
     folder = RunFolder.create(here / "run", "digits")
     folder.write_json("recipe.json", {"lr": 1})
 
@@ -296,7 +296,7 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(here: Path, monkeypatch: p
     assert os.listdir(here / "run") == ["recipe.json"]
 
 
-def test_metrics_have_a_line_an_epoch_and_exact_numbers(here: Path):
+def test_metrics_have_a_row_per_epoch_and_exact_numbers(here: Path):
     folder = RunFolder.create(here / "run", "digits")
     first = dict(zip(COLUMNS, [1, 7, 2.302585092994046, 0.1, None, None, 0.1, 99.5, 1.25, 1.5], strict=True))
     second = first | {"epoch": 2, "step": 14, "val_loss": 1 / 3, "val_accuracy": 0.9}

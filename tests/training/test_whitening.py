@@ -56,7 +56,7 @@ def test_the_directions_of_largest_variance_come_first():
     assert (np.diff(variances) < 0).all()
 
 
-def test_noise_is_not_blown_up():
+def test_noise_is_not_amplified():
     images = pictures() * torch.tensor([1.0, 1e-4, 0.0])[:, None, None]
     layer = nn.Conv2d(3, 64, 3)
     whiten(layer, images)
