@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, whatever fails, dies, tears, flips or lies."""
+"""Checkpoints are atomic and verified: failing calls, killed processes, truncated and inconsistent files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def save(folder: Path, step: int) -> Path:
 
 
 def is_step(found: checkpoint.Checkpoint | None, step: int) -> bool:
-    """Whether a checkpoint is that of a step, to the last bit."""
+    """Return whether a checkpoint is bit-identical to that of a step."""
     tensors, state = content(step)
     return (
         found is not None
@@ -55,13 +55,13 @@ def is_step(found: checkpoint.Checkpoint | None, step: int) -> bool:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test here ends the machine, so none has to wait for its disk."""
+    """Disable fsync: no test stops the machine."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with the checkpoints of steps 1 and 2."""
+    """Return a folder with the checkpoints of steps 1 and 2."""
     made = tmp_path / "checkpoints"
     save(made, 1)
     save(made, 2)
@@ -132,7 +132,7 @@ Install = Callable[..., Any]
 
 @pytest.fixture
 def acting(faults: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """`acting(act, work)`: do the work while `act(number)` comes before each of its file calls; returns their names."""
+    """`acting(act, work)`: run `work` with `act(number)` before each of its file calls; return their names."""
 
     def install(act: Callable[[int], None], work: Callable[[], object]) -> list[str]:
         with monkeypatch.context() as patch:
@@ -145,7 +145,7 @@ def acting(faults: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Install:
 
 
 def attempts(source: Path, count: int) -> Iterator[tuple[int, Path]]:
-    """The number of each attempt and a copy of a folder for it."""
+    """Yield the number of each attempt and a copy of a folder."""
     for number in range(1, count + 1):
         copy = source.with_name(f"{source.name}-{number}")
         shutil.copytree(source, copy)
@@ -153,7 +153,7 @@ def attempts(source: Path, count: int) -> Iterator[tuple[int, Path]]:
 
 
 def count_calls(acting: Install, source: Path, work: Callable[[Path], object]) -> list[str]:
-    """The names of the file calls of a piece of work that nothing disturbs."""
+    """Return the names of the file calls of undisturbed work."""
     copy = source.with_name("undisturbed")
     shutil.copytree(source, copy)
     return acting(lambda _: None, lambda: work(copy))
@@ -260,7 +260,7 @@ def test_a_file_is_replaced_atomically(
 
 
 def lengths(path: Path) -> set[int]:
-    """Where to cut a file: at its ends, at the end of its header, in its middle."""
+    """Return where to truncate a file: at its ends, after its header, in the middle."""
     size = len(path.read_bytes().rstrip())  # without the last newline, JSON is whole
     header = 8 + int.from_bytes(path.read_bytes()[:8], "little") if path.suffix == ".safetensors" else 8
     cuts = {0, 1, 7, 8, 9, header - 1, header, header + 1, size // 2, size - 1}
@@ -315,7 +315,7 @@ def test_if_all_are_damaged_none_is_loaded_and_each_is_named(folder: Path) -> No
 
 
 def forge(folder: Path, files: dict[str, bytes], manifest: bytes | None = None) -> None:
-    """Write step 3 with these files and a manifest that vouches for them."""
+    """Write step 3 with these files and a matching manifest."""
     path = folder / "step-000000003"
     path.mkdir()
     for name, value in files.items():
@@ -325,7 +325,7 @@ def forge(folder: Path, files: dict[str, bytes], manifest: bytes | None = None) 
 
 
 class Bomb:
-    """A pickle that makes a file when it is read."""
+    """A pickle that creates a file when it is loaded."""
 
     def __init__(self, canary: Path) -> None:
         self.canary = canary

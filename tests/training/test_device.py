@@ -1,4 +1,4 @@
-"""The loop on a device that holds no numbers: whoever asks it for one, or mixes it with the processor, is found out.
+"""Training on the meta device, which fails when a value is read back or mixed with CPU tensors.
 
 PyTorch's `meta` device stands for a GPU here, and refuses what a GPU would have to stop and wait for.
 """
@@ -28,7 +28,7 @@ K, N, SIDE = 7, 53, 13
 
 
 class Copies(TorchDispatchMode):
-    """Notes each copy onto the device, and whether the processor waits for it."""
+    """Record each copy to the device, and whether it is asynchronous."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Copies(TorchDispatchMode):
 
 
 def trainer(tmp_path: Path, **settings: Any) -> Trainer:
-    """A training of 7 steps on META, at its first."""
+    """Return a trainer of 7 steps on META."""
     recipe = Recipe(epochs=1, batch_size=8, precision="fp32", **settings)
     draw = np.random.default_rng(0)
     split = Split(draw.integers(0, 256, (N, 3, SIDE, SIDE), dtype=np.uint8), np.arange(N) % K)

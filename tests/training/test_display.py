@@ -1,4 +1,4 @@
-"""What a run shows to whoever calls `fit` from Python: a bar in a notebook or a terminal, and notes in the log."""
+"""The default progress of `fit`: a bar in a notebook or a terminal, and messages in the log."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PACKAGE = Path(mlpconv.__file__).parent
 
 
 class Cell:
-    """A notebook's cell that keeps every state of its one output."""
+    """A notebook cell that records every state of its output."""
 
     def __init__(self) -> None:
         self.outputs: list[dict[str, str]] = []
@@ -48,7 +48,7 @@ class Cell:
 
 @pytest.fixture
 def cell(monkeypatch: pytest.MonkeyPatch) -> Cell:
-    """Be in the kernel of a notebook."""
+    """Simulate the kernel of a notebook."""
     cell = Cell()
     ipython, display = ModuleType("IPython"), ModuleType("IPython.display")
     ipython.get_ipython = lambda: SimpleNamespace(kernel=object())  # type: ignore[attr-defined]
@@ -167,7 +167,7 @@ def test_a_custom_progress_gets_warnings_as_notes(fit_tiny: Fit, tmp_path: Path)
     assert [text.split()[0] for text in mine.texts] == ["ema_every=500", "precision"]
 
 
-# Words of Python
+# Messages with keyword arguments
 
 
 def test_an_interrupted_run_explains_how_to_resume_it_from_python(
@@ -195,7 +195,7 @@ def test_a_missing_gpu_is_reported_with_keyword_arguments(
 
 
 def literals(path: Path) -> list[str]:
-    """Every text of a file but its docstrings."""
+    """Return all string literals of a file except docstrings."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     documented = {
         id(node.body[0].value)

@@ -1,4 +1,4 @@
-"""PyTorch's optimisers without the marks for its compiler: the same bits, and nothing of it is imported."""
+"""Optimizers without compiler wrappers: bit-identical to PyTorch's, and without importing the compiler."""
 
 from __future__ import annotations
 

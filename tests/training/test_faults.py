@@ -1,4 +1,4 @@
-"""What goes wrong around a run - disks, signals, other trainers, numbers - ends in a sentence and loses nothing."""
+"""Disk errors, signals, concurrent trainers and non-finite values end a run with an error and lose nothing."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_full_disk_stops_the_run_and_keeps_earlier_checkpoints(
 
 
 class At(Progress):
-    """Does something when a step is done, and remembers what it was told."""
+    """Act after a step, and record the notes."""
 
     def __init__(self, step: int, what: Callable[[], object]) -> None:
         self.at, self.what, self.told = step, what, list[str]()
@@ -332,7 +332,7 @@ def test_a_run_with_only_damaged_checkpoints_is_refused(fit_tiny: Fit, tmp_path:
 
 
 def finite(folder: Path) -> bool:
-    """Whether every number that is kept is finite: all checkpoints and the network."""
+    """Return whether all values in checkpoints and the model file are finite."""
     files = [*folder.rglob("model.safetensors"), *folder.rglob("averaged.safetensors")]
     return len(files) > 0 and all(
         bool(torch.isfinite(value).all()) for path in files for value in safetensors.torch.load_file(path).values()

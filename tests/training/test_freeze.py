@@ -1,4 +1,4 @@
-"""Early layers that rest: which weights move at which share of a run, and that the others move as before."""
+"""Freezing early layers: which weights are fixed at which fraction of a run, without effect on the others."""
 
 from __future__ import annotations
 

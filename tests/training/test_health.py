@@ -1,4 +1,4 @@
-"""The collapse at ln(classes): dead networks are recognised, healthy ones are not, and repair brings learning back."""
+"""The collapse at ln(classes): dead networks are detected, healthy ones are not, and repair restores learning."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def network(seed: int = 0, **options: Any) -> Network:
 
 
 def pictures(n: int = 29, size: int = 11, seed: int = 1) -> Batch:
-    """Images of K classes that differ in the colour of a stripe: easy to learn."""
+    """Return images of K classes that differ in the colour of a stripe: easy to learn."""
     draw = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % K
     images = 0.3 * torch.randn(n, 3, size, size, generator=draw)
@@ -53,7 +53,7 @@ def kill_last_maps(model: Network) -> None:
 
 @torch.no_grad()
 def kill_hidden(model: Network, block: int = 1) -> None:
-    """Make the first convolution of a block negative everywhere; what follows has biases to answer with."""
+    """Make the first convolution of a block negative everywhere; the next layers have biases."""
     model.blocks[block].convs[0].bias.fill_(-100.0)
     for conv in [module for module in model.modules() if isinstance(module, nn.Conv2d)]:
         if float(conv.bias.max()) > -100:
@@ -209,7 +209,7 @@ def kill_everything(model: Network) -> None:
 
 
 def flatten_hidden(model: Network) -> None:
-    """A layer that says the same for every image without being zero."""
+    """Make a layer constant but not zero."""
     with torch.no_grad():
         conv = model.blocks[1].convs[1]
         conv.weight.zero_()

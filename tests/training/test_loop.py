@@ -1,4 +1,4 @@
-"""The loop on a small easy set: what it notes, judges, keeps and saves, and how it ends when something goes wrong."""
+"""The training loop on a small data set: metrics, evaluation, checkpoints, and errors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PER_EPOCH = 5
 
 
 def pictures(n: int = N, seed: int = 0) -> Split:
-    """Images 7x7 of K classes that differ in the colour of a stripe."""
+    """Return 7x7 images of K classes that differ in the colour of a stripe."""
     draw = np.random.default_rng(seed)
     labels = np.arange(n) % K
     images = draw.integers(0, 60, (n, 3, 7, 7), dtype=np.uint8)
@@ -54,7 +54,7 @@ def network(recipe: Recipe, **options: Any) -> Network:
 
 
 class Watcher(Progress):
-    """Remembers what it was told, and acts after a step where asked to."""
+    """Record all events, and act after a step on request."""
 
     def __init__(self, act: Any = None) -> None:
         self.said: list[tuple[Any, ...]] = []
@@ -82,7 +82,7 @@ class Watcher(Progress):
 
 
 class Case:
-    """A trainer with everything around it, in a folder."""
+    """A trainer with state, data and callbacks, in a folder."""
 
     def __init__(
         self, folder: Path, recipe: Recipe = BASE, *, validate: bool = True, act: Any = None, **options: Any
@@ -421,7 +421,7 @@ def test_a_resumed_repaired_run_is_bit_identical(tmp_path: Path):
 
 
 def stuck(case: Case) -> None:
-    """Make every signal too small to learn from, though nothing is dead."""
+    """Make all activations too small to learn from, without dead channels."""
     with torch.no_grad():
         for parameter in case.state.model.parameters():
             parameter.mul_(0.3)
@@ -491,7 +491,7 @@ def test_the_steps_between_checks_add_up(tmp_path: Path, check_every: int, per_e
 
 
 def whole_and_finite(folder: Path) -> int:
-    """The step of the newest checkpoint, which must be whole and hold numbers alone."""
+    """Return the step of the newest checkpoint, which must be intact and finite."""
     found, notes = checkpoint.latest(folder)
     assert notes == []
     for group in found[0].values():

@@ -1,4 +1,4 @@
-"""The optimisers: the paper's rates by group, a step against NumPy, Muon's promises, and a state kept to the bit."""
+"""Optimizers: learning rates per group, steps against NumPy, properties of Muon, and a bit-exact state."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def give_gradients(model: nn.Module, seed: int) -> None:
 
 
 def rates(optimizers: Optimizers, model: nn.Module) -> dict[str, tuple[float, float]]:
-    """Learning rate and decay of every parameter by name."""
+    """Return learning rate and weight decay of every parameter by name."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
         names[id(parameter)]: (group["lr"], group.get("weight_decay", 0.0))

@@ -1,4 +1,4 @@
-"""What a recipe comes to for the images at hand, and what is said where that may surprise."""
+"""Resolving a recipe for a data set, and notes for the user."""
 
 from __future__ import annotations
 

@@ -22,14 +22,14 @@ Timer = Callable[..., list[str]]
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache folder."""
+    """Return an empty cache folder."""
     monkeypatch.setenv("MLPCONV_DATA", str(tmp_path / "cache"))
     return tmp_path / "cache" / "precision"
 
 
 @pytest.fixture
 def timer(monkeypatch: pytest.MonkeyPatch) -> Timer:
-    """Every network is large enough to be timed, at these milliseconds; the formats are listed as they are timed."""
+    """Time every network, with these milliseconds; record the dtypes in the order of timing."""
 
     def install(fp32: float, bf16: float) -> list[str]:
         asked: list[str] = []

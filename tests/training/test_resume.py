@@ -1,4 +1,4 @@
-"""Exact resume: killed anywhere, any number of times, with any number of workers, a run ends with the same bits."""
+"""Bit-exact resume: after any number of kills, anywhere, with any number of workers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STEPS = 15
 
 
 class Reference:
-    """A recipe file, what an undisturbed run of it ends with, and how long that takes."""
+    """Return a recipe file, the result of an undisturbed run, and its seconds."""
 
     def __init__(self, kind: str, recipe: Path, results: Results, seconds: float) -> None:
         self.kind, self.recipe, self.results, self.seconds = kind, recipe, results, seconds
@@ -49,7 +49,7 @@ def reference(
 
 
 def order(reference: Reference, folder: Path) -> list[object]:
-    """The command that a script repeats until it is done: it starts the run, or resumes it where it has begun."""
+    """Return the command that a script repeats: it starts the run, or resumes it."""
     return ["train", "digits", "--recipe", reference.recipe, "--out", folder, "--resume"]
 
 
@@ -59,14 +59,14 @@ def finish(trainers: Any, reference: Reference, folder: Path) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """After a kill every checkpoint is whole, and the files of the run are."""
+    """Assert that all checkpoints and files of the run are intact after a kill."""
     assert checkpoint.latest(folder / "checkpoints")[1] == []
     for path in [*folder.glob("*.json"), *folder.glob("*.csv")]:
         assert path.read_bytes().endswith(b"\n"), path
 
 
 def batter(trainers: Any, reference: Reference, results: Read, folder: Path, draw: random.Random) -> int:
-    """Kill one run at random moments, go on each time with other workers, compare the end; returns the kills."""
+    """Kill a run at random times, resume with another number of workers, compare the result; return the kills."""
     kills = 0
     for _ in range(5):
         words = [*order(reference, folder), "--set", f"workers={draw.choice([0, 1, 2, 4])}"]
@@ -157,7 +157,7 @@ def dying_run(
     kind: str,
     **settings: Any,
 ) -> list[str]:
-    """Train, or resume, while `act` comes before each file call; returns the names of the calls."""
+    """Train or resume with `act` before each file call; return the names of the calls."""
     with monkeypatch.context() as patch:
         calls = faults.FileCalls(act)
         calls.install(lambda owner, name, value: patch.setattr(owner, name, value, raising=False))
@@ -217,7 +217,7 @@ def test_an_unstable_timer_changes_no_bit(
     tmp_path: Path,
     kind: str,
 ) -> None:
-    """Large networks are timed: repeated runs, and runs that die at some file call, on a machine with moods."""
+    """Networks are timed with unstable results: repeated runs, and runs that die at a file call."""
     formats = itertools.cycle(["fp32", "bf16"])
 
     def moody(_model: object, _batch: object, name: str) -> float:
@@ -239,7 +239,7 @@ def test_an_unstable_timer_changes_no_bit(
 
 
 class SignalAt(Progress):
-    """Sends this process a signal when some steps are done."""
+    """Send this process a signal after some steps."""
 
     def __init__(self, number: int, steps: set[int]) -> None:
         self.number, self.steps = number, steps

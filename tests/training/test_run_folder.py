@@ -1,4 +1,4 @@
-"""The run folder: counted up, never overwritten, used by one trainer at a time, every file of it whole."""
+"""Run folders: numbered, never overwritten, locked, with atomically written files."""
 
 from __future__ import annotations
 

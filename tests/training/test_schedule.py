@@ -1,4 +1,4 @@
-"""The course of the learning rate against torch's own schedulers, its bounds, and its peak and drops."""
+"""Learning-rate schedules against torch's schedulers, with bounds, peak and drops."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def recipe_for(schedule: str, warmup: float = 0.0, milestones: tuple[int, ...] =
 
 
 def torchs(name: str, steps: int, **options: object) -> list[float]:
-    """The factors of a scheduler of torch over a rate of 1."""
+    """Return the factors of a torch scheduler for a learning rate of 1."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = getattr(torch.optim.lr_scheduler, name)(optimizer, **options)
     rates = []

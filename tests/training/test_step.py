@@ -1,4 +1,4 @@
-"""One training step against a plain reference, in both number formats, and the batches that a recipe makes."""
+"""The training step against a plain reference, in both dtypes, and the batches of a recipe."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def one(model: Network, recipe: Recipe, data: Batch, step: int = 5, precision: s
 
 
 def soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The mean over the images of -sum(target x log softmax), written out."""
+    """Return the mean over the images of -sum(target x log softmax)."""
     powers = (logits - logits.amax(1, keepdim=True)).exp()
     return -(targets * (powers / powers.sum(1, keepdim=True)).log()).sum(1).mean()
 
 
 def flat(model: Network) -> torch.Tensor:
-    """All weights in one row."""
+    """Return all weights as one vector."""
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
