@@ -119,7 +119,7 @@ MUTANTS = (
     ),
     Mutant(
         "training/precision.py",
-        "        return Timing(*times) if whole else None",
+        "        return Timing(*times) if valid else None",
         "        return None",
         "training/test_resume.py::test_an_unstable_timer_changes_no_bit",
     ),

@@ -16,20 +16,17 @@ class LogProgress(Progress):
     """Log notes (INFO) and warnings to the logger "mlpconv", and epochs (INFO) unless a bar shows them."""
 
     def __init__(self, bar: Progress | None = None) -> None:
-        self.bar = bar
+        self.bar, self._display = bar, bar or Progress()
 
     def begin(self, steps: int, done: int, epochs: int) -> None:
-        if self.bar is not None:
-            self.bar.begin(steps, done, epochs)
+        self._display.begin(steps, done, epochs)
 
     def step(self, step: int, loss: float, accuracy: float, images: int) -> None:
-        if self.bar is not None:
-            self.bar.step(step, loss, accuracy, images)
+        self._display.step(step, loss, accuracy, images)
 
     def epoch(self, row: EpochMetrics, epochs: int) -> None:
-        if self.bar is not None:
-            self.bar.epoch(row, epochs)
-        else:
+        self._display.epoch(row, epochs)
+        if self.bar is None:
             LOGGER.info(format_epoch(row, epochs))
 
     def note(self, text: str) -> None:
@@ -39,8 +36,7 @@ class LogProgress(Progress):
         LOGGER.warning(text)
 
     def end(self) -> None:
-        if self.bar is not None:
-            self.bar.end()
+        self._display.end()
 
 
 class Lines(Progress):

@@ -149,10 +149,10 @@ class TimingCache:
             with open_data_file(self.path()) as file:
                 content = json.loads(file.read(MAX_FILE_BYTES))
             times = [content[f"{name}_ms"] for name in ("fp32", "bf16")]
-            whole = content["key"] == self.key and all(type(ms) is float and 0 < ms < math.inf for ms in times)
+            valid = content["key"] == self.key and all(type(ms) is float and 0 < ms < math.inf for ms in times)
         except (OSError, RuntimeError, DataError, ValueError, KeyError, TypeError, RecursionError):
             return None
-        return Timing(*times) if whole else None
+        return Timing(*times) if valid else None
 
     def store(self, timing: Timing) -> tuple[Timing, str]:
         """Write a timing; return the valid one, which may come from another process, and a remark."""

@@ -33,32 +33,19 @@ def setting(default: Any, text: str, low: float | None = None, high: float | Non
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hold every setting of a training run.
-
-    Raises UsageError for a value of the wrong type, a value out of range, or settings that exclude one another.
-    """
+    """All settings of a training run; raises UsageError for an invalid value or settings that exclude one another."""
 
     # the network
     model: str = setting("auto", "network architecture; auto selects one for the data")
     width: float = setting(1.0, "width multiplier of the hidden channels", 0.01, 16)
     activation: str | None = setting(None, "activation function: relu, maxout, ...; null keeps the network's default")
-    norm: Literal["network", "none", "batch"] = setting(
-        "network", "normalisation after each convolution: network (its default), none, or batch norm"
-    )
+    norm: Literal["network", "none", "batch"] = setting("network", "normalisation after each convolution")
     pool_first: bool | None = setting(None, "pool before norm and activation; null keeps the network's default")
-    pool2: Literal["max", "avg"] | None = setting(
-        None, "type of the second pooling layer of nin_cifar10 and its variants"
-    )
-    dropout: float | None = setting(
-        None, "dropout rate after the pooling layers; null keeps the network's default", 0, 0.95
-    )
+    pool2: Literal["max", "avg"] | None = setting(None, "type of the second pooling layer of nin_cifar10")
+    dropout: float | None = setting(None, "dropout after pooling layers; null keeps the network's default", 0, 0.95)
     last_relu: bool | None = setting(None, "ReLU after the last 1x1 convolution; null keeps the network's default")
-    head: Literal["gap", "fc", "fc+dropout"] = setting(
-        "gap", "classifier head: gap (global average pooling), or fully connected"
-    )
-    init: Literal["paper", "he", "identity"] | None = setting(
-        None, "weight initialisation; null keeps the network's default"
-    )
+    head: Literal["gap", "fc", "fc+dropout"] = setting("gap", "classifier head: pooling or fully connected")
+    init: Literal["paper", "he", "identity"] | None = setting(None, "initialisation; null keeps the network's default")
     whiten: bool = setting(False, "initialise the first layer with a whitening of training patches")
     # the images
     preprocessing: tuple[str, ...] = setting(
@@ -66,8 +53,7 @@ class Recipe:
     )
     size: int | None = setting(None, "image height and width, pixels; null infers them", 1, 4096)
     fit: Literal["auto", "crop", "pad", "stretch"] = setting(
-        "auto",
-        "how images are resized: crop (centre crop), pad, or stretch; auto selects by aspect ratio",
+        "auto", "how images are resized: centre crop, pad or stretch; auto selects by aspect ratio"
     )
     val_fraction: float = setting(
         0.2, "fraction of the training images held out if the data has no validation split", 0, 0.9
@@ -76,7 +62,7 @@ class Recipe:
     crop_mode: Literal["zero", "reflect"] = setting("reflect", "padding mode of the random crop")
     flip: Literal["none", "random", "alternate", "auto"] = setting(
         "none",
-        "horizontal flip; alternate flips each image every other epoch; auto: random for colour images, none for grey",
+        "horizontal flip; alternate: each image every other epoch; auto: random for colour images, none for grey",
     )
     cutout: int = setting(0, "side of the cutout square, pixels; 0 disables it", 0, 512)
     mixup: float = setting(0.0, "mixup alpha; 0 disables it", 0, 10)
@@ -163,8 +149,8 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
         return float(value) if abs(value) < 1 << 1000 else math.inf  # too large for a float: out of every range
     if isinstance(value, hint) and not (hint is not bool and isinstance(value, bool)):
         return value
-    types_in_words = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
-    raise UsageError(f"{name}={shorten(value)} is not accepted: give {types_in_words[hint]}.")
+    type_names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
+    raise UsageError(f"{name}={shorten(value)} is not accepted: give {type_names[hint]}.")
 
 
 def shorten(value: Any) -> str:
