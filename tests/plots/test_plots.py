@@ -126,7 +126,7 @@ def test_curves_of_short_histories_can_be_drawn(rows: list[dict[str, Any]], tmp_
 
 
 def test_curves_refuse_an_empty_history() -> None:
-    with pytest.raises(UsageError, match="no epoch"):
+    with pytest.raises(UsageError, match="history is empty"):
         plots.curves([])
 
 

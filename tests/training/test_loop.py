@@ -53,32 +53,35 @@ def network(recipe: Recipe, **options: Any) -> Network:
     return model.to(memory_format=torch.channels_last)
 
 
-class Watcher(Progress):
+class Events(Progress):
     """Record all events, and act after a step on request."""
 
     def __init__(self, act: Any = None) -> None:
-        self.said: list[tuple[Any, ...]] = []
+        self.events: list[tuple[Any, ...]] = []
         self.act = act
 
     def begin(self, steps: int, done: int, epochs: int) -> None:
-        self.said.append(("begin", steps, done, epochs))
+        self.events.append(("begin", steps, done, epochs))
+
+    def batch(self, seconds: float) -> None:
+        self.events.append(("batch", seconds))
 
     def step(self, step: int, loss: float, accuracy: float, images: int) -> None:
-        self.said.append(("step", step, loss, accuracy, images))
+        self.events.append(("step", step, loss, accuracy, images))
         if self.act is not None:
             self.act(step)
 
     def epoch(self, row: EpochMetrics, epochs: int) -> None:
-        self.said.append(("epoch", row["epoch"], epochs))
+        self.events.append(("epoch", row["epoch"], epochs))
 
     def note(self, text: str) -> None:
-        self.said.append(("note", text))
+        self.events.append(("note", text))
 
     def end(self) -> None:
-        self.said.append(("end",))
+        self.events.append(("end",))
 
     def of(self, kind: str) -> list[tuple[Any, ...]]:
-        return [entry[1:] for entry in self.said if entry[0] == kind]
+        return [entry[1:] for entry in self.events if entry[0] == kind]
 
 
 class Case:
@@ -96,13 +99,13 @@ class Case:
         self.state = State(model, make_ema(model, recipe), make_optimizers(model, recipe), "fp32", totals)
         self.kept: list[tuple[EpochMetrics, dict[str, torch.Tensor]]] = []
         self.recorded: list[list[EpochMetrics]] = []
-        self.watcher, self.folder = Watcher(act), folder
+        self.progress, self.folder = Events(act), folder
         self.validation = pictures(20, seed=1) if validate else None
         found, _ = checkpoint.latest(folder)
         if found is not None:
             self.state.restore(found)
         parts = (self.state, self.loader, self.validation, recipe, folder)
-        self.trainer = Trainer(*parts, self.keep, lambda rows: self.recorded.append(copy.deepcopy(rows)), self.watcher)
+        self.trainer = Trainer(*parts, self.keep, lambda rows: self.recorded.append(copy.deepcopy(rows)), self.progress)
 
     def keep(self, model: Network, row: EpochMetrics) -> None:
         self.kept.append((row, copy.deepcopy(model.state_dict())))
@@ -156,10 +159,11 @@ def test_the_learning_rate_of_an_epoch_is_that_of_its_last_step(tmp_path: Path):
 
 def test_progress_receives_all_events_in_order(tmp_path: Path):
     case = Case(tmp_path, BASE.with_settings(epochs=2)).run()
-    kinds = [entry[0] for entry in case.watcher.said]
-    assert kinds == ["begin", *["step"] * 5, "epoch", *["step"] * 5, "epoch", "end"]
-    assert case.watcher.of("begin") == [(10, 0, 2)]
-    steps = case.watcher.of("step")
+    kinds = [entry[0] for entry in case.progress.events]
+    assert kinds == ["begin", *["batch", "step"] * 5, "epoch", *["batch", "step"] * 5, "epoch", "end"]
+    assert all(seconds >= 0 for (seconds,) in case.progress.of("batch"))
+    assert case.progress.of("begin") == [(10, 0, 2)]
+    steps = case.progress.of("step")
     assert [step for step, *_ in steps] == list(range(1, 11))
     assert [images for *_, images in steps][:5] == [8, 16, 23, 30, 37]
     assert steps[4][1] == case.state.history[0]["train_loss"]
@@ -284,7 +288,7 @@ def test_a_stopped_and_resumed_run_is_bit_identical(tmp_path: Path, stop: int):
         first.run()
     assert caught.value.exit_code == 143
     assert first.saved()[-1] == stop
-    assert first.watcher.said[-1] == ("end",)
+    assert first.progress.events[-1] == ("end",)
     second = Case(tmp_path / "parts", recipe, dropout=0.3)
     assert second.state.step == stop
     second.run()
@@ -318,7 +322,7 @@ def test_an_epoch_completed_after_a_resume_has_a_throughput(tmp_path: Path):
 def test_resuming_a_finished_run_writes_metrics_alone(tmp_path: Path):
     first = Case(tmp_path).run()
     again = Case(tmp_path).run()
-    assert again.watcher.of("step") == []
+    assert again.progress.of("step") == []
     assert again.recorded == [first.state.history]
     assert again.kept == []
 
@@ -366,12 +370,12 @@ def test_a_collapse_stops_the_run_within_an_epoch(tmp_path: Path):
     kill(case)
     with pytest.raises(CollapseError, match=r"collapsed by step 2: the loss sits at 1\.0986.*on_collapse='repair'"):
         case.run()
-    assert case.watcher.said[-1] == ("end",)
+    assert case.progress.events[-1] == ("end",)
 
 
 def test_a_late_collapse_is_detected_and_the_last_checkpoint_kept(tmp_path: Path):
     case = Case(tmp_path, BASE.with_settings(norm="none", lr=1e-4), last_relu=True)
-    case.watcher.act = lambda step: kill(case) if step == 7 else None
+    case.progress.act = lambda step: kill(case) if step == 7 else None
     with pytest.raises(CollapseError, match=r"collapsed by step (8|9)"):
         case.run()
     found, notes = checkpoint.latest(tmp_path)
@@ -385,7 +389,7 @@ def test_a_repaired_run_learns_at_half_the_learning_rate_with_a_note(tmp_path: P
     case = Case(tmp_path, recipe, last_relu=True)
     kill(case)
     case.run()
-    (note,) = case.watcher.of("note")[0]
+    (note,) = case.progress.of("note")[0]
     assert "step 2: training collapsed (chance-level loss; the logits of all images are the same)" in note
     assert re.search(r"reinitialised \d+ channels \(dead\) and halved the learning rate", note)
     assert case.state.repairs >= 1
@@ -407,7 +411,7 @@ def test_a_resumed_repaired_run_is_bit_identical(tmp_path: Path):
         for stop in (*stops, None):
             fresh = checkpoint.latest(folder)[0] is None
             case = Case(folder, recipe, last_relu=True)
-            case.watcher.act = lambda step, at=stop: os.kill(os.getpid(), signal.SIGINT) if step == at else None
+            case.progress.act = lambda step, at=stop: os.kill(os.getpid(), signal.SIGINT) if step == at else None
             if fresh:
                 kill(case)
             if stop is None:
@@ -434,7 +438,7 @@ def test_a_stuck_network_is_warned_of_or_repaired(tmp_path: Path, monkeypatch: p
     case = Case(tmp_path, recipe)
     stuck(case)
     case.run()
-    notes = [note for (note,) in case.watcher.of("note")]
+    notes = [note for (note,) in case.progress.of("note")]
     losses = [row["train_loss"] for row in case.state.history]
     if cure == "repair":
         assert "step 10: training collapsed (chance-level loss; nothing was learned in 10 steps)" in notes[0]
@@ -450,9 +454,9 @@ def test_a_second_collapse_reinitialises_all_channels(tmp_path: Path):
     recipe = BASE.with_settings(norm="none", on_collapse="repair", epochs=2)
     case = Case(tmp_path, recipe, last_relu=True)
     kill(case)
-    case.watcher.act = lambda step: kill(case) if step == 3 else None
+    case.progress.act = lambda step: kill(case) if step == 3 else None
     case.run()
-    first, second, *_ = [note for (note,) in case.watcher.of("note")]
+    first, second, *_ = [note for (note,) in case.progress.of("note")]
     assert "(dead)" in first
     assert "(all)" in second
 
@@ -516,7 +520,7 @@ def test_the_checkpoint_before_a_nan_is_intact_and_finite(tmp_path: Path, where:
         if step == 6 and where == "loss":
             case.loader.preprocessing.steps[0].mean.fill_(float("inf"))
 
-    case.watcher.act = spoil
+    case.progress.act = spoil
     with pytest.raises(
         NonFiniteError, match=r"at step 7 \(epoch 2\)" if where == "weight" else "the loss became nan at step 7"
     ):
