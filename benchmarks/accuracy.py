@@ -32,7 +32,7 @@ def train(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     settings = dict(parse_setting(text) for text in args.set) | {"seed": seed}
     resume = (folder / "recipe.json").is_file()
     run = mlpconv.fit(
-        args.data, args.recipe, out=folder, resume=resume, data_root=args.root, progress=Lines(), **settings
+        args.data, args.recipe, out=folder, resume=resume, data_root=args.root, progress=Lines(print), **settings
     )
     last = run.history[-1]
     row = {name: last[name] for name in ("epoch", "seconds", "cpu_seconds")} | {"seed": seed}

@@ -80,7 +80,7 @@ def train(name: str, settings: dict[str, Any], seed: int, data: Dataset, args: a
         settings["sizes"] = [round(args.size * fraction) for fraction in settings["sizes"]]
     run = mlpconv.fit(
         data, find_recipe("fast", "cifar10"), out=folder, resume=(folder / "recipe.json").is_file(),
-        progress=Lines(), report=False, **(RESET | settings | {"seed": seed, "eval_every": args.epochs}),
+        progress=Lines(print), report=False, **(RESET | settings | {"seed": seed, "eval_every": args.epochs}),
     )  # fmt: skip
     last = run.history[-1]
     result = {"seed": seed, "error": 1 - last["val_accuracy"]}

@@ -31,6 +31,7 @@ class StopAfter(Lines):
     """Print a line per epoch, and request a stop after the last epoch to train."""
 
     def __init__(self, epochs: int) -> None:
+        super().__init__(print)
         self.last = epochs
         self.notes: list[str] = []
 

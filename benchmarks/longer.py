@@ -40,7 +40,7 @@ def train(name: str, seed: int, data: Dataset, runs: Path) -> dict[str, Any]:
     folder = runs / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
     settings = SMALL | PLANS[name]
     run = mlpconv.fit(
-        data, find_recipe("best", "cifar10"), out=folder, resume=(folder / "recipe.json").is_file(), progress=Lines(),
+        data, find_recipe("best", "cifar10"), out=folder, resume=(folder / "recipe.json").is_file(), progress=Lines(print),
         report=False, **(settings | {"seed": seed, "eval_every": settings["epochs"]}),
     )  # fmt: skip
     last = run.history[-1]

@@ -105,7 +105,7 @@ def test_a_model_reads_images_as_its_training_did(tmp_path: Path, fit: str, caps
 def test_a_data_set_brings_its_own_fit(tmp_path: Path) -> None:
     data = open_data(put(tmp_path / "x", 30, 120), fit="pad")
     assert load_dataset(data, Recipe(fit="pad"), None).reading.fit == "pad"
-    with pytest.raises(UsageError, match="fit=stretch was given with a Dataset"):
+    with pytest.raises(UsageError, match="fit=stretch has no effect on a Dataset"):
         load_dataset(data, Recipe(fit="stretch"), None)
 
 

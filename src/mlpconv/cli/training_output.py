@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 
 from mlpconv.training.display import Lines
 from mlpconv.training.progress import EpochMetrics, Progress
@@ -16,7 +17,7 @@ def make_progress(as_json: bool) -> Progress:
     """Return the progress display for JSON output, a terminal, or a pipe."""
     if as_json:
         return JsonLines()
-    return TerminalBar() if sys.stdout.isatty() else Lines()
+    return TerminalBar() if sys.stdout.isatty() else Lines(partial(print, flush=True))
 
 
 class JsonLines(Progress):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 
 from mlpconv.training.progress import EpochMetrics, Progress, format_epoch
 
@@ -40,13 +41,16 @@ class LogProgress(Progress):
 
 
 class Lines(Progress):
-    """Print one line per epoch or note to stdout."""
+    """Pass one line per epoch or note to `write`, such as `print`."""
+
+    def __init__(self, write: Callable[[str], object]) -> None:
+        self.write = write
 
     def epoch(self, row: EpochMetrics, epochs: int) -> None:
-        print(format_epoch(row, epochs), flush=True)  # noqa: T201
+        self.write(format_epoch(row, epochs))
 
     def note(self, text: str) -> None:
-        print(text, flush=True)  # noqa: T201
+        self.write(text)
 
 
 def default_progress(bar: bool) -> Progress:
