@@ -40,8 +40,8 @@ def train(name: str, seed: int, data: Dataset, runs: Path) -> dict[str, Any]:
     folder = runs / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
     settings = SMALL | PLANS[name]
     run = mlpconv.fit(
-        data, find_recipe("best", "cifar10"), out=folder, resume=(folder / "recipe.json").is_file(), progress=Lines(print),
-        report=False, **(settings | {"seed": seed, "eval_every": settings["epochs"]}),
+        data, find_recipe("best", "cifar10"), out=folder, resume=(folder / "recipe.json").is_file(),
+        progress=Lines(print), report=False, **(settings | {"seed": seed, "eval_every": settings["epochs"]}),
     )  # fmt: skip
     last = run.history[-1]
     flipped = mlpconv.evaluate(run.classifier, data.split("val"), tta_flip=True)
