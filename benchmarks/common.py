@@ -1,4 +1,4 @@
-"""What every benchmark shares: run a command and measure it, describe the machine, write the result as JSON."""
+"""Shared by the benchmarks: measure a command, describe the machine, write the result as JSON."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ OPTIONAL = ("onnx", "onnxruntime", "openvino")  # of the extra `bench`
 
 @dataclass(frozen=True)
 class Measured:
-    """One finished command: wall seconds, and the most memory (bytes) that it held at once."""
+    """Wall-clock seconds and peak memory (bytes) of a command."""
 
     seconds: float
     peak_bytes: int
 
 
 def measure(command: list[str], cwd: Path | None = None, quiet: bool = True) -> Measured:
-    """Run a command to its end; raises SystemExit with what it said where it fails.
+    """Run a command and measure it; raises SystemExit if it fails.
 
-    The peak is the kernel's own count for the process itself (ru_maxrss), not for processes that it started.
+    The peak is ru_maxrss of the process itself, without its child processes.
     """
     sink = subprocess.DEVNULL if quiet else None
-    began = time.perf_counter()
+    start = time.perf_counter()
     child = subprocess.Popen(command, cwd=cwd, stdout=sink)
     _, status, usage = os.wait4(child.pid, 0)
-    seconds = time.perf_counter() - began
-    child.returncode = os.waitstatus_to_exitcode(status)  # it has been waited for: Popen need not
+    seconds = time.perf_counter() - start
+    child.returncode = os.waitstatus_to_exitcode(status)  # already waited for: Popen must not wait
     if child.returncode:
-        raise SystemExit(f"{shlex.join(command)} ended with code {child.returncode}")
+        raise SystemExit(f"{shlex.join(command)} exited with code {child.returncode}")
     unit = 1 if sys.platform == "darwin" else 1024
     return Measured(seconds, usage.ru_maxrss * unit)
 
 
 def spread(values: list[float]) -> dict[str, float | int]:
-    """n, mean, standard deviation and the extremes of repeated measurements."""
+    """Return n, mean, standard deviation, minimum and maximum of repeated measurements."""
     sd = stdev(values) if len(values) > 1 else 0.0
     return {"n": len(values), "mean": fmean(values), "sd": sd, "min": min(values), "max": max(values)}
 
 
 def machine() -> dict[str, Any]:
-    """The processor, the system and the versions that a number depends on."""
+    """Return the processor, the system and the package versions."""
     return {
         "cpu": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -64,16 +64,16 @@ def machine() -> dict[str, Any]:
 
 
 def optional_versions() -> dict[str, str]:
-    """The versions of the engines to compare with, where they are installed."""
-    found = {}
+    """Return the versions of the optional inference engines that are installed."""
+    versions = {}
     for name in OPTIONAL:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def processor() -> str:
-    """The processor's name as the system gives it."""
+    """Return the name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -83,7 +83,7 @@ def processor() -> str:
 
 
 def write_result(name: str, result: dict[str, Any]) -> Path:
-    """Write benchmarks/results/NAME.json: the result, the command that made it, and the machine."""
+    """Write benchmarks/results/NAME.json: the result, the command, the date and the machine."""
     script = Path(sys.argv[0])
     command = shlex.join(["python", f"benchmarks/{script.name}", *sys.argv[1:]])
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,10 @@
-"""What each lever of the fast recipe brings on CIFAR-10: rungs switched on one after the other, and each one left out.
+"""Ablation of the recipe `fast` on CIFAR-10: techniques added one after the other, and each one removed alone.
 
     python benchmarks/ladder.py --seeds 3
 
-A reduced setting, so that many runs fit: 20 pixels a side, three epochs of the first 20,000 training images, judged on
-the last 10,000 (the test images are never seen). Run it again to go on where it was stopped, or with more seeds. Writes
-results/ladder.json after each run; `python benchmarks/tables.py` puts it between the markers named ladder in
-docs/training.md.
+A reduced setting, so that many runs fit: 20 pixels a side, three epochs of the first 20,000 training images, validated
+on the last 10,000 (the test images are never used). Run it again to resume, or with more seeds. Writes
+results/ladder.json after each run; `python benchmarks/tables.py` copies it into docs/training.md.
 """
 
 from __future__ import annotations
@@ -19,11 +18,10 @@ import numpy as np
 from common import RESULTS, spread, write_result
 
 import mlpconv
-import mlpconv.fitting
-from mlpconv.cli.training_output import Lines
 from mlpconv.data import Dataset, open_data
 from mlpconv.data.dataset import make_dataset, select
 from mlpconv.data.validation import holdout
+from mlpconv.training.display import Lines
 from mlpconv.training.recipe import find_recipe
 
 FLOOR: dict[str, Any] = {
@@ -31,79 +29,79 @@ FLOOR: dict[str, Any] = {
     "optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4, "batch_size": 192, "schedule": "linear",
     "warmup": 0.05, "crop": 2, "flip": "random", "pool2": "max", "last_lr": 1.0,
 }  # fmt: skip
-"""A plain modern training of the paper's network: He's initialisation (from the paper's it learns nothing so soon)."""
+"""A plain modern training of the paper's network, with He initialisation: the paper's needs more epochs to learn."""
 
 RUNGS: dict[str, dict[str, Any]] = {
     "batch norm": {"norm": "batch"},
     "pool before norm": {"pool_first": True},
-    "identity 1x1s": {"init": "identity"},
+    "identity initialisation": {"init": "identity"},
     "whitened first layer": {"whiten": True},
-    "average second pool": {"pool2": "avg"},
+    "average second pooling": {"pool2": "avg"},
     "Muon": {"optimizer": "muon", "lr": 0.03, "weight_decay": 0.0, "last_lr": 4.0},
     "label smoothing": {"label_smoothing": 0.1},
-    "averaged weights": {"ema": 0.95, "ema_every": 5},
+    "EMA": {"ema": 0.95, "ema_every": 5},
     "alternating flips": {"flip": "alternate"},
-    "small to large": {"sizes": (0.75, 0.875, 1.0)},
-    "early layers rest": {"freeze": (0.2, 0.75)},
+    "progressive resizing": {"sizes": (0.75, 0.875, 1.0)},
+    "freezing early layers": {"freeze": (0.2, 0.75)},
 }
-"""In the order in which they are switched on. `sizes` are shares of the side."""
+"""The techniques, in the order in which they are added. `sizes` are fractions of the image side."""
 
 CHOICES: dict[str, dict[str, Any]] = {
-    "half the rate": {"lr": 0.015},
-    "twice the rate": {"lr": 0.06},
-    "the last layer at the rate of the others": {"last_lr": 1.0},
+    "half the learning rate": {"lr": 0.015},
+    "twice the learning rate": {"lr": 0.06},
+    "the common learning rate for the last layer": {"last_lr": 1.0},
 }
-"""Numbers of the full recipe, chosen otherwise."""
+"""Variations of the full recipe."""
 
 TOP = f"with {list(RUNGS)[-1]}"
-"""Everything on."""
-JUDGED = 10_000
+"""The full recipe."""
+VALIDATION_IMAGES = 10_000
 RESET: dict[str, Any] = {"whiten": False, "label_smoothing": 0.0, "ema": 0.0, "ema_every": 1, "freeze": (), "sizes": ()}
-"""The fast recipe without its levers."""
+"""Disables the techniques of the recipe `fast`."""
 
 
 def plans() -> dict[str, dict[str, Any]]:
-    """The settings of each run by name: the floor, each rung on top of those before, all but one, other choices."""
-    made: dict[str, dict[str, Any]] = {"floor": {}}
+    """Return the settings of each run by name: the baseline, cumulative, without one technique, variations."""
+    runs: dict[str, dict[str, Any]] = {"floor": {}}
     settings: dict[str, Any] = {}
     for name, rung in RUNGS.items():
         settings = settings | rung
-        made[f"with {name}"] = settings
-    for left_out in list(RUNGS)[:-1]:  # without the last is the rung before it
-        others = [rung for name, rung in RUNGS.items() if name != left_out]
-        made[f"without {left_out}"] = {key: value for rung in others for key, value in rung.items()}
-    return made | {f"but {name}": settings | other for name, other in CHOICES.items()}
+        runs[f"with {name}"] = settings
+    for removed in list(RUNGS)[:-1]:  # without the last one: the cumulative run before it
+        remaining = [rung for name, rung in RUNGS.items() if name != removed]
+        runs[f"without {removed}"] = {key: value for rung in remaining for key, value in rung.items()}
+    return runs | {f"but {name}": settings | change for name, change in CHOICES.items()}
 
 
-def one(name: str, settings: dict[str, Any], seed: int, data: Dataset, asked: argparse.Namespace) -> dict[str, Any]:
-    """Train, or go on, or take the finished run; the full recipe is judged with the mirror image as well."""
-    folder = asked.runs / f"{name.replace(' ', '-')}-{seed}"
-    settings = FLOOR | {"epochs": asked.epochs} | settings
+def train(name: str, settings: dict[str, Any], seed: int, data: Dataset, args: argparse.Namespace) -> dict[str, Any]:
+    """Train, resume or load a run; the full recipe is also evaluated with test-time augmentation."""
+    folder = args.runs / f"{name.replace(' ', '-')}-{seed}"
+    settings = FLOOR | {"epochs": args.epochs} | settings
     if "sizes" in settings:
-        settings["sizes"] = [round(asked.size * share) for share in settings["sizes"]]
+        settings["sizes"] = [round(args.size * fraction) for fraction in settings["sizes"]]
     run = mlpconv.fit(
         data, find_recipe("fast", "cifar10"), out=folder, resume=(folder / "recipe.json").is_file(),
-        progress=Lines(), **(RESET | settings | {"seed": seed, "eval_every": asked.epochs}),
+        progress=Lines(print), report=False, **(RESET | settings | {"seed": seed, "eval_every": args.epochs}),
     )  # fmt: skip
     last = run.history[-1]
-    found = {"seed": seed, "error": 1 - last["val_accuracy"]}
-    found |= {key: last[key] for key in ("train_accuracy", "seconds", "cpu_seconds")}
+    result = {"seed": seed, "error": 1 - last["val_accuracy"]}
+    result |= {key: last[key] for key in ("train_accuracy", "seconds", "cpu_seconds")}
     if name == TOP:
-        found["error_with_tta_flip"] = mlpconv.evaluate(run.classifier, data.split("val"), tta_flip=True).error
-    return found
+        result["error_with_tta_flip"] = mlpconv.evaluate(run.classifier, data.split("val"), tta_flip=True).error
+    return result
 
 
-def images(size: int, count: int, root: Path | None) -> Dataset:
-    """CIFAR-10 at that many pixels a side: the first images to train on, the last to judge on."""
-    whole = open_data("cifar10", root=root, size=size)
-    train, held_out = holdout(whole.split("train"), JUDGED / len(whole.split("train")))
+def load_images(size: int, count: int, root: Path | None) -> Dataset:
+    """Return CIFAR-10 at this image side: the first `count` images for training, the last for validation."""
+    full = open_data("cifar10", root=root, size=size)
+    train, held_out = holdout(full.split("train"), VALIDATION_IMAGES / len(full.split("train")))
     return make_dataset(
-        "cifar10", whole.classes, {"train": select(train, np.arange(min(count, len(train)))), "val": held_out}
+        "cifar10", full.classes, {"train": select(train, np.arange(min(count, len(train)))), "val": held_out}
     )
 
 
 def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Mean, deviation and n of every plan that has a run."""
+    """Return mean, standard deviation and n of every plan."""
     return {
         name: {key: spread([row[key] for row in rows]) for key in rows[0] if key != "seed"} | {"runs": rows}
         for name, rows in runs.items()
@@ -111,40 +109,39 @@ def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Seed by seed, every plan that has no result yet."""
+    """Run every plan that has no result yet, seed by seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--size", type=int, default=20, help="side of the images")
+    parser.add_argument("--size", type=int, default=20, help="image side, pixels")
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--images", type=int, default=20_000, help="to train on")
-    parser.add_argument("--root", type=Path, help="where the data lie, if not in the cache or $MLPCONV_DATA")
+    parser.add_argument("--images", type=int, default=20_000, help="number of training images")
+    parser.add_argument("--root", type=Path, help="folder of the data, if not the cache or $MLPCONV_DATA")
     parser.add_argument("--runs", type=Path, default=Path("runs/ladder"))
     parser.add_argument("--only", nargs="*", help="names of plans, such as 'without Muon'")
-    asked = parser.parse_args()
-    protocol = {"size": asked.size, "epochs": asked.epochs, "images": asked.images, "judged": JUDGED}
-    found = earlier(protocol)
-    data = images(asked.size, asked.images, asked.root)
-    mlpconv.fitting.summarise = lambda *_: None  # type: ignore[assignment]  # a report takes half as long as a run
-    for seed in range(asked.seeds):
+    args = parser.parse_args()
+    protocol = {"size": args.size, "epochs": args.epochs, "images": args.images, "judged": VALIDATION_IMAGES}
+    results = previous_runs(protocol)
+    data = load_images(args.size, args.images, args.root)
+    for seed in range(args.seeds):
         for name, settings in plans().items():
-            rows = found.setdefault(name, [])
-            if (asked.only and name not in asked.only) or any(row["seed"] == seed for row in rows):
+            rows = results.setdefault(name, [])
+            if (args.only and name not in args.only) or any(row["seed"] == seed for row in rows):
                 continue
-            rows.append(one(name, settings, seed, data, asked))
-            done = {key: rows for key, rows in found.items() if rows}
+            rows.append(train(name, settings, seed, data, args))
+            done = {key: rows for key, rows in results.items() if rows}
             write_result("ladder", {"protocol": protocol, "plans": summary(done)})
             print(f"{name}, seed {seed}: error {rows[-1]['error']:.2%}", flush=True)
 
 
-def earlier(protocol: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The runs that the result file holds; raises SystemExit where it is of another setting."""
+def previous_runs(protocol: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Return the runs in the result file; raises SystemExit if it has another protocol."""
     path = RESULTS / "ladder.json"
     if not path.is_file():
         return {}
     result = json.loads(path.read_text("utf-8"))["result"]
     if result["protocol"] != protocol:
-        raise SystemExit(f"{path} holds {result['protocol']}: move it away to measure at {protocol}")
-    return {name: each["runs"] for name, each in result["plans"].items()}
+        raise SystemExit(f"{path} has the protocol {result['protocol']}: move it away to measure {protocol}")
+    return {name: plan["runs"] for name, plan in result["plans"].items()}
 
 
 if __name__ == "__main__":

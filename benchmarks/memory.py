@@ -1,6 +1,6 @@
-"""The most memory that training holds at once: `python benchmarks/memory.py cifar10 --set epochs=1`.
+"""Peak memory of training: `python benchmarks/memory.py cifar10 --set epochs=1`.
 
-Everything after the name is handed to `mlpconv train`; the run folder is thrown away. Writes results/memory-NAME.json.
+All arguments are passed to `mlpconv train`; the run folder is temporary. Writes results/memory-NAME.json.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from common import measure, write_result
 
 
 def main() -> int:
-    """Train once in a process of its own and write its peak."""
+    """Train once in a separate process and write its peak memory."""
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         print(f"usage: {__doc__.splitlines()[0]}", file=sys.stderr)
         return 2

@@ -1,14 +1,13 @@
-"""Make the weights that ship with the package out of a finished run: norms folded away, halved, judged again.
+"""Write the weights that ship with the package from a finished run: batch norm folded, float16, evaluated again.
 
     python benchmarks/ship.py runs/cifar10-001 src/mlpconv/weights/nin_cifar10.safetensors
 
-Batch norm is worked into the convolutions, so that what ships has the published network's parameters; weights are
-stored as float16. The file is judged as users will load it, on the images that training held out, and is not written
-where that costs more than 0.05 points of accuracy.
+Batch norm is folded into the convolutions, so that the file has the parameters of the published network; weights are
+stored as float16. The file is evaluated as users load it, on the validation split, and is not written if accuracy drops
+by more than 0.05 points.
 
-A run that held nothing out has no images to be judged on. `--judged FILE` names what this script made before, of a run
-with the same recipe and seed on a part of the images: its figures then stand in the file, and say how many images
-that run was trained on.
+A run on all images has no validation split. `--judged FILE` names an earlier output of this script, for a run with the
+same recipe and seed on part of the images: the new file gets its metrics, with the number of its training images.
 """
 
 from __future__ import annotations
@@ -23,62 +22,66 @@ from mlpconv.data.as_trained import open_as_trained
 from mlpconv.inference import Classifier
 from mlpconv.models.folding import fold_norm
 
-MOST_LOST = 0.0005
-APART = "val_fraction"
-"""The one setting in which a run and the one that is judged for it may differ."""
+MAX_LOSS = 0.0005  # of accuracy
+DIFFERENT_SETTING = "val_fraction"
+"""The only setting in which a run and the run of `--judged` may differ."""
 
 
 def main() -> None:
-    """Fold, halve, judge, write."""
+    """Fold batch norm, convert to float16, evaluate and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a finished run folder")
     parser.add_argument("file", type=Path, help="the model file to write")
-    parser.add_argument("--judged", type=Path, help="for a run on all images: whose figures stand for it")
-    parser.add_argument("--root", type=Path, help="where the data lie, if not in the cache or $MLPCONV_DATA")
-    asked = parser.parse_args()
-    trained = mlpconv.load(asked.run)
-    splits = open_as_trained(trained.info["data"], asked.root, trained).splits
-    if ("val" in splits) is (asked.judged is not None):
-        raise SystemExit("A run that held nothing out needs --judged FILE; one that held images out is judged on them.")
+    parser.add_argument("--judged", type=Path, help="for a run on all images: the file with its metrics")
+    parser.add_argument("--root", type=Path, help="folder of the data, if not the cache or $MLPCONV_DATA")
+    args = parser.parse_args()
+    trained = mlpconv.load(args.run)
+    splits = open_as_trained(trained.info["data"], args.root, trained).splits
+    if ("val" in splits) is (args.judged is not None):
+        raise SystemExit("A run without a validation split needs --judged FILE; a run with one is evaluated on it.")
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / "draft.safetensors"
         write(draft, trained, {})
         shipped = mlpconv.load(draft)
-    seen = splits["train"] if asked.judged else splits["val"]
-    before, after = (mlpconv.evaluate(each, seen) for each in (trained, shipped))
-    if after.error > before.error + MOST_LOST:
-        raise SystemExit(f"error {before.error:.2%} became {after.error:.2%} by folding and halving: not written")
-    if asked.judged:
-        figures = figures_of(asked.judged, trained)
+    split = splits["train"] if args.judged else splits["val"]
+    original, folded = (mlpconv.evaluate(classifier, split) for classifier in (trained, shipped))
+    if folded.error > original.error + MAX_LOSS:
+        raise SystemExit(
+            f"folding and float16 raise the error from {original.error:.2%} to {folded.error:.2%}: not written"
+        )
+    if args.judged:
+        metrics = stored_metrics(args.judged, trained)
     else:
-        flipped = mlpconv.evaluate(shipped, seen, tta_flip=True).error
-        figures = {"images": after.n, "error": after.error, "error_interval": list(after.error_interval)}
-        figures |= {"error_with_tta_flip": flipped, "log_loss": after.log_loss, "error_before": before.error}
-        figures |= {"train_images": trained.info["train_images"]}
-    about = {"norm": "folded", "weights": "float16", "validation": figures}
-    asked.file.parent.mkdir(parents=True, exist_ok=True)
-    write(asked.file, trained, {"shipped": about})
+        flipped = mlpconv.evaluate(shipped, split, tta_flip=True).error
+        metrics = {"images": folded.n, "error": folded.error, "error_interval": list(folded.error_interval)}
+        metrics |= {"error_with_tta_flip": flipped, "log_loss": folded.log_loss, "error_before": original.error}
+        metrics |= {"train_images": trained.info["train_images"]}
+    about = {"norm": "folded", "weights": "float16", "validation": metrics}
+    args.file.parent.mkdir(parents=True, exist_ok=True)
+    write(args.file, trained, {"shipped": about})
     parameters = sum(parameter.numel() for parameter in shipped.model.parameters())
-    print(f"{asked.file}: {parameters:,} parameters, {asked.file.stat().st_size:,} bytes, error {figures['error']:.2%}")
+    print(f"{args.file}: {parameters:,} parameters, {args.file.stat().st_size:,} bytes, error {metrics['error']:.2%}")
 
 
-def figures_of(file: Path, trained: Classifier) -> dict[str, Any]:
-    """What is known of the same recipe and seed on a part of the images; SystemExit where it is another recipe."""
+def stored_metrics(file: Path, trained: Classifier) -> dict[str, Any]:
+    """Return the metrics of the same recipe and seed on part of the images; raises SystemExit for another recipe."""
     info = mlpconv.load(file).info
-    one, other = (dict(each["recipe"]) for each in (info, trained.info))
-    differing = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
-    if differing != [APART]:
-        raise SystemExit(f"{file} is of a recipe that differs in {', '.join(differing)}: only {APART} may")
-    figures: dict[str, Any] = info["shipped"]["validation"]
-    return figures
+    first, second = dict(info["recipe"]), dict(trained.info["recipe"])
+    differing = sorted(key for key in first.keys() | second.keys() if first.get(key) != second.get(key))
+    if differing != [DIFFERENT_SETTING]:
+        raise SystemExit(
+            f"{file} has a recipe that differs in {', '.join(differing)}: only {DIFFERENT_SETTING} may differ"
+        )
+    metrics: dict[str, Any] = info["shipped"]["validation"]
+    return metrics
 
 
 def write(path: Path, trained: Classifier, about: dict[str, Any]) -> None:
-    """The classifier with its norms folded away, as float16."""
-    plain = fold_norm(trained.model)
+    """Write the classifier with batch norm folded, as float16."""
+    folded = fold_norm(trained.model)
     mlpconv.save(
         path,
-        plain,
+        folded,
         trained.preprocessing,
         classes=trained.classes,
         input_size=trained.input_size,

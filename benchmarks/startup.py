@@ -1,6 +1,6 @@
-"""How long a user waits before anything happens: `import mlpconv` (over bare Python) and `mlpconv --help`.
+"""Start-up time: `import mlpconv` (beyond bare Python) and `mlpconv --help`.
 
-Promises: the import under 50 ms, the help under 0.3 s. Ends with code 1 where one is not kept.
+Limits: 50 ms for the import, 0.3 s for the help. Exits with code 1 if one is exceeded.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ HELP = [sys.executable, "-m", "mlpconv", "--help"]
 
 
 def main() -> int:
-    """Measure in turns, so that a slow moment of the machine falls on all alike; write results/startup.json."""
+    """Measure the commands alternately, so that slow periods of the machine affect all; write results/startup.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=30)
     repeats = parser.parse_args().repeats
-    for command in (BARE, IMPORT, HELP):  # once unmeasured: files come into the cache, byte code is written
+    for command in (BARE, IMPORT, HELP):  # warm-up: fills the file cache, writes byte code
         measure(command)
     rows = [(measure(BARE).seconds, measure(IMPORT).seconds, measure(HELP).seconds) for _ in range(repeats)]
-    over_bare = spread([imported - bare for bare, imported, _ in rows])
-    help_time = spread([helped for _, _, helped in rows])
+    over_bare = spread([import_time - bare for bare, import_time, _ in rows])
+    help_time = spread([seconds for _, _, seconds in rows])
     path = write_result("startup", {"import_over_bare_python_s": over_bare, "help_s": help_time})
     print(f"import mlpconv   {over_bare['mean'] * 1e3:6.1f} ms  (sd {over_bare['sd'] * 1e3:.1f}, n = {repeats})")
     print(f"mlpconv --help   {help_time['mean'] * 1e3:6.0f} ms  (sd {help_time['sd'] * 1e3:.0f}, n = {repeats})")

@@ -138,15 +138,15 @@ def course(content: dict[str, Any], image: str) -> str:
     text += f"{result['recipe']['epochs']} epochs, with `--on-collapse {result['on_collapse']}`.\n\n"
     text += f"![Loss and error over the epochs of the literal recipe]({image})\n\n"
     text += cells("epoch", *(row["epoch"] for row in shown)) + "|---" * (1 + len(shown)) + "|\n"
-    for label, name in {"right, training images": "train_accuracy", "right, validation images": "val_accuracy"}.items():
+    for label, name in {"training accuracy": "train_accuracy", "validation accuracy": "val_accuracy"}.items():
         text += cells(label, *(f"{row[name]:.1%}" for row in shown))
-    return text + cells("CPU minutes so far", *(f"{row['cpu_seconds'] / 60:.0f}" for row in shown))
+    return text + cells("CPU minutes", *(f"{row['cpu_seconds'] / 60:.0f}" for row in shown))
 
 
 def longer_table(content: dict[str, Any]) -> str:
     """How longer runs end: a row a plan."""
     text = f"\n`{content['command']}`, {content['date']}; means over n seeds.\n\n"
-    text += cells("", "error", "with mirror images", "right, of the training images as augmented", "n")
+    text += cells("", "error", "with test-time augmentation", "training accuracy (augmented)", "n")
     text += "|---" * 5 + "|\n"
     for name, plan in content["result"]["plans"].items():
         shares = (f"{plan[key]['mean']:.1%}" for key in ("error", "error_with_tta_flip", "train_accuracy"))

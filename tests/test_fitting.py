@@ -1,4 +1,4 @@
-"""`mlpconv.fit` from images to a run folder: what it leaves, what it refuses, and how it goes on."""
+"""`mlpconv.fit`: the run folder it writes, the arguments it refuses, and how it resumes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def colours(
     seed: int = 0,
     classes: int = 3,
 ) -> Dataset:
-    """Images with a bright stripe whose place is the class; no validation split."""
+    """Return images with a bright stripe whose position is the class; no validation split."""
     draw = np.random.default_rng(seed)
     labels = np.arange(n) % classes
     images = draw.integers(0, 100, (n, channels, *size), dtype=np.uint8)
@@ -55,7 +55,7 @@ def colours(
 
 @pytest.fixture(autouse=True)
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
-    """Work in an empty folder, and leave out the pictures but in the test that asks for them."""
+    """Work in an empty folder, and skip figures and report unless a test requests `pictures`."""
     monkeypatch.chdir(tmp_path)
     if "pictures" not in request.fixturenames:
         monkeypatch.setattr(mlpconv.fitting, "summarise", lambda *_: None)
@@ -65,7 +65,7 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
 
 @pytest.fixture
 def pictures() -> None:
-    """Asks for the figures and the report too, which take most of the time of a short run."""
+    """Request the figures and the report, which take most of the time of a short run."""
 
 
 def files(folder: Path) -> set[str]:
@@ -76,10 +76,10 @@ def bits(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in files(folder)}
 
 
-# --- what a run leaves
+# --- the content of a run folder
 
 
-def test_digits_from_images_to_a_report(pictures: None):
+def test_a_run_on_digits_writes_model_metrics_and_report(pictures: None):
     run = fit("digits", TINY, seed=3)
     assert run.folder == Path("runs/digits-001")
     names = files(run.folder)
@@ -115,7 +115,7 @@ def test_digits_from_images_to_a_report(pictures: None):
     assert environment["versions"]["torch"] == torch.__version__
 
 
-def test_the_classifier_is_that_of_the_model_file():
+def test_the_returned_classifier_equals_the_model_file():
     data = colours()
     run = fit(data, TINY)
     again = load(run.folder / "model.safetensors")
@@ -129,14 +129,14 @@ def test_the_classifier_is_that_of_the_model_file():
 
 
 @pytest.mark.parametrize(("share", "name"), [(0.2, "val"), (0, "train")])
-def test_a_run_says_in_one_line_where_it_is_and_how_good(share: float, name: str):
+def test_the_repr_of_a_run_has_folder_epoch_and_accuracy(share: float, name: str):
     run = fit(colours(), TINY, out="mine", val_fraction=share)
     best = run.classifier.info["metrics"]
     accuracy = best[f"{name}_accuracy"]
-    assert repr(run) == f"<Run in 'mine': epoch {best['epoch']} of 2 kept, {name}_accuracy {accuracy:.4f}>"
+    assert repr(run) == f"<Run in 'mine': best epoch {best['epoch']} of 2, {name}_accuracy {accuracy:.4f}>"
 
 
-def test_two_runs_of_one_recipe_have_the_same_bits_and_another_seed_has_not():
+def test_equal_recipes_give_identical_weights_and_another_seed_does_not():
     runs = [
         fit(colours(), TINY, dropout=0.3, flip="random", crop=1, **more) for more in ({}, {"workers": 2}, {"seed": 1})
     ]
@@ -146,14 +146,14 @@ def test_two_runs_of_one_recipe_have_the_same_bits_and_another_seed_has_not():
     assert not torch.equal(weights[2]["blocks.0.convs.0.weight"], weights[0]["blocks.0.convs.0.weight"])
 
 
-def test_the_parts_are_held_out_of_the_training_images_alone():
+def test_the_validation_split_is_held_out_of_the_training_images():
     data = colours(40)
     run = fit(data, TINY, val_fraction=0.25)
     facts = json.loads((run.folder / "data.json").read_text())
     assert facts["counts"] == {"train": 30, "val": 10}
     assert facts["fingerprint"] == data.fingerprint
     means = run.classifier.preprocessing.state_dict()["steps.0.mean"]
-    train = mlpconv.fitting.open_for_training(data, TINY.with_settings(val_fraction=0.25), None).split("train").images
+    train = mlpconv.fitting.load_dataset(data, TINY.with_settings(val_fraction=0.25), None).split("train").images
     torch.testing.assert_close(means.flatten(), torch.from_numpy(train.mean((0, 2, 3)) / 255).float())
 
 
@@ -163,7 +163,7 @@ def test_without_validation_the_last_epoch_is_kept():
     assert run.classifier.info["metrics"]["epoch"] == 2
 
 
-def test_a_plan_that_may_surprise_is_told():
+def test_an_ema_that_is_never_updated_is_noted():
     notes = Notes()
     fit(colours(), TINY, epochs=1, ema=0.9, ema_every=500, progress=notes)
     assert any(text.startswith("ema_every=500 is more than the") for text in notes.texts)
@@ -176,7 +176,7 @@ def test_small_sets_get_more_epochs():
 
 
 @pytest.mark.parametrize("name", ["a/b", "../../etc", "..", "", "a\0b", "ein Haus"])
-def test_whatever_the_set_is_called_the_run_stays_among_the_runs(tmp_path: Path, name: str):
+def test_any_name_of_a_data_set_gives_a_folder_in_runs(tmp_path: Path, name: str):
     run = fit(colours(name=name), TINY, epochs=1)
     assert (tmp_path / "runs").resolve() == run.folder.resolve().parent
     assert files(tmp_path) == {f"runs/{run.folder.name}/{file}" for file in files(run.folder)}
@@ -233,33 +233,33 @@ def test_notes_of_the_data_reach_the_user():
     assert any(text.startswith("precision fp32") for text in notes.texts)
 
 
-# --- going on
+# --- resuming
 
 
-def test_a_folder_with_a_run_is_refused_and_nothing_in_it_changes():
+def test_a_folder_with_a_run_is_refused_and_unchanged():
     run = fit(colours(), TINY)
     before = bits(run.folder)
-    with pytest.raises(RunFolderError, match="has content already"):
+    with pytest.raises(RunFolderError, match="is not empty"):
         fit(colours(), TINY, out=run.folder)
     assert bits(run.folder) == before
 
 
-def test_a_trainer_that_came_too_late_finds_the_run_of_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_run_started_before_the_lock_is_taken_is_not_overwritten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     out = tmp_path / "mine"
     real = mlpconv.fitting.RunFolder.lock
 
     def slow(folder: Any) -> Any:
         monkeypatch.setattr(mlpconv.fitting.RunFolder, "lock", real)
-        fit(colours(), TINY, out=out, seed=1)  # another trainer, between our look at the folder and our lock
+        fit(colours(), TINY, out=out, seed=1)  # another process, between the check of the folder and the lock
         return real(folder)
 
     monkeypatch.setattr(mlpconv.fitting.RunFolder, "lock", slow)
-    with pytest.raises(RunFolderError, match="has content already"):
+    with pytest.raises(RunFolderError, match="is not empty"):
         fit(colours(), TINY, out=out, seed=2)
     assert json.loads((out / "recipe.json").read_text())["seed"] == 1
 
 
-def test_a_finished_run_gone_on_with_gives_the_same():
+def test_resuming_a_finished_run_changes_nothing():
     data = colours()
     first = fit(data, TINY)
     before = bits(first.folder)
@@ -274,7 +274,7 @@ def test_a_finished_run_gone_on_with_gives_the_same():
     )
 
 
-def test_the_whole_command_again_with_resume_is_no_change():
+def test_the_same_arguments_with_resume_are_accepted():
     data, recipe = colours(20), TINY.with_settings(epochs=1, min_steps=7, batch_size=8, flip="auto")
     first = fit(data, recipe, lr=0.01)
     assert len(first.history) == 3
@@ -284,15 +284,15 @@ def test_the_whole_command_again_with_resume_is_no_change():
 @pytest.mark.parametrize(
     ("recipe", "settings", "words"),
     [
-        (None, {"lr": 0.5}, r"started with lr=0\.05, now lr=0\.5 is asked for"),
-        (None, {"epochs": 3}, "epochs=2, now epochs=3"),
-        (None, {"seed": 1}, "seed=0, now seed=1"),
+        (None, {"lr": 0.5}, r"started with lr=0\.05, got lr=0\.5"),
+        (None, {"epochs": 3}, "epochs=2, got epochs=3"),
+        (None, {"seed": 1}, "seed=0, got seed=1"),
         (None, {"val_fraction": 0.5}, "val_fraction"),
-        (TINY.with_settings(momentum=0.5), {}, r"momentum=0\.9, now momentum=0\.5"),
+        (TINY.with_settings(momentum=0.5), {}, r"momentum=0\.9, got momentum=0\.5"),
         (TINY, {"batch_size": 8}, "batch_size"),
     ],
 )
-def test_another_setting_is_refused_by_name(recipe: Recipe | None, settings: dict[str, Any], words: str):
+def test_a_changed_setting_is_refused_on_resume(recipe: Recipe | None, settings: dict[str, Any], words: str):
     run = fit(colours(), TINY)
     before = bits(run.folder)
     with pytest.raises(RunFolderError, match=words):
@@ -300,40 +300,40 @@ def test_another_setting_is_refused_by_name(recipe: Recipe | None, settings: dic
     assert bits(run.folder) == before
 
 
-def test_an_unknown_setting_is_refused_when_going_on_too():
+def test_an_unknown_setting_is_refused_on_resume():
     fit(colours(), TINY)
     with pytest.raises(UsageError, match="unknown recipe setting 'lrr': did you mean 'lr'"):
         fit(colours(), resume=True, lrr=1)
 
 
 @pytest.mark.parametrize("other", [colours(seed=1), colours(34), colours(classes=4)])
-def test_other_images_are_refused(other: Dataset):
+def test_other_images_are_refused_on_resume(other: Dataset):
     fit(colours(), TINY)
-    with pytest.raises(RunFolderError, match="was trained on other images than these .fingerprints differ"):
+    with pytest.raises(RunFolderError, match="was trained on other images .fingerprints differ"):
         fit(other, resume=True)
 
 
 @pytest.mark.parametrize("out", [None, "mine", "deep/down"])
-def test_where_there_is_nothing_to_resume_the_run_starts_and_says_so(tmp_path: Path, out: str | None):
+def test_resume_without_a_run_starts_one_with_a_note(tmp_path: Path, out: str | None):
     notes, again = Notes(), Notes()
     first = fit(colours(), TINY, out=out, resume=True, progress=notes)
     where = Path(out or "runs/colours-001")
-    assert f"There is nothing to resume in {where} yet: the run starts from its first step." in notes.texts
+    assert f"There is nothing to resume in {where} yet: starting a new run." in notes.texts
     assert fit(colours(), TINY, out=out, resume=True, progress=again).history == first.history
     assert not any("nothing to resume" in text for text in again.texts)
 
 
-def test_a_folder_of_other_things_is_neither_resumed_nor_touched(tmp_path: Path):
+def test_a_folder_of_other_files_is_refused_and_unchanged(tmp_path: Path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(RunFolderError, match=r"holds no run .no recipe.json.; it holds thesis.txt"):
+    with pytest.raises(RunFolderError, match=r"contains no run .no recipe.json.; it contains thesis.txt"):
         fit(colours(), TINY, resume=True, out=tmp_path)
     assert os.listdir(tmp_path) == ["thesis.txt"]
 
 
-# --- the same bits at every moment
+# --- bit-exact resume
 
 
-def test_the_format_that_a_run_recorded_holds_before_its_first_checkpoint(monkeypatch: pytest.MonkeyPatch):
+def test_the_recorded_dtype_is_used_before_the_first_checkpoint(monkeypatch: pytest.MonkeyPatch):
     auto = TINY.with_settings(precision="auto")
     chosen = iter(["bf16", "bf16", "fp32", "fp32"])  # a timer that flips
     monkeypatch.setattr(mlpconv.training.session, "choose_precision", lambda *_: (next(chosen), "precision, as timed"))
@@ -343,27 +343,30 @@ def test_the_format_that_a_run_recorded_holds_before_its_first_checkpoint(monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(mlpconv.training.session.Trainer, "run", die)  # the kill, with no step done
+        patch.setattr(mlpconv.training.session.Trainer, "run", die)  # killed before the first step
         with pytest.raises(KeyboardInterrupt):
             fit(colours(), auto, out="killed")
     notes = Notes()
     killed = fit(colours(), auto, out="killed", resume=True, progress=notes)
-    assert "precision bf16, as this run began" in notes.texts
+    assert "precision bf16, as at the start of this run" in notes.texts
     weights = [load(run.folder / "model.safetensors").model.state_dict() for run in (straight, killed)]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     environment = json.loads((killed.folder / "environment.json").read_text())
     assert environment["precision"] == "bf16"
 
 
-def test_a_run_that_goes_on_in_another_place_is_told_what_differs(monkeypatch: pytest.MonkeyPatch):
+def test_a_changed_environment_is_reported_on_resume(monkeypatch: pytest.MonkeyPatch):
     run = fit(colours(), TINY)
     path = run.folder / "environment.json"
     then = json.loads(path.read_text())
     for damage, words in (
-        ({"threads": 977}, r"This run began with threads 977, and goes on with \d+: the last bits"),
-        ({"cpu": "another"}, "This run began with cpu another, and goes on with"),
-        ({"versions": {"torch": "0"}}, "This run began with torch 0, and goes on with"),
-        ({"versions": None}, "This run began with torch None"),
+        (
+            {"threads": 977},
+            r"This run started with threads 977, and continues with \d+: the result may differ in the last bits",
+        ),
+        ({"cpu": "another"}, "This run started with cpu another, and continues with"),
+        ({"versions": {"torch": "0"}}, "This run started with torch 0, and continues with"),
+        ({"versions": None}, "This run started with torch None"),
     ):
         notes = Notes()
         path.write_text(json.dumps(then | damage))
@@ -373,7 +376,7 @@ def test_a_run_that_goes_on_in_another_place_is_told_what_differs(monkeypatch: p
     assert fit(colours(), resume=True).history == run.history
 
 
-# --- what a person asked for
+# --- epochs and min_steps
 
 
 @pytest.mark.parametrize(
@@ -389,7 +392,7 @@ def test_a_run_that_goes_on_in_another_place_is_told_what_differs(monkeypatch: p
         ("fast", {"epochs": 1, "model": "nin_tiny", "width": 0.2, "batch_size": 16}, 1),
     ],
 )
-def test_epochs_of_a_person_count_more_than_steps_of_a_recipe(recipe: Any, settings: dict[str, Any], epochs: int):
+def test_epochs_override_the_min_steps_of_a_recipe(recipe: Any, settings: dict[str, Any], epochs: int):
     mine = TINY.with_settings(min_steps=30).to_dict()
     Path("mine.json").write_text(json.dumps({"settings": mine}))
     run = fit(colours(), recipe, **settings)
@@ -397,20 +400,20 @@ def test_epochs_of_a_person_count_more_than_steps_of_a_recipe(recipe: Any, setti
     for again in ({}, settings, {"epochs": epochs}):
         assert len(fit(colours(), resume=True, **again).history) == epochs
     assert len(fit(colours(), recipe, resume=True, **settings).history) == epochs
-    with pytest.raises(RunFolderError, match=f"started with epochs={epochs}, now epochs=7 is asked for"):
+    with pytest.raises(RunFolderError, match=f"started with epochs={epochs}, got epochs=7"):
         fit(colours(), resume=True, epochs=7)
 
 
-# --- the caller's random numbers
+# --- the random states of the caller
 
 
 def draws() -> list[float]:
-    """The next number of each generator that a program may draw from."""
+    """Return the next number of every global random generator."""
     return [float(torch.rand(1)), float(np.random.random_sample()), random.random()]  # noqa: NPY002
 
 
 @pytest.mark.parametrize("ends", ["well", "in an error", "in a collapse"])
-def test_the_random_numbers_of_the_caller_go_on_as_if_nothing_had_been(ends: str):
+def test_the_random_states_of_the_caller_do_not_change(ends: str):
     def search() -> list[float]:
         torch.manual_seed(5)
         np.random.seed(5)  # noqa: NPY002
@@ -430,7 +433,7 @@ def test_the_random_numbers_of_the_caller_go_on_as_if_nothing_had_been(ends: str
     assert [*found, *draws()] == expected
 
 
-def test_a_gpu_that_nobody_has_used_is_not_seeded(monkeypatch: pytest.MonkeyPatch):
+def test_an_unused_gpu_is_not_seeded(monkeypatch: pytest.MonkeyPatch):
     seeds: list[int] = []
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
     monkeypatch.setattr(torch.cuda, "manual_seed", seeds.append)
@@ -440,7 +443,7 @@ def test_a_gpu_that_nobody_has_used_is_not_seeded(monkeypatch: pytest.MonkeyPatc
     assert seeds == [1]
 
 
-def test_a_run_without_any_checkpoint_begins_anew():
+def test_a_run_without_checkpoints_restarts():
     first = fit(colours(), TINY)
     weights = (first.folder / "model.safetensors").read_bytes()
     for path in (first.folder / "checkpoints").rglob("*"):
@@ -452,16 +455,16 @@ def test_a_run_without_any_checkpoint_begins_anew():
     assert len((again.folder / "model.safetensors").read_bytes()) == len(weights)
 
 
-def test_where_no_checkpoint_is_whole_it_says_so():
+def test_only_damaged_checkpoints_are_an_error():
     run = fit(colours(), TINY)
     for path in (run.folder / "checkpoints").glob("*/state.json"):
         path.write_text("{}")
-    with pytest.raises(CheckpointError, match="no whole checkpoint is left in .*start a new run"):
+    with pytest.raises(CheckpointError, match="no intact checkpoint is left in .*start a new run"):
         fit(colours(), resume=True)
 
 
 @pytest.mark.parametrize("content", ['{"lr": 5e9}', '{"self": 1}', "[]", '{"__class__": 1}', ""])
-def test_a_spoiled_recipe_of_a_run_is_one_sentence(content: str):
+def test_a_damaged_recipe_of_a_run_is_an_error(content: str):
     run = fit(colours(), TINY)
     (run.folder / "recipe.json").write_text(content)
     with pytest.raises(MlpconvError) as caught:
@@ -469,7 +472,7 @@ def test_a_spoiled_recipe_of_a_run_is_one_sentence(content: str):
     assert isinstance(caught.value, RunFolderError | UsageError)
 
 
-# --- what is refused before anything is written
+# --- arguments refused before anything is written
 
 
 IMPOSSIBLE: dict[str, tuple[Any, dict[str, Any], str]] = {
@@ -493,7 +496,7 @@ IMPOSSIBLE: dict[str, tuple[Any, dict[str, Any], str]] = {
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 @pytest.mark.parametrize("kind", IMPOSSIBLE)
-def test_impossible_settings_are_one_sentence_and_leave_nothing(tmp_path: Path, kind: str):
+def test_invalid_settings_are_refused_and_write_nothing(tmp_path: Path, kind: str):
     data, settings, words = IMPOSSIBLE[kind]
     with pytest.raises(UsageError, match=words) as caught:
         fit(data, TINY, **settings)
@@ -502,7 +505,7 @@ def test_impossible_settings_are_one_sentence_and_leave_nothing(tmp_path: Path, 
         assert os.listdir(tmp_path) == []
 
 
-def test_a_set_without_training_images_or_with_too_few_is_refused(tmp_path: Path):
+def test_missing_or_too_few_training_images_are_refused(tmp_path: Path):
     data = colours()
     only_test = make_dataset("colours", data.classes, {"test": data.split("train")})
     with pytest.raises(MissingSplit, match="no train split"):
@@ -513,20 +516,20 @@ def test_a_set_without_training_images_or_with_too_few_is_refused(tmp_path: Path
 
 
 @pytest.mark.parametrize("spec", ["no/such/folder", "nul\0", "x" * 5000])
-def test_data_that_is_not_there_is_one_sentence(spec: str, tmp_path: Path):
+def test_missing_data_is_an_error(spec: str, tmp_path: Path):
     with pytest.raises(MlpconvError):
         fit(spec, TINY)
     assert os.listdir(tmp_path) == []
 
 
-def test_a_loop_of_links_is_one_sentence(tmp_path: Path):
+def test_a_loop_of_links_is_an_error(tmp_path: Path):
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(MlpconvError):
         fit(tmp_path / "loop", TINY)
     assert os.listdir(tmp_path) == ["loop"]
 
 
-def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path):
+def test_a_folder_that_cannot_be_created_is_an_error(tmp_path: Path):
     (tmp_path / "file").write_text("precious")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(RunFolderError):
@@ -534,7 +537,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path):
     assert (tmp_path / "file").read_text() == "precious"
 
 
-def test_images_of_a_folder_are_opened_trained_and_named(tmp_path: Path):
+def test_a_folder_of_images_is_trained_on_and_resumed(tmp_path: Path):
     from PIL import Image
 
     data = colours(24)
@@ -558,6 +561,12 @@ def test_a_checkpoint_of_another_network_is_refused():
         fit(colours(), resume=True)
 
 
-def test_denormals_are_themselves_again_after_a_run(tmp_path: Path) -> None:
+def test_without_a_report_the_run_folder_has_model_and_metrics_alone(pictures: None):
+    names = files(fit(colours(), TINY, epochs=1, report=False).folder)
+    assert {"model.safetensors", "metrics.csv"} <= names
+    assert not names & {"report.html", "evaluation.json"}
+
+
+def test_denormals_are_restored_after_a_run(tmp_path: Path) -> None:
     mlpconv.fit("digits", out=tmp_path / "run", epochs=1, width=0.25, precision="fp32")
     assert sys.float_info.min / 2 > 0

@@ -1,4 +1,4 @@
-"""The small setting for longer runs keeps the proportions of the whole recipe, and its table has a row a plan."""
+"""The reduced setting for longer runs keeps the proportions of the full recipe, and its table has a row per plan."""
 
 from __future__ import annotations
 
@@ -14,24 +14,23 @@ from mlpconv import create_model
 from mlpconv.training.recipe import find_recipe
 
 
-def test_there_are_as_many_images_for_each_parameter_as_in_the_whole_recipe() -> None:
-    small, whole = (
+def test_the_images_per_parameter_are_those_of_the_full_recipe() -> None:
+    small, full = (
         sum(weight.numel() for weight in create_model("nin_cifar10", width=width).parameters())
         for width in (SMALL["width"], 1.0)
     )
-    assert small / COUNT == pytest.approx(whole / 40_000, rel=0.1)
+    assert small / COUNT == pytest.approx(full / 40_000, rel=0.1)
 
 
-def test_the_crop_is_the_same_share_of_the_side() -> None:
-    whole = find_recipe("best", "cifar10").crop
-    assert abs(Fraction(whole * SIDE, 32) - SMALL["crop"]) <= Fraction(1, 2)
+def test_the_crop_is_the_same_fraction_of_the_side() -> None:
+    crop = find_recipe("best", "cifar10").crop
+    assert abs(Fraction(crop * SIDE, 32) - SMALL["crop"]) <= Fraction(1, 2)
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_each_plan_is_what_its_name_says(name: str) -> None:
+def test_the_settings_of_a_plan_match_its_name(name: str) -> None:
     recipe = find_recipe("best", "cifar10").with_settings(**(SMALL | PLANS[name]))
-    said = f"{recipe.epochs} epochs, squares of {recipe.cutout}"
-    assert name.startswith(said)
+    assert name.startswith(f"{recipe.epochs} epochs, cutout {recipe.cutout}")
     assert name.endswith(f", dropout {recipe.dropout}") == bool(recipe.dropout)
 
 

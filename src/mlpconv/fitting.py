@@ -1,4 +1,4 @@
-"""One run, from images to a model file and its report: what `mlpconv.fit` and `mlpconv train` call."""
+"""`mlpconv.fit`: train a network on a data set, and write a run folder with model file and report."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from mlpconv.preprocessing import Preprocessing
 from mlpconv.report.summary import summarise
 from mlpconv.text import option
 from mlpconv.training import Progress, Recipe, find_recipe
-from mlpconv.training.display import usual_progress
+from mlpconv.training.display import default_progress
 from mlpconv.training.memory import flushing_denormals
-from mlpconv.training.plan import plan_notes, resolve_plan, with_changes
+from mlpconv.training.plan import apply_settings, plan_notes, resolve_plan
 from mlpconv.training.progress import EpochMetrics
 from mlpconv.training.run_folder import RunFolder
 from mlpconv.training.seeding import keeping_random_states, seed_torch
@@ -32,22 +32,22 @@ from mlpconv.training.session import run_training
 
 __all__ = ["Run", "fit"]
 
-USUAL_MODEL = {
+DEFAULT_MODEL = {
     "mnist": "nin_mnist",
     "fashion_mnist": "nin_mnist",
     "cifar10": "nin_cifar10",
     "cifar100": "nin_cifar100",
     "svhn": "nin_svhn",
 }
-LARGEST_TINY = 40  # side in pixels up to which nin_tiny is the default
+NIN_TINY_MAX_SIDE = 40  # pixels; larger images get nin_photo by default
 MODEL_OPTIONS = ("activation", "pool_first", "pool2", "dropout", "last_relu", "init")
-# What a resumed run may do otherwise without changing a bit; all that min_steps does is in the number of epochs.
-FREE_TO_CHANGE = ("workers", "checkpoint_minutes", "min_steps")
+# A resumed run may change these: they do not affect the result. The effect of min_steps is in the number of epochs.
+CHANGEABLE_ON_RESUME = ("workers", "checkpoint_minutes", "min_steps")
 
 
 @dataclass(frozen=True, repr=False)
 class Run:
-    """What a run gives back: the best classifier, a row an epoch, and the folder that holds everything."""
+    """The result of a run: the best classifier, the metrics of every epoch, and the run folder."""
 
     classifier: Classifier
     history: list[EpochMetrics]
@@ -56,11 +56,11 @@ class Run:
     def __repr__(self) -> str:
         best = self.classifier.info["metrics"]
         split = "train" if best["val_accuracy"] is None else "val"
-        kept = f"epoch {best['epoch']} of {len(self.history)} kept, {split}_accuracy {best[f'{split}_accuracy']:.4f}"
-        return f"<Run in {str(self.folder)!r}: {kept}>"
+        epochs = f"best epoch {best['epoch']} of {len(self.history)}"
+        return f"<Run in {str(self.folder)!r}: {epochs}, {split}_accuracy {best[f'{split}_accuracy']:.4f}>"
 
 
-# Before all else: threads that torch had started by then would not know, and the bits depend on who computes them.
+# Set before anything else: threads that torch has already started would not get it, and results would depend on them.
 @flushing_denormals()
 def fit(
     data: str | Path | Dataset,
@@ -70,85 +70,89 @@ def fit(
     resume: bool = False,
     data_root: str | Path | None = None,
     progress: Progress | bool | None = True,
+    report: bool = True,
     **settings: Any,
 ) -> Run:
-    """Train on a named data set, a folder of class folders or a Dataset, and return the best classifier.
+    """Train a network on a data set and return the best classifier, the history and the run folder.
 
-    `recipe` is a name, a JSON file or a Recipe; `settings` change single values of it, and `epochs` alone means that
-    many, whatever the recipe's `min_steps`. Everything is written to `out` (default runs/NAME-001, counted up). With
-    `resume` the run in `out` (default the newest of this data) goes on; where nothing has begun, it starts. `progress`
-    shows a bar in a notebook or a terminal; False shows none, and notes reach the logger "mlpconv" either way; a
-    Progress of your own receives everything. The caller's random states stay as they are. Raises an error of
-    `mlpconv.errors` for all that can go wrong.
+    `data` is the name of a data set, a folder with one folder per class, or a Dataset. `recipe` is a name (default
+    "fast"), a JSON file or a Recipe; `settings` override single settings, and `epochs` also overrides `min_steps`.
+    All files are written to `out` (default runs/NAME-001, numbered). `resume` continues the run in `out` (default: the
+    newest run of this data set), or starts it if there is none. `data_root` is the folder with the files of a named
+    data set. `progress=True` shows a progress bar in a notebook or terminal; messages go to the logger "mlpconv"; a
+    Progress object receives all events instead. `report=False` skips the evaluation, the figures and the report. The
+    caller's random states do not change. Raises a subclass of MlpconvError (`mlpconv.errors`).
     """
-    watcher = usual_progress(bar=bool(progress)) if progress is None or isinstance(progress, bool) else progress
+    if not isinstance(progress, Progress):
+        progress = default_progress(bar=bool(progress))
     name = data_name(data)
     target = Path(out) if out is not None else None
-    begun = RunFolder.begun(target, name) if resume else None
-    stored = None if begun is None else Recipe().with_settings(**begun.read_json("recipe.json"))
-    base = stored if stored is not None and recipe is None else find_or_use(recipe, name)
-    asked = with_changes(base, settings)
-    dataset = open_for_training(data, stored or asked, data_root)
-    for sentence in dataset.notes:
-        watcher.warn(sentence)
+    existing = RunFolder.find(target, name) if resume else None
+    stored = None if existing is None else Recipe().with_settings(**existing.read_json("recipe.json"))
+    base = stored if stored is not None and recipe is None else resolve_recipe(recipe, name)
+    requested = apply_settings(base, settings)
+    dataset = load_dataset(data, stored or requested, data_root)
     images = len(dataset.split("train"))
-    plan = resolve_plan(asked, images, dataset.channels)
-    for sentence in plan_notes(asked, plan, images, base.min_steps):
-        watcher.warn(sentence)
-    if begun is not None and stored is not None:
-        refuse_changes(begun, stored, plan)
+    plan = resolve_plan(requested, images, dataset.channels)
+    for message in (*dataset.notes, *plan_notes(requested, plan, images, base.min_steps)):
+        progress.warn(message)
+    if existing is not None and stored is not None:
+        check_unchanged(existing, stored, plan)
     device = choose_device(plan)
     with keeping_random_states(device):
         model, preprocessing = make_model(dataset, plan, device), make_preprocessing(dataset, plan)
-        folder = begun or RunFolder.new(target, name, reuse=resume)
-        if resume and begun is None:
-            watcher.warn(f"There is nothing to resume in {folder.path} yet: the run starts from its first step.")
+        folder = existing or RunFolder.create(target, name, reuse=resume)
+        if resume and existing is None:
+            progress.warn(f"There is nothing to resume in {folder.path} yet: starting a new run.")
         with folder.lock():
-            history = run_training(folder, plan, dataset, model, preprocessing, device, begun is not None, watcher)
+            history = run_training(folder, plan, dataset, model, preprocessing, device, existing is not None, progress)
             classifier = inference.load(folder.model)
-            summarise(folder.path, classifier, dataset, history)
+            if report:
+                summarise(folder.path, classifier, dataset, history)
     return Run(classifier, history, folder.path)
 
 
 def data_name(data: str | Path | Dataset) -> str:
-    """The name under which recipes and runs know the data: a data set's own, or that of the folder."""
+    """Return the name of the data for recipes and run folders: that of the data set or of the folder."""
     if isinstance(data, Dataset):
         return re.sub(r"[^\w.-]+", "_", data.name).strip(".") or "data"
     if str(data) in CATALOG:
         return str(data)
     try:
         return Path(data).resolve().name or "folder"
-    except (OSError, RuntimeError, ValueError):  # a loop of links, say: opening it will say what is wrong
+    except (OSError, RuntimeError, ValueError):  # such as a loop of links: opening the folder reports it
         return "folder"
 
 
-def find_or_use(recipe: str | Path | Recipe | None, name: str) -> Recipe:
-    """The recipe itself, or the one of that name for the data; `fast` where none is named."""
+def resolve_recipe(recipe: str | Path | Recipe | None, name: str) -> Recipe:
+    """Return a Recipe as it is, or find the one with this name for the data set; the default is `fast`."""
     return recipe if isinstance(recipe, Recipe) else find_recipe(recipe or "fast", name)
 
 
-def refuse_changes(folder: RunFolder, stored: Recipe, asked: Recipe) -> None:
-    """Raise RunFolderError where a setting that would change the result is not the one that the run started with."""
-    now = asked.to_dict()
+def check_unchanged(folder: RunFolder, stored: Recipe, requested: Recipe) -> None:
+    """Raise RunFolderError if a setting that affects the result differs from the stored one."""
+    values = requested.to_dict()
     for key, value in stored.to_dict().items():
-        if now[key] != value and key not in FREE_TO_CHANGE:
+        if values[key] != value and key not in CHANGEABLE_ON_RESUME:
             raise RunFolderError(
-                f"{folder.path} was started with {key}={value}, now {key}={now[key]} is asked for: "
-                "a resumed run keeps its recipe. Name no recipe and no settings to resume it, or start a new run."
+                f"{folder.path} was started with {key}={value}, got {key}={values[key]}: a resumed run keeps its "
+                "recipe. Resume it without recipe and settings, or start a new run."
             )
 
 
-def open_for_training(data: str | Path | Dataset, recipe: Recipe, root: str | Path | None) -> Dataset:
-    """Open the data and hold out a validation part where it has none."""
+def load_dataset(data: str | Path | Dataset, recipe: Recipe, root: str | Path | None) -> Dataset:
+    """Open the data, and hold out a validation split if it has none."""
     if isinstance(data, Dataset):
         dataset = data
         if recipe.size is not None and dataset.size != (recipe.size, recipe.size):
             rows, columns = dataset.size
             raise UsageError(
-                f"size={recipe.size} was given with a Dataset of {rows}x{columns}: resize it, or leave size out."
+                f"size={recipe.size} differs from the Dataset's {rows}x{columns}: resize it, or leave size out."
             )
         if recipe.fit not in ("auto", dataset.decode_options.fit):
-            raise UsageError(f"fit={recipe.fit} was given with a Dataset: open it so with open_data, or leave fit out.")
+            raise UsageError(
+                f"fit={recipe.fit} has no effect on a Dataset: pass it to open_data, or leave fit out of the settings."
+            )
     else:
         where = Path(root) if root is not None else None
         fit = None if recipe.fit == "auto" else recipe.fit
@@ -161,9 +165,9 @@ def open_for_training(data: str | Path | Dataset, recipe: Recipe, root: str | Pa
 
 
 def make_model(dataset: Dataset, recipe: Recipe, device: torch.device) -> Network:
-    """The recipe's network for the data, with weights drawn from the recipe's seed; UsageError if they do not fit."""
+    """Create the recipe's network for the data, initialised from its seed; raises UsageError on a mismatch."""
     side = min(dataset.size)
-    usual = USUAL_MODEL.get(dataset.name, "nin_tiny" if side <= LARGEST_TINY else "nin_photo")
+    default = DEFAULT_MODEL.get(dataset.name, "nin_tiny" if side <= NIN_TINY_MAX_SIDE else "nin_photo")
     options: dict[str, Any] = {key: getattr(recipe, key) for key in MODEL_OPTIONS if getattr(recipe, key) is not None}
     options["size"] = dataset.size
     if recipe.norm != "network":
@@ -174,14 +178,14 @@ def make_model(dataset: Dataset, recipe: Recipe, device: torch.device) -> Networ
         options["head"] = recipe.head
     seed_torch(recipe.seed, device)
     model = create_model(
-        usual if recipe.model == "auto" else recipe.model,
+        default if recipe.model == "auto" else recipe.model,
         num_classes=dataset.num_classes,
         in_channels=dataset.channels,
         **options,
     )
     if recipe.sizes and dataset.size[0] != dataset.size[1]:
         raise UsageError(
-            f"sizes makes square images, and these have {dataset.size[0]}x{dataset.size[1]}: leave it out."
+            f"sizes needs square images, and these have {dataset.size[0]}x{dataset.size[1]}: leave sizes out."
         )
     for height, width in (dataset.size, *((side, side) for side in recipe.sizes)):
         model.check_input(torch.empty(1, dataset.channels, height, width, device="meta"))
@@ -190,14 +194,14 @@ def make_model(dataset: Dataset, recipe: Recipe, device: torch.device) -> Networ
 
 
 def make_preprocessing(dataset: Dataset, recipe: Recipe) -> Preprocessing:
-    """The recipe's preprocessing, fitted on the training images alone."""
-    chain = Preprocessing.create(recipe.preprocessing, dataset.channels, dataset.size, dataset.decode_options)
-    return chain.fit(dataset.split("train").images)
+    """Create the recipe's preprocessing and fit it on the training images."""
+    preprocessing = Preprocessing.create(recipe.preprocessing, dataset.channels, dataset.size, dataset.decode_options)
+    return preprocessing.fit(dataset.split("train").images)
 
 
 def choose_device(recipe: Recipe) -> torch.device:
-    """The recipe's device; raises UsageError where it asks for a GPU that is not there."""
+    """Return the recipe's device; raises UsageError if it needs a GPU and PyTorch finds none."""
     if recipe.device == "cuda" and not torch.cuda.is_available():
         cpu, auto = option("device", "cpu"), option("device", "auto")
-        raise UsageError(f"device=cuda was asked for, and torch finds no GPU here: use {cpu} or {auto}.")
+        raise UsageError(f"device=cuda needs a GPU, and PyTorch finds no GPU here: use {cpu} or {auto}.")
     return torch.device("cuda" if recipe.device != "cpu" and torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""`mlpconv train` as a user types it: what is printed, what is written, and how it fails."""
+"""`mlpconv train`: its output, the files it writes, and its errors."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from rich.console import Console
 
 import mlpconv
 from mlpconv.cli import main
-from mlpconv.cli.training_output import JsonLines, Lines, TerminalBar, line, watch
+from mlpconv.cli.training_output import JsonLines, make_progress
 from mlpconv.errors import Interrupted, RunFolderError
 from mlpconv.text import option, resume_hint
 from mlpconv.training import Recipe
+from mlpconv.training.display import Lines
+from mlpconv.training.progress import format_epoch
+from mlpconv.training.progress_bars import TerminalBar
 
 QUICK = ("--set", "epochs=1", "width=0.25", "precision=fp32")
 ROW: dict[str, Any] = {
@@ -34,27 +37,27 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_run_says_how_good_it_is_and_where_everything_lies(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_prints_its_accuracy_and_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "digits", *QUICK]) == 0
-    said = capsys.readouterr().out
-    assert "epoch 1/1" in said
-    assert "images/s" in said
-    assert "% right on validation images" in said
+    output = capsys.readouterr().out
+    assert "epoch 1/1" in output
+    assert "images/s" in output
+    assert "validation accuracy" in output
     for name in ("report.html", "model.safetensors", "metrics.csv", "recipe.json", "data.json", "environment.json"):
         assert (here / "runs" / "digits-001" / name).is_file(), name
-    assert str(Path("runs/digits-001/report.html")) in said
+    assert str(Path("runs/digits-001/report.html")) in output
     rows = list(csv.DictReader(io.StringIO((here / "runs/digits-001/metrics.csv").read_text())))
     assert [row["epoch"] for row in rows] == ["1"]
     best = mlpconv.load(here / "runs/digits-001").info["metrics"]
     assert float(rows[0]["val_accuracy"]) == best["val_accuracy"]
 
 
-def test_runs_are_counted_up(here: Path) -> None:
+def test_run_folders_are_numbered(here: Path) -> None:
     assert main(["train", "digits", *QUICK]) == main(["train", "digits", *QUICK]) == 0
     assert sorted(path.name for path in (here / "runs").iterdir()) == ["digits-001", "digits-002"]
 
 
-def test_json_is_a_line_an_epoch_and_one_at_the_end(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_prints_one_object_per_epoch_and_one_at_the_end(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "digits", *QUICK, "--out", "r", "--json"]) == 0
     lines = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
     epochs = [entry for entry in lines if "epoch" in entry]
@@ -62,7 +65,7 @@ def test_json_is_a_line_an_epoch_and_one_at_the_end(here: Path, capsys: pytest.C
     assert lines[-1] == {"folder": "r", "model": "r/model.safetensors", "best": epochs[0]}
 
 
-def test_a_folder_of_images_gives_its_classes(here: Path) -> None:
+def test_a_folder_of_images_is_trained_on(here: Path) -> None:
     for number, name in enumerate(("rot", "blau")):
         (here / "pictures" / name).mkdir(parents=True)
         for index in range(5):
@@ -73,7 +76,7 @@ def test_a_folder_of_images_gives_its_classes(here: Path) -> None:
     assert classifier.info["recipe"]["flip"] == "random"
 
 
-def test_what_a_data_set_has_to_say_is_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_notes_on_the_data_are_printed_and_stored(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "b"):
         (here / "pictures" / name).mkdir(parents=True)
         for index in range(12):
@@ -98,38 +101,40 @@ def test_what_a_data_set_has_to_say_is_said(here: Path, capsys: pytest.CaptureFi
         (["digits", "--set", "model=nin_cifar11"], 2, "nin_cifar10"),
         (["digits", "--set", "lr"], 2, "give key=value"),
         (["digits", "--epochs", "3", "--set", "epochs=4"], 2, "--epochs 3 and --set epochs=4 differ"),
-        (["digits", "--out", "full"], 1, "has content already: choose another folder, --out FOLDER."),
+        (["digits", "--out", "full"], 1, "is not empty: choose another folder, --out FOLDER."),
         (
             ["digits", "--out", "full", "--resume"],
             1,
-            "holds no run (no recipe.json); it holds mine.txt: choose",
+            "contains no run (no recipe.json); it contains mine.txt: choose",
         ),
         (["full"], 1, ""),
     ],
 )
-def test_every_mistake_is_one_sentence_and_makes_nothing(
+def test_a_usage_error_is_one_line_and_writes_nothing(
     here: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, part: str
 ) -> None:
     (here / "full").mkdir()
     (here / "full" / "mine.txt").write_text("keep me")
     assert main(["train", *words]) == code
-    said = capsys.readouterr().err
-    assert part in said
-    assert said.startswith("mlpconv: ")
-    assert said.count("\n") == 1
-    assert "Traceback" not in said
+    output = capsys.readouterr().err
+    assert part in output
+    assert output.startswith("mlpconv: ")
+    assert output.count("\n") == 1
+    assert "Traceback" not in output
     assert (here / "full" / "mine.txt").read_text() == "keep me"
     assert not (here / "runs").exists()
 
 
-def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interruption_prints_the_resume_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise Interrupted(f"stopped after step 3 of 9. {resume_hint(Path('my run'))}", 2, Path("my run"))
 
     monkeypatch.setattr("mlpconv.fitting.fit", interrupted)
     assert main(["train", "digits", "--data", "my data"]) == 130
-    said = capsys.readouterr().err
-    assert "To go on: mlpconv train digits --data 'my data' --out 'my run' --resume\n" in said
+    output = capsys.readouterr().err
+    assert "To resume: mlpconv train digits --data 'my data' --out 'my run' --resume\n" in output
 
 
 def test_messages_name_the_options_of_the_command(
@@ -142,8 +147,8 @@ def test_messages_name_the_options_of_the_command(
 
     monkeypatch.setattr("mlpconv.fitting.fit", refused)
     assert main(["train", "digits"]) == 1
-    wanted = "--out FOLDER; --resume; --on-collapse repair; --set norm=batch; --set last_relu=false; --set clip=1.5"
-    assert capsys.readouterr().err == f"mlpconv: {wanted}\n"
+    expected = "--out FOLDER; --resume; --on-collapse repair; --set norm=batch; --set last_relu=false; --set clip=1.5"
+    assert capsys.readouterr().err == f"mlpconv: {expected}\n"
     assert option("out", "FOLDER") == "out=FOLDER"  # and only there
 
 
@@ -152,13 +157,11 @@ FLAGS = ("epochs", "precision", "device", "on_collapse")
 
 @pytest.mark.parametrize("name", [item.name for item in fields(Recipe) if item.name not in FLAGS])
 @pytest.mark.parametrize("join", [" ", "="])
-def test_an_option_that_is_a_setting_is_answered_with_how_to_give_it(
-    capsys: pytest.CaptureFixture[str], name: str, join: str
-) -> None:
+def test_a_recipe_setting_as_an_option_gets_a_hint(capsys: pytest.CaptureFixture[str], name: str, join: str) -> None:
     words = f"--{name.replace('_', '-')}{join}7".split()
     assert main(["train", "digits", *words]) == 2
-    said = " ".join(capsys.readouterr().err.replace("│", "").split())
-    assert f"{name} is a setting of the recipe: --set {name}=7." in said
+    output = " ".join(capsys.readouterr().err.replace("│", "").split())
+    assert f"{name} is a setting of the recipe: --set {name}=7." in output
 
 
 @pytest.mark.parametrize(
@@ -172,36 +175,35 @@ def test_an_option_that_is_a_setting_is_answered_with_how_to_give_it(
         (["--outt", "r"], "Did you mean --out?"),
     ],
 )
-def test_an_option_that_nearly_is_one(capsys: pytest.CaptureFixture[str], words: list[str], part: str) -> None:
+def test_a_misspelled_option_gets_a_suggestion(capsys: pytest.CaptureFixture[str], words: list[str], part: str) -> None:
     assert main(["train", "digits", *words]) == 2
     assert part in " ".join(capsys.readouterr().err.replace("│", "").split())
 
 
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the pictures and the report, which take most of the time of a short run."""
+    """Skip the figures and the report, which take most of the time of a short run."""
     monkeypatch.setattr("mlpconv.fitting.summarise", lambda *_: None)
 
 
 @pytest.mark.usefixtures("plain")
-def test_epochs_are_those_that_were_asked_for(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_epochs_override_min_steps(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number, name in enumerate(("red", "blue")):
         (here / "pictures" / name).mkdir(parents=True)
         for index in range(10):
             Image.new("RGB", (11, 11), (40 + index, 0, 200 * number)).save(here / "pictures" / name / f"{index}.png")
-    assert main(["train", "pictures", "--epochs", "3", "--out", "a"]) == 0  # the recipe by itself: a thousand steps
-    told = "3 epochs of the 16 training images are 3 steps, as asked for; the recipe by itself"
-    assert told in capsys.readouterr().out
+    assert main(["train", "pictures", "--epochs", "3", "--out", "a"]) == 0  # the default of the recipe is 1,000 steps
+    assert "3 epochs of the 16 training images are only 3 steps; the recipe's default is" in capsys.readouterr().out
     assert main(["train", "pictures", "--set", "epochs=2", "--out", "b"]) == 0
     assert [len((here / run / "metrics.csv").read_text().splitlines()) - 1 for run in "ab"] == [3, 2]
     for words in (["--epochs", "3"], [], ["--set", "epochs=3", "min_steps=0"], ["--recipe", "fast", "--epochs", "3"]):
         assert main(["train", "pictures", "--out", "a", "--resume", *words]) == 0
     assert main(["train", "pictures", "--out", "a", "--resume", "--epochs", "4"]) == 1
-    assert "was started with epochs=3, now epochs=4 is asked for" in capsys.readouterr().err
+    assert "was started with epochs=3, got epochs=4" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("plain")
-def test_resume_starts_where_there_is_nothing_to_resume(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_without_a_run_starts_one(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for out in ([], ["--out", "r"]):
         for started in (True, False):
             assert main(["train", "digits", *QUICK, *out, "--resume"]) == 0
@@ -209,23 +211,23 @@ def test_resume_starts_where_there_is_nothing_to_resume(here: Path, capsys: pyte
     assert [path.name for path in (here / "runs").iterdir()] == ["digits-001"]
 
 
-def test_an_epoch_in_one_line() -> None:
-    told = line(ROW, 120)
-    assert told.startswith("epoch   2/120")
-    assert "loss 1.2500, 50.00% right" in told
-    assert "validation: loss 0.7500, 62.50% right" in told
-    assert "1,234 images/s" in told or "1,235 images/s" in told
-    assert "validation" not in line(ROW | {"val_accuracy": None, "val_loss": None}, 120)
+def test_format_epoch_has_losses_accuracies_and_throughput() -> None:
+    text = format_epoch(ROW, 120)
+    assert text.startswith("epoch   2/120")
+    assert "train: loss 1.2500, accuracy 50.00%" in text
+    assert "val: loss 0.7500, accuracy 62.50%" in text
+    assert "1,234 images/s" in text or "1,235 images/s" in text
+    assert "val:" not in format_epoch(ROW | {"val_accuracy": None, "val_loss": None}, 120)
 
 
-def test_who_is_reading_decides_the_progress(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(watch(as_json=True), JsonLines)
-    assert isinstance(watch(as_json=False), Lines)
+def test_the_display_depends_on_json_and_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(make_progress(as_json=True), JsonLines)
+    assert isinstance(make_progress(as_json=False), Lines)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    assert isinstance(watch(as_json=False), TerminalBar)
+    assert isinstance(make_progress(as_json=False), TerminalBar)
 
 
-def test_the_bar_shows_loss_accuracy_speed_and_time_left() -> None:
+def test_the_bar_shows_epoch_loss_accuracy_and_throughput() -> None:
     bar = TerminalBar()
     bar.console = bar.bar.live.console = Console(file=io.StringIO(), force_terminal=True, width=100)
     bar.begin(steps=20, done=5, epochs=4)
@@ -241,7 +243,7 @@ def test_the_bar_shows_loss_accuracy_speed_and_time_left() -> None:
     assert "images/s" in text
 
 
-def test_a_run_goes_on_from_the_command_line(here: Path) -> None:
+def test_a_run_is_resumed_from_the_command_line(here: Path) -> None:
     assert main(["train", "digits", "--set", "epochs=2", "width=0.25", "precision=fp32", "--out", "a"]) == 0
     shutil.rmtree(here / "a" / "checkpoints" / max((here / "a" / "checkpoints").iterdir()))
     before = mlpconv.load("a").model.state_dict()

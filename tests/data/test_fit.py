@@ -19,7 +19,7 @@ from mlpconv.data.as_trained import open_as_trained
 from mlpconv.data.decode import decode
 from mlpconv.decode_options import FITS, DecodeOptions
 from mlpconv.errors import UsageError
-from mlpconv.fitting import make_model, make_preprocessing, open_for_training
+from mlpconv.fitting import load_dataset, make_model, make_preprocessing
 from mlpconv.maps import Box, Peak, in_file
 from mlpconv.models import create_model
 from mlpconv.preprocessing import Preprocessing
@@ -90,7 +90,7 @@ def test_the_note_says_how_much_is_cropped(tmp_path: Path) -> None:
 def test_a_model_decodes_images_as_in_training(tmp_path: Path, fit: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = put(tmp_path / "x", 30, 120)
     recipe = Recipe(model="nin_tiny", fit=fit, val_fraction=0)
-    data = open_for_training(folder, recipe, None)
+    data = load_dataset(folder, recipe, None)
     model, preprocessing = make_model(data, recipe, torch.device("cpu")), make_preprocessing(data, recipe)
     mlpconv.save(tmp_path / "m", model, preprocessing, classes=data.classes, input_size=(3, 32, 32), info={})
     classifier = mlpconv.load(tmp_path / "m")
@@ -109,9 +109,9 @@ def test_a_model_decodes_images_as_in_training(tmp_path: Path, fit: str, capsys:
 
 def test_a_data_set_keeps_its_own_fit(tmp_path: Path) -> None:
     data = open_data(put(tmp_path / "x", 30, 120), fit="pad")
-    assert open_for_training(data, Recipe(fit="pad"), None).decode_options.fit == "pad"
-    with pytest.raises(UsageError, match="fit=stretch was given with a Dataset"):
-        open_for_training(data, Recipe(fit="stretch"), None)
+    assert load_dataset(data, Recipe(fit="pad"), None).decode_options.fit == "pad"
+    with pytest.raises(UsageError, match="fit=stretch has no effect on a Dataset"):
+        load_dataset(data, Recipe(fit="stretch"), None)
 
 
 @pytest.mark.parametrize(

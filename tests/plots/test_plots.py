@@ -79,7 +79,7 @@ def test_curves_show_the_history() -> None:
     assert is_whole(figure)
 
 
-def test_of_equal_errors_the_epoch_with_the_least_loss_is_marked_as_training_keeps_it() -> None:
+def test_of_equal_errors_the_epoch_with_the_lowest_loss_is_marked() -> None:
     losses = [0.5, 0.9, 0.7, None, 0.8, 0.7]
     wrong = [0.3, 0.2, 0.2, None, 0.2, 0.2]
     rows = [
@@ -89,7 +89,7 @@ def test_of_equal_errors_the_epoch_with_the_least_loss_is_marked_as_training_kee
     assert any("best validation 20%, epoch 3" in text for text in texts(plots.curves(rows)))
 
 
-def test_curves_read_what_a_csv_file_gives() -> None:
+def test_curves_accept_rows_of_a_csv_file() -> None:
     rows = [{key: str(value) for key, value in row.items()} for row in history(5)]
     for row in rows[:4]:
         row["val_loss"] = row["val_accuracy"] = ""
@@ -98,14 +98,14 @@ def test_curves_read_what_a_csv_file_gives() -> None:
     assert list(error.lines[1].get_xdata()) == [5]
 
 
-def test_curves_without_validation_and_rate() -> None:
+def test_curves_without_validation_and_learning_rate() -> None:
     rows = [{"epoch": e, "train_loss": 1.0, "train_accuracy": 0.5, "val_loss": None} for e in range(3)]
     figure = plots.curves(rows)
     assert [len(axes.lines) for axes in figure.axes] == [1, 1]
     assert not any("best" in text for text in texts(figure))
 
 
-def test_an_error_of_zero_is_below_the_axis_and_no_gap() -> None:
+def test_an_error_of_zero_leaves_no_gap() -> None:
     rows = history(40)
     rows[-3]["train_accuracy"] = 1.0
     axes = plots.curves(rows).axes[1]
@@ -114,19 +114,19 @@ def test_an_error_of_zero_is_below_the_axis_and_no_gap() -> None:
     assert zero < axes.transData.transform((1, axes.get_ylim()[0]))[1]
 
 
-def test_curves_are_logarithmic_only_where_a_line_would_hide_the_end() -> None:
+def test_curves_are_logarithmic_for_a_large_range_only() -> None:
     assert [axes.get_yscale() for axes in plots.curves(history(40)).axes[:2]] == ["log", "log"]
     assert [axes.get_yscale() for axes in plots.curves(history(3)).axes[:2]] == ["linear", "linear"]
 
 
 @pytest.mark.parametrize("rows", [history(1), history(2), [{"train_loss": 0.0, "train_accuracy": 1.0}], [{"epoch": 3}]])
-def test_curves_of_the_shortest_histories_can_be_drawn(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_curves_of_short_histories_can_be_drawn(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     plots.save_figure(plots.curves(rows), tmp_path / "curves.png", dpi=40)
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
-def test_no_epoch_is_no_curve() -> None:
-    with pytest.raises(UsageError, match="no epoch"):
+def test_curves_refuse_an_empty_history() -> None:
+    with pytest.raises(UsageError, match="history is empty"):
         plots.curves([])
 
 

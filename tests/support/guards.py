@@ -181,27 +181,27 @@ GUARDS = (
     # A run is what it says it is
     Mutant(
         "training/plan.py",
-        "    if epochs > MOST_EPOCHS:",
+        "    if epochs > MAX_EPOCHS:",
         "    if False:",
-        "training/test_plan.py::test_more_epochs_than_any_run_has_are_refused_by_the_setting_that_was_given",
+        "training/test_plan.py::test_min_steps_beyond_the_maximum_epochs_are_refused",
     ),
     Mutant(
         "training/eager.py",
         "class SGD(_Unmarked, torch.optim.SGD):",
         "class SGD(torch.optim.SGD):",
-        "training/test_eager.py::test_training_imports_no_compiler",
+        "training/test_eager.py::test_training_does_not_import_the_compiler",
     ),
     Mutant(
         "training/loop.py",
         "        if self.epoch_images:\n            return",
         "        if True:\n            return",
-        "training/test_loop.py::test_an_epoch_that_ended_where_the_run_was_stopped_has_a_speed",
+        "training/test_loop.py::test_an_epoch_completed_after_a_resume_has_a_throughput",
     ),
     Mutant(
         "training/health.py",
         "if seen[0].ndim == 2 else seen[0].movedim(-1, 1)",
         "if seen[0].ndim == 2 else seen[0]",
-        "training/test_health.py::test_repair_reaches_a_linear_layer_that_makes_maps",
+        "training/test_health.py::test_repair_handles_a_linear_layer_on_maps",
     ),
     # What people are shown
     Mutant(

@@ -1,8 +1,8 @@
-"""Imports torch once, then forks a real trainer for each order: `mlpconv.cli.main` in a process that can be killed.
+"""A server that imports torch once and forks a trainer per request: `mlpconv.cli.main` in a process that can be killed.
 
-One order a line on stdin, as JSON: argv; kill_after (seconds, SIGKILL); signal and when (a path: sent once it exists);
-file_limit (bytes, RLIMIT_FSIZE); plain (true: without the pictures and the report). One answer a line on stdout: code
-(negative: a signal), output, seconds, and lag (seconds from the signal to the end).
+A request is a JSON line on stdin: argv; kill_after (seconds, SIGKILL); signal and when (a path: sent once it exists);
+file_limit (bytes, RLIMIT_FSIZE); plain (true: no figures and report). A response is a JSON line on stdout: code
+(negative: a signal), output, seconds, and lag (seconds from the signal to the exit).
 """
 
 from __future__ import annotations
@@ -24,48 +24,52 @@ import mlpconv.cli.train
 import mlpconv.cli.training_output
 import mlpconv.fitting
 
-LONGEST = 300.0  # seconds a trainer may take
+TIMEOUT = 300.0  # seconds
 
 
-def trainer(order: dict[str, Any], log: int) -> None:
-    """The child: train as the command line does, and end with its exit code."""
+def trainer(request: dict[str, Any], log: int) -> None:
+    """Run the command line in the child process, and exit with its code."""
     code = 99
     try:
         os.dup2(log, 1)
         os.dup2(log, 2)
-        os.fsync = lambda _: None  # a process is killed here, not a machine: what was written stays written
-        if order.get("file_limit"):
-            resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_limit"],) * 2)
-        if order.get("plain"):
+        os.fsync = lambda _: None  # only processes are killed here, not the machine
+        if request.get("file_limit"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
+        if request.get("plain"):
             mlpconv.fitting.summarise = lambda *_: None
-        code = mlpconv.cli.main(order["argv"])
+        code = mlpconv.cli.main(request["argv"])
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
         os._exit(code)
 
 
-def carry_out(order: dict[str, Any]) -> dict[str, Any]:
-    """Fork a trainer, kill or signal it as ordered, and tell how it ended."""
+def handle(request: dict[str, Any]) -> dict[str, Any]:
+    """Fork a trainer, kill or signal it as requested, and return how it ended."""
     with tempfile.TemporaryFile() as log:
         start = time.monotonic()
         child = os.fork()
         if child == 0:
-            trainer(order, log.fileno())
-        sent, number = None, signal.SIGKILL if "kill_after" in order else order.get("signal")
+            trainer(request, log.fileno())
+        sent, number = None, signal.SIGKILL if "kill_after" in request else request.get("signal")
         while True:
             pid, status = os.waitpid(child, os.WNOHANG)
             now = time.monotonic()
             if pid:
                 break
-            due = now - start > order["kill_after"] if "kill_after" in order else Path(order.get("when", "/-")).exists()
+            due = (
+                now - start > request["kill_after"]
+                if "kill_after" in request
+                else Path(request.get("when", "/-")).exists()
+            )
             if number and sent is None and due:
                 os.kill(child, number)
                 sent = now
-            if now - start > LONGEST:
+            if now - start > TIMEOUT:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
-                return {"code": "it hung", "output": "", "seconds": now - start, "lag": None}
+                return {"code": "timeout", "output": "", "seconds": now - start, "lag": None}
             time.sleep(0.002)
         log.seek(0)
         lag = None if sent is None else now - sent
@@ -74,10 +78,10 @@ def carry_out(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Serve orders until stdin ends; no tensor is ever touched here, so no thread exists that a fork would lose."""
+    """Serve requests until stdin ends. This process uses no tensor, so has no threads that a fork would lose."""
     torch.set_num_threads(1)
     for line in sys.stdin:
-        print(json.dumps(carry_out(json.loads(line))), flush=True)
+        print(json.dumps(handle(json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":

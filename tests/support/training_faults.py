@@ -1,4 +1,4 @@
-"""File calls that fail, or that a process dies at, by number."""
+"""File calls that fail, or at which a process dies, by number."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ OS_CALLS = ("open", "fsync", "mkdir", "rename", "replace", "unlink", "rmdir", "w
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL inside one process: once raised, every later file call raises it too."""
+    """Simulates SIGKILL within a process: once raised, every later file call raises it too."""
 
 
 class FileCalls:
-    """Counts the calls that change files, and lets `act(number)` fail or end the process before each of them."""
+    """Count the calls that change files; `act(number)` can fail or kill the process before each of them."""
 
     def __init__(self, act: Callable[[int], None]) -> None:
         self.act, self.count = act, 0
         self.names: list[str] = []
 
     def install(self, put: Callable[[Any, str, Any], None]) -> FileCalls:
-        """Put the counting calls in the places of the real ones, by `put(object, name, value)`."""
+        """Replace the real calls by counting ones, with `put(object, name, value)`."""
         for name in OS_CALLS:
-            real = getattr(os, name) if name != "fsync" else (lambda _: None)  # no machine is to go down here
+            real = getattr(os, name) if name != "fsync" else (lambda _: None)  # the machine does not die
             put(os, name, self.counted(name, real))
         put(mlpconv.files, "open", self.opened)
         return self
@@ -49,7 +49,7 @@ class FileCalls:
 
 
 class TornFile:
-    """A file whose write, where it fails or dies, has already written half."""
+    """A file whose write, if it fails or dies, has already written half."""
 
     def __init__(self, file: Any, calls: FileCalls) -> None:
         self.file, self.calls = file, calls
@@ -75,7 +75,7 @@ class TornFile:
 
 
 def fail_at(number: int, code: int) -> Callable[[int], None]:
-    """The call of that number fails with an errno; those after it work."""
+    """Make the call of this number fail with an errno; later calls work."""
 
     def act(count: int) -> None:
         if count == number:
@@ -85,7 +85,7 @@ def fail_at(number: int, code: int) -> Callable[[int], None]:
 
 
 def die_at(number: int) -> Callable[[int], None]:
-    """From the call of that number on, nothing reaches the disk."""
+    """From the call of this number on, nothing reaches the disk."""
 
     def act(count: int) -> None:
         if count >= number:

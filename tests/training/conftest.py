@@ -1,4 +1,4 @@
-"""Trainers that can be killed, file calls that fail, and a data set small enough to be trained a hundred times."""
+"""Trainers that can be killed, file calls that fail, and a data set small enough for a hundred runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 
 SUPPORT = Path(__file__).parents[1] / "support"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-EVERYTHING = {  # every source of chance and every part of the state at once
+EVERYTHING = {  # all sources of randomness and all parts of the state
     "width": 0.125,
     "norm": "batch",
     "dropout": 0.3,
@@ -35,37 +35,37 @@ KINDS = {
     "sgd": {"optimizer": "sgd", "lr": 0.1, "preprocessing": ["gcn", "zca"]},
     "muon": {"optimizer": "muon", "lr": 0.06, "sizes": [6, 8], "ema_every": 2, "freeze": [0.3, 0.6]},
 }
-CLOCKS = {"images_per_second", "seconds", "cpu_seconds"}  # the columns that no two runs share
+CLOCKS = {"images_per_second", "seconds", "cpu_seconds"}  # the columns that differ between runs
 
 
 class Trainers:
-    """A process that forks a trainer for each order; see support/training_driver.py."""
+    """A process that forks a trainer per request; see support/training_driver.py."""
 
     def __init__(self) -> None:
         command = [sys.executable, str(SUPPORT / "training_driver.py")]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, env=os.environ | ONE_THREAD, **pipes)
 
-    def __call__(self, *argv: object, **order: Any) -> SimpleNamespace:
-        """Run `mlpconv ARGV` to its end, and say how it ended: code, output, seconds, lag."""
+    def __call__(self, *argv: object, **request: Any) -> SimpleNamespace:
+        """Run `mlpconv ARGV` and return code, output, seconds and lag."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps({"argv": [str(word) for word in argv], **order}) + "\n")
+        self.process.stdin.write(json.dumps({"argv": [str(word) for word in argv], **request}) + "\n")
         self.process.stdin.flush()
         return SimpleNamespace(**json.loads(self.process.stdout.readline()))
 
 
 @pytest.fixture(scope="session")
 def trainers() -> Iterator[Trainers]:
-    served = Trainers()
-    yield served
-    served.process.communicate(timeout=60)
-    assert served.process.returncode == 0
+    server = Trainers()
+    yield server
+    server.process.communicate(timeout=60)
+    assert server.process.returncode == 0
 
 
 @pytest.fixture(scope="session")
 def faults() -> ModuleType:
-    """The module faults.py beside this file."""
+    """Return the module support/training_faults.py."""
     spec = importlib.util.spec_from_file_location("training_faults", SUPPORT / "training_faults.py")
     assert spec is not None
     assert spec.loader is not None
@@ -76,7 +76,7 @@ def faults() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Write a recipe of everything at once: `recipe_file("sgd", epochs=3)`."""
+    """Return a function that writes a recipe with all settings: `recipe_file("sgd", epochs=3)`."""
 
     def write(kind: str, **settings: Any) -> Path:
         path = tmp_path_factory.mktemp("recipes") / f"{kind}.json"
@@ -88,7 +88,7 @@ def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def tiny() -> Any:
-    """Two easily told classes of 8 x 8 images: 37 to train on, 9 to validate with."""
+    """Return two separable classes of 8 x 8 images: 37 training and 9 validation images."""
     from mlpconv.data import Dataset, Split
 
     def split(length: int, seed: int) -> Split:
@@ -101,19 +101,19 @@ def tiny() -> Any:
 
 
 @pytest.fixture
-def fit_tiny(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
-    """Train on `tiny` in this process, without the pictures: four steps in two epochs, a checkpoint at each."""
+def fit_tiny(tiny: Any) -> Iterator[Callable[..., Any]]:
+    """Train on `tiny` in this process, without a report: four steps in two epochs, a checkpoint at each."""
     import torch
 
     import mlpconv.fitting
 
-    monkeypatch.setattr(mlpconv.fitting, "summarise", lambda *_: None)
-
     def fit(out: Path, kind: str = "sgd", **options: Any) -> Any:
         settings = EVERYTHING | KINDS[kind] | {"width": 0.1, "epochs": 2, "batch_size": 19, "workers": 0}
         if options.get("resume") and "recipe" not in options:
-            return mlpconv.fitting.fit(tiny, out=out, **options)
-        return mlpconv.fitting.fit(tiny, out=out, **({"recipe": mlpconv.fitting.Recipe()} | settings | options))
+            return mlpconv.fitting.fit(tiny, out=out, report=False, **options)
+        return mlpconv.fitting.fit(
+            tiny, out=out, report=False, **({"recipe": mlpconv.fitting.Recipe()} | settings | options)
+        )
 
     yield fit
     torch.set_flush_denormal(False)
@@ -121,27 +121,27 @@ def fit_tiny(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
 
 @pytest.fixture(scope="session")
 def results() -> Callable[[Path], dict[str, Any]]:
-    """All that two runs must share to the last bit: weights, the last checkpoint, and metrics.csv, but for clocks."""
+    """Return what must be bit-identical in two runs: weights, last checkpoint, and metrics.csv without the clocks."""
     import csv
 
     import safetensors.numpy
 
     def read(folder: Path) -> dict[str, Any]:
         last = max((folder / "checkpoints").glob("step-*"))
-        found: dict[str, Any] = {"last": last.name.rstrip("+")}
+        content: dict[str, Any] = {"last": last.name.rstrip("+")}
         for path in [folder / "model.safetensors", *sorted(last.glob("*.safetensors"))]:
             for name, value in safetensors.numpy.load(path.read_bytes()).items():
                 place = "last" if path.parent == last else "kept"
-                found[f"{place}/{path.stem}/{name}"] = (value.dtype.str, value.shape, value.tobytes())
+                content[f"{place}/{path.stem}/{name}"] = (value.dtype.str, value.shape, value.tobytes())
         state = json.loads((last / "state.json").read_text())
-        found["history"] = [without_clocks(row) for row in state.pop("history")]
-        found["best"] = without_clocks(state.pop("best"))
-        found["state"] = without_clocks(state)
+        content["history"] = [without_clocks(row) for row in state.pop("history")]
+        content["best"] = without_clocks(state.pop("best"))
+        content["state"] = without_clocks(state)
         with open(folder / "metrics.csv", newline="") as file:
             table = list(csv.DictReader(file))
-        found["columns"] = list(table[0])
-        found["metrics"] = [without_clocks(row) for row in table]
-        return found
+        content["columns"] = list(table[0])
+        content["metrics"] = [without_clocks(row) for row in table]
+        return content
 
     return read
 

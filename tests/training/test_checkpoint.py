@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, whatever fails, dies, tears, flips or lies."""
+"""Checkpoints are atomic and verified: failing calls, killed processes, truncated and inconsistent files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def save(folder: Path, step: int) -> Path:
 
 
 def is_step(found: checkpoint.Checkpoint | None, step: int) -> bool:
-    """Whether a checkpoint is that of a step, to the last bit."""
+    """Return whether a checkpoint is bit-identical to that of a step."""
     tensors, state = content(step)
     return (
         found is not None
@@ -55,13 +55,13 @@ def is_step(found: checkpoint.Checkpoint | None, step: int) -> bool:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test here ends the machine, so none has to wait for its disk."""
+    """Disable fsync: no test stops the machine."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with the checkpoints of steps 1 and 2."""
+    """Return a folder with the checkpoints of steps 1 and 2."""
     made = tmp_path / "checkpoints"
     save(made, 1)
     save(made, 2)
@@ -72,14 +72,18 @@ def litter(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if not path.name.startswith("step-")]
 
 
-def test_the_newest_comes_back_to_the_last_bit_and_three_are_kept(tmp_path: Path) -> None:
+def test_the_newest_is_restored_bit_for_bit_and_three_are_kept(tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path) == (None, [])
     for step in (9, 10, 11, 100):
         assert save(tmp_path, step).is_dir()
     found, notes = checkpoint.latest(tmp_path)
     assert is_step(found, 100)
     assert notes == []
-    assert [path.name for path in checkpoint.steps(tmp_path)] == ["step-000000100", "step-000000011", "step-000000010"]
+    assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == [
+        "step-000000100",
+        "step-000000011",
+        "step-000000010",
+    ]
     assert litter(tmp_path) == []
 
 
@@ -92,32 +96,32 @@ def test_memory_layouts_and_empty_groups_survive(tmp_path: Path) -> None:
     assert found[0]["optimizer"] == {}
 
 
-def test_the_same_step_again_takes_the_place_of_a_damaged_one(folder: Path) -> None:
+def test_saving_a_step_again_replaces_a_damaged_checkpoint(folder: Path) -> None:
     (folder / "step-000000002" / "state.json").write_text("{}")
     assert is_step(checkpoint.latest(folder)[0], 1)
     save(folder, 2)
     found, notes = checkpoint.latest(folder)
     assert is_step(found, 2)
     assert notes == []
-    assert [path.name for path in checkpoint.steps(folder)] == ["step-000000002+", "step-000000001"]
+    assert [path.name for path in checkpoint.list_checkpoints(folder)] == ["step-000000002+", "step-000000001"]
     save(folder, 3)
     assert is_step(checkpoint.latest(folder)[0], 3)
-    assert len(checkpoint.steps(folder)) == 3
+    assert len(checkpoint.list_checkpoints(folder)) == 3
 
 
-def test_damaged_newer_ones_do_not_push_out_whole_ones(folder: Path) -> None:
+def test_damaged_newer_checkpoints_do_not_displace_intact_ones(folder: Path) -> None:
     for step in (50, 60):
         save(folder, step)
         (folder / f"step-{step:09d}" / MANIFEST).unlink()
     for step in (3, 4, 5):
         save(folder, step)
-    assert [int(path.name[5:]) for path in checkpoint.steps(folder)] == [60, 50, 5, 4, 3]
+    assert [int(path.name[5:]) for path in checkpoint.list_checkpoints(folder)] == [60, 50, 5, 4, 3]
     found, notes = checkpoint.latest(folder)
     assert is_step(found, 5)
     assert len(notes) == 2
     for step in (60, 70):
         save(folder, step)
-    assert [path.name[-3:] for path in checkpoint.steps(folder)] == ["070", "60+", "050"]
+    assert [path.name[-3:] for path in checkpoint.list_checkpoints(folder)] == ["070", "60+", "050"]
     assert is_step(checkpoint.latest(folder)[0], 70)
 
 
@@ -128,7 +132,7 @@ Install = Callable[..., Any]
 
 @pytest.fixture
 def acting(faults: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """`acting(act, work)`: do the work while `act(number)` comes before each of its file calls; returns their names."""
+    """`acting(act, work)`: run `work` with `act(number)` before each of its file calls; return their names."""
 
     def install(act: Callable[[int], None], work: Callable[[], object]) -> list[str]:
         with monkeypatch.context() as patch:
@@ -141,7 +145,7 @@ def acting(faults: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Install:
 
 
 def attempts(source: Path, count: int) -> Iterator[tuple[int, Path]]:
-    """The number of each attempt and a copy of a folder for it."""
+    """Yield the number of each attempt and a copy of a folder."""
     for number in range(1, count + 1):
         copy = source.with_name(f"{source.name}-{number}")
         shutil.copytree(source, copy)
@@ -149,13 +153,13 @@ def attempts(source: Path, count: int) -> Iterator[tuple[int, Path]]:
 
 
 def count_calls(acting: Install, source: Path, work: Callable[[Path], object]) -> list[str]:
-    """The names of the file calls of a piece of work that nothing disturbs."""
+    """Return the names of the file calls of undisturbed work."""
     copy = source.with_name("undisturbed")
     shutil.copytree(source, copy)
     return acting(lambda _: None, lambda: work(copy))
 
 
-def test_all_is_on_the_disk_before_it_is_renamed_and_the_name_after(folder: Path, acting: Install) -> None:
+def test_files_are_synced_before_the_rename_and_the_folder_after(folder: Path, acting: Install) -> None:
     names = count_calls(acting, folder, lambda copy: save(copy, 3))
     each_file, the_folder = ["open", "write", "fsync"], ["open", "fsync"]
     assert names == ["mkdir", "mkdir", *each_file * len(FILES), *the_folder, "rename", *the_folder]
@@ -163,7 +167,7 @@ def test_all_is_on_the_disk_before_it_is_renamed_and_the_name_after(folder: Path
 
 @pytest.mark.parametrize("step", [3, 2], ids=["a new step", "a damaged one again"])
 @pytest.mark.parametrize("name", ERRNOS)
-def test_whichever_call_of_a_save_fails_the_one_before_stays(
+def test_a_failing_save_keeps_the_previous_checkpoint(
     folder: Path, faults: ModuleType, acting: Install, name: str, step: int
 ) -> None:
     for old in (0, 1):  # one too many, so that a save also removes
@@ -192,7 +196,7 @@ def test_whichever_call_of_a_save_fails_the_one_before_stays(
 
 
 @pytest.mark.parametrize("step", [3, 2], ids=["a new step", "a damaged one again"])
-def test_wherever_a_save_dies_the_newest_is_the_old_one_or_the_new(
+def test_a_save_that_dies_leaves_the_old_or_the_new_checkpoint(
     folder: Path, faults: ModuleType, acting: Install, step: int
 ) -> None:
     for old in (0, 1):
@@ -214,7 +218,7 @@ def test_wherever_a_save_dies_the_newest_is_the_old_one_or_the_new(
     assert states == ["old"] * renamed + ["new"] * (len(names) - renamed)
 
 
-def test_a_whole_one_stays_until_another_of_its_step_is_whole(
+def test_an_intact_checkpoint_stays_until_its_replacement_is_complete(
     folder: Path, faults: ModuleType, acting: Install
 ) -> None:
     def again(copy: Path) -> Path:
@@ -231,7 +235,7 @@ def test_a_whole_one_stays_until_another_of_its_step_is_whole(
 
 
 @pytest.mark.parametrize("there", [b"the old content", None], ids=["replaced", "new"])
-def test_a_file_is_replaced_whole_or_not_at_all(
+def test_a_file_is_replaced_atomically(
     tmp_path: Path, faults: ModuleType, acting: Install, there: bytes | None
 ) -> None:
     source = tmp_path / "source"
@@ -256,7 +260,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(
 
 
 def lengths(path: Path) -> set[int]:
-    """Where to cut a file: at its ends, at the end of its header, in its middle."""
+    """Return where to truncate a file: at its ends, after its header, in the middle."""
     size = len(path.read_bytes().rstrip())  # without the last newline, JSON is whole
     header = 8 + int.from_bytes(path.read_bytes()[:8], "little") if path.suffix == ".safetensors" else 8
     cuts = {0, 1, 7, 8, 9, header - 1, header, header + 1, size // 2, size - 1}
@@ -264,7 +268,7 @@ def lengths(path: Path) -> set[int]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_torn_file_is_named_and_the_older_checkpoint_taken(folder: Path, name: str) -> None:
+def test_a_truncated_file_is_named_and_the_older_checkpoint_loaded(folder: Path, name: str) -> None:
     path = folder / "step-000000002" / name
     whole = path.read_bytes()
     for length in sorted(lengths(path)):
@@ -283,7 +287,7 @@ def test_a_torn_file_is_named_and_the_older_checkpoint_taken(folder: Path, name:
     assert is_step(checkpoint.latest(folder)[0], 2)
 
 
-def test_every_flipped_bit_is_found(folder: Path) -> None:
+def test_every_flipped_bit_is_detected(folder: Path) -> None:
     draw = random.Random(2013)
     for _ in range(300):
         path = folder / "step-000000002" / draw.choice(FILES)
@@ -297,7 +301,7 @@ def test_every_flipped_bit_is_found(folder: Path) -> None:
         path.write_bytes(whole)
 
 
-def test_where_all_are_damaged_none_is_taken_and_each_is_named(folder: Path) -> None:
+def test_if_all_are_damaged_none_is_loaded_and_each_is_named(folder: Path) -> None:
     for step in (1, 2):
         (folder / f"step-{step:09d}" / "model.safetensors").write_bytes(b"")
     found, notes = checkpoint.latest(folder)
@@ -311,7 +315,7 @@ def test_where_all_are_damaged_none_is_taken_and_each_is_named(folder: Path) -> 
 
 
 def forge(folder: Path, files: dict[str, bytes], manifest: bytes | None = None) -> None:
-    """Write step 3 with these files and a manifest that vouches for them."""
+    """Write step 3 with these files and a matching manifest."""
     path = folder / "step-000000003"
     path.mkdir()
     for name, value in files.items():
@@ -321,7 +325,7 @@ def forge(folder: Path, files: dict[str, bytes], manifest: bytes | None = None) 
 
 
 class Bomb:
-    """A pickle that makes a file when it is read."""
+    """A pickle that creates a file when it is loaded."""
 
     def __init__(self, canary: Path) -> None:
         self.canary = canary
@@ -372,12 +376,12 @@ LIES = {
     "a deep nest": b"[" * 100_000,
     "a deep nest, closed": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
     "other letters": b"\xff\xfe",
-    "megabytes": b" " * (checkpoint.LONGEST_MANIFEST + 1),
+    "megabytes": b" " * (checkpoint.MAX_MANIFEST_BYTES + 1),
 }
 
 
 @pytest.mark.parametrize("manifest", LIES.values(), ids=LIES.keys())
-def test_a_lying_manifest_is_refused(folder: Path, manifest: bytes) -> None:
+def test_an_inconsistent_manifest_is_refused(folder: Path, manifest: bytes) -> None:
     secret = folder.parent / "secret.json"
     secret.write_bytes(b"{}")
     forge(folder, {"state.json": b"{}"}, manifest)
@@ -400,7 +404,7 @@ SAFETENSORS = {
 
 
 @pytest.mark.parametrize("header", SAFETENSORS.values(), ids=SAFETENSORS.keys())
-def test_a_lying_tensor_file_is_refused(folder: Path, header: bytes) -> None:
+def test_an_inconsistent_tensor_file_is_refused(folder: Path, header: bytes) -> None:
     value = header if header[8:] == b"{}" else len(header).to_bytes(8, "little") + header + b"\0" * 4
     forge(folder, {"model.safetensors": value, "state.json": b"{}"})
     found, (note,) = checkpoint.latest(folder)
@@ -409,13 +413,13 @@ def test_a_lying_tensor_file_is_refused(folder: Path, header: bytes) -> None:
 
 
 @pytest.mark.parametrize("state", [b"[" * 100_000, b"{", b"\xff", b'{"a": 1e999'], ids=range(4))
-def test_a_state_that_is_no_json_is_refused(folder: Path, state: bytes) -> None:
+def test_an_invalid_json_state_is_refused(folder: Path, state: bytes) -> None:
     forge(folder, {"state.json": state})
     assert is_step(checkpoint.latest(folder)[0], 2)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_pipes_links_and_folders_in_the_place_of_files_do_not_block(folder: Path, name: str) -> None:
+def test_pipes_links_and_folders_instead_of_files_do_not_block(folder: Path, name: str) -> None:
     path = folder / "step-000000002" / name
     elsewhere = path.rename(folder.parent / "elsewhere")
     for make in (os.mkfifo, lambda here: here.symlink_to(elsewhere), os.mkdir):

@@ -1,4 +1,4 @@
-"""The loop on a device that holds no numbers: whoever asks it for one, or mixes it with the processor, is found out.
+"""Training on the meta device, which fails when a value is read back or mixed with CPU tensors.
 
 PyTorch's `meta` device stands for a GPU here, and refuses what a GPU would have to stop and wait for.
 """
@@ -28,7 +28,7 @@ K, N, SIDE = 7, 53, 13
 
 
 class Copies(TorchDispatchMode):
-    """Notes each copy onto the device, and whether the processor waits for it."""
+    """Record each copy to the device, and whether it is asynchronous."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,25 +45,25 @@ class Copies(TorchDispatchMode):
 
 
 def trainer(tmp_path: Path, **settings: Any) -> Trainer:
-    """A training of 7 steps on META, at its first."""
+    """Return a trainer of 7 steps on META."""
     recipe = Recipe(epochs=1, batch_size=8, precision="fp32", **settings)
     draw = np.random.default_rng(0)
     split = Split(draw.integers(0, 256, (N, 3, SIDE, SIDE), dtype=np.uint8), np.arange(N) % K)
     preprocessing = Preprocessing.create(recipe.preprocessing, 3, (SIDE, SIDE)).fit(split.images).to(META)
     order = Sampler(N, recipe.batch_size, recipe.seed)
-    pipeline = BatchLoader(split, preprocessing, recipe, order, order.steps_per_epoch, META)
+    loader = BatchLoader(split, preprocessing, recipe, order, order.steps_per_epoch, META)
     norm = "batch" if recipe.norm == "batch" else None
     model = create_model("nin_tiny", num_classes=K, in_channels=3, width=0.25, norm=norm, dropout=recipe.dropout)
-    state = initial_state(model.to(META), pipeline, recipe, None, Progress())
-    for part in state.optimizers.parts:
+    state = initial_state(model.to(META), loader, recipe, None, Progress())
+    for part in state.optimizers.optimizers:
         part.param_groups[:] = [group | {"fused": False} for group in part.param_groups]  # no such kernels for META
 
     def ignore(*_: object) -> None:
         pass
 
-    labels, pipeline.labels = pipeline.labels, torch.from_numpy(split.labels)  # META cannot count them, once, here
-    training = Trainer(state, pipeline, None, recipe, tmp_path, ignore, ignore, Progress())
-    pipeline.labels = labels
+    labels, loader.labels = loader.labels, torch.from_numpy(split.labels)  # META cannot count them, once, here
+    training = Trainer(state, loader, None, recipe, tmp_path, ignore, ignore, Progress())
+    loader.labels = labels
     return training
 
 
@@ -78,18 +78,18 @@ MANY = {"crop": 2, "flip": "alternate", "cutout": 3, "norm": "batch", "ema": 0.9
         pytest.param({"optimizer": "sgd", "preprocessing": ("gcn",), "dropout": 0.5}, id="paper"),
     ],
 )
-def test_steps_ask_the_device_for_nothing(tmp_path: Path, settings: dict[str, Any]):
+def test_steps_do_not_synchronise_the_device(tmp_path: Path, settings: dict[str, Any]):
     training = trainer(tmp_path, **settings)
     with Copies() as copies:
         for step in range(training.steps - 1):  # the last one looks at the loss
-            training.advance(training.pipeline(step))
+            training.advance(training.loader(step))
     assert training.state.step == 6
     assert all(parameter.device == META for parameter in training.state.model.parameters())
     assert copies.waiting and not any(copies.waiting)
 
 
-def test_the_last_step_of_an_epoch_does_ask(tmp_path: Path):
+def test_the_last_step_of_an_epoch_synchronises(tmp_path: Path):
     training = trainer(tmp_path)
     training.state.step = training.steps - 1
     with pytest.raises(RuntimeError, match="meta"):
-        training.advance(training.pipeline(training.steps - 1))
+        training.advance(training.loader(training.steps - 1))

@@ -1,4 +1,4 @@
-"""What a run shows to whoever calls `fit` from Python: a bar in a notebook or a terminal, and notes in the log."""
+"""The default progress of `fit`: a bar in a notebook or a terminal, and messages in the log."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import mlpconv
 from mlpconv.data import Dataset
 from mlpconv.errors import Interrupted, UsageError
 from mlpconv.training import Progress
-from mlpconv.training.display import Logged, usual_progress
+from mlpconv.training.display import LogProgress, default_progress
 from mlpconv.training.loop import Trainer
 from mlpconv.training.progress_bars import NotebookBar, TerminalBar
 
@@ -28,7 +28,7 @@ PACKAGE = Path(mlpconv.__file__).parent
 
 
 class Cell:
-    """A notebook's cell that keeps every state of its one output."""
+    """A notebook cell that records every state of its output."""
 
     def __init__(self) -> None:
         self.outputs: list[dict[str, str]] = []
@@ -48,7 +48,7 @@ class Cell:
 
 @pytest.fixture
 def cell(monkeypatch: pytest.MonkeyPatch) -> Cell:
-    """Be in the kernel of a notebook."""
+    """Simulate the kernel of a notebook."""
     cell = Cell()
     ipython, display = ModuleType("IPython"), ModuleType("IPython.display")
     ipython.get_ipython = lambda: SimpleNamespace(kernel=object())  # type: ignore[attr-defined]
@@ -66,19 +66,19 @@ def levels(caplog: pytest.LogCaptureFixture) -> dict[str, str]:
     return {record.getMessage(): record.levelname for record in caplog.records if record.name == "mlpconv"}
 
 
-def test_a_script_prints_nothing_and_the_log_has_notes_and_epochs(
+def test_a_script_logs_notes_and_epochs_and_prints_nothing(
     fit_tiny: Fit, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with caplog.at_level(logging.INFO, "mlpconv"):
         fit_tiny(tmp_path / "run", ema_every=500)
     told = levels(caplog)
-    assert told["precision fp32, as asked"] == "INFO"
+    assert told["precision fp32, as requested"] == "INFO"
     assert [text.split()[1] for text, level in told.items() if text.startswith("epoch ")] == ["1/2", "2/2"]
     assert [level for text, level in told.items() if text.startswith("ema_every=500 is more")] == ["WARNING"]
     assert capsys.readouterr() == ("", "")
 
 
-def test_notes_of_the_data_are_warnings_that_a_program_without_a_log_shows_too(
+def test_notes_on_the_data_are_shown_without_logging_set_up(
     tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("mlpconv.fitting.summarise", lambda *_: None)
@@ -90,7 +90,7 @@ def test_notes_of_the_data_are_warnings_that_a_program_without_a_log_shows_too(
     assert shown.out == ""
 
 
-def test_a_notebook_shows_one_bar_that_moves_to_its_end(fit_tiny: Fit, tmp_path: Path, cell: Cell) -> None:
+def test_a_notebook_shows_one_bar_that_completes(fit_tiny: Fit, tmp_path: Path, cell: Cell) -> None:
     fit_tiny(tmp_path / "run")
     assert cell.shown == 1
     first, *_, last = cell.outputs
@@ -98,10 +98,10 @@ def test_a_notebook_shows_one_bar_that_moves_to_its_end(fit_tiny: Fit, tmp_path:
     assert "epoch 1/2  0%" in first["text/plain"]
     assert '<progress value="4" max="4"' in last["text/html"]
     assert re.search(r"^epoch 2/2  100%  loss \d\.\d{3}  \d+\.\d%$", last["text/plain"], re.MULTILINE)
-    assert re.search(r"^epoch 2/2  train: loss .* validation: loss ", last["text/plain"], re.MULTILINE)
+    assert re.search(r"^epoch 2/2  train: loss .* val: loss ", last["text/plain"], re.MULTILINE)
 
 
-def test_a_resumed_run_begins_where_it_ended(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bar_of_a_resumed_run_starts_at_its_step(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([100.0, 100.0, 160.0, 160.0, 160.0, 160.0])
     monkeypatch.setattr("mlpconv.training.progress_bars.time", SimpleNamespace(monotonic=lambda: next(times)))
     bar = NotebookBar()
@@ -111,7 +111,7 @@ def test_a_resumed_run_begins_where_it_ended(cell: Cell, monkeypatch: pytest.Mon
     assert told == ["epoch 3/4  50%  ", "epoch 3/4  60%  loss 0.500  75.0%  4.0 min left"]
 
 
-def test_a_bar_is_redrawn_a_few_times_a_second_at_most(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bar_is_redrawn_at_a_limited_rate(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlpconv.training.progress_bars.time", SimpleNamespace(monotonic=lambda: 7.0))
     bar = NotebookBar()
     bar.begin(steps=1000, done=0, epochs=1)
@@ -122,7 +122,7 @@ def test_a_bar_is_redrawn_a_few_times_a_second_at_most(cell: Cell, monkeypatch: 
     assert 'value="999"' in cell.outputs[-1]["text/html"]
 
 
-def test_who_wants_no_bar_gets_none_anywhere(
+def test_a_bar_can_be_disabled(
     fit_tiny: Fit, tmp_path: Path, cell: Cell, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     for number, silent in enumerate((False, None, Progress())):
@@ -135,13 +135,13 @@ def test_who_wants_no_bar_gets_none_anywhere(
 
 
 def test_a_terminal_shows_a_bar_on_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert usual_progress(bar=True).bar is None  # type: ignore[attr-defined]
+    assert default_progress(bar=True).bar is None  # type: ignore[attr-defined]
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    shown = usual_progress(bar=True)
-    assert isinstance(shown, Logged)
+    shown = default_progress(bar=True)
+    assert isinstance(shown, LogProgress)
     assert isinstance(shown.bar, TerminalBar)
     assert shown.bar.console.stderr
-    assert usual_progress(bar=False).bar is None  # type: ignore[attr-defined]
+    assert default_progress(bar=False).bar is None  # type: ignore[attr-defined]
     shown.bar.console = shown.bar.bar.live.console = Console(file=io.StringIO(), force_terminal=True, width=100)
     shown.begin(steps=4, done=0, epochs=2)
     shown.step(step=1, loss=1.5, accuracy=0.25, images=128)
@@ -151,10 +151,10 @@ def test_a_terminal_shows_a_bar_on_stderr(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_without_a_stderr_there_is_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)  # pythonw, some services
-    assert usual_progress(bar=True).bar is None  # type: ignore[attr-defined]
+    assert default_progress(bar=True).bar is None  # type: ignore[attr-defined]
 
 
-def test_a_progress_of_ones_own_gets_warnings_as_notes(fit_tiny: Fit, tmp_path: Path) -> None:
+def test_a_custom_progress_gets_warnings_as_notes(fit_tiny: Fit, tmp_path: Path) -> None:
     class Mine(Progress):
         def __init__(self) -> None:
             self.texts: list[str] = []
@@ -167,10 +167,10 @@ def test_a_progress_of_ones_own_gets_warnings_as_notes(fit_tiny: Fit, tmp_path: 
     assert [text.split()[0] for text in mine.texts] == ["ema_every=500", "precision"]
 
 
-# Words of Python
+# Messages with keyword arguments
 
 
-def test_an_interrupted_run_says_how_to_resume_it_from_python(
+def test_an_interrupted_run_explains_how_to_resume_it_from_python(
     fit_tiny: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = Trainer.advance
@@ -183,10 +183,10 @@ def test_an_interrupted_run_says_how_to_resume_it_from_python(
     with pytest.raises(Interrupted) as caught:
         fit_tiny(tmp_path / "run")
     advice = f"To resume the run, pass out={str(tmp_path / 'run')!r}, resume=True."
-    assert str(caught.value) == f"stopped after step 1 of 4; everything up to there is saved. {advice}"
+    assert str(caught.value) == f"stopped after step 1 of 4; progress up to this step is saved. {advice}"
 
 
-def test_a_missing_gpu_is_told_in_words_of_python(
+def test_a_missing_gpu_is_reported_with_keyword_arguments(
     fit_tiny: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -195,7 +195,7 @@ def test_a_missing_gpu_is_told_in_words_of_python(
 
 
 def literals(path: Path) -> list[str]:
-    """Every text of a file but its docstrings."""
+    """Return all string literals of a file except docstrings."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     documented = {
         id(node.body[0].value)
@@ -210,6 +210,6 @@ def literals(path: Path) -> list[str]:
 @pytest.mark.parametrize(
     "path", [*sorted((PACKAGE / "training").glob("*.py")), PACKAGE / "fitting.py", PACKAGE / "report" / "summary.py"]
 )
-def test_no_message_of_training_names_an_option_of_the_command_line(path: Path) -> None:
+def test_no_message_of_training_names_a_command_line_option(path: Path) -> None:
     texts = literals(path)
     assert [text for text in texts if re.search(r"(^|\s)--[a-z]", text)] == []

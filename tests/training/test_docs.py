@@ -1,4 +1,4 @@
-"""The table of settings in docs/training.md is the recipe's own."""
+"""The table of settings in docs/training.md matches the recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PyTorch's optimisers without the marks for its compiler: the same bits, and nothing of it is imported."""
+"""Optimizers without compiler wrappers: bit-identical to PyTorch's, and without importing the compiler."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def three_steps(kind: Any, **settings: Any) -> list[Tensor]:
         ("AdamW", {"betas": (0.8, 0.99), "fused": True}),
     ],
 )
-def test_they_do_what_pytorchs_do_to_the_last_bit(name: str, settings: dict[str, Any]) -> None:
+def test_steps_equal_pytorchs_bit_for_bit(name: str, settings: dict[str, Any]) -> None:
     ours = three_steps(getattr(eager, name), **settings)
     theirs = three_steps(getattr(torch.optim, name), **settings)
     assert len(ours) == len(theirs) >= 2
     assert all(torch.equal(mine, other) for mine, other in zip(ours, theirs, strict=True))
 
 
-def test_training_imports_no_compiler(tmp_path: Any) -> None:
+def test_training_does_not_import_the_compiler(tmp_path: Any) -> None:
     ran = subprocess.run([sys.executable, "-c", TRAIN], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert ran.stdout.splitlines()[-1:] == ["True False"], ran.stderr

@@ -1,4 +1,4 @@
-"""What goes wrong around a run - disks, signals, other trainers, numbers - ends in a sentence and loses nothing."""
+"""Disk errors, signals, concurrent trainers and non-finite values end a run with an error and lose nothing."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def digits(
 # Disks
 
 
-def test_whichever_file_call_of_a_run_fails_it_ends_in_a_sentence_and_can_go_on(
+def test_a_run_with_any_failing_file_call_ends_with_an_error_and_can_be_resumed(
     fit_tiny: Fit, faults: ModuleType, monkeypatch: pytest.MonkeyPatch, results: Read, tmp_path: Path
 ) -> None:
     def run(folder: Path, act: Callable[[int], None]) -> list[str]:
@@ -77,7 +77,7 @@ def test_whichever_file_call_of_a_run_fails_it_ends_in_a_sentence_and_can_go_on(
     assert sentences > 50
 
 
-def test_a_full_disk_stops_the_run_and_leaves_what_was_saved(
+def test_a_full_disk_stops_the_run_and_keeps_earlier_checkpoints(
     trainers: Any, digits: tuple[list[object], dict[str, Any]], results: Read, tmp_path: Path
 ) -> None:
     start, straight = digits
@@ -100,7 +100,7 @@ def test_a_full_disk_stops_the_run_and_leaves_what_was_saved(
 
 
 class At(Progress):
-    """Does something when a step is done, and remembers what it was told."""
+    """Act after a step, and record the notes."""
 
     def __init__(self, step: int, what: Callable[[], object]) -> None:
         self.at, self.what, self.told = step, what, list[str]()
@@ -115,9 +115,7 @@ class At(Progress):
 
 @pytest.mark.parametrize("step", [1, 2, 3])
 @pytest.mark.parametrize("put", ["nothing", "a file"])
-def test_a_run_folder_that_is_taken_away_ends_the_run_in_a_sentence(
-    fit_tiny: Fit, tmp_path: Path, step: int, put: str
-) -> None:
+def test_a_removed_run_folder_ends_the_run_with_an_error(fit_tiny: Fit, tmp_path: Path, step: int, put: str) -> None:
     folder = tmp_path / "run"
 
     def take_away() -> None:
@@ -150,7 +148,7 @@ def is_whole(folder: Path, step: int) -> bool:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_says_how_to_go_on(
+def test_a_signal_saves_and_prints_the_resume_command(
     trainers: Any,
     digits: tuple[list[object], dict[str, Any]],
     results: Read,
@@ -169,12 +167,12 @@ def test_a_signal_saves_and_says_how_to_go_on(
     step = int(last.split()[4])
     assert 5 <= step < 40
     assert is_whole(folder, step)
-    done = trainers(*last.partition("To go on: mlpconv ")[2].split(), plain=True)
+    done = trainers(*last.partition("To resume: mlpconv ")[2].split(), plain=True)
     assert done.code == 0, done.output
     assert results(folder) == straight
 
 
-def test_a_second_ctrl_c_does_not_wait(fit_tiny: Fit, tmp_path: Path) -> None:
+def test_a_second_ctrl_c_interrupts_immediately(fit_tiny: Fit, tmp_path: Path) -> None:
     def twice() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
@@ -185,9 +183,7 @@ def test_a_second_ctrl_c_does_not_wait(fit_tiny: Fit, tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_step_that_is_saved_already_is_not_written_again(
-    fit_tiny: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_saved_step_is_not_saved_again(fit_tiny: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     steps, real = list[int](), checkpoint.save
 
     def counted(folder: Path, step: int, *rest: Any) -> Path:
@@ -203,7 +199,7 @@ def test_a_step_that_is_saved_already_is_not_written_again(
 # Others in the folder
 
 
-def test_a_second_trainer_is_refused_with_the_process_that_is_in(trainers: Any, fit_tiny: Fit, tmp_path: Path) -> None:
+def test_a_second_trainer_is_refused_with_the_id_of_the_first(trainers: Any, fit_tiny: Fit, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     refused = []
 
@@ -216,7 +212,7 @@ def test_a_second_trainer_is_refused_with_the_process_that_is_in(trainers: Any, 
 
     assert len(fit_tiny(folder, progress=At(2, second)).history) == 2
     assert f"in use by process {os.getpid()}" in refused[0]
-    assert "has content already" in refused[1]
+    assert "is not empty" in refused[1]
     with RunFolder(folder).lock():
         other = trainers("train", "digits", "--out", folder, "--resume", plain=True)
     assert other.code == 1
@@ -225,7 +221,7 @@ def test_a_second_trainer_is_refused_with_the_process_that_is_in(trainers: Any, 
         assert (folder / ".lock").read_text() == f"{os.getpid()}\n"
 
 
-def test_the_litter_of_killed_writers_is_swept_and_nothing_else(fit_tiny: Fit, tmp_path: Path) -> None:
+def test_only_partial_files_of_killed_runs_are_removed(fit_tiny: Fit, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     fit_tiny(folder)
     (folder / "figures").mkdir()
@@ -237,12 +233,12 @@ def test_the_litter_of_killed_writers_is_swept_and_nothing_else(fit_tiny: Fit, t
     assert [path.exists() for path in litter + mine] == [False] * 2 + [True] * 3
 
 
-def test_a_folder_with_content_is_left_alone(fit_tiny: Fit, tmp_path: Path) -> None:
+def test_a_folder_with_content_is_not_changed(fit_tiny: Fit, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(RunFolderError, match="has content already"):
+    with pytest.raises(RunFolderError, match="is not empty"):
         fit_tiny(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-    with pytest.raises(RunFolderError, match="holds no run"):
+    with pytest.raises(RunFolderError, match="contains no run"):
         fit_tiny(tmp_path, resume=True)
 
 
@@ -252,11 +248,11 @@ def test_a_run_whose_files_are_damaged_is_refused(fit_tiny: Fit, tmp_path: Path,
     folder = tmp_path / "run"
     fit_tiny(folder, epochs=1)
     (folder / name).write_bytes(content)
-    with pytest.raises(RunFolderError, match=f"{name}.* this run cannot go on"):
+    with pytest.raises(RunFolderError, match=f"{name}.* this run cannot be resumed"):
         fit_tiny(folder, resume=True)
 
 
-def test_a_pipe_in_the_place_of_a_file_does_not_block(fit_tiny: Fit, tmp_path: Path) -> None:
+def test_a_pipe_instead_of_a_file_does_not_block(fit_tiny: Fit, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     fit_tiny(folder, epochs=1)
     (folder / "data.json").unlink()
@@ -321,13 +317,13 @@ def test_the_checkpoint_of_another_network_is_refused(
         fit_tiny(folder, resume=True)
 
 
-def test_where_no_checkpoint_is_whole_the_run_is_refused_with_advice(fit_tiny: Fit, tmp_path: Path) -> None:
+def test_a_run_with_only_damaged_checkpoints_is_refused(fit_tiny: Fit, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     fit_tiny(folder)
     for name in saved(folder):
         (folder / "checkpoints" / name / "state.json").write_text("")
     with pytest.raises(
-        CheckpointError, match="no whole checkpoint is left in .*start a new run.*state.json is damaged"
+        CheckpointError, match="no intact checkpoint is left in .*start a new run.*state.json is damaged"
     ):
         fit_tiny(folder, resume=True)
 
@@ -336,7 +332,7 @@ def test_where_no_checkpoint_is_whole_the_run_is_refused_with_advice(fit_tiny: F
 
 
 def finite(folder: Path) -> bool:
-    """Whether every number that is kept is finite: all checkpoints and the network."""
+    """Return whether all values in checkpoints and the model file are finite."""
     files = [*folder.rglob("model.safetensors"), *folder.rglob("averaged.safetensors")]
     return len(files) > 0 and all(
         bool(torch.isfinite(value).all()) for path in files for value in safetensors.torch.load_file(path).values()
@@ -345,7 +341,7 @@ def finite(folder: Path) -> bool:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("step", [1, 2, 3])
-def test_a_weight_that_breaks_stops_the_run_before_it_is_saved(
+def test_a_non_finite_weight_stops_the_run_before_it_is_saved(
     fit_tiny: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bad: float, step: int
 ) -> None:
     real = loop.train_step
@@ -367,24 +363,22 @@ def test_a_weight_that_breaks_stops_the_run_before_it_is_saved(
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
-def test_a_rate_beyond_all_reason_stops_the_run_with_advice(fit_tiny: Fit, tmp_path: Path, norm: str) -> None:
+def test_an_extreme_learning_rate_stops_the_run_with_advice(fit_tiny: Fit, tmp_path: Path, norm: str) -> None:
     folder = tmp_path / "run"
-    with pytest.raises(NonFiniteError, match="became .*lower rate"):
+    with pytest.raises(NonFiniteError, match="became .*lower learning rate"):
         fit_tiny(folder, lr=1e6, epochs=50, norm=norm, momentum=0.999, schedule="constant", ema=0.0, init="he")
     assert finite(folder)
     assert whole(folder)[1] == []
 
 
-def test_a_validation_loss_that_is_no_number_stops_the_run(
-    fit_tiny: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_nan_validation_loss_stops_the_run(fit_tiny: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(loop.Trainer, "validate", lambda *_: (float("nan"), 0.5))
     with pytest.raises(NonFiniteError, match="validation loss became nan at step 2"):
         fit_tiny(tmp_path / "run")
     assert is_whole(tmp_path / "run", 1)
 
 
-def test_history_rows_keep_their_columns_when_they_come_back(fit_tiny: Fit, tmp_path: Path) -> None:
+def test_restored_history_rows_have_all_columns(fit_tiny: Fit, tmp_path: Path) -> None:
     rows: list[EpochMetrics] = fit_tiny(tmp_path / "run").history
     head = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0]
     assert head == ",".join(rows[0])

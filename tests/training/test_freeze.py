@@ -1,4 +1,4 @@
-"""Early layers that rest: which weights move at which share of a run, and that the others move as before."""
+"""Freezing early layers: which weights are fixed at which fraction of a run, without effect on the others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def resting(model: nn.Module) -> set[str]:
 
 
 @pytest.mark.parametrize(("name", "layer"), [("nin_tiny", "blocks.0."), ("googlenet", "stem.0.")])
-def test_first_the_convolution_rests_and_then_its_whole_layer(name: str, layer: str):
+def test_the_first_convolution_is_frozen_before_its_layer(name: str, layer: str):
     model, everything = network(name), set(dict(network(name).named_parameters()))
     freeze(model, (0.3, 0.6), 0.29)
     assert not resting(model)
@@ -35,13 +35,13 @@ def test_first_the_convolution_rests_and_then_its_whole_layer(name: str, layer: 
     assert resting(model) == {parameter for parameter in everything if parameter.startswith(layer)}
 
 
-def test_one_share_lets_only_the_first_convolution_rest():
+def test_one_fraction_freezes_the_first_convolution_alone():
     model = network("nin_tiny")
     freeze(model, (0.5,), 1.0)
     assert len(resting(model)) == 4
 
 
-def test_a_resting_layer_gives_the_others_the_same_gradients():
+def test_a_frozen_layer_does_not_change_other_gradients():
     images = torch.randn(11, 3, 13, 17, generator=torch.Generator().manual_seed(1))
     plain, frozen = network("nin_tiny").train(), network("nin_tiny").train()
     freeze(frozen, (0.0, 0.0), 0.0)
@@ -57,6 +57,6 @@ def test_a_resting_layer_gives_the_others_the_same_gradients():
 
 
 @pytest.mark.parametrize("shares", [(0.6, 0.3), (1.5,), (-0.1,), (0.1, 0.2, 0.3)])
-def test_impossible_shares_are_refused(shares: tuple[float, ...]):
-    with pytest.raises(UsageError, match="one or two shares of the run"):
+def test_invalid_fractions_are_refused(shares: tuple[float, ...]):
+    with pytest.raises(UsageError, match="one or two fractions of the run"):
         Recipe(freeze=shares)

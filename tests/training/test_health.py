@@ -1,4 +1,4 @@
-"""The collapse at ln(classes): dead networks are recognised, healthy ones are not, and repair brings learning back."""
+"""The collapse at ln(classes): dead networks are detected, healthy ones are not, and repair restores learning."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mlpconv.errors import CollapseError, TrainingError
 from mlpconv.models import create_model
 from mlpconv.models.base import Network
 from mlpconv.training import Recipe, health
-from mlpconv.training.health import CollapseWatch, explain, guessing, one_answer, repair
+from mlpconv.training.health import CollapseWatch, chance_loss, collapse_error, is_constant, repair
 from mlpconv.training.optim import make_optimizers
 from mlpconv.training.step import train_step
 
@@ -37,7 +37,7 @@ def network(seed: int = 0, **options: Any) -> Network:
 
 
 def pictures(n: int = 29, size: int = 11, seed: int = 1) -> Batch:
-    """Images of K classes that differ in the colour of a stripe: easy to learn."""
+    """Return images of K classes that differ in the colour of a stripe: easy to learn."""
     draw = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % K
     images = 0.3 * torch.randn(n, 3, size, size, generator=draw)
@@ -53,7 +53,7 @@ def kill_last_maps(model: Network) -> None:
 
 @torch.no_grad()
 def kill_hidden(model: Network, block: int = 1) -> None:
-    """Make the first convolution of a block negative everywhere; what follows has biases to answer with."""
+    """Make the first convolution of a block negative everywhere; the next layers have biases."""
     model.blocks[block].convs[0].bias.fill_(-100.0)
     for conv in [module for module in model.modules() if isinstance(module, nn.Conv2d)]:
         if float(conv.bias.max()) > -100:
@@ -68,23 +68,23 @@ def loss_of(model: Network, data: Batch) -> float:
 EVEN = torch.arange(K).repeat(3)  # as many labels of each class
 
 
-# --- what guessing costs
+# --- chance-level loss
 
 
-def test_guessing_costs_the_entropy_of_the_classes():
-    assert guessing(torch.arange(10).repeat(7)) == pytest.approx(math.log(10))
+def test_the_chance_level_loss_is_the_entropy_of_the_classes():
+    assert chance_loss(torch.arange(10).repeat(7)) == pytest.approx(math.log(10))
     skewed = torch.tensor([0] * 30 + [1] * 10)
-    assert guessing(skewed) == pytest.approx(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
-    assert guessing(torch.zeros(7, dtype=torch.long)) == 0.0
+    assert chance_loss(skewed) == pytest.approx(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
+    assert chance_loss(torch.zeros(7, dtype=torch.long)) == 0.0
 
 
-# --- recognising it
+# --- detection
 
 
 @pytest.mark.parametrize("steps_per_epoch", [1, 20, 390])
 @pytest.mark.parametrize("kill", [kill_last_maps, kill_hidden])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_a_dead_network_is_recognised_within_its_patience(kill: Any, dropout: float, steps_per_epoch: int):
+def test_a_dead_network_is_detected_within_the_patience(kill: Any, dropout: float, steps_per_epoch: int):
     model, data = network(dropout=dropout).train(), pictures()
     kill(model)
     watch = CollapseWatch(EVEN, steps_per_epoch)
@@ -100,10 +100,10 @@ def test_dropout_does_not_hide_a_dead_hidden_layer():
     with torch.no_grad():
         logits = model(data.images)
     assert (logits.amax(0) - logits.amin(0)).max() > 1e-3  # all of it noise of the dropout after the dead layer
-    assert one_answer(model, data.images)
+    assert is_constant(model, data.images)
 
 
-def test_steps_between_looks_count():
+def test_steps_between_checks_count():
     model, data = network(), pictures()
     kill_last_maps(model)
     watch = CollapseWatch(EVEN, 390)
@@ -114,7 +114,7 @@ def test_steps_between_looks_count():
 
 @pytest.mark.parametrize("init", ["paper", "he", "identity"])
 @pytest.mark.parametrize("name", ["nin_cifar10", "nin_cifar100", "nin_tiny"])
-def test_a_healthy_network_at_its_start_is_let_be(name: str, init: str):
+def test_a_healthy_untrained_network_has_not_collapsed(name: str, init: str):
     torch.manual_seed(0)
     model = create_model(name, num_classes=K, in_channels=3, width=0.2, last_relu=True, init=init, norm=None).train()
     data = pictures()
@@ -132,10 +132,10 @@ def test_logits_that_only_bf16_makes_equal_are_no_collapse():
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(data.images)
     assert (logits.amax(0) == logits.amin(0)).all()
-    assert not one_answer(model, data.images)
+    assert not is_constant(model, data.images)
 
 
-def test_a_loss_below_guessing_sets_the_count_back():
+def test_a_loss_below_chance_resets_the_count():
     model, data = network(), pictures()
     kill_last_maps(model)
     watch = CollapseWatch(EVEN, 10)
@@ -144,16 +144,16 @@ def test_a_loss_below_guessing_sets_the_count_back():
     assert alarms == [False] * 9 + [True]
 
 
-def test_the_network_is_asked_once_in_its_patience(monkeypatch: pytest.MonkeyPatch):
-    asked = []
-    monkeypatch.setattr(health, "one_answer", lambda *_: asked.append(1))
+def test_the_network_is_tested_once_per_patience(monkeypatch: pytest.MonkeyPatch):
+    calls = []
+    monkeypatch.setattr(health, "is_constant", lambda *_: calls.append(1))
     watch = CollapseWatch(EVEN, 20)
     for _ in range(100):
         watch.collapsed(math.log(K), 1, network(), torch.empty(0))
-    assert len(asked) == 10
+    assert len(calls) == 10
 
 
-def test_the_count_goes_on_where_it_was():
+def test_the_count_can_be_resumed():
     model, data = network(), pictures()
     kill_last_maps(model)
     first = CollapseWatch(EVEN, 10)
@@ -163,31 +163,31 @@ def test_the_count_goes_on_where_it_was():
 
 
 @pytest.mark.parametrize("images", [torch.ones(7, 3, 11, 11), torch.randn(1, 3, 11, 11)])
-def test_images_that_are_all_one_cannot_be_told_apart_by_anyone(images: torch.Tensor):
-    assert not one_answer(network(), images)
+def test_identical_images_are_no_evidence_of_a_collapse(images: torch.Tensor):
+    assert not is_constant(network(), images)
 
 
-def test_looking_changes_nothing():
+def test_the_check_changes_no_state():
     model, data = network(norm="batch", dropout=0.5).train(), pictures()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     torch.manual_seed(3)
     draws = torch.get_rng_state()
-    one_answer(model, data.images)
+    is_constant(model, data.images)
     assert torch.equal(torch.get_rng_state(), draws)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_the_words_say_what_happened_and_what_to_do():
-    error = explain(2.3026, 10, 77)
+def test_the_error_explains_the_collapse_and_names_remedies():
+    error = collapse_error(2.3026, 10, 77)
     assert isinstance(error, CollapseError)
     assert isinstance(error, TrainingError)
     for words in ("step 77", "2.3026", "ln(10 classes)", "on_collapse='repair'", "last_relu=False", "norm='batch'"):
         assert words in str(error)
 
 
-def test_nothing_is_learned_where_loss_and_accuracy_are_those_of_guessing():
+def test_chance_level_loss_and_accuracy_mean_that_nothing_was_learned():
     watch = CollapseWatch(EVEN, 10)
     guess = math.log(K)
     assert watch.nothing_learned(guess + 0.02, 0.2)
@@ -199,7 +199,7 @@ def test_nothing_is_learned_where_loss_and_accuracy_are_those_of_guessing():
     assert not skewed.nothing_learned(0.3, 0.99)
 
 
-# --- repairing it
+# --- repair
 
 
 def kill_everything(model: Network) -> None:
@@ -209,7 +209,7 @@ def kill_everything(model: Network) -> None:
 
 
 def flatten_hidden(model: Network) -> None:
-    """A layer that says the same for every image without being zero."""
+    """Make a layer constant but not zero."""
     with torch.no_grad():
         conv = model.blocks[1].convs[1]
         conv.weight.zero_()
@@ -223,9 +223,9 @@ DEATHS = [kill_last_maps, kill_hidden, kill_everything, flatten_hidden]
 def test_repair_brings_gradients_back_to_every_layer(kill: Any):
     model, data = network().train(), pictures()
     kill(model)
-    assert one_answer(model, data.images)
+    assert is_constant(model, data.images)
     assert repair(model, data.images, seed=0, step=7) >= K
-    assert not one_answer(model, data.images)
+    assert not is_constant(model, data.images)
     loss = F.cross_entropy(model(data.images), data.labels)
     assert loss.item() == pytest.approx(math.log(K), abs=0.25)
     loss.backward()
@@ -265,7 +265,7 @@ def test_repair_is_a_function_of_the_seed_and_the_step():
     assert not torch.equal(repaired(0, 7), repaired(0, 8))
 
 
-def test_repair_leaves_what_lives():
+def test_repair_keeps_live_channels():
     model, data = network(), pictures()
     first = model.first_conv.weight.detach().clone()
     with torch.no_grad():
@@ -280,39 +280,39 @@ OTHERS = [{"norm": "batch"}, {"activation": "maxout"}, {"head": "fc", "size": (1
 
 
 @pytest.mark.parametrize("options", OTHERS)
-def test_repair_suits_every_kind_of_network(options: dict[str, Any]):
+def test_repair_supports_all_network_options(options: dict[str, Any]):
     model, data = network(**options).train(), pictures()
     with torch.no_grad():
         model.last_layer.weight.zero_()
         model.last_layer.bias.fill_(-1.0)
-    assert one_answer(model, data.images)
+    assert is_constant(model, data.images)
     repair(model, data.images, 0, 0)
-    assert not one_answer(model, data.images)
+    assert not is_constant(model, data.images)
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
 
 
-def test_repair_passes_over_layers_that_take_no_part():
+def test_repair_skips_unused_layers():
     torch.manual_seed(0)
     model = create_model("googlenet", num_classes=K, width=0.07, aux_heads=True, size=96).train()
     data = pictures(5, 96)
     with torch.no_grad():
         model.linear.weight.zero_()
     asleep = [parameter.detach().clone() for parameter in model.aux.parameters()]
-    assert one_answer(model, data.images)
+    assert is_constant(model, data.images)
     repair(model, data.images, 0, 0)
-    assert not one_answer(model, data.images)
+    assert not is_constant(model, data.images)
     assert all(torch.equal(now, then) for now, then in zip(model.aux.parameters(), asleep, strict=True))
 
 
-def test_repair_reaches_a_linear_layer_that_makes_maps():
+def test_repair_handles_a_linear_layer_on_maps():
     torch.manual_seed(0)
     model = create_model("googlenet", num_classes=K, width=0.07, last_relu=True, size=96, dropout=0.0).train()
     data = pictures(5, 96)
     with torch.no_grad():
         model.linear.bias.fill_(-100.0)
-    assert one_answer(model, data.images)
+    assert is_constant(model, data.images)
     repair(model, data.images, 0, 0)
-    assert not one_answer(model, data.images)
+    assert not is_constant(model, data.images)
     maps = model.category_maps(data.images)
     assert maps.mean().item() == pytest.approx(1.0, abs=0.1)
     assert F.cross_entropy(model(data.images), data.labels).item() == pytest.approx(math.log(K), abs=0.25)

@@ -1,4 +1,4 @@
-"""The loop on a small easy set: what it notes, judges, keeps and saves, and how it ends when something goes wrong."""
+"""The training loop on a small data set: metrics, evaluation, checkpoints, and errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mlpconv.training.loop import Trainer
 from mlpconv.training.optim import make_optimizers
 from mlpconv.training.progress import COLUMNS, EpochMetrics
 from mlpconv.training.schedule import lr_factor
-from mlpconv.training.state import State, averaged_model
+from mlpconv.training.state import State, make_ema
 from mlpconv.training.step import BatchLoader, train_step
 from mlpconv.training.stop import StopRequest
 
@@ -37,7 +37,7 @@ PER_EPOCH = 5
 
 
 def pictures(n: int = N, seed: int = 0) -> Split:
-    """Images 7x7 of K classes that differ in the colour of a stripe."""
+    """Return 7x7 images of K classes that differ in the colour of a stripe."""
     draw = np.random.default_rng(seed)
     labels = np.arange(n) % K
     images = draw.integers(0, 60, (n, 3, 7, 7), dtype=np.uint8)
@@ -53,36 +53,39 @@ def network(recipe: Recipe, **options: Any) -> Network:
     return model.to(memory_format=torch.channels_last)
 
 
-class Watcher(Progress):
-    """Remembers what it was told, and acts after a step where asked to."""
+class Events(Progress):
+    """Record all events, and act after a step on request."""
 
     def __init__(self, act: Any = None) -> None:
-        self.said: list[tuple[Any, ...]] = []
+        self.events: list[tuple[Any, ...]] = []
         self.act = act
 
     def begin(self, steps: int, done: int, epochs: int) -> None:
-        self.said.append(("begin", steps, done, epochs))
+        self.events.append(("begin", steps, done, epochs))
+
+    def batch(self, seconds: float) -> None:
+        self.events.append(("batch", seconds))
 
     def step(self, step: int, loss: float, accuracy: float, images: int) -> None:
-        self.said.append(("step", step, loss, accuracy, images))
+        self.events.append(("step", step, loss, accuracy, images))
         if self.act is not None:
             self.act(step)
 
     def epoch(self, row: EpochMetrics, epochs: int) -> None:
-        self.said.append(("epoch", row["epoch"], epochs))
+        self.events.append(("epoch", row["epoch"], epochs))
 
     def note(self, text: str) -> None:
-        self.said.append(("note", text))
+        self.events.append(("note", text))
 
     def end(self) -> None:
-        self.said.append(("end",))
+        self.events.append(("end",))
 
     def of(self, kind: str) -> list[tuple[Any, ...]]:
-        return [entry[1:] for entry in self.said if entry[0] == kind]
+        return [entry[1:] for entry in self.events if entry[0] == kind]
 
 
 class Case:
-    """A trainer with everything around it, in a folder."""
+    """A trainer with state, data and callbacks, in a folder."""
 
     def __init__(
         self, folder: Path, recipe: Recipe = BASE, *, validate: bool = True, act: Any = None, **options: Any
@@ -90,19 +93,19 @@ class Case:
         split = pictures()
         chain = Preprocessing.create(["standardize"], 3, (7, 7)).fit(split.images)
         order = Sampler(N, recipe.batch_size, recipe.seed)
-        self.pipeline = BatchLoader(split, chain, recipe, order, recipe.epochs * order.steps_per_epoch)
+        self.loader = BatchLoader(split, chain, recipe, order, recipe.epochs * order.steps_per_epoch)
         model = network(recipe, **options)
         totals = torch.zeros(3, dtype=torch.float64)
-        self.state = State(model, averaged_model(model, recipe), make_optimizers(model, recipe), "fp32", totals)
+        self.state = State(model, make_ema(model, recipe), make_optimizers(model, recipe), "fp32", totals)
         self.kept: list[tuple[EpochMetrics, dict[str, torch.Tensor]]] = []
         self.recorded: list[list[EpochMetrics]] = []
-        self.watcher, self.folder = Watcher(act), folder
+        self.progress, self.folder = Events(act), folder
         self.validation = pictures(20, seed=1) if validate else None
         found, _ = checkpoint.latest(folder)
         if found is not None:
             self.state.restore(found)
-        parts = (self.state, self.pipeline, self.validation, recipe, folder)
-        self.trainer = Trainer(*parts, self.keep, lambda rows: self.recorded.append(copy.deepcopy(rows)), self.watcher)
+        parts = (self.state, self.loader, self.validation, recipe, folder)
+        self.trainer = Trainer(*parts, self.keep, lambda rows: self.recorded.append(copy.deepcopy(rows)), self.progress)
 
     def keep(self, model: Network, row: EpochMetrics) -> None:
         self.kept.append((row, copy.deepcopy(model.state_dict())))
@@ -118,7 +121,7 @@ class Case:
 # --- what is noted
 
 
-def test_a_run_learns_and_notes_every_epoch(tmp_path: Path):
+def test_a_run_learns_and_records_every_epoch(tmp_path: Path):
     case = Case(tmp_path).run()
     history = case.state.history
     assert [row["epoch"] for row in history] == [1, 2, 3]
@@ -137,7 +140,7 @@ def test_the_loss_and_accuracy_of_an_epoch_are_means_over_its_images(tmp_path: P
     plain, recipe = Case(tmp_path / "other"), BASE.with_settings(epochs=1)
     loss = correct = 0.0
     for step in range(PER_EPOCH):
-        batch = plain.pipeline(step)
+        batch = plain.loader(step)
         plain.state.optimizers.set_lr(recipe.lr * lr_factor(recipe, step, PER_EPOCH, PER_EPOCH))
         outcome = train_step(plain.state.model.train(), plain.state.optimizers, batch, recipe, step, "fp32")
         loss += float(outcome.loss) * len(batch.labels)
@@ -146,7 +149,7 @@ def test_the_loss_and_accuracy_of_an_epoch_are_means_over_its_images(tmp_path: P
     assert row["train_accuracy"] == correct / N
 
 
-def test_the_rate_of_an_epoch_is_that_of_its_last_step(tmp_path: Path):
+def test_the_learning_rate_of_an_epoch_is_that_of_its_last_step(tmp_path: Path):
     recipe = BASE.with_settings(schedule="steps", milestones=(1, 2), lr=0.01)
     rates = [row["lr"] for row in Case(tmp_path, recipe).run().state.history]
     assert rates == pytest.approx([0.01, 0.001, 0.0001])
@@ -154,44 +157,45 @@ def test_the_rate_of_an_epoch_is_that_of_its_last_step(tmp_path: Path):
     assert linear == pytest.approx([0.05 * (1 - (step + 0.5) / 15) for step in (4, 9, 14)])
 
 
-def test_the_watcher_is_told_everything_in_order(tmp_path: Path):
+def test_progress_receives_all_events_in_order(tmp_path: Path):
     case = Case(tmp_path, BASE.with_settings(epochs=2)).run()
-    kinds = [entry[0] for entry in case.watcher.said]
-    assert kinds == ["begin", *["step"] * 5, "epoch", *["step"] * 5, "epoch", "end"]
-    assert case.watcher.of("begin") == [(10, 0, 2)]
-    steps = case.watcher.of("step")
+    kinds = [entry[0] for entry in case.progress.events]
+    assert kinds == ["begin", *["batch", "step"] * 5, "epoch", *["batch", "step"] * 5, "epoch", "end"]
+    assert all(seconds >= 0 for (seconds,) in case.progress.of("batch"))
+    assert case.progress.of("begin") == [(10, 0, 2)]
+    steps = case.progress.of("step")
     assert [step for step, *_ in steps] == list(range(1, 11))
     assert [images for *_, images in steps][:5] == [8, 16, 23, 30, 37]
     assert steps[4][1] == case.state.history[0]["train_loss"]
 
 
-# --- what is judged and kept
+# --- evaluation and the best epoch
 
 
 def test_validation_is_the_plain_mean_and_changes_nothing(tmp_path: Path):
     case = Case(tmp_path, dropout=0.5)
     model, split = case.state.model.train(), case.validation
     for step in range(2):
-        train_step(model, case.state.optimizers, case.pipeline(step), BASE, step, "fp32")
+        train_step(model, case.state.optimizers, case.loader(step), BASE, step, "fp32")
     before = copy.deepcopy(model.state_dict())
     loss, accuracy = case.trainer.validate(split)
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     with torch.no_grad():
-        logits = model.eval()(case.pipeline.preprocessing(split.images))
+        logits = model.eval()(case.loader.preprocessing(split.images))
     labels = torch.from_numpy(split.labels)
     assert loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
     assert accuracy == (logits.argmax(1) == labels).double().mean().item()
 
 
-def test_validation_goes_in_parts_of_any_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_validation_does_not_depend_on_the_batch_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     case = Case(tmp_path)
     whole = case.trainer.validate(case.validation)
     monkeypatch.setattr(loop, "EVAL_BATCH", 7)
     assert case.trainer.validate(case.validation) == pytest.approx(whole, rel=1e-5)
 
 
-def test_the_best_epoch_is_kept_by_accuracy_and_then_by_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_best_epoch_is_selected_by_accuracy_then_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     results = iter([(1.0, 0.5), (0.9, 0.5), (0.1, 0.4), (0.9, 0.5), (2.0, 0.6)])
     monkeypatch.setattr(Trainer, "validate", lambda *_: next(results))
     case = Case(tmp_path, BASE.with_settings(epochs=5)).run()
@@ -205,23 +209,23 @@ def test_without_validation_the_last_epoch_is_kept(tmp_path: Path):
     assert all(row["val_loss"] is None and row["val_accuracy"] is None for row in case.state.history)
 
 
-def test_validation_may_be_rarer_but_never_misses_the_end(tmp_path: Path):
+def test_eval_every_always_includes_the_last_epoch(tmp_path: Path):
     case = Case(tmp_path, BASE.with_settings(epochs=5, eval_every=2)).run()
     assert [row["val_loss"] is not None for row in case.state.history] == [False, True, False, True, True]
     assert {row["epoch"] for row, _ in case.kept} <= {2, 4, 5}
 
 
-# --- averaged weights
+# --- EMA
 
 
-def test_the_average_is_its_formula_and_is_what_is_judged(tmp_path: Path):
+def test_the_ema_follows_its_formula_and_is_evaluated(tmp_path: Path):
     recipe = BASE.with_settings(epochs=1, ema=0.9, ema_every=2)
     case = Case(tmp_path, recipe).run()
     plain = Case(tmp_path / "other", recipe)
     average: dict[str, np.ndarray] = {}
     for step in range(PER_EPOCH):
         plain.state.optimizers.set_lr(recipe.lr * lr_factor(recipe, step, PER_EPOCH, PER_EPOCH))
-        train_step(plain.state.model.train(), plain.state.optimizers, plain.pipeline(step), recipe, step, "fp32")
+        train_step(plain.state.model.train(), plain.state.optimizers, plain.loader(step), recipe, step, "fp32")
         if (step + 1) % 2:
             continue
         count = (step + 1) // 2 - 1  # updates before this one
@@ -238,10 +242,10 @@ def test_the_average_is_its_formula_and_is_what_is_judged(tmp_path: Path):
     assert not torch.equal(kept["blocks.0.convs.0.weight"], case.state.model.state_dict()["blocks.0.convs.0.weight"])
 
 
-def test_an_average_that_never_came_to_be_is_not_judged(tmp_path: Path):
+def test_an_ema_that_was_never_updated_is_not_evaluated(tmp_path: Path):
     case = Case(tmp_path, BASE.with_settings(ema=0.9, ema_every=1000)).run()
     (_, kept) = case.kept[-1]
-    assert case.state.judged is case.state.model
+    assert case.state.eval_model is case.state.model
     best = case.state.best["epoch"]
     if best == 3:
         assert all(torch.equal(value, kept[name]) for name, value in case.state.model.state_dict().items())
@@ -251,7 +255,7 @@ def test_an_average_that_never_came_to_be_is_not_judged(tmp_path: Path):
 # --- checkpoints
 
 
-def test_a_checkpoint_comes_in_time_and_at_the_end_of_each_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_checkpoints_are_written_on_time_and_after_each_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     steps: list[int] = []
     real = checkpoint.save
 
@@ -271,7 +275,7 @@ EVERYTHING = {"flip": "random", "crop": 1, "cutout": 2, "mixup": 0.2, "ema": 0.9
 
 
 @pytest.mark.parametrize("stop", [3, 5, 7, 14])
-def test_a_run_stopped_and_gone_on_with_has_the_same_bits(tmp_path: Path, stop: int):
+def test_a_stopped_and_resumed_run_is_bit_identical(tmp_path: Path, stop: int):
     recipe = BASE.with_settings(**EVERYTHING)
     whole = Case(tmp_path / "whole", recipe, dropout=0.3).run()
 
@@ -284,7 +288,7 @@ def test_a_run_stopped_and_gone_on_with_has_the_same_bits(tmp_path: Path, stop: 
         first.run()
     assert caught.value.exit_code == 143
     assert first.saved()[-1] == stop
-    assert first.watcher.said[-1] == ("end",)
+    assert first.progress.events[-1] == ("end",)
     second = Case(tmp_path / "parts", recipe, dropout=0.3)
     assert second.state.step == stop
     second.run()
@@ -299,7 +303,7 @@ def test_a_run_stopped_and_gone_on_with_has_the_same_bits(tmp_path: Path, stop: 
         }
 
 
-def test_an_epoch_that_ended_where_the_run_was_stopped_has_a_speed(tmp_path: Path):
+def test_an_epoch_completed_after_a_resume_has_a_throughput(tmp_path: Path):
     def ask(step: int) -> None:
         if step == 10:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -315,10 +319,10 @@ def test_an_epoch_that_ended_where_the_run_was_stopped_has_a_speed(tmp_path: Pat
     assert second.state.history[2]["images_per_second"] > 0
 
 
-def test_a_finished_run_has_nothing_left_to_do_but_its_metrics(tmp_path: Path):
+def test_resuming_a_finished_run_writes_metrics_alone(tmp_path: Path):
     first = Case(tmp_path).run()
     again = Case(tmp_path).run()
-    assert again.watcher.of("step") == []
+    assert again.progress.of("step") == []
     assert again.recorded == [first.state.history]
     assert again.kept == []
 
@@ -326,7 +330,7 @@ def test_a_finished_run_has_nothing_left_to_do_but_its_metrics(tmp_path: Path):
 # --- stopping
 
 
-def test_signals_are_given_back_and_a_second_ctrl_c_is_heard_at_once():
+def test_signal_handlers_are_restored_and_a_second_ctrl_c_interrupts_immediately():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with StopRequest() as stop:
         assert stop.signal is None
@@ -361,17 +365,17 @@ def kill(case: Case) -> None:
         case.state.model.last_layer.bias.fill_(-1e4)
 
 
-def test_a_collapse_stops_the_run_within_an_epoch_in_plain_words(tmp_path: Path):
+def test_a_collapse_stops_the_run_within_an_epoch(tmp_path: Path):
     case = Case(tmp_path, BASE.with_settings(norm="none"), last_relu=True)
     kill(case)
     with pytest.raises(CollapseError, match=r"collapsed by step 2: the loss sits at 1\.0986.*on_collapse='repair'"):
         case.run()
-    assert case.watcher.said[-1] == ("end",)
+    assert case.progress.events[-1] == ("end",)
 
 
-def test_a_collapse_in_the_middle_is_seen_and_the_checkpoint_before_it_kept(tmp_path: Path):
+def test_a_late_collapse_is_detected_and_the_last_checkpoint_kept(tmp_path: Path):
     case = Case(tmp_path, BASE.with_settings(norm="none", lr=1e-4), last_relu=True)
-    case.watcher.act = lambda step: kill(case) if step == 7 else None
+    case.progress.act = lambda step: kill(case) if step == 7 else None
     with pytest.raises(CollapseError, match=r"collapsed by step (8|9)"):
         case.run()
     found, notes = checkpoint.latest(tmp_path)
@@ -380,14 +384,14 @@ def test_a_collapse_in_the_middle_is_seen_and_the_checkpoint_before_it_kept(tmp_
     assert float(found[0]["model"]["blocks.2.convs.2.bias"].min()) > -1
 
 
-def test_a_repaired_run_learns_at_half_the_rate_and_says_so(tmp_path: Path):
+def test_a_repaired_run_learns_at_half_the_learning_rate_with_a_note(tmp_path: Path):
     recipe = BASE.with_settings(norm="none", on_collapse="repair", epochs=30, schedule="constant", ema=0.5)
     case = Case(tmp_path, recipe, last_relu=True)
     kill(case)
     case.run()
-    (note,) = case.watcher.of("note")[0]
-    assert "step 2: training had collapsed (a loss of guessing; every image got the same answer)" in note
-    assert re.search(r"the dead channels, \d+ of them, were given new weights, and the rate was halved", note)
+    (note,) = case.progress.of("note")[0]
+    assert "step 2: training collapsed (chance-level loss; the logits of all images are the same)" in note
+    assert re.search(r"reinitialised \d+ channels \(dead\) and halved the learning rate", note)
     assert case.state.repairs >= 1
     assert case.state.lr_factor == 0.5**case.state.repairs
     assert case.state.history[0]["train_loss"] > math.log(K) - 0.2
@@ -399,7 +403,7 @@ def test_a_repaired_run_learns_at_half_the_rate_and_says_so(tmp_path: Path):
     assert all(float(value.abs().max()) < 20 for _, kept in case.kept for value in kept.values())  # nor in the average
 
 
-def test_a_repaired_run_gone_on_with_has_the_same_bits(tmp_path: Path):
+def test_a_resumed_repaired_run_is_bit_identical(tmp_path: Path):
     recipe = BASE.with_settings(norm="none", on_collapse="repair", epochs=2, optimizer="muon", lr=0.01)
     ends = []
     for stops in ((), (3, 4, 6)):
@@ -407,7 +411,7 @@ def test_a_repaired_run_gone_on_with_has_the_same_bits(tmp_path: Path):
         for stop in (*stops, None):
             fresh = checkpoint.latest(folder)[0] is None
             case = Case(folder, recipe, last_relu=True)
-            case.watcher.act = lambda step, at=stop: os.kill(os.getpid(), signal.SIGINT) if step == at else None
+            case.progress.act = lambda step, at=stop: os.kill(os.getpid(), signal.SIGINT) if step == at else None
             if fresh:
                 kill(case)
             if stop is None:
@@ -421,45 +425,43 @@ def test_a_repaired_run_gone_on_with_has_the_same_bits(tmp_path: Path):
 
 
 def stuck(case: Case) -> None:
-    """Make every signal too small to learn from, though nothing is dead."""
+    """Make all activations too small to learn from, without dead channels."""
     with torch.no_grad():
         for parameter in case.state.model.parameters():
             parameter.mul_(0.3)
 
 
 @pytest.mark.parametrize("cure", ["stop", "repair"])
-def test_a_network_that_learns_nothing_is_warned_of_or_made_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cure: str
-):
+def test_a_stuck_network_is_warned_of_or_repaired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cure: str):
     monkeypatch.setattr(loop, "SLOW_START", 2 * PER_EPOCH)
     recipe = BASE.with_settings(norm="none", on_collapse=cure, epochs=20, schedule="constant")
     case = Case(tmp_path, recipe)
     stuck(case)
     case.run()
-    notes = [note for (note,) in case.watcher.of("note")]
+    notes = [note for (note,) in case.progress.of("note")]
     losses = [row["train_loss"] for row in case.state.history]
     if cure == "repair":
-        assert "step 10: training had collapsed (a loss of guessing; nothing was learned in 10 steps): all" in notes[0]
+        assert "step 10: training collapsed (chance-level loss; nothing was learned in 10 steps)" in notes[0]
         assert losses[-1] < 0.5 * math.log(K)
     else:
         assert len(notes) == 19
-        assert re.match(r"step 10: the loss of this epoch \(1\.\d+\) is still that of guessing", notes[0])
+        assert re.match(r"step 10: the loss of this epoch \(1\.\d+\) is still at chance level", notes[0])
         assert "on_collapse='repair'" in notes[0]
         assert losses[-1] == pytest.approx(math.log(K), abs=0.03)
 
 
-def test_a_repair_that_does_not_last_is_followed_by_a_whole_one(tmp_path: Path):
+def test_a_second_collapse_reinitialises_all_channels(tmp_path: Path):
     recipe = BASE.with_settings(norm="none", on_collapse="repair", epochs=2)
     case = Case(tmp_path, recipe, last_relu=True)
     kill(case)
-    case.watcher.act = lambda step: kill(case) if step == 3 else None
+    case.progress.act = lambda step: kill(case) if step == 3 else None
     case.run()
-    first, second, *_ = [note for (note,) in case.watcher.of("note")]
-    assert "the dead channels" in first
-    assert "all channels" in second
+    first, second, *_ = [note for (note,) in case.progress.of("note")]
+    assert "(dead)" in first
+    assert "(all)" in second
 
 
-def test_a_learned_network_with_a_high_loss_is_let_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_good_network_with_a_high_loss_is_not_repaired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(loop, "SLOW_START", PER_EPOCH)
     recipe = BASE.with_settings(on_collapse="repair", label_smoothing=0.9, epochs=4, lr=0.2)
     case = Case(tmp_path, recipe).run()
@@ -468,24 +470,24 @@ def test_a_learned_network_with_a_high_loss_is_let_be(tmp_path: Path, monkeypatc
     assert case.state.repairs == 0
 
 
-def test_repairs_come_to_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_number_of_repairs_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(loop.health, "repair", lambda *_, **__: 1)  # one that does not help
     case = Case(tmp_path, BASE.with_settings(norm="none", on_collapse="repair", epochs=20), last_relu=True)
     kill(case)
     with pytest.raises(CollapseError):
         case.run()
-    assert case.state.repairs == loop.MOST_REPAIRS
+    assert case.state.repairs == loop.MAX_REPAIRS
 
 
-@pytest.mark.parametrize(("look_every", "per_epoch"), [(1, 5), (50, 7), (50, 390), (4, 6), (3, 3)])
-def test_the_steps_between_looks_add_up(tmp_path: Path, look_every: int, per_epoch: int):
+@pytest.mark.parametrize(("check_every", "per_epoch"), [(1, 5), (50, 7), (50, 390), (4, 6), (3, 3)])
+def test_the_steps_between_checks_add_up(tmp_path: Path, check_every: int, per_epoch: int):
     trainer = Case(tmp_path).trainer
-    trainer.look_every, trainer.per_epoch = look_every, per_epoch
+    trainer.check_every, trainer.per_epoch = check_every, per_epoch
     total = 0
     for step in range(1, 5 * per_epoch + 1):
         trainer.state.step = step
-        if step % look_every == 0 or step % per_epoch == 0:
-            total += trainer.since_look()
+        if step % check_every == 0 or step % per_epoch == 0:
+            total += trainer.steps_since_check()
             assert total == step
 
 
@@ -493,7 +495,7 @@ def test_the_steps_between_looks_add_up(tmp_path: Path, look_every: int, per_epo
 
 
 def whole_and_finite(folder: Path) -> int:
-    """The step of the newest checkpoint, which must be whole and hold numbers alone."""
+    """Return the step of the newest checkpoint, which must be intact and finite."""
     found, notes = checkpoint.latest(folder)
     assert notes == []
     for group in found[0].values():
@@ -501,14 +503,14 @@ def whole_and_finite(folder: Path) -> int:
     return found[1]["step"]
 
 
-def test_a_rate_far_too_high_stops_the_run_with_words(tmp_path: Path):
+def test_a_far_too_high_learning_rate_stops_the_run(tmp_path: Path):
     recipe = BASE.with_settings(norm="none", lr=1e6, schedule="constant", nesterov=False, epochs=50)
     with pytest.raises(NonFiniteError, match=r"at step \d+ \(epoch \d+\): training has stopped.*lr=1e\+06.*clip=1"):
         Case(tmp_path, recipe, last_relu=False).run()
 
 
 @pytest.mark.parametrize("where", ["weight", "loss"])
-def test_the_checkpoint_before_a_nan_is_whole_and_finite(tmp_path: Path, where: str):
+def test_the_checkpoint_before_a_nan_is_intact_and_finite(tmp_path: Path, where: str):
     case = Case(tmp_path, BASE.with_settings(checkpoint_minutes=0))
 
     def spoil(step: int) -> None:
@@ -516,9 +518,9 @@ def test_the_checkpoint_before_a_nan_is_whole_and_finite(tmp_path: Path, where: 
             with torch.no_grad():
                 case.state.model.first_conv.weight[0, 0, 0, 0] = float("nan")
         if step == 6 and where == "loss":
-            case.pipeline.preprocessing.steps[0].mean.fill_(float("inf"))
+            case.loader.preprocessing.steps[0].mean.fill_(float("inf"))
 
-    case.watcher.act = spoil
+    case.progress.act = spoil
     with pytest.raises(
         NonFiniteError, match=r"at step 7 \(epoch 2\)" if where == "weight" else "the loss became nan at step 7"
     ):
@@ -527,7 +529,7 @@ def test_the_checkpoint_before_a_nan_is_whole_and_finite(tmp_path: Path, where: 
     assert case.saved() == [4, 5, 6]
 
 
-def test_a_validation_loss_that_is_no_number_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_infinite_validation_loss_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     results = iter([(1.0, 0.5), (math.inf, 0.9)])
     monkeypatch.setattr(Trainer, "validate", lambda *_: next(results))
     case = Case(tmp_path)

@@ -1,4 +1,4 @@
-"""The optimisers: the paper's rates by group, a step against NumPy, Muon's promises, and a state kept to the bit."""
+"""Optimizers: learning rates per group, steps against NumPy, properties of Muon, and a bit-exact state."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def give_gradients(model: nn.Module, seed: int) -> None:
 
 
 def rates(optimizers: Optimizers, model: nn.Module) -> dict[str, tuple[float, float]]:
-    """Learning rate and decay of every parameter by name."""
+    """Return learning rate and weight decay of every parameter by name."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
         names[id(parameter)]: (group["lr"], group.get("weight_decay", 0.0))
-        for part in optimizers.parts
+        for part in optimizers.optimizers
         for group in part.param_groups
         for parameter in group["params"]
     }
@@ -48,7 +48,7 @@ def rates(optimizers: Optimizers, model: nn.Module) -> dict[str, tuple[float, fl
 @pytest.mark.parametrize(
     ("data", "rate", "last", "decay"), [("cifar10", 0.1, 0.01, 1e-4), ("cifar100", 0.02, 0.02, 5e-4)]
 )
-def test_the_groups_have_the_papers_rates(data: str, rate: float, last: float, decay: float):
+def test_the_groups_have_the_learning_rates_of_the_paper(data: str, rate: float, last: float, decay: float):
     recipe = find_recipe("paper", data)
     model = create_model(recipe.model, width=0.1)
     optimizers = make_optimizers(model, recipe)
@@ -63,7 +63,7 @@ def test_the_groups_have_the_papers_rates(data: str, rate: float, last: float, d
     assert len(set(found.values())) == (4 if last != rate else 2)
 
 
-def test_norms_take_the_biases_rate_and_no_decay():
+def test_norms_have_the_learning_rate_of_biases_and_no_decay():
     model = network(norm="batch")
     optimizers = make_optimizers(model, Recipe(lr=0.1, bias_lr=3.0, last_lr=0.5, weight_decay=0.01))
     optimizers.set_lr(0.1)
@@ -82,9 +82,9 @@ def test_the_last_layer_is_the_linear_one_of_a_fully_connected_head():
     assert slow == {"head.1.weight", "head.1.bias"}
 
 
-def test_muon_moves_the_hidden_convolutions_and_sgd_the_rest():
+def test_muon_updates_hidden_convolutions_and_sgd_the_rest():
     model = network(norm="batch")
-    muon, rest = make_optimizers(model, Recipe(optimizer="muon", lr=0.06)).parts
+    muon, rest = make_optimizers(model, Recipe(optimizer="muon", lr=0.06)).optimizers
     moved = {id(parameter) for group in muon.param_groups for parameter in group["params"]}
     convolutions = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d)]
     assert moved == {id(weight) for weight in convolutions[:-1]}
@@ -92,7 +92,7 @@ def test_muon_moves_the_hidden_convolutions_and_sgd_the_rest():
     assert beside == {id(parameter) for parameter in model.parameters()} - moved
 
 
-def test_what_is_frozen_stays_out():
+def test_frozen_parameters_are_in_no_group():
     model = network()
     model.first_conv.weight.requires_grad_(False)
     names = rates(make_optimizers(model, Recipe()), model)
@@ -104,7 +104,7 @@ def test_what_is_frozen_stays_out():
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
-def test_a_step_of_sgd_is_its_formula(nesterov: bool):
+def test_an_sgd_step_follows_its_formula(nesterov: bool):
     recipe = Recipe(lr=0.1, momentum=0.9, nesterov=nesterov, weight_decay=0.03, bias_lr=2.0, last_lr=0.1)
     model = network()
     optimizers = make_optimizers(model, recipe)
@@ -124,7 +124,7 @@ def test_a_step_of_sgd_is_its_formula(nesterov: bool):
         np.testing.assert_allclose(parameter.detach().numpy(), wanted[name], rtol=2e-5, atol=2e-6, err_msg=name)
 
 
-def test_sgd_without_momentum_is_no_nesterov():
+def test_sgd_without_momentum_is_plain_sgd():
     model = network()
     optimizers = make_optimizers(model, Recipe(momentum=0.0, nesterov=True, lr=0.5, weight_decay=0.0))
     before = model.first_conv.weight.detach().clone()
@@ -138,7 +138,7 @@ def test_sgd_without_momentum_is_no_nesterov():
 
 
 @pytest.mark.parametrize(("rows", "columns"), PRIMES)
-def test_orthogonal_brings_the_singular_values_near_one(rows: int, columns: int):
+def test_orthogonal_brings_singular_values_near_one(rows: int, columns: int):
     matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows * columns), dtype=torch.float64)
     result = orthogonal(matrix * 1e-3, MUON_STEPS)
     u, _, v = np.linalg.svd(matrix.numpy(), full_matrices=False)
@@ -152,7 +152,7 @@ def test_orthogonal_brings_the_singular_values_near_one(rows: int, columns: int)
 
 
 @pytest.mark.parametrize("size", [(7, 5, 3, 3), (5, 47, 1, 1), (31, 3, 5, 5)])
-def test_muon_keeps_the_norm_and_moves_by_its_rate(size: tuple[int, ...]):
+def test_muon_keeps_the_norm_and_steps_by_its_learning_rate(size: tuple[int, ...]):
     draw = torch.Generator().manual_seed(3)
     weight = nn.Parameter(torch.randn(size, generator=draw).contiguous(memory_format=torch.channels_last))
     start = weight.detach().clone()
@@ -168,7 +168,7 @@ def test_muon_keeps_the_norm_and_moves_by_its_rate(size: tuple[int, ...]):
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
-def test_a_step_of_muon_is_its_formula(nesterov: bool):
+def test_a_muon_step_follows_its_formula(nesterov: bool):
     draw = torch.Generator().manual_seed(5)
     weight = nn.Parameter(torch.randn(7, 3, 3, 3, generator=draw))
     optimizer = Muon([weight], lr=0.03, momentum=0.8, nesterov=nesterov)
@@ -189,7 +189,7 @@ def test_a_step_of_muon_is_its_formula(nesterov: bool):
     np.testing.assert_allclose(weight.detach().flatten(1).numpy(), wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_muon_goes_down_the_gradient_and_remembers():
+def test_muon_descends_with_momentum():
     weight = nn.Parameter(torch.eye(5)[:, :, None, None].clone())
     target = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(1)))[0][:, :, None, None]
     optimizer = Muon([weight], lr=0.05)
@@ -221,7 +221,7 @@ def test_a_weight_without_a_gradient_or_with_a_zero_one_stays_finite():
 @pytest.mark.parametrize(
     "settings", [{"optimizer": "sgd"}, {"optimizer": "adamw"}, {"optimizer": "muon"}, {"momentum": 0.0}]
 )
-def test_the_state_survives_and_the_next_step_has_the_same_bits(settings: dict[str, Any]):
+def test_a_restored_state_gives_a_bit_identical_step(settings: dict[str, Any]):
     recipe = Recipe(norm="batch", lr=0.01, **settings)
     model = network(norm="batch")
     optimizers = make_optimizers(model, recipe)
@@ -255,20 +255,20 @@ def test_the_state_survives_and_the_next_step_has_the_same_bits(settings: dict[s
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
-def test_forgetting_drops_all_momentum(name: str):
+def test_reset_discards_all_momentum(name: str):
     model = network()
     optimizers = make_optimizers(model, Recipe(optimizer=name))
     give_gradients(model, 0)
     optimizers.step()
     assert optimizers.tensors()
-    optimizers.forget()
+    optimizers.reset()
     assert optimizers.tensors() == {}
     give_gradients(model, 1)
     optimizers.step()
     assert optimizers.tensors()
 
 
-def test_gradients_are_dropped():
+def test_zero_grad_clears_the_gradients():
     model = network()
     optimizers = make_optimizers(model, Recipe(optimizer="muon"))
     give_gradients(model, 0)
@@ -276,7 +276,7 @@ def test_gradients_are_dropped():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_the_rate_reaches_every_group_in_its_proportion():
+def test_set_lr_scales_every_group():
     model = network()
     optimizers = make_optimizers(model, Recipe(bias_lr=2.0, last_lr=0.1))
     optimizers.set_lr(0.5)

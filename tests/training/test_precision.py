@@ -1,4 +1,4 @@
-"""The choice of a number format: the same at every moment, remembered, and without a trace in the network."""
+"""The choice of the dtype: stable, cached, and without side effects on the network."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from torch import nn
 from mlpconv.data.sampler import Batch
 from mlpconv.models import create_model
 from mlpconv.training import Recipe, precision
-from mlpconv.training.precision import choose_precision, work_of
+from mlpconv.training.precision import choose_precision, count_macs
 
 Timer = Callable[..., list[str]]
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache folder."""
+    """Return an empty cache folder."""
     monkeypatch.setenv("MLPCONV_DATA", str(tmp_path / "cache"))
     return tmp_path / "cache" / "precision"
 
 
 @pytest.fixture
 def timer(monkeypatch: pytest.MonkeyPatch) -> Timer:
-    """Every network is large enough to be timed, at these milliseconds; the formats are listed as they are timed."""
+    """Time every network, with these milliseconds; record the dtypes in the order of timing."""
 
     def install(fp32: float, bf16: float) -> list[str]:
         asked: list[str] = []
@@ -40,7 +40,7 @@ def timer(monkeypatch: pytest.MonkeyPatch) -> Timer:
             return 9.0 if first else {"fp32": fp32, "bf16": bf16}[name] / 1000
 
         monkeypatch.setattr(precision, "time_step", step)
-        monkeypatch.setattr(precision, "LEAST_WORK", 1)
+        monkeypatch.setattr(precision, "MIN_MACS", 1)
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True, raising=False)
         return asked
 
@@ -58,8 +58,8 @@ def batch(n: int = 13, side: int = 15) -> Batch:
 
 
 @pytest.mark.parametrize("name", ["auto", "fp32", "bf16"])
-def test_choosing_leaves_the_network_as_it_is_to_the_bit(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(precision, "LEAST_WORK", 1)
+def test_the_choice_does_not_change_the_network(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(precision, "MIN_MACS", 1)
     model = network()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     choice, sentence = choose_precision(model, batch(), Recipe(precision=name))
@@ -80,10 +80,10 @@ def test_choosing_leaves_the_network_as_it_is_to_the_bit(monkeypatch: pytest.Mon
         (300.0, 100.0, "bf16", "takes 300 ms in fp32 and 100 ms in bf16"),
         (100.0, 300.0, "fp32", "takes 100 ms in fp32 and 300 ms in bf16"),
         (126.0, 100.0, "bf16", "takes 126 ms in fp32 and 100 ms in bf16"),
-        (124.0, 100.0, "fp32", "takes 124 ms in fp32 and 100 ms in bf16; bf16 is chosen from 1.25 times the speed"),
+        (124.0, 100.0, "fp32", "takes 124 ms in fp32 and 100 ms in bf16; bf16 is selected from 1.25 times the speed"),
     ],
 )
-def test_bf16_has_to_be_clearly_faster(timer: Timer, fp32: float, bf16: float, wanted: str, words: str) -> None:
+def test_bf16_must_be_clearly_faster(timer: Timer, fp32: float, bf16: float, wanted: str, words: str) -> None:
     asked = timer(fp32, bf16)
     choice, sentence = choose_precision(network(), batch(), Recipe())
     assert choice == wanted
@@ -91,25 +91,25 @@ def test_bf16_has_to_be_clearly_faster(timer: Timer, fp32: float, bf16: float, w
     assert asked == ["fp32", "bf16"] * 6  # in turn, and the first of each does not count
 
 
-def test_the_median_decides_and_not_a_moment(monkeypatch: pytest.MonkeyPatch, timer: Timer) -> None:
+def test_the_median_decides(monkeypatch: pytest.MonkeyPatch, timer: Timer) -> None:
     timer(100.0, 100.0)
     seconds = {"fp32": iter([9, 0.1, 9, 0.1, 0.1, 9]), "bf16": iter([9, 0.1, 0.001, 0.1, 0.001, 0.1])}
     monkeypatch.setattr(precision, "time_step", lambda _model, _batch, name: next(seconds[name]))
     assert choose_precision(network(), batch(), Recipe())[0] == "fp32"
 
 
-def test_what_was_measured_once_holds_at_every_later_moment(timer: Timer, cache: Path) -> None:
+def test_a_cached_timing_is_used_again(timer: Timer, cache: Path) -> None:
     timer(300.0, 100.0)
     assert choose_precision(network(), batch(), Recipe())[0] == "bf16"
     asked = timer(100.0, 300.0)  # the machine is busy with something else now
     choice, sentence = choose_precision(network(), batch(), Recipe())
     assert choice == "bf16"
-    assert sentence.endswith("300 ms in fp32 and 100 ms in bf16 (measured before, and remembered)")
+    assert sentence.endswith("300 ms in fp32 and 100 ms in bf16 (cached)")
     assert asked == []
     assert len(list(cache.iterdir())) == 1
 
 
-def test_another_network_shape_torch_or_processor_is_measured_for_itself(
+def test_another_network_shape_torch_or_processor_is_measured_separately(
     timer: Timer, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timer(300.0, 100.0)
@@ -139,7 +139,7 @@ DAMAGED: dict[str, Callable[[dict[str, Any]], object]] = {
 
 
 @pytest.mark.parametrize("kind", DAMAGED)
-def test_a_damaged_memory_is_measured_anew_and_mended(timer: Timer, cache: Path, kind: str) -> None:
+def test_a_damaged_cache_file_is_replaced(timer: Timer, cache: Path, kind: str) -> None:
     timer(300.0, 100.0)
     choose_precision(network(), batch(), Recipe())
     (file,) = cache.iterdir()
@@ -153,7 +153,7 @@ def test_a_damaged_memory_is_measured_anew_and_mended(timer: Timer, cache: Path,
     assert list(cache.iterdir()) == [file]
 
 
-def test_a_pipe_in_the_place_of_the_memory_does_not_block(timer: Timer, cache: Path) -> None:
+def test_a_pipe_instead_of_the_cache_file_does_not_block(timer: Timer, cache: Path) -> None:
     timer(300.0, 100.0)
     choose_precision(network(), batch(), Recipe())
     (file,) = cache.iterdir()
@@ -162,23 +162,23 @@ def test_a_pipe_in_the_place_of_the_memory_does_not_block(timer: Timer, cache: P
     assert choose_precision(network(), batch(), Recipe())[0] == "bf16"
 
 
-def test_of_two_processes_that_measure_at_once_the_first_one_counts(
+def test_of_two_concurrent_timings_the_first_one_is_used(
     timer: Timer, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timer(300.0, 100.0)
-    real = precision.timed
+    real = precision.measure
 
     def overtaken(model: nn.Module, images: Batch) -> precision.Timing:
-        monkeypatch.setattr(precision, "timed", real)
+        monkeypatch.setattr(precision, "measure", real)
         choose_precision(model, images, Recipe())  # the other process
         return precision.Timing(fp32=100.0, bf16=300.0)
 
-    monkeypatch.setattr(precision, "timed", overtaken)
+    monkeypatch.setattr(precision, "measure", overtaken)
     assert choose_precision(network(), batch(), Recipe())[0] == "bf16"
     assert len(list(cache.iterdir())) == 1
 
 
-def test_a_file_system_without_links_remembers_too(timer: Timer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_works_without_hard_links(timer: Timer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise PermissionError(1, "no links here")
 
@@ -191,19 +191,17 @@ def test_a_file_system_without_links_remembers_too(timer: Timer, cache: Path, mo
     assert [file.suffix for file in cache.iterdir()] == [".json"]
 
 
-def test_where_nothing_can_be_remembered_it_is_said(
-    timer: Timer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unwritable_cache_is_reported(timer: Timer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("precious")
     monkeypatch.setenv("MLPCONV_DATA", str(tmp_path / "file"))
     timer(300.0, 100.0)
     choice, sentence = choose_precision(network(), batch(), Recipe())
     assert choice == "bf16"
-    assert sentence.endswith("(not remembered, so another run may choose otherwise: Not a directory)")
+    assert sentence.endswith("(not cached, so another run may choose differently: Not a directory)")
     assert (tmp_path / "file").read_text() == "precious"
 
 
-def test_a_small_network_computes_in_fp32_without_being_timed(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def test_a_small_network_uses_fp32_without_timing(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     monkeypatch.setattr(precision, "time_step", lambda *_: pytest.fail("timed"))
     choice, sentence = choose_precision(network(), batch(), Recipe())
     assert choice == "fp32"
@@ -211,27 +209,27 @@ def test_a_small_network_computes_in_fp32_without_being_timed(monkeypatch: pytes
     assert not cache.exists()
 
 
-def test_a_processor_without_bf16_computes_in_fp32(timer: Timer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_processor_without_bf16_uses_fp32(timer: Timer, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = timer(300.0, 100.0)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False, raising=False)
     assert choose_precision(network(), batch(), Recipe()) == ("fp32", "precision fp32: this processor has no fast bf16")
     assert asked == []
 
 
-def test_a_format_that_was_asked_for_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_requested_dtype_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "time_step", lambda *_: pytest.fail("timed"))
-    assert choose_precision(network(), batch(), Recipe(precision="bf16")) == ("bf16", "precision bf16, as asked")
+    assert choose_precision(network(), batch(), Recipe(precision="bf16")) == ("bf16", "precision bf16, as requested")
 
 
-def test_of_a_large_network_fewer_images_are_timed(timer: Timer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_network_is_timed_on_fewer_images(timer: Timer, monkeypatch: pytest.MonkeyPatch) -> None:
     timer(100.0, 300.0)
-    monkeypatch.setattr(precision, "TIMED_WORK", 5 * work_of(network(), batch().images))
+    monkeypatch.setattr(precision, "TIMED_MACS", 5 * count_macs(network(), batch().images))
     assert "a step of 5 images" in choose_precision(network(), batch(), Recipe())[1]
 
 
-def test_the_work_of_a_network_is_counted_by_hand() -> None:
+def test_multiply_adds_match_a_count_by_hand() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 5, 3, stride=2), nn.ReLU(), nn.Conv2d(5, 7, 1), nn.Flatten(), nn.Linear(7 * 36, 11)
     )
     by_hand = 6 * 6 * 5 * 27 + 6 * 6 * 7 * 5 + 7 * 36 * 11  # of 13 x 13 pixels
-    assert work_of(model, torch.zeros(17, 3, 13, 13)) == by_hand
+    assert count_macs(model, torch.zeros(17, 3, 13, 13)) == by_hand

@@ -1,16 +1,17 @@
-"""Recipes: those that ship, those in files of whatever kind, and every setting that must be refused by its name."""
+"""Recipes: shipped ones, files, and the validation of every setting."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
-import time
 import typing
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from support.work import within
 
 from mlpconv.errors import UsageError
 from mlpconv.preprocessing import Preprocessing
@@ -22,7 +23,7 @@ HINTS = typing.get_type_hints(Recipe)
 
 
 def titles() -> list[tuple[str, str]]:
-    """Each shipped recipe with a data set it is for."""
+    """Return every shipped recipe with a data set it supports."""
     return [(name, data) for name, sets in list_recipes().items() for data in (sets or ["photos"])]
 
 
@@ -32,7 +33,7 @@ def with_file(tmp_path: Path, content: bytes) -> Path:
     return path
 
 
-# --- what ships
+# --- shipped recipes
 
 
 def test_the_paper_ships_for_each_of_its_small_data_sets():
@@ -49,7 +50,7 @@ def test_a_shipped_recipe_reads_and_goes_through_json_unchanged(name: str, data:
 
 
 @pytest.mark.parametrize("data", ["cifar10", "svhn", "mnist"])
-def test_the_papers_rates_are_literal(data: str):
+def test_the_learning_rates_of_the_paper_are_literal(data: str):
     recipe = find_recipe("paper", data)
     assert (recipe.lr, recipe.bias_lr, recipe.last_lr) == (0.1, 2.0, 0.1)
     assert (recipe.weight_decay, recipe.momentum, recipe.nesterov) == (1e-4, 0.9, False)
@@ -57,17 +58,17 @@ def test_the_papers_rates_are_literal(data: str):
     assert (recipe.last_relu, recipe.init, recipe.dropout, recipe.norm) == (True, "paper", 0.5, "none")
 
 
-def test_the_paper_is_slower_and_decays_more_on_cifar100():
+def test_paper_has_other_settings_on_cifar100():
     recipe = find_recipe("paper", "cifar100")
     assert (recipe.lr, recipe.bias_lr, recipe.last_lr, recipe.weight_decay) == (0.02, 2.0, 1.0, 5e-4)
 
 
-def test_a_recipe_for_some_data_alone_says_so():
+def test_a_recipe_for_other_data_sets_is_refused():
     with pytest.raises(UsageError, match=r"recipe 'paper' is for cifar10, .*not for 'cats'"):
         find_recipe("paper", "cats")
 
 
-def test_an_unknown_recipe_names_the_nearest():
+def test_an_unknown_recipe_gets_a_suggestion():
     with pytest.raises(UsageError, match=r"unknown recipe 'papr': did you mean 'paper'\?"):
         find_recipe("papr", "mnist")
 
@@ -79,7 +80,7 @@ def test_a_hostile_name_is_an_unknown_recipe(name: str):
     assert len(str(caught.value)) < 400
 
 
-def test_the_name_of_the_data_may_be_long():
+def test_a_long_data_name_is_accepted():
     with pytest.raises(UsageError, match="unknown recipe"):
         find_recipe("no-such", "x" * 300)
 
@@ -113,7 +114,7 @@ WRONG: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("key", "value", "words"), WRONG)
-def test_a_value_of_another_kind_is_refused_by_name(key: str, value: Any, words: str):
+def test_a_value_of_the_wrong_type_is_refused_by_name(key: str, value: Any, words: str):
     with pytest.raises(UsageError) as caught:
         Recipe().with_settings(**{key: value})
     assert str(caught.value).startswith(f"{key}=") or key in str(caught.value)
@@ -128,7 +129,7 @@ def literals() -> list[str]:
 
 
 @pytest.mark.parametrize("key", literals())
-def test_every_choice_refuses_another_word_and_lists_its_own(key: str):
+def test_every_choice_refuses_other_words_with_a_suggestion(key: str):
     hint = HINTS[key]
     options = typing.get_args(hint if typing.get_origin(hint) is Literal else typing.get_args(hint)[0])
     with pytest.raises(UsageError, match=f"^{key}='{options[0]}x' is not accepted: did you mean '{options[0]}'"):
@@ -141,7 +142,7 @@ def test_every_choice_refuses_another_word_and_lists_its_own(key: str):
 @pytest.mark.parametrize(
     "field", [field for field in FIELDS if field.metadata["low"] is not None], ids=lambda f: f.name
 )
-def test_every_range_holds_its_ends_and_refuses_what_is_beyond(field: dataclasses.Field[Any]):
+def test_every_range_includes_its_ends_and_refuses_values_beyond(field: dataclasses.Field[Any]):
     low, high = field.metadata["low"], field.metadata["high"]
     whole = isinstance(field.default, int) or "int" in str(HINTS[field.name])
     step = 1 if whole else 1e-9
@@ -156,7 +157,7 @@ def test_every_range_holds_its_ends_and_refuses_what_is_beyond(field: dataclasse
             assert getattr(Recipe().with_settings(**{field.name: value}), field.name) == value
 
 
-def test_every_setting_has_a_sentence_of_help():
+def test_every_setting_has_a_help_text():
     assert [field.name for field in FIELDS if len(field.metadata["help"]) < 8] == []
 
 
@@ -173,7 +174,7 @@ def test_every_setting_has_a_sentence_of_help():
         ({"sizes": (7, 11), "preprocessing": ("gcn", "zca")}, "sizes and zca"),
     ],
 )
-def test_settings_that_do_not_go_together_are_refused(settings: dict[str, Any], words: str):
+def test_incompatible_settings_are_refused(settings: dict[str, Any], words: str):
     with pytest.raises(UsageError, match=words):
         Recipe().with_settings(**settings)
 
@@ -181,7 +182,7 @@ def test_settings_that_do_not_go_together_are_refused(settings: dict[str, Any], 
 @pytest.mark.parametrize(
     ("key", "near"), [("ls", "lr"), ("epoch", "epochs"), ("learning_rate", None), ("wight_decay", "weight_decay")]
 )
-def test_an_unknown_setting_names_the_nearest(key: str, near: str | None):
+def test_an_unknown_setting_gets_a_suggestion(key: str, near: str | None):
     with pytest.raises(UsageError, match=f"unknown recipe setting '{key}'") as caught:
         Recipe().with_settings(**{key: 1})
     assert (f"did you mean {near!r}?" in str(caught.value)) == (near is not None)
@@ -189,12 +190,12 @@ def test_an_unknown_setting_names_the_nearest(key: str, near: str | None):
 
 
 @pytest.mark.parametrize("key", ["self", "__class__", "__dict__", "to_dict", "settings", "", "lr "])
-def test_a_name_of_pythons_own_is_an_unknown_setting(key: str):
+def test_python_attributes_are_unknown_settings(key: str):
     with pytest.raises(UsageError, match="unknown recipe setting"):
         Recipe().with_settings(**{key: 1})
 
 
-def test_a_recipe_does_not_change():
+def test_a_recipe_is_immutable():
     recipe = Recipe()
     assert recipe.with_settings(lr=0.25).lr == 0.25
     assert recipe.lr == Recipe.lr == 0.05
@@ -204,14 +205,12 @@ def test_a_recipe_does_not_change():
 
 def test_long_values_make_short_messages():
     for key, value in (("lr", "9" * 10**6), ("norm", "b" * 10**6), ("epochs", 10**4000), ("k" * 10**6, 1)):
-        start = time.perf_counter()
         with pytest.raises(UsageError) as caught:
-            Recipe().with_settings(**{key: value})
+            within(partial(Recipe().with_settings, **{key: value}), calls=20_000, megabytes=8)
         assert len(str(caught.value)) < 1500
-        assert time.perf_counter() - start < 1
 
 
-def test_a_number_too_long_to_print_is_refused_all_the_same():
+def test_a_number_too_long_to_print_is_refused():
     with pytest.raises(UsageError, match="epochs=a int is out of range"):
         Recipe().with_settings(epochs=10**5000)
 
@@ -280,7 +279,7 @@ def test_a_hostile_value_of_the_command_line_is_refused(text: str):
 # --- files
 
 
-def test_a_file_of_the_users_is_read(tmp_path: Path):
+def test_a_recipe_file_is_read(tmp_path: Path):
     path = with_file(tmp_path, b'{"about": {"what": "mine"}, "settings": {"lr": 1, "sizes": [7, 11], "clip": null}}')
     recipe = find_recipe(path, "mnist")
     assert recipe == read_recipe(path) == Recipe(lr=1.0, sizes=(7, 11))
@@ -312,22 +311,19 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_hostile_file_is_refused_in_one_sentence(tmp_path: Path, kind: str):
+def test_a_hostile_file_is_refused_with_a_short_message(tmp_path: Path, kind: str):
     content, words = HOSTILE[kind]
-    start = time.perf_counter()
+    path = with_file(tmp_path, content)
     with pytest.raises(UsageError) as caught:
-        read_recipe(with_file(tmp_path, content))
+        within(partial(read_recipe, path), calls=20_000, megabytes=8)
     assert words in str(caught.value)
     assert len(str(caught.value).replace(str(tmp_path), "")) < 1200
-    assert time.perf_counter() - start < 1
 
 
-def test_what_is_no_file_is_refused_without_being_opened(tmp_path: Path):
+def test_paths_that_are_no_regular_file_are_refused(tmp_path: Path):
     (tmp_path / "folder.json").mkdir()
     os.mkfifo(tmp_path / "pipe.json")
     (tmp_path / "loop.json").symlink_to("loop.json")
     for name in ("missing.json", "folder.json", "pipe.json", "loop.json", "nul\0.json", "long" * 2000 + ".json"):
-        start = time.perf_counter()
         with pytest.raises(UsageError, match=r"is not a file|cannot be read"):
-            find_recipe(tmp_path / name, "mnist")
-        assert time.perf_counter() - start < 1
+            within(partial(find_recipe, tmp_path / name, "mnist"), calls=1_000)

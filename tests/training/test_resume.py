@@ -1,4 +1,4 @@
-"""Exact resume: killed anywhere, any number of times, with any number of workers, a run ends with the same bits."""
+"""Bit-exact resume: after any number of kills, anywhere, with any number of workers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STEPS = 15
 
 
 class Reference:
-    """A recipe file, what an undisturbed run of it ends with, and how long that takes."""
+    """Return a recipe file, the result of an undisturbed run, and its seconds."""
 
     def __init__(self, kind: str, recipe: Path, results: Results, seconds: float) -> None:
         self.kind, self.recipe, self.results, self.seconds = kind, recipe, results, seconds
@@ -49,7 +49,7 @@ def reference(
 
 
 def order(reference: Reference, folder: Path) -> list[object]:
-    """The command that a script repeats until it is done: it starts the run, or resumes it where it has begun."""
+    """Return the command that a script repeats: it starts the run, or resumes it."""
     return ["train", "digits", "--recipe", reference.recipe, "--out", folder, "--resume"]
 
 
@@ -59,14 +59,14 @@ def finish(trainers: Any, reference: Reference, folder: Path) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """After a kill every checkpoint is whole, and the files of the run are."""
+    """Assert that all checkpoints and files of the run are intact after a kill."""
     assert checkpoint.latest(folder / "checkpoints")[1] == []
     for path in [*folder.glob("*.json"), *folder.glob("*.csv")]:
         assert path.read_bytes().endswith(b"\n"), path
 
 
 def batter(trainers: Any, reference: Reference, results: Read, folder: Path, draw: random.Random) -> int:
-    """Kill one run at random moments, go on each time with other workers, compare the end; returns the kills."""
+    """Kill a run at random times, resume with another number of workers, compare the result; return the kills."""
     kills = 0
     for _ in range(5):
         words = [*order(reference, folder), "--set", f"workers={draw.choice([0, 1, 2, 4])}"]
@@ -84,7 +84,7 @@ def batter(trainers: Any, reference: Reference, results: Read, folder: Path, dra
     return kills
 
 
-def test_a_run_killed_at_random_moments_ends_with_the_same_bits(
+def test_killing_at_random_times_is_bit_identical(
     trainers: Any, reference: Reference, results: Read, tmp_path: Path
 ) -> None:
     draw, kills, runs = random.Random(reference.kind), 0, 0
@@ -94,7 +94,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(
     assert kills >= 10
 
 
-def test_killed_when_each_file_about_the_run_appears_the_same_command_ends_with_the_same_bits(
+def test_killing_when_a_file_appears_is_bit_identical_with_the_same_command(
     trainers: Any, reference: Reference, results: Read, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
@@ -157,7 +157,7 @@ def dying_run(
     kind: str,
     **settings: Any,
 ) -> list[str]:
-    """Train, or resume, while `act` comes before each file call; returns the names of the calls."""
+    """Train or resume with `act` before each file call; return the names of the calls."""
     with monkeypatch.context() as patch:
         calls = faults.FileCalls(act)
         calls.install(lambda owner, name, value: patch.setattr(owner, name, value, raising=False))
@@ -168,7 +168,7 @@ def dying_run(
     return list(calls.names)
 
 
-def test_whichever_file_call_a_run_dies_at_it_ends_with_the_same_bits(
+def test_dying_at_any_file_call_is_bit_identical(
     fit_tiny: Callable[..., Any],
     faults: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
@@ -191,7 +191,7 @@ def test_whichever_file_call_a_run_dies_at_it_ends_with_the_same_bits(
 
 
 @pytest.mark.parametrize("life", [43, 59])
-def test_lives_of_a_few_file_calls_add_up_to_the_same_bits(
+def test_processes_of_a_few_file_calls_each_are_bit_identical(
     fit_tiny: Callable[..., Any],
     faults: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
@@ -209,7 +209,7 @@ def test_lives_of_a_few_file_calls_add_up_to_the_same_bits(
     assert results(folder) == straight
 
 
-def test_a_timer_that_flips_changes_no_bit(
+def test_an_unstable_timer_changes_no_bit(
     fit_tiny: Callable[..., Any],
     faults: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
@@ -217,14 +217,14 @@ def test_a_timer_that_flips_changes_no_bit(
     tmp_path: Path,
     kind: str,
 ) -> None:
-    """Large networks are timed: repeated runs, and runs that die at some file call, on a machine with moods."""
+    """Networks are timed with unstable results: repeated runs, and runs that die at a file call."""
     formats = itertools.cycle(["fp32", "bf16"])
 
     def moody(_model: object, _batch: object, name: str) -> float:
         return 0.1 if name == mood else 0.3
 
     monkeypatch.setenv("MLPCONV_DATA", str(tmp_path / "cache"))
-    monkeypatch.setattr(precision, "LEAST_WORK", 1)
+    monkeypatch.setattr(precision, "MIN_MACS", 1)
     monkeypatch.setattr(precision, "time_step", moody)
     mood = next(formats)
     fit_tiny(tmp_path / "straight", kind, precision="auto", epochs=1)
@@ -239,7 +239,7 @@ def test_a_timer_that_flips_changes_no_bit(
 
 
 class SignalAt(Progress):
-    """Sends this process a signal when some steps are done."""
+    """Send this process a signal after some steps."""
 
     def __init__(self, number: int, steps: set[int]) -> None:
         self.number, self.steps = number, steps
@@ -250,7 +250,7 @@ class SignalAt(Progress):
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 4])
-def test_stopped_after_any_step_also_before_validation_it_ends_with_the_same_bits(
+def test_stopping_after_any_step_or_before_validation_is_bit_identical(
     fit_tiny: Callable[..., Any], results: Read, tmp_path: Path, kind: str, straight: Results, step: int
 ) -> None:
     folder = tmp_path / "run"
@@ -261,7 +261,7 @@ def test_stopped_after_any_step_also_before_validation_it_ends_with_the_same_bit
     assert results(folder) == straight
 
 
-def test_stopped_after_every_step_it_ends_with_the_same_bits(
+def test_stopping_after_every_step_is_bit_identical(
     fit_tiny: Callable[..., Any], results: Read, tmp_path: Path, kind: str, straight: Results
 ) -> None:
     folder, stops = tmp_path / "run", 0
@@ -295,7 +295,7 @@ def test_another_seed_changes_every_weight(
     assert all(other[name] != straight[name] for name in weights)
 
 
-def test_a_damaged_newest_checkpoint_costs_time_and_nothing_else(
+def test_a_damaged_newest_checkpoint_is_recomputed(
     fit_tiny: Callable[..., Any], results: Read, tmp_path: Path, kind: str, straight: Results
 ) -> None:
     folder, told = tmp_path / "run", []

@@ -1,4 +1,4 @@
-"""The run folder: counted up, never overwritten, used by one trainer at a time, every file of it whole."""
+"""Run folders: numbered, never overwritten, locked, with atomically written files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 
 from mlpconv.errors import RunFolderError
 from mlpconv.training.progress import COLUMNS
-from mlpconv.training.run_folder import RunFolder, refuse_content
+from mlpconv.training.run_folder import RunFolder, require_empty
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def resumed(out: Path | None, name: str) -> Path:
-    folder = RunFolder.begun(out, name)
+    folder = RunFolder.find(out, name)
     assert folder is not None
     return folder.path
 
@@ -35,24 +35,24 @@ def resumed(out: Path | None, name: str) -> Path:
 # --- names
 
 
-def test_folders_are_counted_up_for_each_name(here: Path):
-    made = [RunFolder.new(None, name).path for name in ("digits", "digits", "cats", "digits")]
+def test_folders_are_numbered_per_name(here: Path):
+    made = [RunFolder.create(None, name).path for name in ("digits", "digits", "cats", "digits")]
     assert [str(path) for path in made] == ["runs/digits-001", "runs/digits-002", "runs/cats-001", "runs/digits-003"]
     assert all((here / path).is_dir() for path in made)
 
 
-def test_the_number_after_the_last_is_taken_also_where_some_are_gone(here: Path):
+def test_the_next_number_follows_the_largest(here: Path):
     for name in ("digits-007", "digits-1²", "digits-old", "digits-x-099", "digits-12-old", "digit-055"):
         (here / "runs" / name).mkdir(parents=True)
-    assert str(RunFolder.new(None, "digits").path) == "runs/digits-008"
+    assert str(RunFolder.create(None, "digits").path) == "runs/digits-008"
     (here / "runs" / "digits-1000").mkdir()
-    assert str(RunFolder.new(None, "digits").path) == "runs/digits-1001"
+    assert str(RunFolder.create(None, "digits").path) == "runs/digits-1001"
 
 
 @pytest.mark.parametrize("name", ["cats [1]", "a*b", "?", "[!a]", "två katter"])
-def test_a_name_is_no_pattern(here: Path, name: str):
+def test_a_name_is_not_a_glob_pattern(here: Path, name: str):
     for number in ("001", "002"):
-        folder = RunFolder.new(None, name)
+        folder = RunFolder.create(None, name)
         assert folder.path.name == f"{name}-{number}"
         folder.write_json("recipe.json", {})
     (here / "runs" / "cats 1-009").mkdir()
@@ -60,20 +60,20 @@ def test_a_name_is_no_pattern(here: Path, name: str):
     assert resumed(None, name).name == f"{name}-002"
 
 
-def test_threads_that_start_at_once_get_a_folder_each(here: Path):
+def test_concurrent_threads_get_separate_folders(here: Path):
     for _ in range(5):
         gate = threading.Barrier(8)
 
         def start(_number: int, gate: threading.Barrier = gate) -> Path:
             gate.wait()
-            return RunFolder.new(None, "digits").path
+            return RunFolder.create(None, "digits").path
 
         with ThreadPoolExecutor(8) as pool:
             assert len(set(pool.map(start, range(8)))) == 8
     assert len(list((here / "runs").iterdir())) == 40
 
 
-def test_the_newest_run_is_gone_on_with(here: Path):
+def test_the_newest_run_is_resumed(here: Path):
     for number in (2, 10, 999, 1000):
         folder = here / "runs" / f"digits-{number:03d}"
         folder.mkdir(parents=True)
@@ -83,30 +83,30 @@ def test_the_newest_run_is_gone_on_with(here: Path):
 
 
 @pytest.mark.parametrize("left", [(), (".lock",), (".lock", "data.json", ".recipe.json.0badcafe.part")])
-def test_where_no_run_began_there_is_nothing_to_resume_and_the_folder_is_taken(here: Path, left: tuple[str, ...]):
-    assert RunFolder.begun(None, "digits") is None
-    assert RunFolder.begun(here / "missing", "digits") is None
+def test_a_folder_without_a_started_run_is_reused(here: Path, left: tuple[str, ...]):
+    assert RunFolder.find(None, "digits") is None
+    assert RunFolder.find(here / "missing", "digits") is None
     for out in (here / "mine", here / "runs" / "digits-007"):
         out.mkdir(parents=True)
         for name in left:
             (out / name).write_text("")
-    assert RunFolder.begun(here / "mine", "digits") is None
-    assert RunFolder.new(here / "mine", "digits", reuse=True).path == here / "mine"
-    assert RunFolder.begun(None, "digits") is None
-    assert RunFolder.new(None, "digits", reuse=True).path == Path("runs/digits-007")
-    assert RunFolder.new(None, "digits").path == Path("runs/digits-008")
+    assert RunFolder.find(here / "mine", "digits") is None
+    assert RunFolder.create(here / "mine", "digits", reuse=True).path == here / "mine"
+    assert RunFolder.find(None, "digits") is None
+    assert RunFolder.create(None, "digits", reuse=True).path == Path("runs/digits-007")
+    assert RunFolder.create(None, "digits").path == Path("runs/digits-008")
 
 
 @pytest.mark.parametrize("content", ["notes.txt", "checkpoints", ".hidden", "metrics.csv"])
-def test_what_is_no_run_is_not_resumed_and_not_taken(here: Path, content: str):
+def test_a_folder_with_other_content_is_refused(here: Path, content: str):
     out = here / "mine"
     out.mkdir()
     (out / content).write_text("precious")
-    told = rf"mine holds no run \(no recipe.json\); it holds {content}: choose another folder, out=FOLDER\."
+    told = rf"mine contains no run \(no recipe.json\); it contains {content}: choose another folder, out=FOLDER\."
     with pytest.raises(RunFolderError, match=told):
-        RunFolder.begun(out, "digits")
-    with pytest.raises(RunFolderError, match=r"holds no run .*; it is a file: choose another folder"):
-        RunFolder.begun(out / content, "digits")
+        RunFolder.find(out, "digits")
+    with pytest.raises(RunFolderError, match=r"contains no run .*; it is a file: choose another folder"):
+        RunFolder.find(out / content, "digits")
     assert (out / content).read_text() == "precious"
 
 
@@ -117,55 +117,55 @@ def test_a_folder_that_cannot_be_read_is_not_resumed(here: Path, monkeypatch: py
     (here / "mine").mkdir()
     monkeypatch.setattr(Path, "iterdir", refuse)
     with pytest.raises(RunFolderError, match=r"mine cannot be read \(Permission denied\): choose another folder"):
-        RunFolder.begun(here / "mine", "digits")
+        RunFolder.find(here / "mine", "digits")
 
 
 # --- content
 
 
-def test_a_new_or_empty_folder_is_taken(here: Path):
-    assert RunFolder.new(here / "a" / "b", "digits").path.is_dir()
-    assert RunFolder.new(here / "a" / "b", "digits").path.is_dir()
+def test_a_new_or_empty_folder_is_used(here: Path):
+    assert RunFolder.create(here / "a" / "b", "digits").path.is_dir()
+    assert RunFolder.create(here / "a" / "b", "digits").path.is_dir()
 
 
 @pytest.mark.parametrize("content", ["notes.txt", "recipe.json", "checkpoints", ".hidden"])
-def test_a_folder_with_content_is_refused_and_left_alone(here: Path, content: str):
+def test_a_folder_with_content_is_refused_and_unchanged(here: Path, content: str):
     out = here / "mine"
     out.mkdir()
     (out / content).write_text("precious")
     advice = ", or resume the run in it, resume=True." if content == "recipe.json" else "."
-    with pytest.raises(RunFolderError, match=f"mine has content already: choose another folder, out=FOLDER{advice}$"):
-        RunFolder.new(out, "digits")
-    with pytest.raises(RunFolderError, match="has content already"):
-        refuse_content(out)
+    with pytest.raises(RunFolderError, match=f"mine is not empty: choose another folder, out=FOLDER{advice}$"):
+        RunFolder.create(out, "digits")
+    with pytest.raises(RunFolderError, match="is not empty"):
+        require_empty(out)
     assert [path.name for path in out.iterdir()] == [content]
     assert (out / content).read_text() == "precious"
 
 
-def test_a_file_in_the_place_of_the_folder_is_refused(here: Path):
+def test_a_file_instead_of_the_folder_is_refused(here: Path):
     (here / "mine").write_text("precious")
     for out in (here / "mine", here / "mine" / "below"):
-        with pytest.raises(RunFolderError, match=r"has content already|cannot be made"):
-            RunFolder.new(out, "digits")
+        with pytest.raises(RunFolderError, match=r"is not empty|cannot be created"):
+            RunFolder.create(out, "digits")
     assert (here / "mine").read_text() == "precious"
 
 
-def test_what_a_run_leaves_that_died_before_it_began_is_no_content(here: Path):
+def test_leftovers_of_a_run_killed_before_its_start_are_ignored(here: Path):
     out = here / "mine"
-    folder = RunFolder.new(out, "digits")
+    folder = RunFolder.create(out, "digits")
     with folder.lock():
         folder.write_json("data.json", {})
-    assert RunFolder.new(out, "digits").path == out
+    assert RunFolder.create(out, "digits").path == out
 
 
 @pytest.mark.parametrize("out", [None, Path("deep/down")])
-def test_where_no_folder_can_be_made_it_says_why(here: Path, monkeypatch: pytest.MonkeyPatch, out: Path | None):
+def test_a_folder_that_cannot_be_created_is_explained(here: Path, monkeypatch: pytest.MonkeyPatch, out: Path | None):
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(RunFolderError, match="cannot be made .Read-only file system.: choose another folder, out="):
-        RunFolder.new(out, "digits")
+    with pytest.raises(RunFolderError, match="cannot be created .Read-only file system.: choose another folder, out="):
+        RunFolder.create(out, "digits")
 
 
 # --- the lock
@@ -180,8 +180,8 @@ with RunFolder(Path(sys.argv[1])).lock():
 """
 
 
-def test_another_process_is_kept_out_and_told_who_is_in(here: Path):
-    folder = RunFolder.new(here / "run", "digits")
+def test_another_process_is_refused_with_the_id_of_the_holder(here: Path):
+    folder = RunFolder.create(here / "run", "digits")
     command = [sys.executable, "-c", HOLDER, str(folder.path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "in\n"
@@ -193,16 +193,16 @@ def test_another_process_is_kept_out_and_told_who_is_in(here: Path):
             assert (folder.path / ".lock").read_text() == f"{os.getpid()}\n"
 
 
-def test_the_lock_is_let_go_also_after_an_error(here: Path):
-    folder = RunFolder.new(here / "run", "digits")
+def test_the_lock_is_released_after_an_error(here: Path):
+    folder = RunFolder.create(here / "run", "digits")
     with pytest.raises(ZeroDivisionError), folder.lock():
         raise ZeroDivisionError
     with folder.lock(), pytest.raises(RunFolderError, match=f"in use by process {os.getpid()}"), folder.lock():
         pytest.fail("two are in")
 
 
-def test_a_link_in_the_place_of_the_lock_is_not_followed(here: Path):
-    folder = RunFolder.new(here / "run", "digits")
+def test_a_symbolic_link_as_lock_is_not_followed(here: Path):
+    folder = RunFolder.create(here / "run", "digits")
     target = here / "precious"
     target.write_text("precious")
     (folder.path / ".lock").symlink_to(target)
@@ -216,8 +216,8 @@ def test_a_link_in_the_place_of_the_lock_is_not_followed(here: Path):
     assert not (here / "new").exists()
 
 
-def test_a_folder_that_cannot_be_written_says_so(here: Path, monkeypatch: pytest.MonkeyPatch):
-    folder = RunFolder.new(here / "run", "digits")
+def test_an_unwritable_folder_is_an_error(here: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = RunFolder.create(here / "run", "digits")
 
     def refuse(*_: Any, **__: Any) -> int:
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
@@ -230,8 +230,8 @@ def test_a_folder_that_cannot_be_written_says_so(here: Path, monkeypatch: pytest
         pytest.fail("it was opened")
 
 
-def test_litter_of_a_killed_run_is_swept_and_nothing_else(here: Path):
-    folder = RunFolder.new(here / "run", "digits")
+def test_only_partial_files_of_a_killed_run_are_removed(here: Path):
+    folder = RunFolder.create(here / "run", "digits")
     folder.figures.mkdir()
     litter = [folder.path / ".recipe.json.0badcafe.part", folder.figures / ".curves.png.0badcafe.part"]
     kept = [folder.path / "notes.part", folder.figures / "curves.png", here / ".other.part"]
@@ -245,8 +245,8 @@ def test_litter_of_a_killed_run_is_swept_and_nothing_else(here: Path):
 # --- files
 
 
-def test_json_goes_in_and_comes_out(here: Path):
-    folder = RunFolder.new(here / "run", "digits")
+def test_json_is_written_and_read(here: Path):
+    folder = RunFolder.create(here / "run", "digits")
     value = {"lr": 0.1, "sizes": [7, 11], "name": "två", "none": None}
     folder.write_json("recipe.json", value)
     assert folder.read_json("recipe.json") == value == json.loads((here / "run" / "recipe.json").read_bytes())
@@ -264,38 +264,40 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_file_of_the_run_is_named(here: Path, kind: str):
-    folder = RunFolder.new(here / "run", "digits")
+def test_a_damaged_file_of_the_run_is_named(here: Path, kind: str):
+    folder = RunFolder.create(here / "run", "digits")
     (here / "run" / "recipe.json").write_bytes(BROKEN[kind])
-    with pytest.raises(RunFolderError, match=r"recipe\.json .*this run cannot go on"):
+    with pytest.raises(RunFolderError, match=r"recipe\.json .*this run cannot be resumed"):
         folder.read_json("recipe.json")
 
 
-def test_what_is_no_file_is_not_waited_for(here: Path):
-    folder = RunFolder.new(here / "run", "digits")
+def test_a_pipe_does_not_block(here: Path):
+    folder = RunFolder.create(here / "run", "digits")
     os.mkfifo(here / "run" / "recipe.json")
     (here / "run" / "data.json").mkdir()
     for name in ("recipe.json", "data.json", "missing.json"):
-        with pytest.raises(RunFolderError, match=f"{name} .*this run cannot go on"):
+        with pytest.raises(RunFolderError, match=f"{name} .*this run cannot be resumed"):
             folder.read_json(name)
 
 
-def test_a_full_disk_is_named_and_leaves_the_old_file(here: Path, monkeypatch: pytest.MonkeyPatch):
-    folder = RunFolder.new(here / "run", "digits")
+def test_a_full_disk_is_reported_and_keeps_the_old_file(here: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = RunFolder.create(here / "run", "digits")
     folder.write_json("recipe.json", {"lr": 1})
 
     def full(_descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(RunFolderError, match=r"recipe\.json cannot be written \(No space left on device\): make room"):
+    with pytest.raises(
+        RunFolderError, match=r"recipe\.json cannot be written \(No space left on device\): free disk space"
+    ):
         folder.write_json("recipe.json", {"lr": 2})
     assert folder.read_json("recipe.json") == {"lr": 1}
     assert os.listdir(here / "run") == ["recipe.json"]
 
 
-def test_metrics_have_a_line_an_epoch_and_exact_numbers(here: Path):
-    folder = RunFolder.new(here / "run", "digits")
+def test_metrics_have_a_row_per_epoch_and_exact_numbers(here: Path):
+    folder = RunFolder.create(here / "run", "digits")
     first = dict(zip(COLUMNS, [1, 7, 2.302585092994046, 0.1, None, None, 0.1, 99.5, 1.25, 1.5], strict=True))
     second = first | {"epoch": 2, "step": 14, "val_loss": 1 / 3, "val_accuracy": 0.9}
     folder.write_history([first])

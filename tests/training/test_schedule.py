@@ -1,4 +1,4 @@
-"""The course of the learning rate against torch's own schedulers, its bounds, and its peak and drops."""
+"""Learning-rate schedules against torch's schedulers, with bounds, peak and drops."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def recipe_for(schedule: str, warmup: float = 0.0, milestones: tuple[int, ...] =
 
 
 def torchs(name: str, steps: int, **options: object) -> list[float]:
-    """The factors of a scheduler of torch over a rate of 1."""
+    """Return the factors of a torch scheduler for a learning rate of 1."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = getattr(torch.optim.lr_scheduler, name)(optimizer, **options)
     rates = []
@@ -42,9 +42,7 @@ def torchs(name: str, steps: int, **options: object) -> list[float]:
     steps_per_epoch=st.integers(1, 211),
     where=st.floats(0, 1, exclude_max=True),
 )
-def test_every_factor_lies_above_0_and_at_most_at_1(
-    schedule: str, warmup: float, epochs: int, steps_per_epoch: int, where: float
-):
+def test_factors_are_in_0_to_1(schedule: str, warmup: float, epochs: int, steps_per_epoch: int, where: float):
     steps = epochs * steps_per_epoch
     factor = lr_factor(recipe_for(schedule, warmup), int(where * steps), steps, steps_per_epoch)
     assert 0 < factor <= 1
@@ -52,20 +50,20 @@ def test_every_factor_lies_above_0_and_at_most_at_1(
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 997])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_the_first_and_last_factor_lie_within_bounds_even_in_a_run_of_one_step(schedule: str, steps: int):
+def test_the_first_and_last_factor_are_in_bounds_in_a_run_of_one_step(schedule: str, steps: int):
     for warmup in (0.0, 0.9):
         factors = course(recipe_for(schedule, warmup), steps)
         assert all(0 < factor <= 1 for factor in factors)
 
 
-def test_constant_stays_at_its_peak_after_the_warm_up():
+def test_constant_stays_at_the_peak_after_warm_up():
     assert course(recipe_for("constant"), 13) == [1.0] * 13
     factors = course(recipe_for("constant", warmup=0.3), 100)
     assert factors[30:] == [1.0] * 70
     assert factors[:30] == pytest.approx([(step + 1) / 31 for step in range(30)])
 
 
-def test_one_cycle_rises_in_its_first_quarter_and_falls_after():
+def test_onecycle_rises_in_the_first_quarter_then_falls():
     steps = 1009
     factors = course(recipe_for("onecycle"), steps)
     peak = factors.index(max(factors))
@@ -78,7 +76,7 @@ def test_one_cycle_rises_in_its_first_quarter_and_falls_after():
     assert abs(late.index(max(late)) - steps / 2) <= 1
 
 
-def test_steps_drop_exactly_after_the_milestones_as_torchs_do():
+def test_steps_drop_at_the_milestones_like_torch():
     steps_per_epoch, steps = 7, 7 * 8
     factors = course(recipe_for("steps"), steps, steps_per_epoch)
     assert factors == pytest.approx(torchs("MultiStepLR", steps, milestones=[14, 35], gamma=0.1), rel=1e-12)
@@ -86,23 +84,23 @@ def test_steps_drop_exactly_after_the_milestones_as_torchs_do():
     assert (factors[34], factors[35]) == (pytest.approx(0.1), pytest.approx(0.01))
 
 
-def test_steps_do_not_drop_where_the_run_ends_before_its_milestones():
+def test_steps_do_not_drop_before_the_milestones():
     assert course(recipe_for("steps", milestones=(200, 230)), 21) == [1.0] * 21
 
 
-def test_cosine_is_torchs_half_a_step_later():
+def test_cosine_equals_torch_half_a_step_later():
     steps = 101
     ours, theirs = course(recipe_for("cosine"), steps), torchs("CosineAnnealingLR", 2 * steps, T_max=2 * steps)
     assert ours == pytest.approx(theirs[1::2], abs=1e-12)  # of a course twice as fine, every second point
 
 
-def test_linear_is_torchs_half_a_step_later():
+def test_linear_equals_torch_half_a_step_later():
     steps = 101
     theirs = torchs("LinearLR", 2 * steps, start_factor=1.0, end_factor=0.0, total_iters=2 * steps)
     assert course(recipe_for("linear"), steps) == pytest.approx(theirs[1::2], abs=1e-9)
 
 
-def test_what_falls_has_the_mean_of_its_curve():
+def test_the_mean_factor_is_that_of_the_curve():
     for schedule in ("linear", "cosine"):
         factors = course(recipe_for(schedule), 1013)
         assert math.fsum(factors) / len(factors) == pytest.approx(0.5, abs=1e-6)

@@ -1,4 +1,4 @@
-"""One training step against a plain reference, in both number formats, and the batches that a recipe makes."""
+"""The training step against a plain reference, in both dtypes, and the batches of a recipe."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def one(model: Network, recipe: Recipe, data: Batch, step: int = 5, precision: s
 
 
 def soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The mean over the images of -sum(target x log softmax), written out."""
+    """Return the mean over the images of -sum(target x log softmax)."""
     powers = (logits - logits.amax(1, keepdim=True)).exp()
     return -(targets * (powers / powers.sum(1, keepdim=True)).log()).sum(1).mean()
 
 
 def flat(model: Network) -> torch.Tensor:
-    """All weights in one row."""
+    """Return all weights as one vector."""
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
@@ -57,7 +57,7 @@ def flat(model: Network) -> torch.Tensor:
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_a_step_with_mixup_and_smoothing_is_the_plain_one(alpha: float, smoothing: float):
+def test_a_step_with_mixup_and_smoothing_matches_a_plain_implementation(alpha: float, smoothing: float):
     recipe = Recipe(mixup=alpha, label_smoothing=smoothing, lr=0.1, momentum=0.0, weight_decay=0.0, seed=3)
     data, model, reference = batch(), network(dropout=0.0), network(dropout=0.0)
     outcome = one(model, recipe, data)
@@ -79,7 +79,7 @@ def test_a_step_with_mixup_and_smoothing_is_the_plain_one(alpha: float, smoothin
     assert not outcome.logits.requires_grad
 
 
-def test_gradients_do_not_add_up_over_steps():
+def test_gradients_do_not_accumulate_over_steps():
     data, recipe = batch(), Recipe(lr=1e-6, momentum=0.0)
     model = network(dropout=0.0)
     one(model, recipe, data)
@@ -126,14 +126,14 @@ def test_bf16_is_near_fp32_and_keeps_its_weights_in_fp32():
     assert F.cosine_similarity(flat(full) - start, flat(half) - start, dim=0) > 0.98
 
 
-def test_autocast_computes_in_bf16_only_where_asked():
+def test_autocast_uses_bf16_only_on_request():
     with autocast("bf16", torch.device("cpu")):
         assert F.linear(torch.ones(2, 3), torch.ones(5, 3)).dtype == torch.bfloat16
     with autocast("fp32", torch.device("cpu")):
         assert F.linear(torch.ones(2, 3), torch.ones(5, 3)).dtype == torch.float32
 
 
-def test_googlenets_auxiliary_heads_count_three_tenths_each():
+def test_auxiliary_heads_of_googlenet_have_weight_03():
     torch.manual_seed(0)
     options = {"num_classes": K, "width": 0.07, "dropout": 0.0, "size": 96}
     model = create_model("googlenet", aux_heads=True, **options).train()
@@ -155,7 +155,7 @@ def test_googlenets_auxiliary_heads_count_three_tenths_each():
     assert model.aux["4a"][-1].weight.grad.abs().sum() > 0
 
 
-def test_a_network_without_auxiliary_heads_has_its_own_loss_alone():
+def test_a_network_without_auxiliary_heads_has_one_loss():
     torch.manual_seed(0)
     model = create_model("googlenet", num_classes=K, width=0.07, dropout=0.0, aux_heads=False)
     data = batch(2, 64)
@@ -163,7 +163,7 @@ def test_a_network_without_auxiliary_heads_has_its_own_loss_alone():
     assert float(one(model, Recipe(), data).loss) == pytest.approx(loss.item(), rel=1e-5)
 
 
-# --- the pipeline
+# --- the batch loader
 
 
 def images_of(n: int = 23, size: tuple[int, int] = (8, 8)) -> Split:
@@ -171,7 +171,7 @@ def images_of(n: int = 23, size: tuple[int, int] = (8, 8)) -> Split:
     return Split(draw.integers(0, 256, (n, 3, *size), dtype=np.uint8), draw.integers(0, K, n))
 
 
-def pipeline(
+def loader(
     recipe: Recipe, names: Sequence[str] = ("standardize",), split: Split | None = None, steps: int = 12
 ) -> BatchLoader:
     split = split or images_of()
@@ -181,7 +181,7 @@ def pipeline(
 
 def test_images_and_labels_stay_together():
     split = images_of()
-    made = pipeline(Recipe(batch_size=5), ["scale"], split)
+    made = loader(Recipe(batch_size=5), ["scale"], split)
     table = {split.images[i].tobytes(): int(split.labels[i]) for i in range(len(split))}
     seen = []
     for step in range(5):
@@ -200,31 +200,31 @@ EVERYTHING = {"batch_size": 5, "crop": 2, "flip": "alternate", "cutout": 3, "siz
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_give_the_same_bits(names: tuple[str, ...], left_out: tuple[str, ...], workers: int):
     recipe = Recipe(**{key: value for key, value in EVERYTHING.items() if key not in left_out})
-    alone = list(prefetch(pipeline(recipe, names), 0, 12, 0))
-    helped = list(prefetch(pipeline(recipe, names), 0, 12, workers))
-    late = list(prefetch(pipeline(recipe, names), 7, 12, workers))
+    alone = list(prefetch(loader(recipe, names), 0, 12, 0))
+    helped = list(prefetch(loader(recipe, names), 0, 12, workers))
+    late = list(prefetch(loader(recipe, names), 7, 12, workers))
     for first, second in zip([*alone, *alone[7:]], [*helped, *late], strict=True):
         assert torch.equal(first.images, second.images)
         assert torch.equal(first.labels, second.labels)
 
 
-def test_images_grow_in_equal_parts_of_the_steps():
-    made = pipeline(Recipe(batch_size=5, sizes=(5, 7, 11)), steps=12)
+def test_progressive_resizing_divides_the_steps_equally():
+    made = loader(Recipe(batch_size=5, sizes=(5, 7, 11)), steps=12)
     assert [made(step).images.shape[-1] for step in range(13)] == [5] * 4 + [7] * 4 + [11] * 5
-    assert [pipeline(Recipe(batch_size=5))(step).images.shape[-1] for step in (0, 11)] == [8, 8]
+    assert [loader(Recipe(batch_size=5))(step).images.shape[-1] for step in (0, 11)] == [8, 8]
 
 
-def test_arrays_that_cannot_be_written_to_are_taken():
+def test_read_only_arrays_are_accepted():
     split = images_of()
     for array in (split.images, split.labels):
         array.setflags(write=False)  # as a file mapped into memory
-    assert len(pipeline(Recipe(batch_size=5), split=split)(0).labels) == 5
+    assert len(loader(Recipe(batch_size=5), split=split)(0).labels) == 5
 
 
-def test_the_pixels_are_not_changed():
+def test_the_images_are_not_modified():
     split = images_of()
     before = split.images.copy()
-    made = pipeline(Recipe(**EVERYTHING), split=split)
+    made = loader(Recipe(**EVERYTHING), split=split)
     for step in range(12):
         made(step)
     assert (split.images == before).all()

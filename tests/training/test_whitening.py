@@ -12,13 +12,13 @@ from mlpconv.training.whitening import whiten
 
 
 def pictures(n: int = 211, channels: int = 3, size: int = 15, seed: int = 0) -> torch.Tensor:
-    """Smooth random images with a mean: neighbouring pixels and channels go together."""
+    """Return smooth random images with a mean: neighbouring pixels and channels are correlated."""
     noise = torch.randn(n, channels, size + 2, size + 2, generator=torch.Generator().manual_seed(seed))
     return nn.functional.avg_pool2d(noise, 3, 1) * 3 + noise.mean(1, keepdim=True)[:, :, 1:-1, 1:-1] + 0.5
 
 
 def patches(images: torch.Tensor, kernel: int) -> np.ndarray:
-    """Every patch (M, C x k x k) of a grid without overlap, cut out by slicing."""
+    """Return all non-overlapping patches (M, C x k x k), by slicing."""
     size = images.shape[-1]
     places = [
         (row, column) for row in range(0, size - kernel + 1, kernel) for column in range(0, size - kernel + 1, kernel)
@@ -56,7 +56,7 @@ def test_the_directions_of_largest_variance_come_first():
     assert (np.diff(variances) < 0).all()
 
 
-def test_noise_is_not_blown_up():
+def test_noise_is_not_amplified():
     images = pictures() * torch.tensor([1.0, 1e-4, 0.0])[:, None, None]
     layer = nn.Conv2d(3, 64, 3)
     whiten(layer, images)

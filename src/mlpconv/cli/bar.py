@@ -1,4 +1,4 @@
-"""A progress bar on stderr while there is somebody to see it."""
+"""A progress bar on stderr, if stderr is a terminal."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["Bar"]
 
 
 class Bar:
-    """Shows how many of `total` things are done: call it with that number inside a `with` block."""
+    """Show how many of `total` items are done: a context manager, called with the number of completed items."""
 
-    def __init__(self, doing: str, total: int) -> None:
+    def __init__(self, description: str, total: int) -> None:
         console = Console(stderr=True)
         self._progress = Progress(console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._progress.add_task(doing, total=total)
+        self._task = self._progress.add_task(description, total=total)
 
     def __enter__(self) -> Self:
         self._progress.start()

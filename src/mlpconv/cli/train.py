@@ -1,4 +1,4 @@
-"""`mlpconv train`: from images to a model file and its report."""
+"""`mlpconv train`: train a network, and write a run folder with model file and report."""
 
 from __future__ import annotations
 
@@ -39,62 +39,62 @@ def train(
     on_collapse: str | None = None,
     json: Switch = False,
 ) -> None:
-    """Train a network on a named data set, or on a folder with one folder of images a class.
+    """Train a network on a named data set, or on a folder with one folder of images per class.
 
-    Everything is written to one run folder: the model file, metrics.csv, checkpoints, and report.html that shows them.
+    All results are written to one run folder: the model file, metrics.csv, checkpoints, and report.html.
 
     Parameters
     ----------
     data
-        digits, mnist, fashion_mnist, cifar10, cifar100, svhn, or a folder (class folders, or train/ and val/ of them).
+        digits, mnist, fashion_mnist, cifar10, cifar100, svhn, or a folder (with class folders, or train/ and val/).
     recipe
-        How to train: fast (the default), best, paper, or a JSON file.
+        Training recipe: fast (the default), best, paper, or a JSON file.
     epochs
-        Passes over the training images: that many, whatever the recipe says of steps.
+        Number of epochs; overrides epochs and min_steps of the recipe.
     out
-        The run folder; by default runs/NAME-001, counted up. One that has content is refused without --resume.
+        Run folder; default runs/NAME-001, numbered. A folder with content is refused without --resume.
     set_
-        Change settings of the recipe: --set lr=0.05 batch_size=64. A wrong name is answered with all that there are;
+        Override settings of the recipe: --set lr=0.05 batch_size=64. An unknown name lists all settings;
         docs/training.md explains them.
     resume
-        Go on with the run in --out, or the newest one of this data, from its last checkpoint; start it where there
-        is none yet.
+        Resume the run in --out, or the newest run of this data set, from its last checkpoint; start a new run if
+        there is none.
     data_dir
-        The folder that holds the files of a named data set, where they are not in the cache.
+        Folder with the files of a named data set, if they are not in the cache.
     precision
-        auto (bf16 where this machine is clearly faster in it, which is measured once and remembered), fp32 or bf16.
+        Compute dtype: auto (bf16 if it is clearly faster on this machine, measured once and cached), fp32 or bf16.
     device
-        auto, cpu or cuda.
+        Device: auto, cpu or cuda.
     on_collapse
-        What to do when the loss sits at ln(classes) with dead maps: stop or repair.
+        Action when training collapses at loss ln(classes): stop or repair.
     json
-        Print one JSON object an epoch, and one at the end, for machines.
+        Print one JSON object per epoch, and one at the end.
     """
-    from mlpconv.cli.training_output import watch
+    from mlpconv.cli.training_output import make_progress
     from mlpconv.fitting import fit
 
-    settings = gathered(set_, epochs=epochs, precision=precision, device=device, on_collapse=on_collapse)
+    settings = merge_settings(set_, epochs=epochs, precision=precision, device=device, on_collapse=on_collapse)
     with worded(CommandLine(data, data_dir)):
-        run = fit(data, recipe, out=out, resume=resume, data_root=data_dir, progress=watch(json), **settings)
+        run = fit(data, recipe, out=out, resume=resume, data_root=data_dir, progress=make_progress(json), **settings)
     if json:
-        say_json(run)
+        print_json(run)
     else:
-        say(run)
+        print_summary(run)
 
 
-def gathered(pairs: tuple[str, ...], **flags: object) -> dict[str, Any]:
-    """The settings of --set and of the flags that were given; UsageError where the two differ."""
+def merge_settings(pairs: tuple[str, ...], **flags: object) -> dict[str, Any]:
+    """Merge the settings of --set and of the flags; raises UsageError if the two differ."""
     from mlpconv.training.recipe import parse_setting
 
     settings: dict[str, Any] = dict(parse_setting(text) for text in pairs)
     for name, value in flags.items():
         if value is not None and settings.setdefault(name, value) != value:
-            raise UsageError(f"{FLAGS[name]} {value} and --set {name}={settings[name]} differ: give one of the two.")
+            raise UsageError(f"{FLAGS[name]} {value} and --set {name}={settings[name]} differ: give only one of them.")
     return settings
 
 
 def hint(option: str, words: Sequence[str]) -> str | None:
-    """Say how a setting of a recipe is given, where an unknown `option` of the command `words` is one, or nearly."""
+    """Return how to pass a recipe setting if the unknown `option` of the command `words` resembles one, else None."""
     from dataclasses import fields
     from difflib import get_close_matches
 
@@ -102,18 +102,18 @@ def hint(option: str, words: Sequence[str]) -> str | None:
 
     name = option.lstrip("-").replace("-", "_")
     settings = [item.name for item in fields(Recipe) if item.name not in FLAGS]
-    near = get_close_matches(name, settings, n=1, cutoff=0.8)
-    if not near:
+    matches = get_close_matches(name, settings, n=1, cutoff=0.8)
+    if not matches:
         return None
-    place = next((i for i, word in enumerate(words) if word.partition("=")[0] == option), len(words))
-    value = words[place].partition("=")[2] if place < len(words) else ""
-    if not value and place + 1 < len(words) and not words[place + 1].startswith("--"):
-        value = words[place + 1]
-    return f"{near[0]} is a setting of the recipe: --set {near[0]}={value or 'VALUE'}"
+    position = next((i for i, word in enumerate(words) if word.partition("=")[0] == option), len(words))
+    value = words[position].partition("=")[2] if position < len(words) else ""
+    if not value and position + 1 < len(words) and not words[position + 1].startswith("--"):
+        value = words[position + 1]
+    return f"{matches[0]} is a setting of the recipe: --set {matches[0]}={value or 'VALUE'}"
 
 
 class CommandLine(Wording):
-    """Messages name the options of `mlpconv train`, and the command that resumes this run."""
+    """Write messages with the options of `mlpconv train`, and the command that resumes this run."""
 
     def __init__(self, data: str, data_dir: Path | None) -> None:
         self.data, self.data_dir = data, data_dir
@@ -127,31 +127,29 @@ class CommandLine(Wording):
     def resume_hint(self, folder: object) -> str:
         words = ["mlpconv", "train", self.data]
         words += ["--data", str(self.data_dir)] if self.data_dir else []
-        return f"To go on: {shlex.join([*words, '--out', str(folder), '--resume'])}"
+        return f"To resume: {shlex.join([*words, '--out', str(folder), '--resume'])}"
 
 
-def say(run: Run) -> None:
-    """Tell a person where everything is and what to do next."""
+def print_summary(run: Run) -> None:
+    """Print the accuracy, the run folder and the next commands."""
     from rich.console import Console
     from rich.markup import escape
 
     last, best = run.history[-1], run.classifier.info["metrics"]
     console = Console(highlight=False, soft_wrap=True)
     if best["val_accuracy"] is None:
-        console.print(
-            f"[bold]{best['train_accuracy']:.2%}[/] right on the training images; there is no validation part"
-        )
+        console.print(f"training accuracy [bold]{best['train_accuracy']:.2%}[/]; there is no validation split")
     else:
-        which = f"epoch {best['epoch']}, the best of {last['epoch']}"
-        console.print(f"[bold]{best['val_accuracy']:.2%}[/] right on validation images ({which})")
+        epoch = f"best epoch: {best['epoch']} of {last['epoch']}"
+        console.print(f"validation accuracy [bold]{best['val_accuracy']:.2%}[/] ({epoch})")
     folder = escape(shlex.quote(str(run.folder)))
-    console.print(f"{last['seconds']:.0f} s; everything is in [bold]{folder}[/]")
-    console.print(f"  open      {escape(shlex.quote(str(run.folder / 'report.html')))}")
+    console.print(f"{last['seconds']:.0f} s; results in [bold]{folder}[/]")
+    console.print(f"  report    {escape(shlex.quote(str(run.folder / 'report.html')))}")
     console.print(f"  predict   mlpconv predict {folder} IMAGE...")
-    console.print(f"  look      mlpconv maps {folder} IMAGE...")
+    console.print(f"  maps      mlpconv maps {folder} IMAGE...")
 
 
-def say_json(run: Run) -> None:
-    """Print the end of the run as one line of JSON."""
+def print_json(run: Run) -> None:
+    """Print the result of the run as one line of JSON."""
     best = run.classifier.info["metrics"]
     print(dumps({"folder": str(run.folder), "model": str(run.folder / "model.safetensors"), "best": best}))

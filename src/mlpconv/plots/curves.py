@@ -1,4 +1,4 @@
-"""How training went: loss, error and learning rate over the epochs."""
+"""Learning curves: loss, error and learning rate over the epochs."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ __all__ = ["curves"]
 
 Floats = npt.NDArray[np.float64]
 
-LOG_FROM = 12.0  # the span, largest to smallest, from which a linear axis would hide the end of the course
+LOG_RATIO = 12.0  # largest to smallest value from which the axis is logarithmic
 
 
 @styled
 def curves(history: Sequence[Mapping[str, Any]]) -> Figure:
-    """Loss and error (%) of training and validation over the epochs, and a strip with the learning rate.
+    """Plot training and validation loss and error (%) over the epochs, and the learning rate below.
 
-    One mapping an epoch with the columns of metrics.csv; a value that is missing, empty or None is left out.
+    `history` has one mapping per epoch with the columns of metrics.csv; missing, empty and None values are skipped.
     Raises UsageError for an empty history.
     """
     if not history:
-        raise UsageError("There is no epoch to draw: the history is empty.")
+        raise UsageError("The history is empty: train at least one epoch before plotting.")
     epochs = _column(history, "epoch")
     epochs = np.where(np.isnan(epochs), np.arange(1, len(history) + 1), epochs)
     rates = _column(history, "lr")
@@ -38,11 +38,11 @@ def curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     figure = new_figure(9, 4.1 if strip else 3.4)
     grid = figure.add_gridspec(2 if strip else 1, 2, height_ratios=[1, 0.2] if strip else [1])
     loss, error = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
-    losses = [_column(history, f"{part}_loss") for part in ("train", "val")]
+    losses = [_column(history, f"{split}_loss") for split in ("train", "val")]
     _panel(loss, "Loss", epochs, *losses)
-    wrong = [100 * (1 - _column(history, f"{part}_accuracy")) for part in ("train", "val")]
-    _panel(error, "Error, %", epochs, *wrong)
-    _mark_best(error, epochs, wrong[1], losses[1])
+    errors = [100 * (1 - _column(history, f"{split}_accuracy")) for split in ("train", "val")]
+    _panel(error, "Error, %", epochs, *errors)
+    _mark_best(error, epochs, errors[1], losses[1])
     if strip:
         _rate_strip(figure.add_subplot(grid[1, :]), epochs, rates)
     return figure
@@ -59,9 +59,9 @@ def _panel(axes: Axes, title: str, epochs: Floats, train: Floats, val: Floats) -
     _scale(axes, np.concatenate([train, val]))
     lines = [("training", train, BASE), ("validation", val, ACCENT)]
     for name, values, colour in lines:
-        there = np.isfinite(values)
-        if there.any():
-            axes.plot(epochs[there], values[there], color=colour, label=name, marker="o" if there.sum() < 3 else None)
+        valid = np.isfinite(values)
+        if valid.any():
+            axes.plot(epochs[valid], values[valid], color=colour, label=name, marker="o" if valid.sum() < 3 else None)
     if axes.lines:
         axes.legend(frameon=False, loc="best", labelcolor="linecolor", handlelength=1.2, fontsize=9)
     _epoch_axis(axes, epochs)
@@ -69,15 +69,14 @@ def _panel(axes: Axes, title: str, epochs: Floats, train: Floats, val: Floats) -
 
 
 def _scale(axes: Axes, values: Floats) -> None:
-    """From zero where that shows the course, else logarithmic."""
-    shown = values[np.isfinite(values)]
-    positive = shown[shown > 0]
+    """Scale the axis linearly from zero, or logarithmically if the values span a large ratio."""
+    positive = values[np.isfinite(values) & (values > 0)]
     if not len(positive):
         return
-    if positive.max() / positive.min() < LOG_FROM:
+    if positive.max() / positive.min() < LOG_RATIO:
         axes.set_ylim(0, 1.06 * positive.max())
         return
-    axes.set_yscale("log", nonpositive="clip")  # an error of 0 leaves through the bottom, where a gap would say nothing
+    axes.set_yscale("log", nonpositive="clip")  # an error of 0 runs off the bottom instead of leaving a gap
     axes.set_ylim(0.8 * positive.min(), 1.25 * positive.max())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     decades = math.log10(positive.max() / positive.min())
@@ -88,7 +87,7 @@ def _scale(axes: Axes, values: Floats) -> None:
 
 
 def _mark_best(axes: Axes, epochs: Floats, error: Floats, loss: Floats) -> None:
-    """Mark the epoch that training keeps: of those with the least error the one with the least loss."""
+    """Mark the epoch that training keeps: the lowest error, and the lowest loss among equals."""
     if not np.isfinite(error).any():
         return
     best = int(np.lexsort((loss, error))[0])
@@ -98,10 +97,10 @@ def _mark_best(axes: Axes, epochs: Floats, error: Floats, loss: Floats) -> None:
 
 
 def _rate_strip(axes: Axes, epochs: Floats, rates: Floats) -> None:
-    there = np.isfinite(rates)
-    top = float(rates[there].max())
-    axes.fill_between(epochs[there], rates[there], color=QUIET, alpha=0.18, linewidth=0)
-    axes.plot(epochs[there], rates[there], color=QUIET, linewidth=1.2, marker="o" if there.sum() < 3 else None)
+    valid = np.isfinite(rates)
+    top = float(rates[valid].max())
+    axes.fill_between(epochs[valid], rates[valid], color=QUIET, alpha=0.18, linewidth=0)
+    axes.plot(epochs[valid], rates[valid], color=QUIET, linewidth=1.2, marker="o" if valid.sum() < 3 else None)
     axes.set_ylim(0, 1.15 * top if top > 0 else 1)
     axes.set_yticks([top], [f"{top:.3g}"])
     axes.set_title("Learning rate", fontsize=9, color=INK, fontweight="normal", pad=3)

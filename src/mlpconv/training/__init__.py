@@ -1,4 +1,4 @@
-"""Training: recipes, one step as a pure function, and a loop that survives being killed."""
+"""Training: recipes, a pure training step, and a loop that can be killed and resumed bit for bit."""
 
 from mlpconv.training.progress import Progress
 from mlpconv.training.recipe import Recipe, find_recipe, list_recipes, read_recipe

@@ -1,39 +1,34 @@
-"""How `mlpconv.fit` shows a run to whoever calls it from Python: a bar for a person, notes for the logger "mlpconv"."""
+"""Default progress display of `mlpconv.fit`: a progress bar for a person, messages for the logger "mlpconv"."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 
-from mlpconv.training.progress import EpochMetrics, Progress, line
+from mlpconv.training.progress import EpochMetrics, Progress, format_epoch
 
-__all__ = ["Logged", "usual_progress"]
+__all__ = ["Lines", "LogProgress", "default_progress"]
 
 LOGGER = logging.getLogger("mlpconv")
 
 
-class Logged(Progress):
-    """Passes notes to the logger "mlpconv", and epochs too where no bar shows them.
-
-    A warning is seen even where a program has not set up logging; notes and epochs are of level INFO.
-    """
+class LogProgress(Progress):
+    """Log notes (INFO) and warnings to the logger "mlpconv", and epochs (INFO) unless a bar shows them."""
 
     def __init__(self, bar: Progress | None = None) -> None:
-        self.bar = bar
+        self.bar, self._display = bar, bar or Progress()
 
     def begin(self, steps: int, done: int, epochs: int) -> None:
-        if self.bar is not None:
-            self.bar.begin(steps, done, epochs)
+        self._display.begin(steps, done, epochs)
 
     def step(self, step: int, loss: float, accuracy: float, images: int) -> None:
-        if self.bar is not None:
-            self.bar.step(step, loss, accuracy, images)
+        self._display.step(step, loss, accuracy, images)
 
     def epoch(self, row: EpochMetrics, epochs: int) -> None:
-        if self.bar is not None:
-            self.bar.epoch(row, epochs)
-        else:
-            LOGGER.info(line(row, epochs))
+        self._display.epoch(row, epochs)
+        if self.bar is None:
+            LOGGER.info(format_epoch(row, epochs))
 
     def note(self, text: str) -> None:
         LOGGER.info(text)
@@ -42,25 +37,37 @@ class Logged(Progress):
         LOGGER.warning(text)
 
     def end(self) -> None:
-        if self.bar is not None:
-            self.bar.end()
+        self._display.end()
 
 
-def usual_progress(bar: bool) -> Progress:
-    """Return what suits the place: a bar in a notebook or on a terminal, unless unwanted; notes are logged anyway."""
+class Lines(Progress):
+    """Pass one line per epoch or note to `write`, such as `print`."""
+
+    def __init__(self, write: Callable[[str], object]) -> None:
+        self.write = write
+
+    def epoch(self, row: EpochMetrics, epochs: int) -> None:
+        self.write(format_epoch(row, epochs))
+
+    def note(self, text: str) -> None:
+        self.write(text)
+
+
+def default_progress(bar: bool) -> Progress:
+    """Return a progress bar for a notebook or a terminal if `bar` is true; messages are logged either way."""
     if bar and in_notebook():
         from mlpconv.training.progress_bars import NotebookBar
 
-        return Logged(NotebookBar())
+        return LogProgress(NotebookBar())
     if bar and sys.stderr is not None and sys.stderr.isatty():
         from mlpconv.training.progress_bars import TerminalBar
 
-        return Logged(TerminalBar(stderr=True))
-    return Logged()
+        return LogProgress(TerminalBar(stderr=True))
+    return LogProgress()
 
 
 def in_notebook() -> bool:
-    """Whether this is a kernel of Jupyter, Colab or the like, whose front end shows what is displayed."""
+    """Return whether this process is a notebook kernel (Jupyter, Colab, ...)."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None and hasattr(ipython, "get_ipython") else None
     return getattr(shell, "kernel", None) is not None

@@ -1,8 +1,8 @@
-"""PyTorch's optimisers without the marks for its compiler.
+"""PyTorch's optimizers without the wrappers for `torch.compile`.
 
-`step`, `zero_grad` and others are wrapped so that the compiler passes over them. The first call of such a wrapper
-imports that compiler, which takes longer than a short training run needs to begin, and nothing is compiled here. The
-functions inside the wrappers are used as they are.
+`step`, `zero_grad` and others are wrapped to be skipped by the compiler. The first call of such a wrapper imports
+`torch._dynamo`, which takes longer than a short training run needs to start, and nothing is compiled here. These
+classes call the wrapped functions directly.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["SGD", "AdamW", "Optimizer"]
 
 
 class _Unmarked:
-    """The methods that are marked, as they are inside."""
+    """Provide the unwrapped versions of the wrapped methods."""
 
     add_param_group = unwrap(torch.optim.Optimizer.add_param_group)
     zero_grad = unwrap(torch.optim.Optimizer.zero_grad)
@@ -24,16 +24,16 @@ class _Unmarked:
 
 
 class Optimizer(_Unmarked, torch.optim.Optimizer):
-    """The base of an optimiser of our own, whose `step` takes care of gradients itself."""
+    """Base class of custom optimizers; `step` must disable gradients itself."""
 
 
 class SGD(_Unmarked, torch.optim.SGD):
-    """`torch.optim.SGD`."""
+    """`torch.optim.SGD` without the compiler wrappers."""
 
     step = torch.no_grad()(unwrap(torch.optim.SGD.step))
 
 
 class AdamW(_Unmarked, torch.optim.AdamW):
-    """`torch.optim.AdamW`."""
+    """`torch.optim.AdamW` without the compiler wrappers."""
 
     step = torch.no_grad()(unwrap(torch.optim.AdamW.step))

@@ -1,4 +1,4 @@
-"""What a run ran on: enough to compare its speed with another's and to repeat it."""
+"""The environment of a run: enough to compare speeds and to reproduce the result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PACKAGES = ("mlpconv", "torch", "numpy", "pillow", "safetensors")
 
 
 def describe() -> dict[str, Any]:
-    """Machine, versions and threads, as JSON values."""
+    """Return machine, package versions, threads and command line as JSON values."""
     return {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
@@ -31,19 +31,19 @@ def describe() -> dict[str, Any]:
     }
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """Name what decides the order of sums and is no longer as it was: processor, threads, GPU, torch."""
+def differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what has changed between two environments and affects the order of summation: CPU, GPU, threads, torch."""
     for key in ("cpu", "gpu", "threads"):
-        if then.get(key) != now[key]:
-            yield f"{key} {then.get(key)}, and goes on with {now[key]}"
-    versions = then.get("versions")
-    torch_then = versions.get("torch") if isinstance(versions, Mapping) else None
-    if torch_then != now["versions"]["torch"]:
-        yield f"torch {torch_then}, and goes on with {now['versions']['torch']}"
+        if stored.get(key) != current[key]:
+            yield f"{key} {stored.get(key)}, and continues with {current[key]}"
+    versions = stored.get("versions")
+    stored_torch = versions.get("torch") if isinstance(versions, Mapping) else None
+    if stored_torch != current["versions"]["torch"]:
+        yield f"torch {stored_torch}, and continues with {current['versions']['torch']}"
 
 
 def cpu_name() -> str:
-    """The processor's name with its family and model, which tell apart what the name does not."""
+    """Return the name of the processor with its family and model numbers, as names can be ambiguous."""
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:
@@ -55,6 +55,7 @@ def cpu_name() -> str:
 
 
 def installed(name: str) -> str | None:
+    """Return the installed version of a package, None if it is absent."""
     try:
         return version(name)
     except PackageNotFoundError:

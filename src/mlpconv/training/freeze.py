@@ -1,7 +1,7 @@
-"""Early layers that rest late in a run: they have learned by then, and a step without their gradients is cheaper.
+"""Freezing early layers late in a run: they have converged by then, and a step without their gradients is cheaper.
 
-A resting layer still computes, its norm still follows its statistics; its weights stay as they are, and backpropagation
-ends behind it (Brock et al. 2017, FreezeOut).
+A frozen layer still runs forward, and its batch norm still updates its running statistics; its weights are fixed, and
+backpropagation stops there (Brock et al. 2017, FreezeOut).
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from mlpconv.models.base import Network
 __all__ = ["freeze"]
 
 
-def freeze(model: Network, shares: Sequence[float], done: float) -> None:
-    """Let the first convolution rest from `shares[0]` of the run on, and its whole mlpconv layer from `shares[1]` on.
+def freeze(model: Network, fractions: Sequence[float], progress: float) -> None:
+    """Freeze the first convolution from `fractions[0]` of the run on, and its mlpconv layer from `fractions[1]` on.
 
-    `done` is the share of the steps that lie behind, in 0..1. The outcome depends on these three alone, so a resumed
+    `progress` is the completed fraction of the steps, in 0..1. The result depends on the arguments alone, so a resumed
     run does the same.
     """
-    for share, modules in zip(shares, model.first_stages, strict=False):
+    for fraction, modules in zip(fractions, model.first_stages, strict=False):
         for module in modules:
-            if done >= share:
+            if progress >= fraction:
                 module.requires_grad_(False)

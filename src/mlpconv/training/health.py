@@ -1,8 +1,9 @@
-"""The collapse at ln(classes): seeing it within an epoch, saying it in plain words, and curing it.
+"""The collapse at loss ln(classes): detect it within an epoch, explain it, and repair it.
 
-Where the last 1x1 is followed by a ReLU, as in the author's networks, one step too far makes every category map
-negative everywhere. Outputs and gradients are then exactly zero, the loss is ln(K), and nothing ever moves again. The
-same happens when a hidden layer dies. Either way every image gets the same answer, and that is what is looked for.
+If the last 1x1 convolution is followed by a ReLU, as in the author's networks, one step that is too large makes every
+category map negative everywhere. Outputs and gradients are then exactly zero, the loss is ln(K), and the weights never
+change again. The same happens when a hidden layer dies. In both cases the network gives every image the same logits,
+which is what the check tests.
 """
 
 from __future__ import annotations
@@ -19,129 +20,136 @@ from mlpconv.errors import CollapseError
 from mlpconv.models.base import Network
 from mlpconv.text import option
 
-__all__ = ["CollapseWatch", "explain", "guessing", "one_answer", "repair"]
+__all__ = ["CollapseWatch", "chance_loss", "collapse_error", "is_constant", "repair"]
 
-SAME = 1e-6  # spread of a value over the images, relative to its size, below which all images look alike
-NOTHING = 0.01  # how far below that of guessing an epoch's mean loss can be and still mean that nothing was learned
-FEW = 0.1  # of the images outside the largest class: a network that gets so many right has learned something
-SLACK = 0.1  # how far below that of guessing a loss can be and still be no better
-LONGEST_PATIENCE = 50  # steps
-LOOKED_AT = 64  # images of a batch that are enough to see whether they are told apart
+TOLERANCE = 1e-6  # range over the images, relative to the magnitude, below which a value counts as constant
+EPOCH_MARGIN = 0.01  # an epoch's mean loss must be this far below chance to show that something was learned
+ACCURACY_MARGIN = 0.1  # or its accuracy this fraction of the way from the largest class to 1
+STEP_MARGIN = 0.1  # a step's loss must be this far below chance to be better than chance
+MAX_PATIENCE = 50  # steps
+CHECKED_IMAGES = 64  # of a batch, for the check of constant logits
 
 
-def guessing(labels: Tensor) -> float:
-    """The loss of giving every image the shares of the classes among `labels` (N,): ln(K) where they are equal."""
-    shares = labels.bincount().double() / max(1, len(labels))
-    return float(torch.special.entr(shares).sum())
+def chance_loss(labels: Tensor) -> float:
+    """Return the chance-level loss, the entropy of the classes of `labels` (N,): ln(K) if they are balanced."""
+    frequencies = labels.bincount().double() / max(1, len(labels))
+    return float(torch.special.entr(frequencies).sum())
 
 
 class CollapseWatch:
-    """Counts the steps in a row with a loss of guessing, and looks closer after some of them.
+    """Count consecutive steps with a chance-level loss, and test the network after a number of them.
 
-    Such a loss alone is no collapse: a healthy network starts with it. Nor are equal logits of a training step, as
-    bfloat16 rounds small differences away; and dropout makes differences where there are none. So the network itself is
-    asked, without either.
+    The loss alone proves no collapse, as a healthy network starts with it. Neither do the logits of a training step:
+    bfloat16 rounds small differences away, and dropout adds noise. The test is therefore a separate forward pass
+    without both.
     """
 
     def __init__(self, labels: Tensor, steps_per_epoch: int, count: int = 0) -> None:
-        self.guessing = guessing(labels)
+        self.chance_loss = chance_loss(labels)
         self.largest = float(labels.bincount().max()) / len(labels)
-        self.threshold = self.guessing - SLACK
-        self.patience = min(LONGEST_PATIENCE, max(2, steps_per_epoch // 2))
+        self.threshold = self.chance_loss - STEP_MARGIN
+        self.patience = min(MAX_PATIENCE, max(2, steps_per_epoch // 2))
         self.count = count
 
     def nothing_learned(self, loss: float, accuracy: float) -> bool:
-        """Whether an epoch's mean loss and accuracy are those of guessing: signals too small to learn from do that too.
+        """Return whether an epoch's mean loss and accuracy are at chance level, as when activations are too small.
 
-        The loss alone says less: label smoothing and mixup keep that of a good network high.
+        The loss alone is not enough: label smoothing and mixup keep it high for a good network too.
         """
-        return loss > self.guessing - NOTHING and accuracy <= self.largest + FEW * (1 - self.largest)
+        return loss > self.chance_loss - EPOCH_MARGIN and accuracy <= self.largest + ACCURACY_MARGIN * (
+            1 - self.largest
+        )
 
     def collapsed(self, loss: float, steps: int, model: Network, images: Tensor) -> bool:
-        """Look at a loss and the images (N, C, H, W) of its step, `steps` after the look before."""
+        """Return whether training has collapsed, from a step's loss and images (N, C, H, W).
+
+        `steps` is the number of steps since the previous check.
+        """
         self.count = self.count + steps if loss > self.threshold else 0
         if self.count < self.patience:
             return False
         self.count = 0
-        return one_answer(model, images)
+        return is_constant(model, images)
 
 
 @torch.no_grad()
-def one_answer(model: Network, images: Tensor) -> bool:
-    """Whether the network gives different images (N, C, H, W) the same logits."""
-    images = images[:LOOKED_AT]
+def is_constant(model: Network, images: Tensor) -> bool:
+    """Return whether the network computes the same logits for different images (N, C, H, W)."""
+    images = images[:CHECKED_IMAGES]
     if bool((images == images[:1]).all()):
         return False
-    with evaluating(model):
+    with eval_mode(model):
         logits = model(images)
-    return bool((logits.amax(0) - logits.amin(0)).max() <= SAME * logits.abs().max())
+    return bool((logits.amax(0) - logits.amin(0)).max() <= TOLERANCE * logits.abs().max())
 
 
-def explain(loss: float, num_classes: int, step: int) -> CollapseError:
-    """The error that says what happened and what to do."""
+def collapse_error(loss: float, num_classes: int, step: int) -> CollapseError:
+    """Return the error that explains the collapse and names remedies."""
     return CollapseError(
-        f"training collapsed by step {step}: the loss sits at {loss:.4f}, that of guessing (ln({num_classes} classes) "
-        f"is {math.log(num_classes):.4f}), because a whole layer is dead (its ReLU outputs are zero for every image), "
-        "so no gradient flows and nothing can be learned any more. Train again with "
-        f"{option('on_collapse', 'repair')}, or avoid it: {option('last_relu', False)}, a lower lr, or "
+        f"training collapsed by step {step}: the loss sits at {loss:.4f}, chance level (ln({num_classes} classes) = "
+        f"{math.log(num_classes):.4f}): a layer is dead (its ReLU outputs zero for every image), so all gradients are "
+        "zero and training cannot recover. Retrain with "
+        f"{option('on_collapse', 'repair')}, or prevent it with {option('last_relu', False)}, a lower lr, or "
         f"{option('norm', 'batch')}."
     )
 
 
 @torch.no_grad()
-def repair(model: Network, images: Tensor, seed: int, step: int, *, anew: bool = False) -> int:
-    """Bring the dead channels of a collapsed network back to life, or all of them (`anew`); returns how many.
+def repair(model: Network, images: Tensor, seed: int, step: int, *, all_channels: bool = False) -> int:
+    """Reinitialise the dead channels of a collapsed network, or `all_channels`; return how many.
 
-    Layer by layer, in order, a channel that is never positive on `images` (N, C, H, W, preprocessed), or the same
-    everywhere, draws new weights, scaled and shifted to zero mean and unit deviation on them (as Mishkin and Matas 2015
-    start whole networks). The last layer always does, with small maps around one, so that its ReLU passes everywhere
-    and the loss starts at ln(K) with a gradient.
+    Layer by layer, a channel that is never positive on `images` (N, C, H, W, preprocessed), or constant, gets new
+    random weights, scaled and shifted to zero mean and unit standard deviation on these images (as in Mishkin and Matas
+    2015). The last layer is always reinitialised, with small maps around one, so that its ReLU is active everywhere and
+    the loss starts at ln(K) with a gradient.
     """
-    draw = generator(seed, "repair", step)
+    source = generator(seed, "repair", step)
     layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
-    revived = 0
-    with evaluating(model):
+    reinitialised = 0
+    with eval_mode(model):
         for layer in layers:
-            outputs = output_of(layer, model, images)
+            outputs = layer_output(layer, model, images)
             if outputs is None:
                 continue
             is_last = layer is model.last_layer
-            every = torch.ones_like(outputs[0, :, 0, 0], dtype=torch.bool)
-            dead = every if is_last or anew else lifeless(outputs)
-            if dead.any():
-                fresh = torch.randn(layer.weight.shape, generator=draw) * math.sqrt(2 / layer.weight[0].numel())
-                layer.weight[dead] = fresh.to(layer.weight)[dead]
-                drawn = output_of(layer, model, images)
-                if drawn is not None:
-                    standardise(layer, drawn, dead, *((0.1, 1.0) if is_last else (1.0, 0.0)))
-                revived += int(dead.sum())
-    return revived
+            if is_last or all_channels:
+                channels = torch.ones_like(outputs[0, :, 0, 0], dtype=torch.bool)
+            else:
+                channels = dead_channels(outputs)
+            if channels.any():
+                weights = torch.randn(layer.weight.shape, generator=source) * math.sqrt(2 / layer.weight[0].numel())
+                layer.weight[channels] = weights.to(layer.weight)[channels]
+                outputs = layer_output(layer, model, images)
+                if outputs is not None:
+                    rescale(layer, outputs, channels, *((0.1, 1.0) if is_last else (1.0, 0.0)))
+                reinitialised += int(channels.sum())
+    return reinitialised
 
 
-def lifeless(outputs: Tensor) -> Tensor:
-    """Which channels of (N, K, h, w) are never positive, or the same for every image and place: (K,) bool."""
+def dead_channels(outputs: Tensor) -> Tensor:
+    """Return a (K,) bool mask of the channels of (N, K, h, w) that are never positive, or constant."""
     high, low = outputs.amax((0, 2, 3)), outputs.amin((0, 2, 3))
-    return (high <= 0) | (high - low <= SAME * high.abs())
+    return (high <= 0) | (high - low <= TOLERANCE * high.abs())
 
 
-def standardise(layer: nn.Conv2d | nn.Linear, outputs: Tensor, channels: Tensor, deviation: float, mean: float) -> None:
-    """Scale and shift some output channels (N, K, h, w) of a layer to that deviation and mean."""
+def rescale(layer: nn.Conv2d | nn.Linear, outputs: Tensor, channels: Tensor, deviation: float, mean: float) -> None:
+    """Scale and shift output channels (N, K, h, w) of a layer to the given standard deviation and mean."""
     bias = layer.bias if layer.bias is not None else outputs.new_zeros(len(layer.weight))
     spread = outputs.std((0, 2, 3))
-    # What comes in may itself be the same everywhere: then there is nothing to scale.
-    scale = torch.where(spread > SAME * outputs.abs().amax(), deviation / spread, torch.ones_like(spread))
+    # The input may be constant: then there is nothing to scale.
+    scale = torch.where(spread > TOLERANCE * outputs.abs().amax(), deviation / spread, torch.ones_like(spread))
     shift = mean - (outputs.mean((0, 2, 3)) - bias) * scale
     layer.weight[channels] = (layer.weight * scale.view(-1, *[1] * (layer.weight.ndim - 1)))[channels]
     if layer.bias is not None:
         layer.bias[channels] = shift[channels]
 
 
-def output_of(layer: nn.Module, model: Network, images: Tensor) -> Tensor | None:
-    """What a layer gives out, as (N, K, h, w), when the model sees the images; None where it takes no part.
+def layer_output(layer: nn.Module, model: Network, images: Tensor) -> Tensor | None:
+    """Return the output of a layer as (N, K, h, w) in a forward pass of the images; None if it is not called.
 
-    A linear layer has its channels last, after one place or after rows and columns of places.
+    A linear layer has its channels last: (N, K) or (N, h, w, K).
     """
-    seen: list[Tensor] = []  # copies: the ReLU that follows works in place
+    seen: list[Tensor] = []  # copies, as the next ReLU works in place
     handle = layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output.float().clone()))
     try:
         model(images)
@@ -155,7 +163,8 @@ def output_of(layer: nn.Module, model: Network, images: Tensor) -> Tensor | None
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode, and restore its mode afterwards."""
     training = model.training
     model.eval()
     try:

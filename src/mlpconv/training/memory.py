@@ -1,6 +1,7 @@
-"""Keep freed memory in the process: the page faults of giving it back each step cost more than the arithmetic.
+"""Process-wide memory and floating-point settings that make training faster.
 
-glibc hands every large block back to the kernel and takes it again, a fault a page: ten million in a short run.
+By default glibc returns every large block to the kernel and requests it again, with a page fault per page: ten million
+in a short run, which cost more than the arithmetic.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 
 
 def keep_freed_memory() -> bool:
-    """Ask glibc to serve large blocks from its own heap and keep them; False where there is no glibc to ask."""
+    """Make glibc serve large blocks from its heap and keep them when freed; return False without glibc."""
     if not sys.platform.startswith("linux"):
         return False
     try:
@@ -31,13 +32,13 @@ def keep_freed_memory() -> bool:
 
 @contextmanager
 def flushing_denormals() -> Iterator[None]:
-    """Round denormals to zero in this thread and those that torch starts from it, and put the thread back afterwards.
+    """Flush denormals to zero in this thread and the threads that torch starts from it; restore this thread afterwards.
 
-    Weight decay and ReLU make denormals, which cost a hundred times a normal number.
+    Weight decay and ReLU produce denormals, which are a hundred times as slow as normal numbers.
     """
-    flushed_before = sys.float_info.min / 2 == 0.0
+    flushing = sys.float_info.min / 2 == 0.0
     torch.set_flush_denormal(True)
     try:
         yield
     finally:
-        torch.set_flush_denormal(flushed_before)
+        torch.set_flush_denormal(flushing)

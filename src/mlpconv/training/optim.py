@@ -1,4 +1,4 @@
-"""Optimisers by recipe: parameter groups as in the paper (biases and last layer at rates of their own), and Muon."""
+"""Optimizers of a recipe: the paper's parameter groups (learning rates for biases and last layer), and Muon."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["Muon", "Optimizers", "make_optimizers"]
 
 
 class Muon(Optimizer):
-    """Orthogonalised momentum for convolution weights, seen as (out, in x k x k) matrices (Jordan 2024).
+    """Orthogonalised momentum for convolution weights, as (out, in x k x k) matrices (Jordan 2024).
 
-    A step has `lr` times the norm the weight started with, and the norm is put back after it: behind a normalisation
-    only the direction of a weight matters, and without this the weights grow until nothing moves.
+    A step has length `lr` times the initial norm of the weight, and the norm is restored after it: before a
+    normalisation only the direction of a weight matters, and growing weights would make the effective step vanish.
     """
 
     def __init__(self, params: Any, lr: float, momentum: float = 0.9, nesterov: bool = True, steps: int = 4) -> None:
@@ -26,13 +26,14 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # noqa: ARG002
-        """Move every weight that has a gradient; `closure` is not called."""
+        """Update every weight that has a gradient; `closure` is not called."""
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
-                    self.move(weight, weight.grad, group)
+                    self.update(weight, weight.grad, group)
 
-    def move(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+    def update(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        """Update one weight in place, and its momentum."""
         state = self.state[weight]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(weight)
@@ -48,12 +49,12 @@ class Muon(Optimizer):
 
 
 def orthogonal(matrix: Tensor, steps: int) -> Tensor:
-    """The nearest semi-orthogonal matrix, about, by a quintic Newton-Schulz iteration on the smaller side.
+    """Return approximately the nearest semi-orthogonal matrix, by a quintic Newton-Schulz iteration.
 
     The iteration x <- (a + b g + c g g) x with g = x x^T multiplies x by polynomials of g, which commute: they are
-    gathered on the small square side, and the long side is met twice in all.
+    multiplied as small square matrices, and only two products involve the long side.
     """
-    a, b, c = 3.4445, -4.7750, 2.0315  # chosen by Jordan for a steep slope at zero: singular values end within 0.7..1.2
+    a, b, c = 3.4445, -4.7750, 2.0315  # Jordan's choice, steep at zero: singular values end within 0.7..1.2
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     gram = wide @ wide.T
     squared_norm = gram.trace().clamp_min(1e-14)
@@ -70,66 +71,66 @@ def orthogonal(matrix: Tensor, steps: int) -> Tensor:
 
 
 class Optimizers:
-    """One or two optimisers that move together; their state is a flat dictionary of tensors."""
+    """One or two optimizers that step together; their state is a flat dictionary of tensors."""
 
-    def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
-        self.parts = parts
+    def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        self.optimizers = optimizers
 
     def set_lr(self, lr: float) -> None:
-        """Set the rate of every group: `lr` times its own scale (a group with a fixed base: that base)."""
-        for part in self.parts:
-            for group in part.param_groups:
+        """Set the learning rate of every parameter group to `lr` times the scale of the group."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
                 group["lr"] = lr * group["scale"]
 
     def step(self) -> None:
-        for part in self.parts:
-            part.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
 
     def zero_grad(self) -> None:
-        for part in self.parts:
-            part.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
 
-    def forget(self) -> None:
-        """Drop all momentum: what it remembers is of weights that are no more."""
-        for part in self.parts:
-            part.state.clear()
+    def reset(self) -> None:
+        """Discard the state, such as momentum, after weights were reinitialised."""
+        for optimizer in self.optimizers:
+            optimizer.state.clear()
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state by name: part.parameter.key."""
+        """Return the state by name: optimizer.parameter.key, the first two as indices."""
         return {
             f"{p}.{i}.{key}": value
-            for p, part in enumerate(self.parts)
-            for i, state in part.state_dict()["state"].items()
+            for p, optimizer in enumerate(self.optimizers)
+            for i, state in optimizer.state_dict()["state"].items()
             for key, value in state.items()
             if isinstance(value, Tensor)
         }
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Take back what `tensors` gave; raises ValueError where it is the state of other parameters."""
-        for p, part in enumerate(self.parts):
-            parameters = [parameter for group in part.param_groups for parameter in group["params"]]
+        """Restore the state that `tensors` returned; raises ValueError if its shapes differ from the parameters."""
+        for p, optimizer in enumerate(self.optimizers):
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             state: dict[int, dict[str, Tensor]] = {}
             for name, value in tensors.items():
                 number, i, key = name.split(".", 2)
                 if int(number) == p:
                     if int(i) not in range(len(parameters)) or value.shape not in ((), parameters[int(i)].shape):
-                        raise ValueError(f"{name} of shape {tuple(value.shape)} belongs to no weight here")
+                        raise ValueError(f"{name} of shape {tuple(value.shape)} matches no weight")
                     state.setdefault(int(i), {})[key] = value
-            part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
-            for parameter, kept in part.state.items():
-                for key, value in kept.items():
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            for parameter, values in optimizer.state.items():
+                for key, value in values.items():
                     if isinstance(value, Tensor) and value.shape == parameter.shape:
-                        # The memory layout decides the order of sums: with another one the bits would differ.
-                        kept[key] = torch.empty_like(parameter).copy_(value)
+                        # The memory layout determines the order of summation: keep it, for a bit-exact resume.
+                        values[key] = torch.empty_like(parameter).copy_(value)
 
 
-# Muon's rate is a share of a weight's norm; what it does not move (norms, biases, the last layer) takes plain SGD at
-# this many times that share (0.05 at the usual 0.06).
-SGD_BESIDE_MUON = 0.05 / 0.06
+# Muon's learning rate is relative to the norm of a weight. All other parameters (norms, biases, the last layer) are
+# updated by SGD with this multiple of it (0.05 at the default of 0.06).
+SGD_LR_SCALE = 0.05 / 0.06
 
 
 def make_optimizers(model: nn.Module, recipe: Recipe) -> Optimizers:
-    """The recipe's optimiser over the paper's groups: weights with decay, biases and norms without, the last apart."""
+    """Return the recipe's optimizers, with the parameter groups of the paper."""
     groups = parameter_groups(model, recipe)
     if recipe.optimizer == "adamw":
         betas = (recipe.momentum, 0.999)
@@ -139,7 +140,7 @@ def make_optimizers(model: nn.Module, recipe: Recipe) -> Optimizers:
     if recipe.optimizer == "sgd":
         return Optimizers([SGD(groups, **sgd)])
     matrices = [group for group in groups if group["matrix"]]
-    rest = [group | {"scale": group["scale"] * SGD_BESIDE_MUON} for group in groups if not group["matrix"]]
+    rest = [group | {"scale": group["scale"] * SGD_LR_SCALE} for group in groups if not group["matrix"]]
     muon = Muon(
         [{"params": g["params"], "scale": g["scale"]} for g in matrices], recipe.lr, recipe.momentum, recipe.nesterov
     )
@@ -147,7 +148,7 @@ def make_optimizers(model: nn.Module, recipe: Recipe) -> Optimizers:
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Up to five groups, each with its learning-rate `scale`; `matrix` marks the hidden convolutions' weights."""
+    """Return up to five parameter groups with their learning-rate `scale`; `matrix` marks weights for Muon."""
     last = getattr(model, "last_layer", None)
     groups: dict[tuple[bool, bool, bool], list[Tensor]] = {}
     for module in model.modules():

@@ -1,12 +1,12 @@
-"""What a training run tells whoever watches it; the base says nothing."""
+"""The callback interface of a training run, and how an epoch is printed."""
 
 from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["COLUMNS", "EpochMetrics", "Progress", "line"]
+__all__ = ["COLUMNS", "EpochMetrics", "Progress", "format_epoch"]
 
-EpochMetrics = dict[str, Any]  # one epoch of the history: a line of metrics.csv
+EpochMetrics = dict[str, Any]  # one epoch of the history: a row of metrics.csv
 COLUMNS = (
     "epoch",
     "step",
@@ -22,34 +22,36 @@ COLUMNS = (
 
 
 class Progress:
-    """Silent; a subclass shows what it likes."""
+    """Callbacks of a training run. The base class ignores all of them; override what you need."""
 
     def begin(self, steps: int, done: int, epochs: int) -> None:
-        """Training starts, or goes on after `done` of `steps` steps."""
+        """Training starts, or resumes after `done` of `steps` steps."""
+
+    def batch(self, seconds: float) -> None:
+        """A batch is loaded, for which the loop waited `seconds`."""
 
     def step(self, step: int, loss: float, accuracy: float, images: int) -> None:
-        """A step is done: mean loss and share of right answers so far in this epoch, and its number of images."""
+        """A step is done: mean loss, accuracy and number of images of this epoch so far."""
 
     def epoch(self, row: EpochMetrics, epochs: int) -> None:
         """An epoch is done."""
 
     def note(self, text: str) -> None:
-        """Something worth a sentence happened."""
+        """An informative message."""
 
     def warn(self, text: str) -> None:
-        """Something happened that a person should know before they trust the result; by default a note."""
+        """A message that the user should know before trusting the result; calls `note` by default."""
         self.note(text)
 
     def end(self) -> None:
-        """Training has ended, in whatever way."""
+        """Training has ended, normally or with an error."""
 
 
-def line(row: EpochMetrics, epochs: int) -> str:
-    """An epoch in one line of at most a terminal's width."""
-    judged = ""
+def format_epoch(row: EpochMetrics, epochs: int) -> str:
+    """Return the metrics of an epoch as one line that fits a terminal."""
+    validation = ""
     if row["val_accuracy"] is not None:
-        judged = f"  validation: loss {row['val_loss']:.4f}, {row['val_accuracy']:.2%} right"
-    train = f"train: loss {row['train_loss']:.4f}, {row['train_accuracy']:.2%} right"
-    return (
-        f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  {train}{judged}  {row['images_per_second']:,.0f} images/s"
-    )
+        validation = f"  val: loss {row['val_loss']:.4f}, accuracy {row['val_accuracy']:.2%}"
+    epoch = f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"
+    train = f"train: loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.2%}"
+    return f"{epoch}  {train}{validation}  {row['images_per_second']:,.0f} images/s"

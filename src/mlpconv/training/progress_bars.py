@@ -1,4 +1,4 @@
-"""Bars that show a training run to a person: in a terminal, and in a notebook."""
+"""Progress bars of a training run, for a terminal and for a notebook."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from mlpconv.training.progress import EpochMetrics, Progress, line
+from mlpconv.training.progress import EpochMetrics, Progress, format_epoch
 
 __all__ = ["NotebookBar", "TerminalBar"]
 
-REDRAWN_AFTER = 0.2  # seconds between two drawings of a notebook's bar: each is a message to a browser
+REDRAW_SECONDS = 0.2  # minimum between updates of a notebook's bar, each of which is a message to a browser
 
 
 class TerminalBar(Progress):
-    """A bar over all steps with loss, accuracy, images a second and the time left; a line for each epoch above it."""
+    """Show a bar over all steps with loss, accuracy, throughput and remaining time, and a line per epoch above it."""
 
     def __init__(self, stderr: bool = False) -> None:
         self.console = Console(highlight=False, stderr=stderr)
@@ -45,12 +45,12 @@ class TerminalBar(Progress):
         if self.task is not None:
             task = self.bar.tasks[0]
             epoch = f"{(step - 1) // self.per_epoch + 1}/{self.epochs}"
-            within = (step - 1) % self.per_epoch + 1
-            speed = (task.speed or 0.0) * images / within
+            epoch_steps = (step - 1) % self.per_epoch + 1
+            speed = (task.speed or 0.0) * images / epoch_steps
             self.bar.update(self.task, completed=step, epoch=epoch, loss=loss, accuracy=accuracy, speed=speed)
 
     def epoch(self, row: EpochMetrics, epochs: int) -> None:
-        self.console.print(line(row, epochs))
+        self.console.print(format_epoch(row, epochs))
 
     def note(self, text: str) -> None:
         self.console.print(text, style="dim", markup=False)
@@ -60,46 +60,46 @@ class TerminalBar(Progress):
 
 
 class NotebookBar(Progress):
-    """A bar over all steps, and the last epoch below it, in one output of a notebook's cell; needs no widgets."""
+    """Show a bar over all steps, and the last epoch below it, in one output of a notebook cell; needs no widgets."""
 
     def __init__(self) -> None:
         self.handle: Any = None
         self.steps = self.epochs = self.per_epoch = 1
         self.done = 0
         self.state = self.last = ""
-        self.drawn = self.began = 0.0
+        self.drawn_at = self.started_at = 0.0
         self.first = 0
 
     def begin(self, steps: int, done: int, epochs: int) -> None:
         self.steps, self.done, self.first, self.epochs = steps, done, done, epochs
         self.per_epoch = max(steps // epochs, 1)
-        self.began = time.monotonic()
+        self.started_at = time.monotonic()
         self.draw()
 
     def step(self, step: int, loss: float, accuracy: float, images: int) -> None:  # noqa: ARG002
         self.done = step
         self.state = f"loss {loss:.3f}  {accuracy:.1%}"
-        if time.monotonic() - self.drawn >= REDRAWN_AFTER:
+        if time.monotonic() - self.drawn_at >= REDRAW_SECONDS:
             self.draw()
 
     def epoch(self, row: EpochMetrics, epochs: int) -> None:
-        self.last = line(row, epochs)
+        self.last = format_epoch(row, epochs)
         self.draw()
 
     def end(self) -> None:
         self.draw()
 
     def text(self) -> str:
-        """Epoch, share of the steps, loss, accuracy and minutes left, in one line."""
+        """Return epoch, percentage of the steps, loss, accuracy and remaining minutes as one line."""
         epoch = min(self.done // self.per_epoch + 1, self.epochs)
-        fresh = self.done - self.first
-        left = (time.monotonic() - self.began) * (self.steps - self.done) / fresh if fresh else 0.0
+        completed = self.done - self.first
+        left = (time.monotonic() - self.started_at) * (self.steps - self.done) / completed if completed else 0.0
         remaining = f"  {left / 60:.1f} min left" if left else ""
         return f"epoch {epoch}/{self.epochs}  {self.done / self.steps:.0%}  {self.state}{remaining}"
 
     def draw(self) -> None:
-        """Draw the bar, or draw it anew in its place."""
-        self.drawn = time.monotonic()
+        """Display the bar, or update it in place."""
+        self.drawn_at = time.monotonic()
         lines = [self.text(), *([self.last] if self.last else [])]
         bar = f'<progress value="{self.done}" max="{self.steps}" style="width: 40em"></progress>'
         page = f"{bar}<pre>{html.escape(chr(10).join(lines))}</pre>"

@@ -1,4 +1,4 @@
-"""A run folder: made once, never overwritten, used by one trainer at a time."""
+"""Run folders: created once, never overwritten, and locked by one training process at a time."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from mlpconv.files import json_bytes, write_atomic
 from mlpconv.text import option, printable
 from mlpconv.training.progress import COLUMNS, EpochMetrics
 
-__all__ = ["RunFolder", "refuse_content"]
+__all__ = ["RunFolder", "require_empty"]
 
 RUNS = Path("runs")
-MOST_RUNS = 100_000
-LONGEST_JSON = 64 << 20
+MAX_RUNS = 100_000
+MAX_JSON_BYTES = 64 << 20
 LOCK, RECIPE = ".lock", "recipe.json"
 
 
 class RunFolder:
-    """Where a run keeps what it makes; every file appears whole."""
+    """The folder of a run; every file is written atomically."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -36,100 +36,103 @@ class RunFolder:
         self.model = path / "model.safetensors"
 
     @classmethod
-    def new(cls, out: Path | None, name: str, reuse: bool = False) -> RunFolder:
-        """Make an empty folder: `out`, or the next free runs/NAME-001; raises RunFolderError if `out` has content.
+    def create(cls, out: Path | None, name: str, reuse: bool = False) -> RunFolder:
+        """Create an empty folder, `out` or the next free runs/NAME-001; raises RunFolderError if `out` is not empty.
 
-        With `reuse` the newest runs/NAME-* is taken instead where its run never began.
+        With `reuse`, use the newest runs/NAME-* instead of a new one if no run has started there.
         """
         try:
             if out is None and reuse:
-                out = newest(name)
+                out = newest_run(name)
             if out is None:
-                return cls(next_free(name))
-            refuse_content(out)
+                return cls(create_next(name))
+            require_empty(out)
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFolderError(
-                f"the run folder {out or RUNS} cannot be made ({error.strerror}): {elsewhere()}."
+                f"the run folder {out or RUNS} cannot be created ({error.strerror}): {other_folder_hint()}."
             ) from error
         return cls(out)
 
     @classmethod
-    def begun(cls, out: Path | None, name: str) -> RunFolder | None:
-        """The folder of a run to resume, `out` or the newest runs/NAME-*; None where no run has begun there yet.
+    def find(cls, out: Path | None, name: str) -> RunFolder | None:
+        """Return the folder of a run to resume, `out` or the newest runs/NAME-*; None if no run has started there.
 
-        Raises RunFolderError where `out` is a file, or holds something else than a run.
+        Raises RunFolderError if `out` is a file, or holds something other than a run.
         """
-        path = newest(name) if out is None else out
+        path = newest_run(name) if out is None else out
         if path is None:
             return None
         if (path / RECIPE).is_file():
             return cls(path)
         try:
-            content = content_of(path)
+            content = foreign_content(path)
         except OSError as error:
-            raise RunFolderError(f"{path} cannot be read ({error.strerror}): {elsewhere()}.") from error
+            raise RunFolderError(f"{path} cannot be read ({error.strerror}): {other_folder_hint()}.") from error
         if content:
-            raise RunFolderError(f"{path} holds no run (no {RECIPE}); it {content}: {elsewhere()}.")
+            raise RunFolderError(f"{path} contains no run (no {RECIPE}); it {content}: {other_folder_hint()}.")
         return None
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep every other trainer out; raises RunFolderError naming the process that is in."""
+        """Lock the folder; raises RunFolderError that names the process holding the lock."""
         path = self.path / LOCK
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except OSError as error:
-            raise RunFolderError(f"{self.path} cannot be written ({error.strerror}): {elsewhere()}.") from error
+            raise RunFolderError(f"{self.path} cannot be written ({error.strerror}): {other_folder_hint()}.") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
             os.close(descriptor)
             raise RunFolderError(
-                f"{self.path} is in use by process {holder}: wait for it, or train into another folder."
+                f"{self.path} is in use by process {holder}: wait for it to finish, or choose another folder."
             ) from error
         try:
-            with suppress(OSError):  # on a full disk the lock holds all the same
+            with suppress(OSError):  # the lock is valid on a full disk too
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, f"{os.getpid()}\n".encode())
-            self.sweep()
+            self.remove_partial_files()
             yield
         finally:
-            os.close(descriptor)  # the kernel drops the lock, also when the process is killed
+            os.close(descriptor)  # the kernel releases the lock, also when the process is killed
 
-    def sweep(self) -> None:
-        """Remove the half-written files that a killed run left behind."""
+    def remove_partial_files(self) -> None:
+        """Remove the incomplete files of a killed run."""
         for folder in (self.path, self.figures):
-            for litter in folder.glob(".*.part"):
+            for path in folder.glob(".*.part"):
                 with suppress(OSError):
-                    litter.unlink()
+                    path.unlink()
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write one JSON file of the run; raises RunFolderError."""
+        """Write a JSON file of the run atomically; raises RunFolderError."""
         self.write(name, json_bytes(value))
 
     def write(self, name: str, content: bytes) -> None:
+        """Write a file of the run atomically; raises RunFolderError."""
         try:
             write_atomic(self.path / name, content)
         except OSError as error:
             raise RunFolderError(
-                f"{self.path / name} cannot be written ({error.strerror}): make room, or {elsewhere()}."
+                f"{self.path / name} cannot be written ({error.strerror}): free disk space, or {other_folder_hint()}."
             ) from error
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Read one JSON object of the run; raises RunFolderError."""
+        """Read a JSON object of the run; raises RunFolderError."""
         path = self.path / name
         try:
-            value = json.loads(path.read_bytes()) if path.is_file() and path.stat().st_size <= LONGEST_JSON else None
+            value = json.loads(path.read_bytes()) if path.is_file() and path.stat().st_size <= MAX_JSON_BYTES else None
         except (OSError, ValueError, RecursionError) as error:
-            raise RunFolderError(f"{path} cannot be read ({type(error).__name__}): this run cannot go on.") from error
+            raise RunFolderError(
+                f"{path} cannot be read ({type(error).__name__}): this run cannot be resumed."
+            ) from error
         if not isinstance(value, dict):
-            raise RunFolderError(f"{path} is missing or is not what a run writes: this run cannot go on.")
+            raise RunFolderError(f"{path} is missing or invalid: this run cannot be resumed.")
         return value
 
     def write_history(self, rows: Sequence[EpochMetrics]) -> None:
-        """Write metrics.csv: a line an epoch, empty where there is no validation."""
+        """Write metrics.csv: one row per epoch, with empty cells if there was no validation."""
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -137,51 +140,51 @@ class RunFolder:
         self.write("metrics.csv", text.getvalue().encode())
 
 
-def refuse_content(path: Path) -> None:
-    """Raise RunFolderError where `path` holds more than a run leaves that was killed before it began."""
-    if content_of(path):
+def require_empty(path: Path) -> None:
+    """Raise RunFolderError if `path` has content, other than what a run leaves that was killed before it started."""
+    if foreign_content(path):
         resumable = f", or resume the run in it, {option('resume', True)}" if (path / RECIPE).is_file() else ""
-        raise RunFolderError(f"{path} has content already: {elsewhere()}{resumable}.")
+        raise RunFolderError(f"{path} is not empty: {other_folder_hint()}{resumable}.")
 
 
-def content_of(path: Path) -> str:
-    """Say what is at `path` beside what a run leaves that was killed before it began; empty where there is nothing."""
+def foreign_content(path: Path) -> str:
+    """Describe the content of `path`, other than what a run leaves that was killed before it started; "" if empty."""
     if not path.is_dir():
         return "is a file" if os.path.lexists(path) else ""
-    names = sorted(entry.name for entry in path.iterdir() if not barely_begun(entry.name))
-    return f"holds {printable(names[0])}" if names else ""
+    names = sorted(entry.name for entry in path.iterdir() if not is_leftover(entry.name))
+    return f"contains {printable(names[0])}" if names else ""
 
 
-def elsewhere() -> str:
-    """The advice that always helps, in the words of the caller."""
+def other_folder_hint() -> str:
+    """Return the advice to choose another folder, in the syntax of the caller."""
     return f"choose another folder, {option('out', 'FOLDER')}"
 
 
-def newest(name: str) -> Path | None:
-    """The runs/NAME-NUMBER of the largest number."""
-    runs = runs_of(name)
+def newest_run(name: str) -> Path | None:
+    """Return the folder runs/NAME-NUMBER with the largest number, None if there is none."""
+    runs = numbered_runs(name)
     return runs[max(runs)] if runs else None
 
 
-def runs_of(name: str) -> dict[int, Path]:
-    """The folders runs/NAME-NUMBER by number."""
-    tails = [(path.name.removeprefix(f"{name}-"), path) for path in RUNS.glob(f"{glob.escape(name)}-[0-9]*")]
-    return {int(tail): path for tail, path in tails if tail.isascii() and tail.isdigit()}
+def numbered_runs(name: str) -> dict[int, Path]:
+    """Return the folders runs/NAME-NUMBER by number."""
+    suffixes = [(path.name.removeprefix(f"{name}-"), path) for path in RUNS.glob(f"{glob.escape(name)}-[0-9]*")]
+    return {int(suffix): path for suffix, path in suffixes if suffix.isascii() and suffix.isdigit()}
 
 
-def barely_begun(name: str) -> bool:
-    """Whether a file is of those that a run killed before its recipe.json leaves: it has nothing to go on with."""
+def is_leftover(name: str) -> bool:
+    """Return whether a run that was killed before it wrote recipe.json leaves a file of this name."""
     return name in (LOCK, "data.json") or (name.startswith(".") and name.endswith(".part"))
 
 
-def next_free(name: str) -> Path:
-    """Make the folder after the last of them."""
+def create_next(name: str) -> Path:
+    """Create the folder after the last one."""
     RUNS.mkdir(exist_ok=True)
-    for number in range(max(runs_of(name), default=0) + 1, MOST_RUNS):
+    for number in range(max(numbered_runs(name), default=0) + 1, MAX_RUNS):
         path = RUNS / f"{name}-{number:03d}"
         try:
             path.mkdir()
-        except FileExistsError:  # another trainer was quicker
+        except FileExistsError:  # created by another process
             continue
         return path
-    raise RunFolderError(f"{RUNS} holds {MOST_RUNS} runs of {name}: {elsewhere()}.")
+    raise RunFolderError(f"{RUNS} contains {MAX_RUNS} runs of {name}: {other_folder_hint()}.")

@@ -1,4 +1,4 @@
-"""Random numbers of a run, drawn from torch's generators without a trace in those of the caller."""
+"""Seeding of a run that leaves the random states of the caller unchanged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["keeping_random_states", "seed_torch"]
 
 @contextmanager
 def keeping_random_states(device: torch.device) -> Iterator[None]:
-    """Put the random states of torch (CPU, and the GPUs where `device` is one), NumPy and `random` back at the end."""
+    """Restore the random states of torch (CPU, and CUDA if `device` is a GPU), NumPy and `random` at the end."""
     python_state, cpu_state = random.getstate(), torch.get_rng_state()
     numpy_state = np.random.get_state()  # noqa: NPY002  (the caller's)
     gpu_states = torch.cuda.get_rng_state_all() if device.type == "cuda" else []
@@ -29,9 +29,9 @@ def keeping_random_states(device: torch.device) -> Iterator[None]:
 
 
 def seed_torch(seed: int, device: torch.device) -> None:
-    """Seed the generators that a run on `device` draws from.
+    """Seed torch's generators for `device`.
 
-    `torch.manual_seed` would also seed GPUs that nobody has used yet, and keep that for the day when somebody does.
+    `torch.manual_seed` would also seed GPUs that are not initialised yet, and so change the state of the caller.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""One run in its locked folder: from the first step, or from the newest whole checkpoint, to the last."""
+"""Run training in a locked run folder, from the first step or from the newest intact checkpoint."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from mlpconv.training.optim import make_optimizers
 from mlpconv.training.precision import choose_precision
 from mlpconv.training.progress import EpochMetrics, Progress
 from mlpconv.training.recipe import Recipe
-from mlpconv.training.run_folder import RunFolder, refuse_content
-from mlpconv.training.state import State, averaged_model
+from mlpconv.training.run_folder import RunFolder, require_empty
+from mlpconv.training.state import State, make_ema
 from mlpconv.training.step import BatchLoader
 from mlpconv.training.whitening import whiten
 
 __all__ = ["initial_state", "run_training"]
 
-WHITENING_IMAGES, WHITENING_VALUES = 2000, 1 << 23  # of the training images; values in all of them
+WHITENING_IMAGES, WHITENING_VALUES = 2000, 1 << 23  # maximum training images for whitening, and maximum values in them
 ENVIRONMENT = "environment.json"
 
 
@@ -44,96 +44,94 @@ def run_training(
     resume: bool,
     progress: Progress,
 ) -> list[EpochMetrics]:
-    """Run the loop in a locked run folder, from the start or, to resume, from where it ended; returns the history."""
+    """Train `model` in a locked run folder, from the start or, with `resume`, a checkpoint; return the history."""
     keep_freed_memory()
     preprocessing, model = preprocessing.to(device), model.to(device)
-    found = newest_checkpoint(folder, dataset, progress) if resume else None
+    stored = load_checkpoint(folder, dataset, progress) if resume else None
     if not resume:
-        refuse_content(folder.path)  # another trainer may have come and gone before the lock was taken
+        require_empty(folder.path)  # another process may have run here before the lock was taken
         folder.write_json("data.json", data_summary(dataset))
-        folder.write_json("recipe.json", recipe.to_dict())  # last: with it there is a run to go on with
+        folder.write_json("recipe.json", recipe.to_dict())  # last: the run can be resumed from here on
     split = dataset.split("train")
-    order = Sampler(len(split), recipe.batch_size, recipe.seed)
-    pipeline = BatchLoader(split, preprocessing, recipe, order, recipe.epochs * order.steps_per_epoch, device)
-    precision = recorded(folder, progress) if resume else None
-    state = initial_state(model, pipeline, recipe, found, progress, precision)
-    if found is None and precision is None:
+    sampler = Sampler(len(split), recipe.batch_size, recipe.seed)
+    loader = BatchLoader(split, preprocessing, recipe, sampler, recipe.epochs * sampler.steps_per_epoch, device)
+    precision = recorded_precision(folder, progress) if resume else None
+    state = initial_state(model, loader, recipe, stored, progress, precision)
+    if stored is None and precision is None:
         folder.write_json(ENVIRONMENT, describe() | {"precision": state.precision})
     info = model_info(dataset, recipe)
 
     def keep(best: Network, row: EpochMetrics) -> None:
         size = (dataset.channels, *dataset.size)
-        facts_of_it = info | {"metrics": row}
+        best_info = info | {"metrics": row}
         try:
-            modelfile.save(
-                folder.model, best, preprocessing, classes=dataset.classes, input_size=size, info=facts_of_it
-            )
+            modelfile.save(folder.model, best, preprocessing, classes=dataset.classes, input_size=size, info=best_info)
         except OSError as error:
             raise RunFolderError(
-                f"{folder.model} cannot be written ({error.strerror}): make room. {resume_hint(folder.path)}"
+                f"{folder.model} cannot be written ({error.strerror}): free disk space. {resume_hint(folder.path)}"
             ) from error
 
     validation = dataset.splits.get("val")
-    Trainer(state, pipeline, validation, recipe, folder.checkpoints, keep, folder.write_history, progress).run()
+    Trainer(state, loader, validation, recipe, folder.checkpoints, keep, folder.write_history, progress).run()
     return state.history
 
 
-def newest_checkpoint(folder: RunFolder, dataset: Dataset, progress: Progress) -> checkpoint.Checkpoint | None:
-    """The checkpoint to go on from, None where the run had none yet; raises CheckpointError where all are damaged."""
-    stored = folder.read_json("data.json").get("fingerprint")
-    if stored != dataset.fingerprint:
+def load_checkpoint(folder: RunFolder, dataset: Dataset, progress: Progress) -> checkpoint.Checkpoint | None:
+    """Return the checkpoint to resume from, None if the run has none; raises CheckpointError if all are damaged."""
+    fingerprint = folder.read_json("data.json").get("fingerprint")
+    if fingerprint != dataset.fingerprint:
         raise RunFolderError(
-            f"{folder.path} was trained on other images than these (fingerprints differ): give it the same data."
+            f"{folder.path} was trained on other images (fingerprints differ): resume it with the same data."
         )
-    found, damaged = checkpoint.latest(folder.checkpoints)
-    for sentence in damaged:
-        progress.warn(sentence)
-    if found is None and damaged:
-        raise CheckpointError(f"no whole checkpoint is left in {folder.checkpoints}: start a new run. {damaged[0]}")
-    return found
+    newest, damaged = checkpoint.latest(folder.checkpoints)
+    for message in damaged:
+        progress.warn(message)
+    if newest is None and damaged:
+        raise CheckpointError(f"no intact checkpoint is left in {folder.checkpoints}: start a new run. {damaged[0]}")
+    return newest
 
 
-def recorded(folder: RunFolder, progress: Progress) -> str | None:
-    """The number format that the run recorded before its first step; None where it was killed before that."""
+def recorded_precision(folder: RunFolder, progress: Progress) -> str | None:
+    """Return the dtype that the run recorded before its first step; None if it was killed before that."""
     try:
-        then = folder.read_json(ENVIRONMENT)
+        environment = folder.read_json(ENVIRONMENT)
     except RunFolderError:
         return None
-    for difference in differences(then, describe()):
-        progress.warn(f"This run began with {difference}: the last bits of its result may differ.")
-    precision = then.get("precision")
+    for difference in differences(environment, describe()):
+        progress.warn(f"This run started with {difference}: the result may differ in the last bits.")
+    precision = environment.get("precision")
     return precision if precision in ("fp32", "bf16") else None
 
 
 def initial_state(
     model: Network,
-    pipeline: BatchLoader,
+    loader: BatchLoader,
     recipe: Recipe,
-    found: checkpoint.Checkpoint | None,
+    stored: checkpoint.Checkpoint | None,
     progress: Progress,
     precision: str | None = None,
 ) -> State:
-    """The state of the first step, or that of a checkpoint; `precision` is what an earlier process has chosen."""
-    if found is None and recipe.whiten:
-        some = torch.randperm(pipeline.order.length, generator=generator(recipe.seed, "whiten", 0))
-        most = max(1, min(WHITENING_IMAGES, WHITENING_VALUES // int(np.prod(pipeline.images.shape[1:]))))
-        images = pipeline.preprocessing(pipeline.gather(some[:most]))
+    """Return the state of the first step or of a checkpoint; `precision` is the dtype that an earlier process chose."""
+    if stored is None and recipe.whiten:
+        index = torch.randperm(loader.sampler.length, generator=generator(recipe.seed, "whiten", 0))
+        count = max(1, min(WHITENING_IMAGES, WHITENING_VALUES // int(np.prod(loader.images.shape[1:]))))
+        images = loader.preprocessing(loader.gather(index[:count]))
         whiten(model.first_conv, images)
-    sentence = f"precision {precision}, as this run began"
-    if found is None and precision is None:
-        precision, sentence = choose_precision(model.train(), pipeline(0), recipe)
-    totals = torch.zeros(3, dtype=torch.float64, device=pipeline.device)
-    averaged, optimizers = averaged_model(model, recipe), make_optimizers(model, recipe)
-    state = State(model, averaged, optimizers, precision or "fp32", totals)
-    if found is not None:
-        state.restore(found)
-        sentence = f"precision {state.precision}, as this run began"
-    progress.note(sentence)
+    message = f"precision {precision}, as at the start of this run"
+    if stored is None and precision is None:
+        precision, message = choose_precision(model.train(), loader(0), recipe)
+    totals = torch.zeros(3, dtype=torch.float64, device=loader.device)
+    ema, optimizers = make_ema(model, recipe), make_optimizers(model, recipe)
+    state = State(model, ema, optimizers, precision or "fp32", totals)
+    if stored is not None:
+        state.restore(stored)
+        message = f"precision {state.precision}, as at the start of this run"
+    progress.note(message)
     return state
 
 
 def data_summary(dataset: Dataset) -> dict[str, Any]:
-    """What data.json says of the images."""
+    """Return the content of data.json."""
     return {
         "name": dataset.name,
         "classes": list(dataset.classes),
@@ -146,7 +144,7 @@ def data_summary(dataset: Dataset) -> dict[str, Any]:
 
 
 def model_info(dataset: Dataset, recipe: Recipe) -> dict[str, Any]:
-    """What the model file says of its making."""
+    """Return what the model file records about its training."""
     membership = dataset.membership
     return {
         "data": dataset.name,

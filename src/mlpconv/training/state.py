@@ -1,4 +1,4 @@
-"""All that a training run is at one step: what a checkpoint holds."""
+"""The state of a training run at a step: the content of a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from mlpconv.training.optim import Optimizers
 from mlpconv.training.progress import COLUMNS, EpochMetrics
 from mlpconv.training.recipe import Recipe
 
-__all__ = ["Average", "State", "averaged_model"]
+__all__ = ["EMA", "State", "make_ema"]
 
 NUMBER = (int, float)
-PLAIN: dict[str, tuple[type, ...]] = {
+JSON_FIELDS: dict[str, tuple[type, ...]] = {
     "step": (int,),
     "precision": (str,),
     "history": (list,),
@@ -35,14 +35,14 @@ PLAIN: dict[str, tuple[type, ...]] = {
 
 @dataclass
 class State:
-    """Weights, optimiser, counters and history.
+    """Weights, optimizers, counters and history.
 
-    `totals` are this epoch's sums of loss, right answers and images; `guesses` the steps in a row no better than
-    guessing since the network was last looked at.
+    `totals` are the sums of loss, correct predictions and images of this epoch; `guesses` is the number of consecutive
+    steps with a chance-level loss since the last collapse test.
     """
 
     model: Network
-    averaged: Average | None
+    ema: EMA | None
     optimizers: Optimizers
     precision: str
     totals: Tensor
@@ -57,48 +57,48 @@ class State:
     cpu_seconds: float = 0.0
 
     @property
-    def judged(self) -> Network:
-        """The weights that are validated and kept: the average, once there is one."""
-        if self.averaged is None or int(self.averaged.n_averaged) == 0:
+    def eval_model(self) -> Network:
+        """The network to evaluate and save: the EMA once it has been updated, else the model."""
+        if self.ema is None or int(self.ema.n_averaged) == 0:
             return self.model
-        return cast("Network", self.averaged.module)
+        return cast("Network", self.ema.module)
 
     def to_checkpoint(self) -> Checkpoint:
-        """Groups of tensors, and everything else as JSON; floats survive to the last bit."""
+        """Return groups of tensors, and everything else as JSON values; floats are preserved bit for bit."""
         tensors = {"model": self.model.state_dict(), "optimizer": self.optimizers.tensors()}
-        if self.averaged is not None:
-            tensors["averaged"] = self.averaged.state_dict()
-        return tensors, {name: getattr(self, name) for name in PLAIN} | {"totals": self.totals.tolist()}
+        if self.ema is not None:
+            tensors["averaged"] = self.ema.state_dict()
+        return tensors, {name: getattr(self, name) for name in JSON_FIELDS} | {"totals": self.totals.tolist()}
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take everything back; raises CheckpointError where the checkpoint is of another network or recipe."""
-        tensors, plain = checkpoint
+        """Restore a checkpoint; raises CheckpointError if it belongs to another network or recipe."""
+        tensors, values = checkpoint
         try:
             self.model.load_state_dict(tensors["model"])
-            if self.averaged is not None:
-                self.averaged.load_state_dict(tensors["averaged"])
+            if self.ema is not None:
+                self.ema.load_state_dict(tensors["averaged"])
             self.optimizers.load_tensors(tensors["optimizer"])
-            for name, kinds in PLAIN.items():
-                if type(plain[name]) not in kinds:
-                    raise TypeError(f"{name} is {plain[name]!r:.40}")
-                setattr(self, name, plain[name])
+            for name, types in JSON_FIELDS.items():
+                if type(values[name]) not in types:
+                    raise TypeError(f"{name} is {values[name]!r:.40}")
+                setattr(self, name, values[name])
             for row in [*self.history, *filter(None, [self.best])]:
                 if set(row) != set(COLUMNS):
-                    raise ValueError("a row of its history has other columns")
-            self.totals.copy_(torch.tensor(plain["totals"], dtype=torch.float64))
+                    raise ValueError("a row of its history has the wrong columns")
+            self.totals.copy_(torch.tensor(values["totals"], dtype=torch.float64))
         except (KeyError, RuntimeError, ValueError, TypeError, IndexError) as error:
             raise CheckpointError(f"the checkpoint does not fit this network and recipe: {error}") from error
 
     def finite(self) -> bool:
-        """Whether no weight or running statistic is NaN or infinite, nor any of those that are judged."""
-        modules = (self.model, self.judged) if self.averaged is not None else (self.model,)
+        """Return whether all weights and running statistics are finite, including those of the EMA."""
+        modules = (self.model, self.eval_model) if self.ema is not None else (self.model,)
         return all(bool(torch.isfinite(value).all()) for module in modules for value in module.state_dict().values())
 
 
-class Average(AveragedModel):
-    """The exponential average of a network's weights and running statistics; its decay is smaller at the start.
+class EMA(AveragedModel):
+    """Exponential moving average of weights and running statistics, with a smaller decay at the start.
 
-    PyTorch's own update reads the count back from the device, and a GPU has to finish all its work to answer.
+    PyTorch's update reads the count back from the device, which synchronises a GPU.
     """
 
     def __init__(self, model: Network, decay: float) -> None:
@@ -107,23 +107,23 @@ class Average(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """Move the average towards the weights of `model`; the first time, to them."""
-        count = int(self.n_averaged)  # it stays in the processor's memory
+        """Update the average with the weights of `model`; the first update copies them."""
+        count = int(self.n_averaged)  # a CPU tensor
         decay = min(self.decay, (1 + count) / (10 + count)) if count else 0.0
         pairs = list(zip(tensors_of(self.module), tensors_of(model), strict=True))
         average, current = zip(*[pair for pair in pairs if pair[0].is_floating_point()], strict=True)
         torch._foreach_lerp_(average, current, 1 - decay)
-        for mine, other in pairs:
-            if not mine.is_floating_point():  # counters of batch norm
-                mine.copy_(other)
+        for own, source in pairs:
+            if not own.is_floating_point():  # counters of batch norm
+                own.copy_(source)
         self.n_averaged += 1
 
 
 def tensors_of(model: nn.Module) -> list[Tensor]:
-    """Weights and running statistics, without their history of gradients."""
+    """Return weights and running statistics, detached."""
     return [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
 
 
-def averaged_model(model: Network, recipe: Recipe) -> Average | None:
-    """The average of the weights where the recipe asks for one."""
-    return Average(model, recipe.ema) if recipe.ema else None
+def make_ema(model: Network, recipe: Recipe) -> EMA | None:
+    """Return the EMA of the weights, None if the recipe disables it."""
+    return EMA(model, recipe.ema) if recipe.ema else None

@@ -1,4 +1,4 @@
-"""One training step, as a pure function of the state and the step's number."""
+"""Batch loading and the training step, both pure functions of the state and the step number."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step saw: its loss (scalar tensor), the number it got right, and the logits (N, K)."""
+    """The result of a step: loss (scalar), number of correct predictions (scalar), logits (N, K)."""
 
     loss: Tensor
     correct: Tensor
@@ -35,57 +35,57 @@ class Outcome:
 
 
 class BatchLoader:
-    """Makes the batch of any step: pixels, preprocessing, augmentation, size."""
+    """Load the batch of any step: images, preprocessing, augmentation, progressive resizing."""
 
     def __init__(
         self,
         split: Split,
         preprocessing: Preprocessing,
         recipe: Recipe,
-        order: Sampler,
+        sampler: Sampler,
         steps: int,
         device: torch.device = CPU,
     ) -> None:
         self.images: np.ndarray | Tensor = split.images
         self.labels = torch.from_numpy(np.array(split.labels))
-        self.preprocessing, self.recipe, self.order, self.steps = preprocessing, recipe, order, steps
-        self.kinds = Augmentation(recipe.crop, recipe.crop_mode, recipe.flip, recipe.cutout)
+        self.preprocessing, self.recipe, self.sampler, self.steps = preprocessing, recipe, sampler, steps
+        self.augmentation = Augmentation(recipe.crop, recipe.crop_mode, recipe.flip, recipe.cutout)
         self.device = device
         if device.type != "cpu":
             self.images, self.labels = torch.from_numpy(np.array(split.images)).to(device), self.labels.to(device)
 
     def __call__(self, step: int) -> Batch:
-        index = self.order.indices(step)
+        index = self.sampler.indices(step)
         with torch.no_grad():
             images = self.preprocessing(self.gather(index))
-            epoch = self.order.epoch(step)
-            images = augment(images, self.kinds, seed=self.recipe.seed, step=step, epoch=epoch, index=index)
+            epoch = self.sampler.epoch(step)
+            images = augment(images, self.augmentation, seed=self.recipe.seed, step=step, epoch=epoch, index=index)
             if side := self.side(step):
                 images = resize(images, side)
             images = images.contiguous(memory_format=torch.channels_last)
         return Batch(images, self.labels[index.to(self.labels.device, non_blocking=True)])
 
     def gather(self, index: Tensor) -> Tensor:
-        """The raw images of those numbers (N,), on the device."""
+        """Return the raw images with these indices (N,), on the device."""
         if isinstance(self.images, Tensor):
             return self.images[index.to(self.images.device, non_blocking=True)]
         return torch.from_numpy(self.images[index.numpy()])
 
     def side(self, step: int) -> int | None:
-        """The side of the images at a step where the recipe goes from small to large, else None."""
+        """Return the image side at a step with progressive resizing, else None."""
         sizes = self.recipe.sizes
         return sizes[min(step * len(sizes) // self.steps, len(sizes) - 1)] if sizes else None
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Compute in bfloat16 where it is safe, or plainly in float32."""
+    """Return the autocast context for "bf16", or a null context for "fp32"."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
 
 def train_step(
     model: Network, optimizers: Optimizers, batch: Batch, recipe: Recipe, step: int, precision: str
 ) -> Outcome:
-    """Move the weights once; dropout draws from a generator keyed by (seed, step)."""
+    """Update the weights once; dropout is seeded by (seed, step)."""
     images, labels = batch
     seed_torch(generator(recipe.seed, "dropout", step).initial_seed(), images.device)
     optimizers.zero_grad()
@@ -95,12 +95,12 @@ def train_step(
     else:
         targets = labels
     with autocast(precision, images.device):
-        logits, extra = forward(model, images)
+        logits, auxiliary = forward(model, images)
     logits = logits.float()
     loss = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
     total = loss
-    for share, other in extra:
-        total = total + share * F.cross_entropy(other.float(), targets, label_smoothing=recipe.label_smoothing)
+    for weight, aux_logits in auxiliary:
+        total = total + weight * F.cross_entropy(aux_logits.float(), targets, label_smoothing=recipe.label_smoothing)
     total.backward()  # type: ignore[no-untyped-call]
     if recipe.clip is not None:
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
@@ -110,12 +110,12 @@ def train_step(
     return Outcome(loss.detach(), correct, logits.detach())
 
 
-AUXILIARY_SHARE = 0.3  # of each auxiliary classifier's loss (Szegedy et al. 2014, section 5)
+AUXILIARY_WEIGHT = 0.3  # of the loss of each auxiliary classifier (Szegedy et al. 2014, section 5)
 
 
 def forward(model: Network, images: Tensor) -> tuple[Tensor, list[tuple[float, Tensor]]]:
-    """The logits, and those of auxiliary heads with the share of their loss."""
+    """Return the logits, and a list of loss weights and logits of auxiliary heads."""
     if not isinstance(model, GoogLeNet):
         return model(images), []
     outputs = model.outputs(images)
-    return outputs.logits, [(AUXILIARY_SHARE, aux) for aux in (outputs.aux1, outputs.aux2) if aux is not None]
+    return outputs.logits, [(AUXILIARY_WEIGHT, aux) for aux in (outputs.aux1, outputs.aux2) if aux is not None]

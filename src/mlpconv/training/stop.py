@@ -1,4 +1,4 @@
-"""Stopping on request: Ctrl-C and SIGTERM finish the step at hand, save, and say how to go on."""
+"""Graceful stop: on Ctrl-C or SIGTERM, training finishes the current step, saves, and says how to resume."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ __all__ = ["StopRequest"]
 
 
 class StopRequest:
-    """While entered, remembers the first SIGINT or SIGTERM; a second Ctrl-C interrupts at once."""
+    """Record the first SIGINT or SIGTERM while entered; a second Ctrl-C interrupts immediately."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self.before: dict[int, Any] = {}
+        self.previous_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
+        if threading.current_thread() is threading.main_thread():  # only the main thread may set handlers
             for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self.request)
+                self.previous_handlers[number] = signal.signal(number, self.request)
         return self
 
     def request(self, number: int, _frame: FrameType | None) -> None:
@@ -31,6 +31,6 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self.before.items():
-            if handler is not None:  # None: it was set outside Python, and cannot be put back from here
+        for number, handler in self.previous_handlers.items():
+            if handler is not None:  # None: set outside Python, and cannot be restored
                 signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""A beginning that learns faster: the first layer as a whitening of patches."""
+"""Initialise the first layer as a whitening of image patches, which speeds up training."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from mlpconv.errors import UsageError
 
 __all__ = ["whiten"]
 
-FLOOR = 0.01  # added to the eigenvalues: directions with less variance are noise that whitening would blow up
+FLOOR = 0.01  # added to the eigenvalues, so that whitening does not amplify noise in directions of small variance
 
 
 @torch.no_grad()
 def whiten(layer: nn.Conv2d, images: Tensor) -> int:
-    """Set pairs of filters to the whitening directions of the patches of (N, C, H, W) images and their negatives.
+    """Set filters to the whitening directions of patches of `images` (N, C, H, W), and to their negatives.
 
-    Returns how many filters were set; the rest keep their weights (Page 2018; Jordan 2024, section 3.2). Raises
+    Return the number of filters set; the others keep their weights (Page 2018; Jordan 2024, section 3.2). Raises
     UsageError for images smaller than the filters.
     """
     height, width = layer.kernel_size
     if images.shape[2] < height or images.shape[3] < width:
         raise UsageError(
-            f"whiten=true needs images of at least {height}x{width} pixels, the first layer's kernel; these have "
-            f"{images.shape[2]}x{images.shape[3]}: leave it out."
+            f"whiten=true needs images of at least {height}x{width} pixels, the kernel size of the first layer; these "
+            f"have {images.shape[2]}x{images.shape[3]}: leave whiten out."
         )
     patches = F.unfold(images, (height, width), stride=(height, width)).transpose(1, 2).flatten(0, 1).double()
     patches -= patches.mean(0)
     values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
     pairs = min(len(values), layer.out_channels // 2)
-    best = (vectors / (values + FLOOR).sqrt())[:, -pairs:].T.flip(0)  # (pairs, C x k x k), largest variance first
-    best = best.view(pairs, *layer.weight.shape[1:]).to(layer.weight)
-    layer.weight[: 2 * pairs] = torch.cat([best, -best])
+    directions = (vectors / (values + FLOOR).sqrt())[:, -pairs:].T.flip(0)  # (pairs, C x k x k), largest variance first
+    directions = directions.view(pairs, *layer.weight.shape[1:]).to(layer.weight)
+    layer.weight[: 2 * pairs] = torch.cat([directions, -directions])
     return 2 * pairs
