@@ -249,7 +249,7 @@ def test_in_a_pipe_long_names_are_not_wrapped(tmp_path: Path, capsys: pytest.Cap
     folder = make_folder(tmp_path / ("p" * 90), (long, "bee"))
     assert main(["evaluate", str(tmp_path / "m"), str(folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{tmp_path / 'm'} on {folder}, all"
+    assert lines[0] == f"{tmp_path / 'm'} on {folder}, all images"
     assert any(line.startswith(f"│ {long} │") for line in lines)
     assert any(line.startswith("Note: The model file does not record whether") and line.endswith(".") for line in lines)
 

@@ -57,7 +57,7 @@ FAILURES = {
     "Python's own module": (
         ModuleNotFoundError("No module", name="fcntl"),
         1,
-        "lacks the module 'fcntl': run mlpconv on Linux",
+        "lacks the module 'fcntl'",
     ),
     "a run that was stopped": (Interrupted("stopped after step 3; it is saved.", 15), 143, "stopped after step 3"),
     "a bug": (KeyError("weights\nand more"), 1, "this is a bug in mlpconv (KeyError: 'weights"),

@@ -147,9 +147,7 @@ def test_csv_and_json_together(album: inference.Classifier, capsys: pytest.Captu
     assert "--csv a file" in capsys.readouterr().err
 
 
-def test_the_predictions_are_printed_as_a_table(
-    album: inference.Classifier, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_predictions_are_printed_as_a_table(album: inference.Classifier, capsys: pytest.CaptureFixture[str]) -> None:
     """Not cut to a width where there is no terminal; names are not read as markup and cannot write to a terminal."""
     long = Path("photos") / ("x" * 150 + ".png")
     os.rename("a.png", long)
@@ -170,7 +168,7 @@ WRONG = [
     (["m", "a.png", "--csv", "--json"], "--csv is followed by --json: give it a file"),
     (
         ["m", "missing.png", "--csv", "missing/p.csv"],
-        "The folder 'missing' does not exist: create it, or give --csv another",
+        "The folder 'missing' does not exist: create it",
     ),
     (["no-model", "a.png", "--csv", "missing/p.csv"], "The folder 'missing' does not exist"),
     (["m", "a.png", "--csv", "photos"], "'photos' is a folder: give --csv a file."),
