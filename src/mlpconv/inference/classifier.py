@@ -133,7 +133,7 @@ class Classifier:
     def maps(self, pixels: Tensor) -> Tensor:
         """Return category maps (N, K, h, w), the exact class activation maps, of uint8 (N, C, H, W).
 
-        Their spatial means are the logits. Raises UsageError for other tensors and for networks with a fully connected head.
+        Their spatial means are the logits. Raises UsageError for other tensors, and for a fully connected head.
         """
         self._check(pixels)
         with self._inference_mode():

@@ -24,8 +24,8 @@ MEASURES = (
 )
 OVERFITTING = "If the validation curve rises while the training curve falls, the network overfits."
 MISTAKES = (
-    "The most confident mistakes: the predicted class in orange, the true class in green. Wrong labels in the data often "
-    "show here first."
+    "The most confident mistakes: the predicted class in orange, the true class in green. Wrong labels in the data "
+    "often show here first."
 )
 MAPS = (
     "Category maps (exact class activation maps, CAM) of the most probable classes over each image: warmer colours add "
