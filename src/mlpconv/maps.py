@@ -161,7 +161,9 @@ def category_maps(classifier: Classifier, images: Any, batch_size: int = 64) -> 
     inputs = list(items(images))
     pixels = as_pixels(inputs, classifier.input_size, classifier.preprocessing.reading)  # (N, C, H, W)
     grid = trace_grid(classifier.model, (pixels.shape[1], pixels.shape[2], pixels.shape[3]))
-    maps = torch.cat([classifier.maps(batch).float().cpu() for batch in pixels.split(batch_size)])  # (N, K, h, w)
+    maps = torch.cat(
+        [classifier.maps(batch).float().cpu() for batch in torch.split(pixels, batch_size)]
+    )  # (N, K, h, w)
     if not torch.isfinite(maps).all():
         raise ModelFileError(
             "The network outputs NaN or infinity: its weights are too large. Retrain it, with a lower learning rate."

@@ -179,8 +179,8 @@ class Classifier:
             actual = f"{pixels.dtype} {tuple(pixels.shape)}" if isinstance(pixels, Tensor) else type(pixels).__name__
             raise UsageError(f"Expected uint8 pixels (N, C, H, W), got {actual}: use .pixels(images).")
         if pixels.shape[1] != self.input_size[0]:
-            actual = pixels.shape[1]
-            raise UsageError(f"Expected {self.input_size[0]} channels, got {actual}: use .pixels(images).")
+            channels = self.input_size[0]
+            raise UsageError(f"Expected {channels} channels, got {pixels.shape[1]}: use .pixels(images).")
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_dispatcher": None}
