@@ -17,7 +17,7 @@ CONVS = ((5, (3, 192, 160, 96)), (5, (96, 192, 192, 192)), (3, (192, 192, 192, 1
 
 
 def flop(work: str, side: int = 32) -> float:
-    """Return FLOP per image, two per multiply-add; training: three times that, less the first layer's input gradient."""
+    """Return FLOP per image, two per multiply-add; training is three times that, less one input gradient."""
     forward, first = 0, 0
     for kernel, widths in CONVS:
         for index, (before, after) in enumerate(pairwise(widths)):

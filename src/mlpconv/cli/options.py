@@ -38,7 +38,7 @@ def check_can_be_written(**files: Path | None) -> None:
     """Raise UsageError for an option that names a folder, or a file in a folder that does not exist."""
     for name, file in files.items():
         if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
-            raise UsageError(f"--{name} is {str(file)!r}; expected a file in an existing folder.")
+            raise UsageError(f"--{name} is {str(file)!r}; expected a file in a folder that exists.")
 
 
 def image_size(text: str) -> tuple[int, int, int]:
