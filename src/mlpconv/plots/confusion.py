@@ -63,7 +63,7 @@ def _name_axes(axes: Axes, classes: Sequence[str]) -> None:
     axes.tick_params(length=0, colors=INK)
     axes.spines[:].set_visible(True)
     axes.spines[:].set_color(QUIET)
-    axes.set_xlabel("predicted" if step == 1 else f"predicted (every {step}th class is named)")
+    axes.set_xlabel("predicted" if step == 1 else f"predicted (1 in {step} classes is labelled)")
     axes.set_ylabel("true")
     if K <= MAX_COUNTS:
         axes.set_xticks(np.arange(K - 1) + 0.5, minor=True)
