@@ -86,8 +86,8 @@ def write_result(name: str, result: dict[str, Any]) -> Path:
     """Write benchmarks/results/NAME.json: the result, the command, the date and the machine."""
     script = Path(sys.argv[0])
     command = shlex.join(["python", f"benchmarks/{script.name}", *sys.argv[1:]])
-    RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     content = {"command": command, "date": time.strftime("%Y-%m-%d"), "machine": machine(), "result": result}
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return path

@@ -183,7 +183,7 @@ MUTANTS = (
     # Files of others are hostile
     Mutant(
         "modelfile/store.py",
-        "    if digest != written:",
+        "    if digest != expected:",
         "    if False:",
         "attacks/test_model_file.py::test_every_flipped_bit_is_found",
     ),
@@ -238,7 +238,7 @@ MUTANTS = (
     # Numbers are judged right
     Mutant(
         "evaluation.py",
-        "(logits > true) | ((logits == true) & before)",
+        "(logits > true) | ((logits == true) & earlier)",
         "logits > true",
         "test_evaluation.py::test_ties_earn_nothing",
     ),

@@ -217,22 +217,20 @@ def labelled(*labels: int) -> Split:
 
 WRONG: dict[str, tuple[Split, dict[str, Any], type[Exception], str]] = {
     "empty": (labelled(), {}, DataError, "has no images"),
-    "a label too high": (labelled(0, 7), {}, DataError, "Labels from 0 to 7 were given for 7 classes"),
-    "a label below 0": (labelled(-1, 0), {}, DataError, "Labels from -1 to 0"),
+    "a label too high": (labelled(0, 7), {}, DataError, "Labels are 0 to 7; expected 0 to 6"),
+    "a label below 0": (labelled(-1, 0), {}, DataError, "Labels are -1 to 0"),
     "another size": (
         Split(np.zeros((1, 1, 3, 4), np.uint8), np.zeros(1, np.int64)),
         {},
         DataError,
-        "are 1x3x4 .*takes 1x3x5",
+        "are 1x3x4 .*expects 1x3x5",
     ),
     "no batch": (labelled(0), {"batch_size": 0}, UsageError, "batch_size is 0"),
 }
 
 
 @pytest.mark.parametrize(("split", "options", "error", "message"), WRONG.values(), ids=WRONG.keys())
-def test_what_cannot_be_judged_is_refused(
-    split: Split, options: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_invalid_input_is_refused(split: Split, options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         evaluate(cast("Classifier", Table(np.zeros((9, 7), np.float32))), split, **options)
 

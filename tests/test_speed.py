@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import speed
 import tables
 import torch
 from contenders import CONTENDERS, PEAK, PLAIN, Settings
@@ -170,28 +171,42 @@ def content(result: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_page_says_what_the_result_says() -> None:
     page = tables.section(content(two_rounds()), "images/speed-some-cpu.png")
-    assert "### Some CPU, 2 cores" in page and "torch 2.13.0; medians and quartiles of 2 rounds" in page
+    assert "### Some CPU, 2 cores" in page and "torch 2.13.0; median (quartiles) of 2 rounds" in page
     assert (
-        "| mlpconv, paper's network, bf16 | **151** (150–152) | **49** (49–49) % | 3.02 | 3 | 0.0 GB | 2.0% |" in page
+        "| mlpconv, paper's network, bf16 | **151** (150–152) | **49** (49–49) % | 3.02× | 3 | 0.0 GB | 2.0% |" in page
     )
     assert "| **800** (800–800), 1.25 ms |" in page
     assert "| OpenVINO, bf16 | not run: openvino is not installed |" in page
     front = tables.summary(content(two_rounds()), "docs/images/speed-some-cpu.png")
-    assert "training: 151 images/s, 49% of the matrix product's speed, 3.0 times the plain port" in front
-    assert "1.25 ms an image" in front and "](docs/images/speed-some-cpu.png)" in front
+    assert "| training | **151 images/s** | 49% | 3.0× |" in front
+    assert "1.25 ms per image" in front and "](docs/images/speed-some-cpu.png)" in front
 
 
 def test_a_document_takes_its_tables_between_its_markers() -> None:
     document = "before\n" + tables.BLOCK.format(name="speed", text="old\n") + "\nafter"
     assert tables.replaced(document, "speed", "new | \\1\n") == document.replace("old", "new | \\1")
-    with pytest.raises(SystemExit, match="0 places for 'speed'"):
+    with pytest.raises(SystemExit, match="0 marked blocks 'speed'"):
         tables.replaced("no marker", "speed", "new")
 
 
-def test_the_documents_say_what_the_results_say() -> None:
+def test_the_documents_match_the_published_results() -> None:
     assert {path.name: path.read_text("utf-8") for path in tables.pages()} == {
         path.name: text for path, text in tables.pages().items()
     }
+
+
+def test_a_result_of_this_machine_stays_out_of_the_documents(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("common.RESULTS", tmp_path)
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(speed, "measure_all", lambda *_, **__: two_rounds())
+    monkeypatch.setattr(sys, "argv", ["benchmarks/speed.py"])
+    speed.main()
+    assert "local" in capsys.readouterr().out and tables.load("speed") == {}
+    monkeypatch.setattr(sys, "argv", ["benchmarks/speed.py", "--publish"])
+    speed.main()
+    assert len(tables.load("speed")) == 1
 
 
 def test_the_pictures_show_every_contender_that_ran() -> None:
@@ -254,7 +269,7 @@ def test_a_contender_that_fails_says_why_and_is_not_asked_again() -> None:
 def test_a_name_there_is_not_is_refused_with_those_there_are() -> None:
     ended = subprocess.run([sys.executable, SPEED, "--only", "warp"], capture_output=True, text=True)
     assert ended.returncode == 1
-    assert "there is no contender 'warp'" in ended.stderr and "ours-bf16" in ended.stderr
+    assert "unknown contender 'warp'" in ended.stderr and "ours-bf16" in ended.stderr
 
 
 @pytest.mark.slow
@@ -264,4 +279,4 @@ def test_the_whole_command_runs() -> None:
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("images/s") >= 4
-    assert "training, 2 images a batch" in ended.stdout and "inference, 1 image a batch" in ended.stdout
+    assert "training, batch size 2" in ended.stdout and "inference, batch size 1" in ended.stdout

@@ -70,7 +70,7 @@ def test_a_classifier_can_be_pickled_after_predicting(send: object) -> None:
     classifier = mlpconv.load("nin_cifar10")
     pixels = np.random.default_rng(5).integers(0, 256, (3, 3, 32, 32), dtype=np.uint8)
     expected = classifier.predict(pixels, precision="fp32").probabilities
-    assert classifier._fast is not None
+    assert classifier._dispatcher is not None
     sent = send(classifier)  # type: ignore[operator]
-    assert sent._fast is None and classifier._fast is not None
+    assert sent._dispatcher is None and classifier._dispatcher is not None
     np.testing.assert_array_equal(sent.predict(pixels, precision="fp32").probabilities, expected)

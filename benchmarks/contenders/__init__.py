@@ -1,8 +1,8 @@
-"""The programs that `benchmarks/speed.py` compares, each in a process of its own that waits for its turn.
+"""The programs that `benchmarks/speed.py` compares, each in its own process.
 
-A contender is a function of (Rounds, Settings) that works for ever and calls `rounds.lap(images)` after each step or
-batch; `Rounds` holds it still between its turns. Nothing here is imported before the process is the contender's own:
-what it sets for the whole process (malloc, threads, denormals) stays there.
+A contender is a function of (Rounds, Settings) that runs forever and calls `rounds.lap(images)` after each step or
+batch; `Rounds` pauses it between its turns. Its modules are imported only in its own process, so that process-wide
+settings (malloc, threads, denormals) do not leak.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ __all__ = ["CONTENDERS", "PEAK", "PLAIN", "Contender", "Settings"]
 
 @dataclass(frozen=True)
 class Settings:
-    """What all contenders have in common: images a batch, their side in pixels, threads (0: what torch takes).
+    """Settings of all contenders: batch size, image side in pixels, threads (0: torch's default).
 
-    Inference runs with each of `batches`, as a round asks for it.
+    Inference runs with each of `batches`, as a round requests.
     """
 
     batch: int = 128
@@ -29,14 +29,14 @@ class Settings:
 
     @classmethod
     def from_json(cls, text: str) -> Settings:
-        """What `json.dumps(asdict(settings))` wrote."""
+        """Parse the output of `json.dumps(asdict(settings))`."""
         values = json.loads(text)
         return cls(**(values | {"batches": tuple(values["batches"])}))
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Who runs: `module.function(rounds, settings, **options)`; `work` says what an image costs."""
+    """A contender: `module.function(rounds, settings, **options)`; `work` determines the cost of an image."""
 
     label: str
     work: str  # "training", "inference" or "peak"

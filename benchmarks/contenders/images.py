@@ -1,4 +1,4 @@
-"""The images that all contenders train on: CIFAR-10 where it is at hand, else noise of a colour for each class."""
+"""The images of all contenders: CIFAR-10 if available, else noise with one colour per class."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ CLASSES = 10
 
 
 def images(count: int, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 (N, 3, side, side) and class numbers (N,); CIFAR-10's where $MLPCONV_DATA says where it lies.
+    """Return uint8 images (N, 3, side, side) and labels (N,), of CIFAR-10 if $MLPCONV_DATA is set.
 
-    The noise can be learned: a network that learns nothing may be taken for a collapsed one, and mended.
+    The noise can be learned, because training repairs a network that learns nothing, as if it had collapsed.
     """
     if os.environ.get("MLPCONV_DATA"):
         import mlpconv

@@ -1,4 +1,4 @@
-"""The trained network at work: torch plain and compiled, ours as the user calls it, and other people's engines."""
+"""Inference contenders: plain and compiled torch, mlpconv as users call it, ONNX Runtime and OpenVINO."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Make = Callable[[int], Predict]
 
 
 def eager(rounds: Rounds, settings: Settings, *, memory: bool) -> None:
-    """NCHW and fp32, as ports do; nothing set but, where asked for, our settings of malloc."""
+    """Run NCHW in fp32, as ports do; `memory` applies our malloc settings."""
     floats, plain = begin(rounds, settings, memory=memory), port()
     measure(rounds, settings, lambda batch: torched(plain, floats(batch)))
 
 
 def compiled(rounds: Rounds, settings: Settings, *, precision: str) -> None:
-    """torch.compile, channels-last."""
+    """Run torch.compile, channels-last."""
     floats, plain = begin(rounds, settings), port().to(memory_format=torch.channels_last)
     whole = torch.compile(plain, dynamic=False)
     measure(
@@ -42,7 +42,7 @@ def compiled(rounds: Rounds, settings: Settings, *, precision: str) -> None:
 
 
 def model(rounds: Rounds, settings: Settings, *, precision: str) -> None:
-    """Our network without anything around it, channels-last."""
+    """Run our plain network, channels-last."""
     floats, own = begin(rounds, settings), ours().to(memory_format=torch.channels_last)
     measure(
         rounds,
@@ -52,7 +52,7 @@ def model(rounds: Rounds, settings: Settings, *, precision: str) -> None:
 
 
 def engine(rounds: Rounds, settings: Settings, *, precision: str) -> None:
-    """What `Classifier.predict` computes with, given what other engines get, for what they give."""
+    """Run the engine of `Classifier.predict` on preprocessed floats to logits, like the other engines."""
     floats, own = begin(rounds, settings), ours()
     layers = layers_of(own)
     assert layers is not None, "the paper's network has an engine"
@@ -61,7 +61,7 @@ def engine(rounds: Rounds, settings: Settings, *, precision: str) -> None:
 
 
 def predict(rounds: Rounds, settings: Settings, *, memory: bool) -> None:
-    """`Classifier.predict`: raw pixels in, class names and probabilities out, with everything in between."""
+    """Run `Classifier.predict`: raw pixels in, class names and probabilities out."""
     begin(rounds, settings, memory=memory)
     size = (3, settings.side, settings.side)
     classifier = mlpconv.Classifier(ours(), standardise(settings.side), [str(k) for k in range(CLASSES)], size)
@@ -75,7 +75,7 @@ def predict(rounds: Rounds, settings: Settings, *, memory: bool) -> None:
 
 
 def onnx(rounds: Rounds, settings: Settings) -> None:
-    """ONNX Runtime, fp32."""
+    """Run ONNX Runtime in fp32."""
     from contenders.engines import graph, onnxruntime_engine
 
     floats, plain = begin(rounds, settings), port()
@@ -89,7 +89,7 @@ def onnx(rounds: Rounds, settings: Settings) -> None:
 
 
 def openvino(rounds: Rounds, settings: Settings, *, precision: str) -> None:
-    """OpenVINO, in fp32 or bf16."""
+    """Run OpenVINO in fp32 or bf16."""
     from contenders.engines import graph, openvino_engine
 
     floats, plain = begin(rounds, settings), port()
@@ -103,7 +103,7 @@ def openvino(rounds: Rounds, settings: Settings, *, precision: str) -> None:
 
 
 def begin(rounds: Rounds, settings: Settings, *, memory: bool = True) -> Callable[[int], Tensor]:
-    """The same memory settings and threads for everyone; returns what makes a preprocessed batch of some size."""
+    """Apply the common memory settings and threads; return a function from batch size to a preprocessed batch."""
     if memory:
         from mlpconv.training.memory import keep_freed_memory
 

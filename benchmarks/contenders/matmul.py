@@ -1,4 +1,4 @@
-"""The machine's peak as torch reaches it: the fastest of some matrix products, in float32 and in bfloat16."""
+"""Measure the peak: the fastest of several matrix products in torch, in float32 and bfloat16."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LONGEST = 1.0  # seconds of a round: it is asked for twice as often as all other
 
 
 def peak(rounds: Rounds, settings: Settings) -> None:
-    """A lap is both formats once; `fp32` and `bf16` of the answer are the best FLOP/s of the round's laps."""
+    """Measure both dtypes in each lap; `fp32` and `bf16` of the answer are the best FLOP/s of the round."""
     from mlpconv.training.memory import keep_freed_memory
 
     keep_freed_memory()
@@ -42,7 +42,7 @@ def peak(rounds: Rounds, settings: Settings) -> None:
 
 @torch.no_grad()
 def rate(left: torch.Tensor, right: torch.Tensor, seconds: float = 0.05) -> float:
-    """FLOP/s of one product, over at least so many seconds."""
+    """Return FLOP/s of one product, measured for at least the given seconds."""
     began, done = time.perf_counter(), 0
     while (passed := time.perf_counter() - began) < seconds or not done:
         torch.mm(left, right)

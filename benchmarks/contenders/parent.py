@@ -1,4 +1,4 @@
-"""The other end of a contender's pipes: start it, ask for rounds, end it."""
+"""The parent's end of a contender's pipes: start it, request rounds, end it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REST = 0.3  # seconds before a turn: threads of the one before that still spin g
 
 
 class Child:
-    """A contender in a process of its own; `unavailable` says why where it cannot run here."""
+    """A contender in its own process; `unavailable` is the reason if it cannot run."""
 
     def __init__(self, name: str, settings: Settings) -> None:
         self.name, self.settings = name, settings
@@ -29,7 +29,7 @@ class Child:
         self.process: subprocess.Popen[str] | None = None
 
     def prepare(self) -> None:
-        """Start it and wait until it has warmed up."""
+        """Start the process and wait until it has warmed up."""
         given = json.dumps(dataclasses.asdict(self.settings))
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TOP), *sys.path[1:]])}
         if self.settings.threads:
@@ -42,7 +42,7 @@ class Child:
         self.listen()
 
     def round(self, **asked: Any) -> dict[str, Any]:
-        """What one round of what is asked for showed; {"unavailable": why} where it cannot run."""
+        """Run one round with the given options; return its result or {"unavailable": reason}."""
         if self.unavailable or self.process is None or self.process.stdin is None:
             return {"unavailable": self.unavailable}
         time.sleep(REST)
@@ -51,7 +51,7 @@ class Child:
         return self.listen()
 
     def listen(self) -> dict[str, Any]:
-        """Its next answer; one that ended without a word has its last complaint for a reason."""
+        """Return the next answer; for a process that has ended, its last line on stderr is the reason."""
         assert self.process is not None
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -66,7 +66,7 @@ class Child:
         return answer
 
     def end(self) -> None:
-        """Close its pipe and wait; its process group goes with it."""
+        """Close the pipe and wait for the process to end."""
         if self.process is None:
             return
         try:

@@ -1,4 +1,4 @@
-"""Pictures of what the speed benchmark found: bars with quartiles, and curves over batch, image size and threads."""
+"""Plot the speed benchmark: bars with quartiles, and curves over batch size and image size."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ CLEAR = {"facecolor": "white", "edgecolor": "none", "pad": 1}
 
 
 def colour(name: str) -> str:
-    """Ours, the plain port, or somebody else's."""
+    """Return the colour of mlpconv, the plain port or another engine."""
     return COLOURS.get(name.split("-", maxsplit=1)[0], OTHERS)
 
 
 @styled
 def draw_speed(result: dict[str, Any]) -> Figure:
-    """A panel for each kind of work: the share of the machine's matrix product that each contender reaches."""
+    """Plot one panel per kind of work: the share of the matrix product that each contender reaches."""
     panels = {work: ran(result[work]) for work in TITLES if work in result}
     figure = new_figure(9, 0.9 + sum(0.55 + 0.27 * len(found) for found in panels.values()))
     grid = figure.add_gridspec(len(panels), 1, height_ratios=[1 + len(found) for found in panels.values()])

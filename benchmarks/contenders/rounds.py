@@ -1,4 +1,4 @@
-"""The clock of a contender: it works in laps, and is held still between its turns."""
+"""The clock of a contender, which runs in laps and is paused between its turns."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from typing import Any, TextIO
 __all__ = ["Over", "Rounds"]
 
 LEAST_LAPS = 2
-WARM = 0.2  # seconds at the start of a round, at least a lap: caches, sleeping threads, batches made in the pause
+WARM = 0.2  # seconds of warm-up per round, at least a lap: caches, sleeping threads, prefetched batches
 
 
 class Over(Exception):
-    """Nobody asks any more."""
+    """The parent has closed the pipe."""
 
 
 class Rounds:
-    """Turns laps into rounds of `seconds`: waits for the word, warms up, times the others, answers, waits again.
+    """Group laps into rounds of `seconds`: wait for a request, warm up, time laps, answer, wait again.
 
-    `ready_after` laps are run before the first word is waited for; `asked` is what the newest word asks for.
+    `ready_after` laps run before the first request; `asked` is the latest request.
     """
 
     def __init__(self, commands: TextIO, answers: TextIO, seconds: float, ready_after: int = 2) -> None:
@@ -36,7 +36,7 @@ class Rounds:
         self.begin()
 
     def begin(self) -> None:
-        """Forget what was timed; the lap that begins now is the first."""
+        """Reset the clock; the first lap starts now."""
         self.laps: list[float] = []
         self.total = 0.0
         self.images, self.in_input = 0, 0.0
@@ -44,7 +44,7 @@ class Rounds:
         self.began = time.perf_counter()
 
     def lap(self, images: int) -> None:
-        """A step or batch of so many images is done; raises Over where nobody asks for more."""
+        """Record a step or batch of `images`; raise Over if the parent has closed the pipe."""
         now = time.perf_counter()
         self.laps_done += 1
         if self.laps_done < self.ready_after:
@@ -65,20 +65,20 @@ class Rounds:
                 self.wait()
 
     def aside(self) -> None:
-        """What was done since the last lap comes once an epoch: it is kept apart, and charged by its share."""
+        """Record work since the last lap that happens once per epoch; it is timed separately."""
         now = time.perf_counter()
         self.asides.append(now - self.began)
         self.began = now
 
     @contextmanager
     def input(self) -> Iterator[None]:
-        """What happens inside belongs to the input pipeline."""
+        """Count the time of the block as input pipeline."""
         began = time.perf_counter()
         yield
         self.in_input += time.perf_counter() - began
 
     def report(self) -> dict[str, Any]:
-        """What the round showed, and the facts that do not change."""
+        """Return the measurements of the round, and the constant facts."""
         seconds, usage = self.total, resource.getrusage(resource.RUSAGE_SELF)
         return self.facts | {
             "images": self.images,
@@ -92,7 +92,7 @@ class Rounds:
         }
 
     def wait(self) -> None:
-        """Hold still until a round is asked for."""
+        """Wait for the next request."""
         line = self.commands.readline()
         if not line:
             raise Over
@@ -101,6 +101,6 @@ class Rounds:
         self.begin()
 
     def answer(self, answer: dict[str, Any]) -> None:
-        """One line of JSON to whoever asked."""
+        """Send one line of JSON to the parent."""
         self.answers.write(json.dumps(answer) + "\n")
         self.answers.flush()

@@ -1,4 +1,4 @@
-"""From rounds to numbers: medians and quartiles of speed, of the share of the peak, of the ratio to the plain port."""
+"""Summarise rounds: medians and quartiles of speed, share of the peak and ratio to the plain port."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["FORMATS", "Round", "flop", "spread", "summarise", "table"]
 
 Round = dict[str, dict[str, Any]]  # by contender: its answer, and the peaks before and after it
 FORMATS = ("fp32", "bf16")
-EPOCH = 50_000  # images, of whose end each image is charged a share
+EPOCH = 50_000  # images that share the cost of the end of an epoch
 CONVS = ((5, (3, 192, 160, 96)), (5, (96, 192, 192, 192)), (3, (192, 192, 192, 10)))
 
 
 def flop(work: str, side: int = 32) -> float:
-    """Operations for one image: two a multiply-add; training is three times that less the first layer's input."""
+    """Return FLOP per image, two per multiply-add; training is three times that, less one input gradient."""
     forward, first = 0, 0
     for kernel, widths in CONVS:
         for index, (before, after) in enumerate(pairwise(widths)):
@@ -29,13 +29,13 @@ def flop(work: str, side: int = 32) -> float:
 
 
 def spread(samples: list[float]) -> dict[str, Any]:
-    """Median and quartiles of the samples, and the samples."""
+    """Return median, quartiles and the samples."""
     low, _, high = quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else samples * 3
     return {"median": median(samples), "q1": low, "q3": high, "samples": samples}
 
 
 def summarise(rounds: list[Round], work: str, settings: Settings) -> dict[str, Any]:
-    """The peaks by format, and each contender's spreads; {"unavailable": why} for one that could not run."""
+    """Return the peaks by dtype and the spreads of each contender, or {"unavailable": reason}."""
     peaks = [peak for found in rounds for answer in found.values() for peak in answer["peaks"]]
     result: dict[str, Any] = {"peak": {name: spread([peak[name] for peak in peaks]) for name in FORMATS}}
     result["contenders"] = {name: _contender(name, rounds, flop(work, settings.side)) for name in rounds[0]}
@@ -63,12 +63,12 @@ def _contender(name: str, rounds: list[Round], work: float) -> dict[str, Any]:
 
 
 def _speed(answer: dict[str, Any]) -> float:
-    """Images a second, with the end of an epoch charged by its share."""
+    """Return images/s, including a share of the end of an epoch."""
     return answer["images"] / (answer["seconds"] + answer["epoch_end"] * answer["images"] / EPOCH)
 
 
 def table(found: dict[str, Any]) -> str:
-    """What was found, for people."""
+    """Return a printable table."""
     peak = ", ".join(f"{name} {each['median'] / 1e9:.0f}" for name, each in found["peak"].items())
     lines = [_line(name, each) for name, each in found["contenders"].items()]
     return "\n".join([f"matrix product, GFLOP/s: {peak}", *lines])

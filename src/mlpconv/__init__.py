@@ -1,13 +1,11 @@
-"""Network In Network on your own images: train it, judge it, look inside it.
+"""Network In Network on your own images: train, evaluate, predict, see class activation maps, rewrite networks.
 
-Importing the package costs next to nothing: each public name is imported from its module on first use.
+Importing the package is fast: each public name is imported from its module on first use.
 """
 
 from __future__ import annotations
 
-TYPE_CHECKING = (
-    False  # type checkers take it for true; importing typing for it would be most of the time of this import
-)
+TYPE_CHECKING = False  # type checkers assume True; importing it from typing would dominate the import time
 
 __version__ = "0.1.0"
 
@@ -89,5 +87,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    """The public names, also those that have not been used yet."""
+    """Return the public names, including those not imported yet."""
     return sorted({*globals(), *__all__, *_SUBMODULES})

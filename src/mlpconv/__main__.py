@@ -1,4 +1,4 @@
-"""`python -m mlpconv` is the same as `mlpconv`."""
+"""Run the command line: `python -m mlpconv` is the same as `mlpconv`."""
 
 from __future__ import annotations
 

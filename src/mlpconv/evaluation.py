@@ -1,6 +1,6 @@
-"""How good a classifier is on labelled images: error, calibration, confusion, each class. Speed is measured elsewhere.
+"""Evaluate a classifier on labelled images: error, calibration, confusion matrix, metrics per class.
 
-Metrics are named and defined as in scikit-learn; intervals hold with 95 % probability.
+Metrics are named and defined as in scikit-learn. Intervals are 95 % confidence intervals.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ FloatArray = NDArray[np.float64]
 
 
 class PerClass(NamedTuple):
-    """A figure for each of the K classes; where nothing was to be divided by, it is 0, as in scikit-learn."""
+    """Metrics of each of the K classes; 0 where the denominator is 0, as in scikit-learn."""
 
     precision: FloatArray
     recall: FloatArray
     f1: FloatArray
     support: NDArray[np.int64]
-    """Images of the class; 0 where it is absent from the split."""
+    """Number of images of the class."""
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """Two classes that were confused, one way."""
+    """A pair of confused classes: true and predicted."""
 
     true: str
     predicted: str
     count: int
     share: float
-    """Of the images of the true class."""
+    """Fraction of the images of the true class."""
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """One wrongly classified image."""
+    """One misclassified image."""
 
     index: int
     true: str
@@ -61,28 +61,28 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a classifier did on N labelled images of K classes."""
+    """The result of a classifier on N labelled images of K classes."""
 
     n: int
     error: float
-    """Share of images whose most probable class is wrong."""
+    """Fraction of images whose most probable class is wrong."""
     error_interval: tuple[float, float]
-    """Wilson's 95 % interval of the error."""
+    """Wilson's 95 % confidence interval of the error."""
     log_loss: float
-    """Mean negative logarithm of the true class's probability, in nats."""
+    """Mean negative log probability of the true class, in nats."""
     top5_error: float | None
-    """Share of images whose class is not among the five most probable; None for five classes or fewer."""
+    """Fraction of images whose class is not among the five most probable; None for five classes or fewer."""
     calibration_error: float
-    """Expected calibration error: how far confidence is from accuracy, mean over 15 bins of equal width."""
+    """Expected calibration error (ECE): mean gap between confidence and accuracy over 15 bins of equal width."""
     confusion: NDArray[np.int64]
     """(K, K) counts; rows are the true classes, columns the predicted ones."""
     per_class: PerClass
     probabilities: NDArray[np.float32]
-    """(N, K)"""
+    """(N, K) softmax probabilities."""
     predicted: NDArray[np.int64]
-    """(N,); the first in the model's order among equals."""
+    """(N,) most probable classes; the first one if several are equal."""
     labels: NDArray[np.int64]
-    """(N,), the true classes."""
+    """(N,) true classes."""
     classes: tuple[str, ...]
 
     @property
@@ -96,7 +96,7 @@ class Evaluation:
         return f"<Evaluation of {self.n:,} images, {len(self.classes)} classes: error {self.error:.2%} {interval}>"
 
     def confused(self, count: int = 10) -> list[Confusion]:
-        """The pairs of classes most often confused, the most frequent first."""
+        """Return the `count` most confused pairs of classes, the most frequent first."""
         wrong, support = self.confusion.copy(), self.per_class.support
         np.fill_diagonal(wrong, 0)
         order = np.argsort(-wrong, axis=None, kind="stable")[:count]
@@ -108,7 +108,7 @@ class Evaluation:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able, without the arrays of N and K x K numbers."""
+        """Return the metrics as JSON-serialisable data, without the arrays of N and K x K numbers."""
         columns = {name: values.tolist() for name, values in self.per_class._asdict().items()}
         return {
             "n": self.n,
@@ -134,45 +134,45 @@ def evaluate(
     tta_flip: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Judge a classifier on a split whose labels count in the order of its classes (see `align_labels`).
+    """Evaluate a classifier on a split whose labels are indices into its classes (see `align_labels`).
 
-    `tta_flip` averages the logits of each image and its mirror image; `progress` is told how many images are done.
-    Raises DataError for an empty split, labels beyond the classes, or images of another size than the classifier's,
-    ModelFileError for a network that gives NaN.
+    `tta_flip` averages the logits of each image and its horizontal flip; `progress` is called with the number of images
+    done. Raises DataError for an empty split, labels out of range, or images of another size than the classifier's,
+    ModelFileError for a network that outputs NaN.
     """
     _check(classifier, split, batch_size)
-    parts = []
+    batches = []
     for start in range(0, len(split), batch_size):
         pixels = torch.from_numpy(np.array(split.images[start : start + batch_size]))
-        parts.append(classifier.logits(pixels, tta_flip=tta_flip).double().cpu())
+        batches.append(classifier.logits(pixels, tta_flip=tta_flip).double().cpu())
         if progress is not None:
             progress(min(start + batch_size, len(split)))
-    logits = torch.cat(parts).numpy()
+    logits = torch.cat(batches).numpy()
     if not np.isfinite(logits).all():
         raise ModelFileError(
-            "The network gives NaN or infinity: its weights are too large to compute with, train anew."
+            "The network outputs NaN or infinity: its weights are too large. Retrain it, with a lower learning rate."
         )
-    return _judge(logits, np.asarray(split.labels, dtype=np.int64), classifier.classes)
+    return _compute_metrics(logits, np.asarray(split.labels, dtype=np.int64), classifier.classes)
 
 
 def _check(classifier: Classifier, split: Split, batch_size: int) -> None:
     if type(batch_size) is not int or batch_size < 1:
-        raise UsageError(f"batch_size is {batch_size!r}; a whole number from 1 is accepted.")
+        raise UsageError(f"batch_size is {batch_size!r}; expected an integer of at least 1.")
     if not len(split):
-        raise DataError("The split has no images: nothing can be judged on it.")
+        raise DataError("The split has no images: give one with at least one image.")
     if split.images.shape[1:] != classifier.input_size:
-        given, taken = ("x".join(map(str, size)) for size in (split.images.shape[1:], classifier.input_size))
+        actual, expected = ("x".join(map(str, size)) for size in (split.images.shape[1:], classifier.input_size))
         raise DataError(
-            f"The images are {given} (channels, rows, columns), the classifier takes {taken}: judge it on images of "
-            "that kind; open_data(folder, size=..., channels=...) makes them so."
+            f"The images are {actual} (channels, rows, columns), the classifier expects {expected}: convert them with "
+            "open_data(folder, size=..., channels=...)."
         )
     count = len(classifier.classes)
     if split.labels.min() < 0 or split.labels.max() >= count:
-        raise DataError(f"Labels from {split.labels.min()} to {split.labels.max()} were given for {count} classes.")
+        raise DataError(f"Labels are {split.labels.min()} to {split.labels.max()}; expected 0 to {count - 1}.")
 
 
-def _judge(logits: FloatArray, labels: NDArray[np.int64], classes: tuple[str, ...]) -> Evaluation:
-    """Every figure from logits (N, K) and labels (N,)."""
+def _compute_metrics(logits: FloatArray, labels: NDArray[np.int64], classes: tuple[str, ...]) -> Evaluation:
+    """Return all metrics, from logits (N, K) and labels (N,)."""
     n, count = logits.shape
     shifted = logits - logits.max(axis=1, keepdims=True)
     log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
@@ -197,40 +197,42 @@ def _judge(logits: FloatArray, labels: NDArray[np.int64], classes: tuple[str, ..
 
 
 def wilson(count: int, n: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson's interval of a share `count` of `n`: where the true share lies with 95 % probability (1927)."""
-    share = count / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    """Return Wilson's confidence interval (1927) of the proportion `count` of `n`; 95 % for the default `z`."""
+    p = count / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return (max(0.0, centre - half) if count else 0.0), (min(1.0, centre + half) if count < n else 1.0)
 
 
 def _rank(logits: FloatArray, labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(N,): how many classes go before the true one; among equals the first in order, so that a tie earns nothing."""
+    """Return (N,) ranks of the true classes, 0 for the first; equal logits rank in the order of the classes."""
     true = logits[np.arange(len(labels)), labels][:, None]
-    before = np.arange(logits.shape[1]) < labels[:, None]
-    ranks: NDArray[np.int64] = ((logits > true) | ((logits == true) & before)).sum(axis=1)
+    earlier = np.arange(logits.shape[1]) < labels[:, None]
+    ranks: NDArray[np.int64] = ((logits > true) | ((logits == true) & earlier)).sum(axis=1)
     return ranks
 
 
-def _calibration_error(confidence: FloatArray, right: NDArray[np.bool_]) -> float:
-    """Expected calibration error over bins (a, b] of equal width (Guo et al., 2017)."""
+def _calibration_error(confidence: FloatArray, correct: NDArray[np.bool_]) -> float:
+    """Return the expected calibration error over bins (a, b] of equal width (Guo et al., 2017)."""
     bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
-    gaps = np.bincount(bins, weights=confidence - right, minlength=BINS)
+    gaps = np.bincount(bins, weights=confidence - correct, minlength=BINS)
     return float(np.abs(gaps).sum() / len(confidence))
 
 
 def _per_class(confusion: NDArray[np.int64]) -> PerClass:
-    right, support, chosen = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    correct, support, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
 
-    def share(part: NDArray[Any], whole: NDArray[Any]) -> FloatArray:
-        made: FloatArray = np.divide(part, whole, out=np.zeros(len(whole)), where=whole > 0)
-        return made
+    def divide(numerator: NDArray[Any], denominator: NDArray[Any]) -> FloatArray:
+        ratio: FloatArray = np.divide(numerator, denominator, out=np.zeros(len(correct)), where=denominator > 0)
+        return ratio
 
-    return PerClass(share(right, chosen), share(right, support), share(2 * right, support + chosen), support)
+    return PerClass(
+        divide(correct, predicted), divide(correct, support), divide(2 * correct, support + predicted), support
+    )
 
 
 def worst_mistakes(evaluation: Evaluation, split: Split, k: int = 25) -> list[Mistake]:
-    """The `k` mistakes of which the classifier was most confident, the most confident first."""
+    """Return the `k` most confident mistakes, the most confident first."""
     confidence = evaluation.probabilities[np.arange(evaluation.n), evaluation.predicted]
     wrong = np.flatnonzero(evaluation.predicted != evaluation.labels)
     order = wrong[np.argsort(-confidence[wrong], kind="stable")][:k]
@@ -247,20 +249,19 @@ def worst_mistakes(evaluation: Evaluation, split: Split, k: int = 25) -> list[Mi
 
 
 def align_labels(split: Split, classes: Sequence[str], classifier: Classifier) -> Split:
-    """The split with labels in the order of the classifier's classes, found by name.
+    """Return the split with labels as indices into the classifier's classes, matched by name.
 
-    Classes that the data lack are no fault. Raises DataError for images of a class that the classifier does not know.
+    The data may lack classes. Raises DataError for images of a class that the classifier does not know.
     """
-    place = {composed(name): k for k, name in enumerate(classifier.classes)}
+    index = {composed(name): k for k, name in enumerate(classifier.classes)}
     classes = [composed(name) for name in classes]
-    used = np.unique(split.labels)
-    unknown = [classes[k] for k in used if classes[k] not in place]
+    unknown = [classes[k] for k in np.unique(split.labels) if classes[k] not in index]
     if unknown:
         shown = ", ".join(repr(name) for name in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
         known = ", ".join(repr(name) for name in classifier.classes[:20])
         raise DataError(
             f"The model does not know the {'class' if len(unknown) == 1 else 'classes'} {shown}; it knows {known}"
-            f"{', ...' if len(classifier.classes) > 20 else ''}: rename the folders, or leave them out."
+            f"{', ...' if len(classifier.classes) > 20 else ''}: rename or remove their folders."
         )
-    table = np.array([place.get(name, -1) for name in classes], dtype=np.int64)
+    table = np.array([index.get(name, -1) for name in classes], dtype=np.int64)
     return Split(split.images, table[split.labels], split.names)

@@ -1,9 +1,9 @@
-"""Where in an image each class was seen: category maps (the paper's section 4.6 and figure 4).
+"""Category maps: exact class activation maps (CAM), where in an image each class was seen.
 
-A network with global average pooling makes one map per class, and a class's logit is the mean of its map: each cell
-adds its value / (h*w) to the logit, no more and no less.
+A network with global average pooling computes one map per class, and the logit of a class is the mean of its map: each
+cell contributes exactly value / (h*w) to the logit. Source: Lin, Chen and Yan, section 4.6 and figure 4.
 
-A cell belongs to a place in the image, the centre of its receptive field (`mlpconv.receptive_field.map_grid`).
+The position of a cell in the image is the centre of its receptive field (`mlpconv.receptive_field.map_grid`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FloatArray = npt.NDArray[np.float32]
 
 
 class Peak(NamedTuple):
-    """A place in an image, in pixels: x to the right, y down."""
+    """A position in an image, in pixels: x to the right, y down."""
 
     x: float
     y: float
@@ -36,31 +36,31 @@ class Peak(NamedTuple):
 
 @dataclass(frozen=True)
 class Sighting:
-    """One class in one image: how sure the network is, and where it saw it."""
+    """One class in one image: its probability, its logit and where it was seen."""
 
     label: str
     index: int
     probability: float
     logit: float
     peak: Peak | None
-    """Centre of the cell with the most evidence, in pixels of the image; None where all cells are alike."""
+    """Centre of the cell with the largest value, in pixels of the image; None for a constant map."""
     box: Box | None
-    """Around the cells that hang together with the peak and are at least half as far above the map's least."""
+    """Bounding box of the cells connected to the peak that reach half of its height above the map's minimum."""
 
 
 @dataclass(frozen=True)
 class MapResult:
-    """Category maps of some images, with what is needed to read them."""
+    """Category maps of N images, with the images, probabilities and the position of each cell."""
 
     classes: tuple[str, ...]
     probabilities: FloatArray
-    """(N, K)"""
+    """(N, K) softmax probabilities."""
     maps: FloatArray
-    """(N, K, h, w), whose spatial mean is the logits."""
+    """(N, K, h, w) maps; their spatial means are the logits."""
     pixels: npt.NDArray[np.uint8]
-    """(N, C, H, W), the images as the network was given them."""
+    """(N, C, H, W) images as the network received them."""
     sources: tuple[str | None, ...]
-    """The file of each image, where it came from one."""
+    """The file of each image, or None."""
     grid: MapGrid
 
     def __len__(self) -> int:
@@ -72,21 +72,22 @@ class MapResult:
 
     @property
     def logits(self) -> FloatArray:
-        """(N, K): the mean of each map."""
+        """Return (N, K) logits, the mean of each map."""
         return np.asarray(self.maps.mean(axis=(2, 3), dtype=np.float64), dtype=np.float32)
 
     def evidence(self, label: str, against: str | None = None) -> npt.NDArray[np.float64]:
-        """What each cell adds to a class's logit, or to its lead over another: (N, h, w), whose sum is just that.
+        """Return (N, h, w) contributions of each cell to a class's logit, or to the difference from another's logit.
 
-        Positive is for the class, negative is against it. Raises UsageError for an unknown class.
+        The contributions sum to the logit or difference; positive values are evidence for the class. Raises UsageError
+        for an unknown class.
         """
-        shares = self.maps[:, self._index(label)].astype(np.float64)
+        contributions = self.maps[:, self._index(label)].astype(np.float64)
         if against is not None:
-            shares = shares - self.maps[:, self._index(against)]
-        return np.asarray(shares / (self.maps.shape[2] * self.maps.shape[3]))
+            contributions = contributions - self.maps[:, self._index(against)]
+        return np.asarray(contributions / (self.maps.shape[2] * self.maps.shape[3]))
 
     def top(self, image: int, count: int = 3) -> list[Sighting]:
-        """The most probable classes of one image, the first one first, and where each was seen."""
+        """Return the `count` most probable classes of one image, the most probable first."""
         order = np.argsort(-self.probabilities[image], kind="stable")[:count]
         return [self._sighting(image, int(index)) for index in order]
 
@@ -107,10 +108,10 @@ def in_file(place: Peak, size: tuple[int, int], original: tuple[int, int], fit: 
 @overload
 def in_file(place: Box, size: tuple[int, int], original: tuple[int, int], fit: str = ...) -> Box: ...
 def in_file(place: Peak | Box, size: tuple[int, int], original: tuple[int, int], fit: str = "crop") -> Peak | Box:
-    """A place in an image as the network got it, (H, W), in pixels of the upright original (H0, W0).
+    """Convert a position in the network's input (H, W) to pixels of the upright original image (H0, W0).
 
-    The inverse of decoding by `fit`: crop resizes the shorter side, pad the longer one, stretch both. What was padded
-    belongs to the nearest edge.
+    This inverts decoding by `fit`: crop resizes the shorter side, pad the longer one, stretch both. Positions in the
+    padding are moved to the nearest edge.
     """
     (top, left), (high_scale, wide_scale) = window(original, size, fit)
     if isinstance(place, Peak):
@@ -125,47 +126,48 @@ def in_file(place: Peak | Box, size: tuple[int, int], original: tuple[int, int],
 
 
 def find_peak(values: FloatArray, grid: MapGrid, size: tuple[int, int]) -> tuple[Peak | None, Box | None]:
-    """Where an (h, w) map is highest in an (H, W) image, and the box around that; None, None for a flat map."""
+    """Return the peak of an (h, w) map in an (H, W) image and the box around it; None, None for a constant map."""
     if not values.max() > values.min():
         return None, None
     row, column = (int(i) for i in np.unravel_index(int(values.argmax()), values.shape))
     y = min(max(grid.rows.first + row * grid.rows.stride, 0.0), size[0] - 1.0)
     x = min(max(grid.columns.first + column * grid.columns.stride, 0.0), size[1] - 1.0)
-    cells = _together(values >= (values.max() + values.min()) / 2, (row, column))
+    cells = _connected(values >= (values.max() + values.min()) / 2, (row, column))
     rows, columns = [r for r, _ in cells], [c for _, c in cells]
     top, bottom = grid.rows.span(min(rows), max(rows), grid.rows.stride, size[0])
     left, right = grid.columns.span(min(columns), max(columns), grid.columns.stride, size[1])
     return Peak(x, y), Box(left, top, right, bottom)
 
 
-def _together(mask: npt.NDArray[np.bool_], start: tuple[int, int]) -> set[tuple[int, int]]:
-    """The cells of a mask that hang together with one of them, side by side."""
+def _connected(mask: npt.NDArray[np.bool_], start: tuple[int, int]) -> set[tuple[int, int]]:
+    """Return the 4-connected component of a mask that contains `start`."""
     seen, edge = {start}, [start]
     while edge:
         row, column = edge.pop()
-        for near in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
-            inside = 0 <= near[0] < mask.shape[0] and 0 <= near[1] < mask.shape[1]
-            if inside and near not in seen and mask[near]:
-                seen.add(near)
-                edge.append(near)
+        for cell in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
+            inside = 0 <= cell[0] < mask.shape[0] and 0 <= cell[1] < mask.shape[1]
+            if inside and cell not in seen and mask[cell]:
+                seen.add(cell)
+                edge.append(cell)
     return seen
 
 
 def category_maps(classifier: Classifier, images: Any, batch_size: int = 64) -> MapResult:
-    """The category maps of images: paths, Pillow images or uint8 arrays, whatever `classifier.predict` takes.
+    """Return the category maps, the exact class activation maps (CAM), of one or more images.
 
-    Raises UsageError for a network without category maps, ImageError for an image that cannot be read, ModelFileError
-    for a network that gives NaN.
+    `images` are paths, Pillow images or uint8 arrays, as for `Classifier.predict`. Raises UsageError for a network
+    without category maps, ImageError for an image that cannot be read, ModelFileError for a network that outputs NaN.
     """
-    found = list(items(images))
-    pixels = as_pixels(found, classifier.input_size, classifier.preprocessing.decode_options)  # (N, C, H, W)
+    inputs = list(items(images))
+    pixels = as_pixels(inputs, classifier.input_size, classifier.preprocessing.decode_options)  # (N, C, H, W)
     grid = trace_grid(classifier.model, (pixels.shape[1], pixels.shape[2], pixels.shape[3]))
-    parts = (pixels[start : start + batch_size] for start in range(0, len(pixels), batch_size))
-    maps = torch.cat([classifier.maps(part).float().cpu() for part in parts])  # (N, K, h, w)
+    maps = torch.cat(
+        [classifier.maps(batch).float().cpu() for batch in torch.split(pixels, batch_size)]
+    )  # (N, K, h, w)
     if not torch.isfinite(maps).all():
         raise ModelFileError(
-            "The network gives NaN or infinity: its weights are too large to compute with, train anew."
+            "The network outputs NaN or infinity: its weights are too large. Retrain it, with a lower learning rate."
         )
     probabilities = maps.double().mean((2, 3)).softmax(1).float()
-    sources = tuple(source_of(item) for item in found)
+    sources = tuple(source_of(item) for item in inputs)
     return MapResult(classifier.classes, probabilities.numpy(), maps.numpy(), pixels.numpy(), sources, grid)

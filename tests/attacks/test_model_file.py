@@ -1,4 +1,4 @@
-"""Damaged and hostile model files: each is refused with one sentence, at once, in bounded memory, and nothing runs."""
+"""Damaged and hostile model files are refused with one sentence, with bounded work and memory, and nothing runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import re
 import struct
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.work import within
 
 from mlpconv import inference, modelfile
 from mlpconv.errors import ModelFileError
@@ -30,12 +30,12 @@ from mlpconv.models import create_model
 from mlpconv.preprocessing import Preprocessing
 
 FLIPS = 500
-SECONDS = 0.1
+CALLS = 1_000_000
 MEBIBYTES = 32
 
 
 def good_file() -> bytes:
-    """A small whole model file: 3 classes, 2-channel-wide images of 7x11."""
+    """Return a small valid model file: 3 classes, grey images of 7x11."""
     path = Path(os.environ.get("PYTEST_TMP", "/tmp")) / f"mlpconv-{os.getpid()}-{random.random()}.safetensors"
     torch.manual_seed(3)
     model = create_model("conv_tiny", width=0.25, num_classes=3, in_channels=1)
@@ -70,7 +70,7 @@ def with_entry(name: str = FIRST, **changes: Any) -> bytes:
 
 
 def with_document(**changes: Any) -> bytes:
-    """The file with another description, its digest right: what a hostile writer would send."""
+    """Return the file with a changed description and a valid digest, as a hostile author would write it."""
     document = DOCUMENT | changes | {"sha256": "0" * 64}
     return sealed({key: value for key, value in document.items() if value is not ...})
 
@@ -129,7 +129,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "30,000 tensors": (lambda: many_tensors(25_000), "more values than any"),
     "values at the limit": (lambda: build(b'{"a":[' + b"15," * 99_000 + b"1]}", b""), "not dtype, shape and offsets"),
     "values beyond the limit": (lambda: build(b'{"a":[' + b"15," * 101_000 + b"1]}", b""), "more values than any"),
-    "fractions": (lambda: build(b'{"a":[' + b"1.5," * 99_000 + b"1]}", b""), "1.5 is no number that belongs here"),
+    "fractions": (lambda: build(b'{"a":[' + b"1.5," * 99_000 + b"1]}", b""), "1.5 is not accepted"),
     "fractions in the description": (lambda: with_document(model={"x": [0.5] * 99_000}), "far more layers"),
     "10,001 tensors": (lambda: many_tensors(10_001), "has 10,001 tensors, at most 10,000"),
     "10^6 lists": (lambda: build(b'{"a":[' + b"[]," * 600_000 + b"1]}", b""), "more values than any"),
@@ -138,32 +138,35 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "10^5 deep": (lambda: nest(100_000), "more values than any|nested"),
     "10^4 deep": (lambda: nest(10_000), "nested too deeply"),
     "40 deep": (lambda: nest(40), "nested more than 32"),
-    "not JSON": (lambda: build(b"{not json}"), "not JSON that can be read"),
+    "not JSON": (lambda: build(b"{not json}"), "not valid JSON"),
     "a list": (lambda: build(b"[1]"), "cut off, or is not"),
-    "UTF-16": (lambda: build('{"a":1}'.encode("utf-16-le")), "not JSON that can be read"),
-    "bytes that are no text": (lambda: build(b'{"\xff\xfe":1}'), "not JSON that can be read"),
-    "a name twice": (lambda: build(b'{"a":1,"a":2}', b""), "a name occurs twice"),
-    "NaN": (lambda: build(b'{"a":NaN}', b""), "NaN is no number"),
-    "1e400": (lambda: build(b'{"a":1e400}', b""), "1e400 is no number that belongs here"),
+    "UTF-16": (lambda: build('{"a":1}'.encode("utf-16-le")), "not valid JSON"),
+    "bytes that are no text": (lambda: build(b'{"\xff\xfe":1}'), "not valid JSON"),
+    "a name twice": (lambda: build(b'{"a":1,"a":2}', b""), "a key occurs twice"),
+    "NaN": (lambda: build(b'{"a":NaN}', b""), "NaN is not accepted"),
+    "1e400": (lambda: build(b'{"a":1e400}', b""), "1e400 is not accepted"),
     "1e400 in the description": (
         lambda: sealed(json.dumps(DOCUMENT).replace('"seed": 3', '"seed": 1e400')),
         "too large",
     ),
-    "10^5 digits": (lambda: build(b'{"a":' + b"9" * 100_000 + b"}", b""), "not JSON that can be read"),
-    "metadata a list": (lambda: with_header(__metadata__=[]), "metadata are not texts"),
-    "metadata of numbers": (lambda: with_header(__metadata__={"mlpconv": 1}), "metadata are not texts"),
-    "no metadata": (lambda: build({k: v for k, v in HEADER.items() if k != "__metadata__"}), "did not write"),
-    "of another program": (lambda: with_header(__metadata__={"format": "pt"}), "did not write"),
+    "10^5 digits": (lambda: build(b'{"a":' + b"9" * 100_000 + b"}", b""), "not valid JSON"),
+    "metadata a list": (lambda: with_header(__metadata__=[]), "metadata are not strings"),
+    "metadata of numbers": (lambda: with_header(__metadata__={"mlpconv": 1}), "metadata are not strings"),
+    "no metadata": (
+        lambda: build({k: v for k, v in HEADER.items() if k != "__metadata__"}),
+        "not a model file of mlpconv",
+    ),
+    "of another program": (lambda: with_header(__metadata__={"format": "pt"}), "not a model file of mlpconv"),
     "shape 2^32 x 2^32": (lambda: one_tensor(shape=[1 << 32, 1 << 32]), "more or fewer bytes"),
     "shape that overflows to fit": (lambda: one_tensor(shape=[1 << 62, 4, 2]), "more or fewer bytes"),
-    "negative shape": (lambda: one_tensor(shape=[-2]), "whole numbers from 0"),
-    "twice negative": (lambda: one_tensor(shape=[-1, -2]), "whole numbers from 0"),
-    "fractional shape": (lambda: one_tensor(shape=[2.0]), "2.0 is no number that"),
-    "true as a size": (lambda: one_tensor(shape=[True, 2]), "whole numbers from 0"),
-    "shape a text": (lambda: one_tensor(shape="2"), "whole numbers from 0"),
-    "20 dimensions": (lambda: one_tensor(shape=[1] * 20 + [2]), "whole numbers from 0"),
-    "three offsets": (lambda: one_tensor(data_offsets=[0, 4, 8]), "whole numbers from 0"),
-    "negative offset": (lambda: one_tensor(data_offsets=[-8, 0]), "whole numbers from 0"),
+    "negative shape": (lambda: one_tensor(shape=[-2]), "non-negative integers"),
+    "twice negative": (lambda: one_tensor(shape=[-1, -2]), "non-negative integers"),
+    "fractional shape": (lambda: one_tensor(shape=[2.0]), "2.0 is not accepted"),
+    "true as a size": (lambda: one_tensor(shape=[True, 2]), "non-negative integers"),
+    "shape a text": (lambda: one_tensor(shape="2"), "non-negative integers"),
+    "20 dimensions": (lambda: one_tensor(shape=[1] * 20 + [2]), "non-negative integers"),
+    "three offsets": (lambda: one_tensor(data_offsets=[0, 4, 8]), "non-negative integers"),
+    "negative offset": (lambda: one_tensor(data_offsets=[-8, 0]), "non-negative integers"),
     "backwards": (lambda: one_tensor(data_offsets=[8, 0]), "more or fewer bytes"),
     "beyond the end": (lambda: one_tensor(data_offsets=[1 << 40, (1 << 40) + 8]), "leaves a gap"),
     "unknown dtype": (lambda: one_tensor(dtype="F4"), "has the dtype 'F4'; accepted"),
@@ -186,7 +189,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
         ),
         "'y' leaves a gap",
     ),
-    "bytes behind": (lambda: GOOD + b"#!/bin/sh\n", "tensors are described"),
+    "bytes behind": (lambda: GOOD + b"#!/bin/sh\n", "bytes of tensors"),
     "another shape": (lambda: with_entry(shape=[*HEADER[FIRST]["shape"][::-1], 1]), "in shape .*, its network needs"),
     "another dtype": (lambda: with_tensors(lambda t: t.update({FIRST: t[FIRST].double()})), "F64, its network needs"),
     "whole numbers": (lambda: with_tensors(lambda t: t.update({FIRST: t[FIRST].int()})), "I32, its network needs"),
@@ -204,27 +207,27 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: with_tensors(lambda t: t["preprocessing.steps.0.mean"].fill_(float("nan"))),
         "NaN or infinity",
     ),
-    "description not JSON": (lambda: sealed("{" + "0" * 64), "not JSON that can be read"),
-    "description a list": (lambda: sealed("[]" + " " + "0" * 64), "not JSON"),
+    "description not JSON": (lambda: sealed("{" + "0" * 64), "not valid JSON"),
+    "description a list": (lambda: sealed("[]" + " " + "0" * 64), "not valid JSON"),
     "deep description": (lambda: sealed(deep_document(40)), "nested more than 32"),
     "very deep description": (lambda: sealed(deep_document(100_000)), "nested too deeply|more values"),
-    "no format": (lambda: with_document(format=...), "which format"),
-    "version a text": (lambda: with_document(version="1"), "which format"),
+    "no format": (lambda: with_document(format=...), "format is missing"),
+    "version a text": (lambda: with_document(version="1"), "format is missing"),
     "a newer version": (lambda: with_document(version=4), "reads up to 3: install a newer"),
-    "a part lacks": (lambda: with_document(classes=...), "lacks a part"),
-    "a part too many": (lambda: with_document(code="import os"), "one too many"),
+    "a part lacks": (lambda: with_document(classes=...), "missing or unexpected"),
+    "a part too many": (lambda: with_document(code="import os"), "missing or unexpected"),
     "short digest": (
         lambda: build(HEADER | {"__metadata__": {"mlpconv": json.dumps(DOCUMENT | {"sha256": ""})}}),
         "digest",
     ),
     "wide digest": (
         lambda: build(HEADER | {"__metadata__": {"mlpconv": json.dumps(DOCUMENT | {"sha256": "é" * 64})}}),
-        "SHA-256 is not the one",
+        "SHA-256 does not match",
     ),
     "classes too few": (lambda: with_document(classes=["a", "b"]), "2 class names for 3 classes"),
-    "classes of numbers": (lambda: with_document(classes=[1, 2, 3]), "cannot be built: .*no text"),
+    "classes of numbers": (lambda: with_document(classes=[1, 2, 3]), "cannot be built: .*not a string"),
     "classes of lists": (lambda: with_document(classes=[["a"], ["b"], ["c"]]), "cannot be built"),
-    "classes alike": (lambda: with_document(classes=["a", "a", "b"]), "no two the same"),
+    "classes alike": (lambda: with_document(classes=["a", "a", "b"]), "unique names"),
     "huge images": (lambda: with_document(input_size=[1, 10**6, 10**6]), "each from 1 to 4096"),
     "tiny images": (lambda: with_document(input_size=[1, 1, 1]), "too small"),
     "unknown family": (lambda: with_document(**model_config(family="evil")), "cannot be built"),
@@ -264,7 +267,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "preprocessing of colour": (
         lambda: with_document(preprocessing={"steps": ["scale"], "channels": 3, "size": [7, 11]}),
-        "made for images",
+        "preprocessing is for images",
     ),
     "an unknown fit": (
         lambda: with_document(preprocessing={"steps": ["scale"], "channels": 1, "size": [7, 11], "fit": ["crop"]}),
@@ -279,7 +282,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
 
 
 def refused(path: Path) -> str:
-    """The sentence with which a file is refused; it names the file and nothing can hide in it."""
+    """Return the message with which a file is refused; it names the file and has no control characters."""
     with pytest.raises(ModelFileError) as caught:
         inference.load(path)
     sentence = str(caught.value)
@@ -300,13 +303,9 @@ def test_the_good_file_is_good(tmp_path: Path) -> None:
 def test_hostile_files_are_refused_at_once(tmp_path: Path, make: Callable[[], bytes], message: str) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(make())
-    seconds = []
-    for _ in range(3):  # the quickest of three, in processor time: other processes may be running
-        start = time.process_time()
-        sentence = refused(path)
-        seconds.append(time.process_time() - start)
+    sentence = refused(path)
     assert re.search(message, sentence), sentence
-    assert min(seconds) < SECONDS, sentence
+    within(lambda: refused(path), CALLS, MEBIBYTES)
 
 
 def test_hostile_files_take_no_memory(tmp_path: Path) -> None:
@@ -403,9 +402,9 @@ def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path, kind: str) -
         pytest.skip("nothing is forbidden to root")
     else:
         path.touch(mode=0)
-    start = time.perf_counter()
-    assert "not a regular file" in refused(path) or "cannot be read" in refused(path)
-    assert time.perf_counter() - start < 1
+    within(
+        lambda: re.search("not a regular file|cannot be read", refused(path)) or pytest.fail("another message"), 5_000
+    )
 
 
 def test_every_flipped_bit_is_found(tmp_path: Path) -> None:

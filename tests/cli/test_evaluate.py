@@ -54,7 +54,7 @@ def run_json(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, An
 
 
 @pytest.mark.parametrize("split", [None, "test", "val", "train"])
-def test_named_data_is_parted_as_training_parted_it(
+def test_named_data_is_split_as_in_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], split: str | None
 ) -> None:
     recipe = {"val_fraction": 0.13, "seed": 3}
@@ -70,12 +70,12 @@ def test_named_data_is_parted_as_training_parted_it(
     assert any("trained on these images" in note for note in found["notes"]) == (split == "train")
 
 
-def test_all_is_every_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_split_all_evaluates_every_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_model(tmp_path / "m", DIGITS, (1, 8, 8))
     assert run_json(capsys, tmp_path / "m", "digits", "--split", "all")["n"] == 1797
 
 
-def test_a_folder_is_parted_as_training_parted_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_is_split_as_in_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_folder(tmp_path / "pets", ("ant", "bee", "cat"))
     data = open_data(folder, size=13, seed=7, val_fraction=0.3)
     classifier = save_model(
@@ -89,12 +89,12 @@ def test_a_folder_is_parted_as_training_parted_it(tmp_path: Path, capsys: pytest
     found = run_json(capsys, tmp_path / "m", folder)
     assert (found["split"], found["n"]) == ("val", 9)
     assert found["log_loss"] == pytest.approx(evaluate(classifier, data.split("val")).log_loss)
-    assert not any("were added or removed" in note for note in found["notes"])
+    assert not any("These images differ" in note for note in found["notes"])
     (folder / "ant" / "0.png").unlink()
-    assert any("were added or removed" in note for note in run_json(capsys, tmp_path / "m", folder)["notes"])
+    assert any("These images differ" in note for note in run_json(capsys, tmp_path / "m", folder)["notes"])
 
 
-def test_no_image_that_was_trained_on_is_ever_scored_as_validation(tmp_path: Path) -> None:
+def test_no_training_image_is_evaluated_as_validation(tmp_path: Path) -> None:
     """Add, remove and rename images, exchange labels: what was held out stays so, and what was trained on too."""
     folder = make_folder(tmp_path / "pets", ("ant", "bee", "cat"), count=17)
     data = open_data(folder, size=13, seed=7, val_fraction=0.3)
@@ -115,7 +115,7 @@ def test_no_image_that_was_trained_on_is_ever_scored_as_validation(tmp_path: Pat
     assert len(now.split("val")) + len(now.split("train")) == 3 * 17 + 3 * 23 - 1
 
 
-def test_a_folder_of_nothing_but_held_out_images_has_no_training_split(tmp_path: Path) -> None:
+def test_a_folder_of_held_out_images_has_no_training_split(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "pets", ("ant", "bee"), count=17)
     data = open_data(folder, size=13, seed=7)
     for name in data.split("train").names or ():
@@ -125,16 +125,16 @@ def test_a_folder_of_nothing_but_held_out_images_has_no_training_split(tmp_path:
     assert {name: len(split) for name, split in now.splits.items()} == {"val": 6}
 
 
-def test_a_model_that_does_not_say_what_it_held_out_has_no_validation_images(
+def test_a_model_that_records_no_held_out_images_has_no_validation_split(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_model(tmp_path / "m", ("ant", "bee"), (3, 13, 13), recipe={"val_fraction": 0.2, "seed": 0})
     folder = make_folder(tmp_path / "pets", ("ant", "bee"))
     found = run_json(capsys, tmp_path / "m", folder)
     assert (found["split"], found["n"]) == ("all", 22)
-    assert any("does not say whether these images were trained on" in note for note in found["notes"])
+    assert any("does not record whether these images were trained on" in note for note in found["notes"])
     assert main(["evaluate", str(tmp_path / "m"), str(folder), "--split", "val"]) == 1
-    assert "does not say which of its images training held out" in capsys.readouterr().err
+    assert "does not record which of its images training held out" in capsys.readouterr().err
 
 
 def test_classes_are_matched_by_name_and_may_be_absent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,7 +167,7 @@ def test_an_unknown_class_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
     assert len(err.splitlines()) == 1
 
 
-def test_images_are_brought_to_the_size_and_channels_of_the_model(
+def test_images_are_converted_to_the_size_and_channels_of_the_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_model(tmp_path / "m", ("ant", "bee"), (1, 7, 7))
@@ -175,7 +175,7 @@ def test_images_are_brought_to_the_size_and_channels_of_the_model(
     assert run_json(capsys, tmp_path / "m", folder, "--split", "train")["n"] == 22
 
 
-def test_a_split_that_is_absent_is_said_to_be_absent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_split_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_model(tmp_path / "m", ("ant", "bee"), (3, 13, 13))
     folder = make_folder(tmp_path / "pets", ("ant", "bee"))
     assert main(["evaluate", str(tmp_path / "m"), str(folder), "--split", "test"]) == 1
@@ -185,7 +185,7 @@ def test_a_split_that_is_absent_is_said_to_be_absent(tmp_path: Path, capsys: pyt
 @pytest.mark.parametrize(
     "words", [("missing", "digits"), ("m", "no_such_data"), ("m",), (), ("m", "digits", "--split", "x")]
 )
-def test_what_is_asked_wrongly_gets_a_sentence(
+def test_wrong_usage_prints_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -197,12 +197,12 @@ def test_what_is_asked_wrongly_gets_a_sentence(
 
 
 @pytest.mark.parametrize("recipe", [None, [], {"val_fraction": "x"}, {"val_fraction": 2}, {"seed": "x"}])
-def test_odd_info_is_no_obstacle(tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: Any) -> None:
+def test_unexpected_info_is_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: Any) -> None:
     save_model(tmp_path / "m", DIGITS, (1, 8, 8), recipe=recipe)
     assert run_json(capsys, tmp_path / "m", "digits", "--split", "val")["n"] > 100
 
 
-def test_people_get_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_metrics_are_printed_as_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     classifier = save_model(tmp_path / "m", DIGITS, (1, 8, 8))
     assert main(["evaluate", str(tmp_path / "m"), "digits", "--batch-size", "50"]) == 0
     out = capsys.readouterr().out
@@ -213,15 +213,15 @@ def test_people_get_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         f"{found.log_loss:.4f}",
         f"{found.top5_error:.2%}",
         f"{found.calibration_error:.4f}",
-        "Most often confused",
-        f"{found.confused()[0].true} taken for {found.confused()[0].predicted}: {found.confused()[0].count}",
+        "Most confused classes",
+        f"{found.confused()[0].true} predicted as {found.confused()[0].predicted}: {found.confused()[0].count}",
     ):
         assert words in out
     rows = [line for line in out.splitlines() if line.startswith("│ 7 ")]
     assert f"{found.per_class.recall[7]:.3f}" in rows[0]
 
 
-def test_many_classes_are_shown_from_the_worst(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_of_many_classes_the_worst_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = ("[red]a", *(f"class {k:02}" for k in range(1, 25)))
     save_model(tmp_path / "m", names, (3, 13, 13))
     folder = make_folder(tmp_path / "pets", names[1:], count=2)
@@ -229,13 +229,11 @@ def test_many_classes_are_shown_from_the_worst(tmp_path: Path, capsys: pytest.Ca
     Image.new("RGB", (13, 13)).save(folder / names[0] / "0.png")
     assert main(["evaluate", str(tmp_path / "m"), str(folder), "--split", "all"]) == 0
     out = capsys.readouterr().out
-    assert "The 20 classes with the lowest F1, of 25" in out
+    assert "The 20 of 25 classes with the lowest F1" in out
     assert "[red]a" in out
 
 
-def test_names_from_a_model_file_cannot_write_to_the_terminal(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_class_names_cannot_control_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_model(tmp_path / "m", ("ant", "bee", "c\x1b[31m\nd"), (3, 13, 13))
     folder = make_folder(tmp_path / "pets", ("ant", "bee"))
     assert main(["evaluate", str(tmp_path / "m"), str(folder)]) == 0
@@ -245,18 +243,18 @@ def test_names_from_a_model_file_cannot_write_to_the_terminal(
     assert row.count(" - ") == 3
 
 
-def test_in_a_pipe_the_longest_name_stays_on_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_in_a_pipe_long_names_are_not_wrapped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     long = "a" * 100
     save_model(tmp_path / "m", (long, "bee"), (3, 13, 13))
     folder = make_folder(tmp_path / ("p" * 90), (long, "bee"))
     assert main(["evaluate", str(tmp_path / "m"), str(folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{tmp_path / 'm'} on {folder}, all"
+    assert lines[0] == f"{tmp_path / 'm'} on {folder}, all images"
     assert any(line.startswith(f"│ {long} │") for line in lines)
-    assert any(line.startswith("Note: The model file does not say whether") and line.endswith(".") for line in lines)
+    assert any(line.startswith("Note: The model file does not record whether") and line.endswith(".") for line in lines)
 
 
-def test_flips_can_be_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tta_flip_averages_flipped_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_model(tmp_path / "m", DIGITS, (1, 8, 8))
     plain, flipped = (run_json(capsys, tmp_path / "m", "digits", *more) for more in ((), ("--tta-flip",)))
     assert plain["log_loss"] != flipped["log_loss"]
@@ -266,6 +264,6 @@ def test_flips_can_be_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "--help"]) == 0
     out = capsys.readouterr().out
-    for word in ("--split", "--data", "--json", "--batch-size", "--tta-flip", "Judge a model file", "Images computed"):
+    for word in ("--split", "--data", "--json", "--batch-size", "--tta-flip", "Evaluate a model", "Images per batch"):
         assert word in out
     assert "--no-json" not in out

@@ -15,7 +15,9 @@ from cyclopts import App
 
 import mlpconv
 from mlpconv import cli
+from mlpconv.cli.options import shipped_names
 from mlpconv.errors import DataError, Interrupted, UsageError
+from mlpconv.models.weights import pretrained_names
 
 HEAVY = {"torch", "numpy", "PIL", "matplotlib", "safetensors"}
 MLPCONV = [sys.executable, "-m", "mlpconv"]
@@ -33,7 +35,7 @@ def run_failing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
 
         app = App(name="mlpconv", suppress_keyboard_interrupt=False)
         app.command(verb, name="verb")
-        monkeypatch.setattr(cli, "make_app", lambda asked: app)
+        monkeypatch.setattr(cli, "make_app", lambda verb: app)
         code = cli.main(["verb"])
         return code, capsys.readouterr().err
 
@@ -42,7 +44,7 @@ def run_failing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
 
 FAILURES = {
     "ours": (DataError("photos: no images here."), 1, "photos: no images here."),
-    "asked wrongly": (UsageError("no such recipe."), 2, "no such recipe."),
+    "wrong usage": (UsageError("no such recipe."), 2, "no such recipe."),
     "disk full": (OSError(errno.ENOSPC, "No space left on device", "runs/a"), 1, "runs/a: the disk is full"),
     "quota": (OSError(errno.EDQUOT, "Quota", "runs/a"), 1, "runs/a: the disk quota is used up"),
     "permission": (PermissionError(errno.EACCES, "Permission denied", "/x"), 1, "/x: permission denied"),
@@ -52,7 +54,11 @@ FAILURES = {
     "memory": (MemoryError(), 1, "out of memory"),
     "torch memory": (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9"), 1, "out of memory"),
     "a package": (ModuleNotFoundError("No module named 'scipy'", name="scipy"), 1, "pip install scipy"),
-    "Python's own module": (ModuleNotFoundError("No module", name="fcntl"), 1, "'fcntl', which Linux and macOS have"),
+    "Python's own module": (
+        ModuleNotFoundError("No module", name="fcntl"),
+        1,
+        "lacks the module 'fcntl'",
+    ),
     "a run that was stopped": (Interrupted("stopped after step 3; it is saved.", 15), 143, "stopped after step 3"),
     "a bug": (KeyError("weights\nand more"), 1, "this is a bug in mlpconv (KeyError: 'weights"),
     "a bug without words": (RuntimeError(), 1, "(RuntimeError: RuntimeError); MLPCONV_DEBUG=1"),
@@ -74,13 +80,13 @@ def test_a_verb_may_choose_its_exit_code(run_failing: Any) -> None:
     assert run_failing(None, None) == (0, "")
 
 
-def test_debug_shows_where_it_happened(run_failing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_debug_raises_the_exception(run_failing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLPCONV_DEBUG", "1")
     with pytest.raises(KeyError, match="weights"):
         run_failing(KeyError("weights"))
 
 
-def test_an_import_that_fails_in_a_verb_names_the_package() -> None:
+def test_a_missing_package_is_named() -> None:
     error = ImportError("Cannot import module 'mlpconv.cli.train'")
     error.__cause__ = ModuleNotFoundError("No module named 'torch'", name="torch")
     assert cli.explain(error) == ("the Python package 'torch' is missing: install it with pip install torch", 1)
@@ -124,7 +130,7 @@ PLAIN_LINES = (
     "import sys; from cyclopts import App; from mlpconv import cli\n"
     "app = App(name='mlpconv')\n"
     "app.command(lambda: print('line\\n' * 100), name='lines')\n"
-    "cli.make_app = lambda asked: app\n"
+    "cli.make_app = lambda verb: app\n"
     "sys.exit(cli.main(['lines']))"
 )
 
@@ -138,7 +144,7 @@ def test_a_closed_pipe_is_quiet(command: list[str]) -> None:
     assert (done.returncode, done.stderr) == (1, "")
 
 
-def test_a_name_that_the_terminal_cannot_show_is_escaped() -> None:
+def test_a_name_that_the_terminal_cannot_encode_is_escaped() -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([*MLPCONV, "predict", "modèle.safetensors", "é.png"], capture_output=True, env=environment)
     assert done.returncode in (1, 2)
@@ -152,7 +158,7 @@ def test_interrupting_the_process_leaves_no_traceback() -> None:
         "app = App(name='mlpconv', suppress_keyboard_interrupt=False)\n"
         "@app.command\n"
         "def wait():\n    print('ready', flush=True)\n    time.sleep(30)\n"
-        "cli.make_app = lambda asked: app\n"
+        "cli.make_app = lambda verb: app\n"
         "sys.exit(cli.main(['wait']))"
     )
     pipe = subprocess.PIPE
@@ -162,3 +168,11 @@ def test_interrupting_the_process_leaves_no_traceback() -> None:
         child.send_signal(signal.SIGINT)
         _, stderr = child.communicate(timeout=20)
     assert (child.returncode, stderr) == (130, "mlpconv: interrupted.\n")
+
+
+def test_help_lists_every_shipped_network(capsys: Any) -> None:
+    assert shipped_names() == pretrained_names()
+    for verb in ("predict", "maps", "evaluate"):
+        assert cli.main([verb, "--help"]) == 0
+        shown = capsys.readouterr().out
+        assert all(name in shown for name in shipped_names())

@@ -50,7 +50,7 @@ def album(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def said(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+def output(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return json.loads(capsys.readouterr().out)
 
 
@@ -58,21 +58,21 @@ def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_pictures_and_a_sheet_are_written_to_a_new_folder(model: Path, album: Path, capsys: Any) -> None:
+def test_overlays_and_a_sheet_are_written_to_a_new_folder(model: Path, album: Path, capsys: Any) -> None:
     assert main(["maps", str(model), "album"]) == 0
     assert files(album / "maps-001") == ["a-maps.png", "b-maps.png", "sheet.png"]
     with Image.open(album / "maps-001" / "sheet.png") as sheet:
         assert min(sheet.size) > 300
     out = capsys.readouterr().out
-    for name in ("album/a.png", "maps-001/a-maps.png", "All together: maps-001/sheet.png", *CLASSES):
+    for name in ("album/a.png", "maps-001/a-maps.png", "Sheet: maps-001/sheet.png", *CLASSES):
         assert name in out
     assert main(["maps", str(model), "album/a.png"]) == 0
     assert files(album / "maps-002") == ["a-maps.png", "sheet.png"]
 
 
-def test_json_says_where_in_the_file_each_class_was_seen(model: Path, album: Path, capsys: Any) -> None:
+def test_json_has_positions_in_pixels_of_the_file(model: Path, album: Path, capsys: Any) -> None:
     assert main(["maps", str(model), "album/*.png", "--out", "new/deep", "--json", "--top", "2"]) == 0
-    report = said(capsys)
+    report = output(capsys)
     assert report["sheets"] == ["new/deep/sheet.png"]
     first, second = report["images"]
     assert (first["file"], first["width"], first["height"]) == ("album/a.png", 320, 320)
@@ -88,7 +88,7 @@ def test_json_says_where_in_the_file_each_class_was_seen(model: Path, album: Pat
     assert first["classes"][0]["logit"] == pytest.approx(2 * first["classes"][1]["logit"], rel=1e-4)
 
 
-def test_places_in_a_huge_photograph_are_those_of_the_file(
+def test_positions_in_a_huge_photograph_are_those_of_the_file(
     model: Path, album: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the small: a JPEG beyond the limit is decoded at a fraction of its size; its orientation turns it."""
@@ -100,19 +100,19 @@ def test_places_in_a_huge_photograph_are_those_of_the_file(
     for limit in (room.MAX_PIXELS, 50_000):
         monkeypatch.setattr(room, "MAX_PIXELS", limit)
         assert main(["maps", str(model), "b.jpg", "--json", "--force", "--out", "drawn"]) == 0
-        (row,) = said(capsys)["images"]
+        (row,) = output(capsys)["images"]
         assert (row["width"], row["height"]) == (400, 320)
         found.append(row["classes"][0])
     assert found[0]["box"] == found[1]["box"]
     assert found[0]["peak"] == pytest.approx(found[1]["peak"])
 
 
-def test_a_class_seen_nowhere_has_no_peak(model: Path, album: Path, capsys: Any) -> None:
+def test_a_constant_map_has_no_peak(model: Path, album: Path, capsys: Any) -> None:
     assert main(["maps", str(model), "album/a.png", "--out", "x", "--json"]) == 0
-    last = said(capsys)["images"][0]["classes"][2]
+    last = output(capsys)["images"][0]["classes"][2]
     assert (last["label"], last["peak"], last["box"], last["logit"]) == ("<b>cat</b>", None, None, 0)
     assert main(["maps", str(model), "album/a.png", "--out", "x", "--force"]) == 0
-    assert "nowhere more than elsewhere" in capsys.readouterr().out
+    assert "none (constant map)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("taken", ["a-maps.png", "sheet.png"])
@@ -120,28 +120,28 @@ def test_nothing_is_overwritten_without_force(model: Path, album: Path, capsys: 
     (album / "out").mkdir()
     (album / "out" / taken).write_text("mine")
     assert main(["maps", str(model), "album", "--out", "out"]) == 1
-    assert f"out/{taken} exists already" in capsys.readouterr().err
+    assert f"out/{taken} already exists" in capsys.readouterr().err
     assert files(album / "out") == [taken]
     assert (album / "out" / taken).read_text() == "mine"
     assert main(["maps", str(model), "album", "--out", "out", "--force"]) == 0
     assert (album / "out" / taken).read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_taken_folder_is_said_before_the_model_is_loaded(model: Path, album: Path, capsys: Any) -> None:
+def test_existing_output_is_reported_before_the_model_is_loaded(model: Path, album: Path, capsys: Any) -> None:
     (album / "out").mkdir()
     (album / "out" / "sheet.png").write_text("mine")
     assert main(["maps", "no-model", "album", "--out", "out"]) == 1
-    assert "out/sheet.png exists already" in capsys.readouterr().err
+    assert "out/sheet.png already exists" in capsys.readouterr().err
 
 
-def test_a_file_named_twice_has_two_pictures(model: Path, album: Path, capsys: Any) -> None:
+def test_a_file_given_twice_has_two_overlays(model: Path, album: Path, capsys: Any) -> None:
     assert main(["maps", str(model), "album/b.png", "album/a.png", "album/b.png", "--out", "out", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["images"]
     assert [Path(row["file"]).name for row in rows] == ["b.png", "a.png", "b.png"]
     assert [Path(row["picture"]).name for row in rows] == ["b-maps.png", "a-maps.png", "b-2-maps.png"]
 
 
-def test_files_of_one_name_get_pictures_of_their_own(model: Path, album: Path) -> None:
+def test_files_with_the_same_name_get_unique_overlays(model: Path, album: Path) -> None:
     (album / "other").mkdir()
     for name in ("A.png", "a.bmp", "a-2.png", "é" * 120 + ".png"):
         Image.new("L", (40, 40), 99).save(album / "other" / name)
@@ -151,7 +151,7 @@ def test_files_of_one_name_get_pictures_of_their_own(model: Path, album: Path) -
     assert max(len(os.fsencode(name)) for name in made) < 220
 
 
-def test_a_file_that_cannot_be_read_is_named_and_the_others_are_drawn(model: Path, album: Path, capsys: Any) -> None:
+def test_an_unreadable_file_is_reported_and_the_others_are_drawn(model: Path, album: Path, capsys: Any) -> None:
     (album / "album" / "0.png").write_bytes(b"no image")
     assert main(["maps", str(model), "album", "--json", "--out", "out"]) == 1
     captured = capsys.readouterr()
@@ -160,28 +160,28 @@ def test_a_file_that_cannot_be_read_is_named_and_the_others_are_drawn(model: Pat
     assert len(captured.err.splitlines()) == 1
 
 
-def test_where_nothing_can_be_read_no_folder_is_made(model: Path, album: Path, capsys: Any) -> None:
+def test_no_folder_is_created_if_no_file_is_readable(model: Path, album: Path, capsys: Any) -> None:
     (album / "bad.png").write_bytes(b"no image")
     assert main(["maps", str(model), "bad.png", "--json"]) == 1
-    assert said(capsys) == {"images": [], "sheets": []}
+    assert output(capsys) == {"images": [], "sheets": []}
     assert files(album) == ["album", "bad.png"]
 
 
 def test_many_images_make_several_sheets(model: Path, album: Path, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setattr("mlpconv.cli.maps.SHEET_ROWS", 1)
     assert main(["maps", str(model), "album", "--out", "out", "--json"]) == 0
-    assert said(capsys)["sheets"] == ["out/sheet.png", "out/sheet-2.png"]
+    assert output(capsys)["sheets"] == ["out/sheet.png", "out/sheet-2.png"]
     assert files(album / "out") == ["a-maps.png", "b-maps.png", "sheet-2.png", "sheet.png"]
 
 
-def test_a_picture_turned_by_its_camera_has_its_places_upright(model: Path, album: Path, capsys: Any) -> None:
+def test_positions_in_a_rotated_photograph_are_upright(model: Path, album: Path, capsys: Any) -> None:
     image = np.zeros((320, 400, 3), dtype=np.uint8)
     image[30:40, 310:320] = 255
     exif = Image.Exif()
     exif[0x0112] = 6  # show it turned right by a quarter: (x, y) -> (319 - y, x)
     Image.fromarray(image).save(album / "turned.png", exif=exif)
     assert main(["maps", str(model), "turned.png", "--out", "out", "--json"]) == 0
-    row = said(capsys)["images"][0]
+    row = output(capsys)["images"][0]
     assert (row["width"], row["height"]) == (320, 400)
     peak = row["classes"][0]["peak"]
     assert abs(peak["x"] - 284) <= 30
@@ -192,12 +192,12 @@ def test_a_picture_turned_by_its_camera_has_its_places_upright(model: Path, albu
     ("words", "code", "sentence"),
     [
         (["album", "--top", "0"], 2, "--top is 0"),
-        ([], 2, "No image was named"),
+        ([], 2, "No images given"),
         (["nowhere.png"], 2, "does not exist"),
         (["album", "--out", "album/a.png"], 1, "is a file"),
     ],
 )
-def test_what_makes_no_sense_is_one_sentence(
+def test_wrong_usage_prints_one_sentence(
     model: Path, album: Path, capsys: Any, words: list[str], code: int, sentence: str
 ) -> None:
     assert main(["maps", str(model), *words]) == code

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mlpconv.cli import paths
-from mlpconv.cli.paths import expand, find
+from mlpconv.cli.paths import expand, find_images
 from mlpconv.errors import DataError, UsageError
 
 
@@ -26,7 +26,7 @@ def names(files: list[Path], root: Path) -> list[str]:
     return [str(path.relative_to(root)) for path in files]
 
 
-def test_a_folder_gives_its_visible_images_sorted(album: Path) -> None:
+def test_a_folder_yields_its_visible_images_sorted(album: Path) -> None:
     assert names(expand([album]), album) == ["a.JPG", "b.png", "deep/c.webp", "deep/deeper/d.bmp"]
     assert names(expand([album], recursive=False), album) == ["a.JPG", "b.png"]
 
@@ -40,22 +40,22 @@ def test_a_folder_gives_its_visible_images_sorted(album: Path) -> None:
         ("de*", ["deep/c.webp", "deep/deeper/d.bmp"]),
     ],
 )
-def test_a_pattern(album: Path, pattern: str, expected: list[str]) -> None:
+def test_a_pattern_matches_image_files(album: Path, pattern: str, expected: list[str]) -> None:
     assert names(expand([f"{album}/{pattern}"]), album) == expected
 
 
-def test_every_path_has_its_place_in_the_order_given(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_order_of_the_arguments_is_kept(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(album)
     Path("deep/link.png").symlink_to("../b.png")
     given = ["deep/c.webp", "b.png", "a.JPG", "b.png", "deep/link.png", "*.png"]
     assert expand(given) == [Path(name) for name in [*given[:-1], "b.png"]]
 
 
-def test_a_pattern_gives_a_file_once(album: Path) -> None:
+def test_a_pattern_yields_each_file_once(album: Path) -> None:
     assert names(expand([f"{album}/**"]), album) == ["a.JPG", "b.png", "deep/c.webp", "deep/deeper/d.bmp"]
 
 
-def test_linked_folders_are_read_as_training_reads_them(album: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_linked_folders_are_searched_as_in_training(album: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (elsewhere / "f.png").write_bytes(b"x")
     (album / "deep" / "away").symlink_to(elsewhere, target_is_directory=True)
@@ -64,7 +64,7 @@ def test_linked_folders_are_read_as_training_reads_them(album: Path, tmp_path_fa
     assert names(expand([album]), album) == expected
 
 
-def test_what_is_left_out_is_known(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_skipped_files_are_reported(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scandir = os.scandir
 
     def closed(folder: Path) -> Any:
@@ -75,18 +75,18 @@ def test_what_is_left_out_is_known(album: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(os, "scandir", closed)
     (album / "gone.png").symlink_to(album / "nowhere")
     for argument in (album, f"{album}/*", f"{album}/**"):
-        found = find([argument])
-        assert names(found.files, album) == ["a.JPG", "b.png", "deep/c.webp"]
-        assert any("deeper' cannot be read: permission denied." in sentence for sentence in found.unreadable)
-        assert any("gone.png' is not a regular file." in sentence for sentence in found.unreadable)
-    assert find([album]).foreign == {".txt": 1}
+        images = find_images([argument])
+        assert names(images.files, album) == ["a.JPG", "b.png", "deep/c.webp"]
+        assert any("deeper' cannot be read: permission denied." in sentence for sentence in images.unreadable)
+        assert any("gone.png' is not a regular file." in sentence for sentence in images.unreadable)
+    assert find_images([album]).foreign == {".txt": 1}
     with pytest.raises(DataError, match="cannot be read|not a regular"):
         expand([album])
-    assert find([album / "deep" / "deeper"]).files == []
+    assert find_images([album / "deep" / "deeper"]).files == []
 
 
-def test_links_that_multiply_come_to_an_end(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paths, "MOST_FOLDERS", 50)
+def test_multiplying_links_are_limited(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "MAX_FOLDERS", 50)
     for here in "uvwxyz":
         (album / here).mkdir()
         for there in "uvwxyz":
@@ -95,7 +95,7 @@ def test_links_that_multiply_come_to_an_end(album: Path, monkeypatch: pytest.Mon
         expand([album])
 
 
-def test_a_file_named_outright_needs_no_image_ending(album: Path) -> None:
+def test_a_file_given_by_name_needs_no_image_extension(album: Path) -> None:
     assert names(expand([album / "notes.txt"]), album) == ["notes.txt"]
 
 
@@ -130,22 +130,22 @@ def test_loops_of_links_end(album: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("argument", "message"),
     [
         ("nowhere.png", "does not exist"),
         ("*.webp", "matches no image"),
         ("empty", "holds no image"),
         ("pipe", "not a regular file"),
-        ("**x", "not a pattern"),
+        ("**x", "not a valid pattern"),
     ],
 )
-def test_nothing_found_is_said(album: Path, given: str, said: str) -> None:
+def test_an_argument_that_names_no_image_is_refused(album: Path, argument: str, message: str) -> None:
     (album / "empty").mkdir()
     os.mkfifo(album / "pipe")
-    with pytest.raises(UsageError, match=said):
-        expand([album / "b.png", f"{album}/{given}"])
+    with pytest.raises(UsageError, match=message):
+        expand([album / "b.png", f"{album}/{argument}"])
 
 
 def test_no_argument_is_refused() -> None:
-    with pytest.raises(UsageError, match="No image"):
+    with pytest.raises(UsageError, match="No images given"):
         expand([])

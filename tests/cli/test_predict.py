@@ -87,7 +87,7 @@ def test_files_folders_and_patterns(
 
 
 @pytest.mark.parametrize("form", [["--json"], ["--csv", "-"], []])
-def test_what_cannot_be_read_is_named_and_the_rest_is_predicted(
+def test_an_unreadable_file_is_reported_and_the_others_are_predicted(
     album: inference.Classifier, capsys: pytest.CaptureFixture[str], form: list[str]
 ) -> None:
     Path("photos/broken\x1b[31m.png").write_bytes(b"no image")
@@ -103,13 +103,13 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_predicted(
     assert "broken" not in out
 
 
-def test_nothing_can_be_read(album: inference.Classifier, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_readable_file_is_an_error(album: inference.Classifier, capsys: pytest.CaptureFixture[str]) -> None:
     Path("broken.png").write_bytes(b"no image")
     assert run_json(capsys, "m", "broken.png", code=1) == []
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names that are no text exist on Linux only")
-def test_a_name_that_is_no_text(album: inference.Classifier, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_name_that_is_not_text(album: inference.Classifier, capsys: pytest.CaptureFixture[str]) -> None:
     name = os.fsdecode(b"photos/caf\xe9.png")
     os.rename("a.png", name)
     assert run_json(capsys, "m", name)[0]["file"] == name
@@ -147,7 +147,7 @@ def test_csv_and_json_together(album: inference.Classifier, capsys: pytest.Captu
     assert "--csv a file" in capsys.readouterr().err
 
 
-def test_people_get_a_table(album: inference.Classifier, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predictions_are_printed_as_a_table(album: inference.Classifier, capsys: pytest.CaptureFixture[str]) -> None:
     """Not cut to a width where there is no terminal; names are not read as markup and cannot write to a terminal."""
     long = Path("photos") / ("x" * 150 + ".png")
     os.rename("a.png", long)
@@ -162,20 +162,23 @@ def test_people_get_a_table(album: inference.Classifier, capsys: pytest.CaptureF
 
 
 WRONG = [
-    (["m"], "No image was named"),
+    (["m"], "No images given"),
     (["m", "missing.png"], "'missing.png' does not exist"),
     (["m", "*.tiff"], "matches no image"),
     (["m", "a.png", "--csv", "--json"], "--csv is followed by --json: give it a file"),
-    (["m", "missing.png", "--csv", "missing/p.csv"], "There is no folder 'missing': make it, or give --csv another"),
-    (["no-model", "a.png", "--csv", "missing/p.csv"], "There is no folder 'missing'"),
+    (
+        ["m", "missing.png", "--csv", "missing/p.csv"],
+        "The folder 'missing' does not exist: create it",
+    ),
+    (["no-model", "a.png", "--csv", "missing/p.csv"], "The folder 'missing' does not exist"),
     (["m", "a.png", "--csv", "photos"], "'photos' is a folder: give --csv a file."),
-    (["m", "a.png", "--top", "0"], "--top is 0; a whole number from 1"),
+    (["m", "a.png", "--top", "0"], "--top is 0; expected an integer of at least 1"),
     (["m", "a.png", "--batch-size", "0"], "--batch-size is 0"),
 ]
 
 
 @pytest.mark.parametrize(("words", "message"), WRONG)
-def test_what_is_asked_wrongly(
+def test_wrong_usage_is_explained(
     album: inference.Classifier, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     assert main(["predict", *words]) == 2
@@ -189,21 +192,21 @@ def test_a_model_that_cannot_be_read(album: inference.Classifier, capsys: pytest
     assert "pickle is never read" in capsys.readouterr().err
 
 
-def test_a_wrong_model_is_said_before_any_image_is_read(
+def test_a_wrong_model_is_reported_before_any_image_is_read(
     album: inference.Classifier, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["predict", "no-model", "missing.png"]) == 1
     assert "There is no file or folder 'no-model'" in capsys.readouterr().err
 
 
-def test_what_a_folder_holds_beside_images_is_said(
+def test_other_files_in_a_folder_are_reported(
     album: inference.Classifier, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("photos/notes.txt", "photos/b.heic", "photos/deep/e.heic"):
         Path(name).touch()
     assert main(["predict", "m", "photos", "--json"]) == 0
     out, err = capsys.readouterr()
-    assert err == "mlpconv: left out files that are not images of a kind read here: 2 .heic, 1 .txt.\n"
+    assert err == "mlpconv: ignored files that are not images: 2 .heic, 1 .txt.\n"
     assert len(json.loads(out)) == 4
     scandir = os.scandir
 
@@ -217,7 +220,7 @@ def test_what_a_folder_holds_beside_images_is_said(
     assert [row["file"] for row in found] == ["photos/b.png", "photos/c.jpg"]
 
 
-def test_pixels_are_not_kept(album: inference.Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_predicted_in_batches(album: inference.Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images are computed a batch at a time, as soon as it is read."""
     counts: list[int] = []
     compute = inference.Classifier.probabilities

@@ -35,7 +35,7 @@ def test_in_a_pipe_nothing_is_folded(capsys: pytest.CaptureFixture[str], monkeyp
     assert all(line == line.rstrip() for line in lines)
 
 
-def test_on_a_terminal_a_table_is_as_wide_as_that(
+def test_on_a_terminal_a_table_fits_its_width(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -45,9 +45,9 @@ def test_on_a_terminal_a_table_is_as_wide_as_that(
     assert {len(line) for line in shown.splitlines()} == {61}
 
 
-def test_the_first_option_below_one_is_named_as_it_is_typed() -> None:
+def test_an_option_less_than_one_is_refused_by_its_name() -> None:
     check_from_one(top=1, batch_size=7)
-    with pytest.raises(UsageError, match="--batch-size is 0; a whole number from 1 is accepted"):
+    with pytest.raises(UsageError, match="--batch-size is 0; expected an integer of at least 1"):
         check_from_one(top=1, batch_size=0)
 
 

@@ -83,7 +83,7 @@ WAYS: dict[str, Callable[[Image.Image, Path], Any]] = {
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
 @pytest.mark.parametrize("size", [(11, 13), (23, 29), (7, 5), (2, 1), (31, 11)])
-def test_every_way_gives_the_same_answer(
+def test_every_input_type_gives_the_same_prediction(
     classifier: Classifier, way: Callable[..., Any], size: tuple[int, int], tmp_path: Path
 ) -> None:
     image = Image.fromarray(pixels(*size, 3))
@@ -93,7 +93,7 @@ def test_every_way_gives_the_same_answer(
     np.testing.assert_allclose(classifier.predict(way(image, tmp_path)).probabilities, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_a_single_pixel_is_an_image_where_its_axes_are_known(classifier: Classifier) -> None:
+def test_a_single_pixel_is_an_image_if_its_axes_are_known(classifier: Classifier) -> None:
     red = Image.new("RGB", (1, 1), (200, 3, 5))
     expected = np.broadcast_to(np.array([200, 3, 5], np.uint8)[:, None, None], SIZE)
     for image in (red, as_bytes(red), np.array([200, 3, 5], np.uint8).reshape(1, 3, 1, 1)):
@@ -124,7 +124,7 @@ def test_grey_and_transparent_arrays_are_converted(shape: tuple[int, ...], chann
         np.testing.assert_array_equal(made[0].numpy(), array[..., :3].transpose(2, 0, 1))
 
 
-def test_opacity_is_laid_on_white(classifier: Classifier) -> None:
+def test_transparent_images_are_composited_on_white(classifier: Classifier) -> None:
     assert (classifier.pixels(np.zeros((11, 13, 4), np.uint8)) == 255).all()
 
 
@@ -137,40 +137,40 @@ def test_a_batch_of_other_channels_or_size_is_converted(given: int, channels: in
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
-    "3x3x3": (pixels(3, 3, 3), r"could be \(H, W, C\) or \(C, H, W\): give Image.fromarray"),
-    "1x1x1": (pixels(1, 1, 1), "could be"),
-    "1x1x3": (pixels(1, 1, 3), "could be"),
-    "3x9x4": (pixels(3, 9, 4), "could be"),
+    "3x3x3": (pixels(3, 3, 3), r"is ambiguous: write Image.fromarray\(array\) for \(H, W, C\)"),
+    "1x1x1": (pixels(1, 1, 1), "is ambiguous"),
+    "1x1x3": (pixels(1, 1, 3), "is ambiguous"),
+    "3x9x4": (pixels(3, 9, 4), "is ambiguous"),
     "channels first": (pixels(3, 11, 13), r"write array\[None\] if it is \(C, H, W\)"),
     "grey batch": (pixels(8, 11, 13), r"write array\[:, None\] if it is a batch"),
     "two channels": (pixels(11, 13, 2), "not .* 1, 3 or 4 channels"),
-    "five axes": (pixels(2, 2, 2, 2, 2), "is no image"),
-    "one axis": (pixels(13), "is no image"),
-    "no axis": (np.uint8(3).reshape(()), "is no image"),
-    "no rows": (pixels(0, 13, 3), "is no image"),
-    "no pixels in a batch": (pixels(2, 3, 0, 5), "holds no pixels"),
-    "an empty batch": (pixels(0, 3, 5, 5), "holds no pixels"),
+    "five axes": (pixels(2, 2, 2, 2, 2), "is not an image"),
+    "one axis": (pixels(13), "is not an image"),
+    "no axis": (np.uint8(3).reshape(()), "is not an image"),
+    "no rows": (pixels(0, 13, 3), "is not an image"),
+    "no pixels in a batch": (pixels(2, 3, 0, 5), "has no pixels"),
+    "an empty batch": (pixels(0, 3, 5, 5), "has no pixels"),
     "batch, channels last": (pixels(2, 11, 13, 3), r"Write array.transpose\(0, 3, 1, 2\)"),
     "batch of five channels": (pixels(2, 5, 11, 13), "not .* 1, 3 or 4 channels"),
     "one tensor": (torch.zeros(3, 11, 13, dtype=torch.uint8), r"write tensor\[None\]"),
     "a grey tensor": (torch.zeros(11, 13, dtype=torch.uint8), r"write tensor\[None\]"),
     "a list of tensors": ([torch.zeros(3, 11, 13, dtype=torch.uint8)], r"write tensor\[None\]"),
-    "floats": (np.zeros((11, 13, 3)), r"float64 were given; uint8 .* \(array \* 255\).round"),
-    "a batch of floats": (torch.zeros(2, 3, 11, 13), r"float32 were given; .*preprocessed images go to .model"),
-    "16 bits": (np.zeros((11, 13), np.uint16), r"give Image\.fromarray\(array\), which is read as a file of 16 bits"),
+    "floats": (np.zeros((11, 13, 3)), r"Expected uint8 pixels, got float64: .* \(array \* 255\).round"),
+    "a batch of floats": (torch.zeros(2, 3, 11, 13), r"got float32: .*preprocessed images go to .model"),
+    "16 bits": (np.zeros((11, 13), np.uint16), r"write Image\.fromarray\(array\), which is read like a 16-bit file"),
     "int64": (np.zeros((11, 13), np.int64), r"array.astype\('uint8'\)"),
-    "truths": (np.zeros((11, 13), bool), "bool were given; uint8 is accepted"),
-    "texts": (np.array(["a.png", "b.png"]), "uint8 is accepted"),
-    "nothing": ([], "No image was given; accepted: paths"),
-    "none": (None, "A NoneType is no image"),
-    "a number": (3, "A int is no image"),
-    "a list of numbers": ([1, 2], "A int is no image"),
-    "nested lists": ([[1, 2], [3, 4]], "A list is no image"),
+    "truths": (np.zeros((11, 13), bool), "Expected uint8 pixels, got bool"),
+    "texts": (np.array(["a.png", "b.png"]), "Expected uint8 pixels"),
+    "nothing": ([], "Got no images; accepted: paths"),
+    "none": (None, "A NoneType is not an image"),
+    "a number": (3, "A int is not an image"),
+    "a list of numbers": ([1, 2], "A int is not an image"),
+    "nested lists": ([[1, 2], [3, 4]], "A list is not an image"),
 }
 
 
 @pytest.mark.parametrize(("images", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_is_no_image_is_refused(classifier: Classifier, images: Any, message: str) -> None:
+def test_anything_but_an_image_is_refused(classifier: Classifier, images: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         classifier.predict(images)
 
@@ -188,7 +188,7 @@ def test_any_array_is_read_as_documented_or_refused(shape: list[int], dtype: str
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
-def test_a_file_that_is_no_image_is_named(classifier: Classifier, tmp_path: Path, content: bytes) -> None:
+def test_an_unreadable_file_is_named(classifier: Classifier, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(ImageError, match=r"a\.png"):
         classifier.predict(tmp_path / "a.png")
@@ -217,7 +217,7 @@ def test_images_are_read_a_batch_at_a_time(classifier: Classifier, monkeypatch: 
     assert events == ["read"] * 3 + ["compute"] + ["read"] * 3 + ["compute"] + ["read", "compute"]
 
 
-def test_neighbours_do_not_matter(classifier: Classifier) -> None:
+def test_a_prediction_does_not_depend_on_the_batch(classifier: Classifier) -> None:
     """The same image alone, and among others in any batch size."""
     batch = pixels(13, *SIZE)
     batch[::2] = 255
@@ -228,7 +228,7 @@ def test_neighbours_do_not_matter(classifier: Classifier) -> None:
 
 @pytest.mark.parametrize("value", [0, 1, 128, 255])
 @pytest.mark.parametrize("steps", [["gcn"], ["lcn"], ["standardize"], ["gcn", "zca", "lcn"]], ids=",".join)
-def test_constant_images_give_numbers(value: int, steps: list[str]) -> None:
+def test_constant_images_give_finite_probabilities(value: int, steps: list[str]) -> None:
     preprocessing = Preprocessing.create(steps, 3, (11, 13)).fit(torch.from_numpy(pixels(5, *SIZE)))
     made = Classifier(CLASSIFIER.model, preprocessing, CLASSES, SIZE)
     found = np.asarray(made.predict(np.full((2, *SIZE), value, np.uint8)))
@@ -236,12 +236,12 @@ def test_constant_images_give_numbers(value: int, steps: list[str]) -> None:
     np.testing.assert_allclose(found.sum(1), 1, rtol=1e-5)
 
 
-def test_a_network_that_overflows_says_so() -> None:
+def test_a_network_that_overflows_is_an_error() -> None:
     broken = make_classifier(norm=None)
     with torch.no_grad():
         for parameter in broken.model.parameters():
             parameter.fill_(1e30)
-    with pytest.raises(ModelFileError, match=r"gives NaN or infinity for 2 of 2 images .* number 0"):
+    with pytest.raises(ModelFileError, match=r"outputs NaN or infinity for 2 of 2 images .* index 0"):
         broken.predict(pixels(2, *SIZE))
 
 
@@ -257,7 +257,7 @@ def test_it_computes_in_eval_mode_whatever_the_mode(classifier: Classifier) -> N
     assert not made.logits(torch.from_numpy(pixels(2, *SIZE))).requires_grad
 
 
-def test_flips_are_averaged(classifier: Classifier) -> None:
+def test_tta_flip_averages_the_logits(classifier: Classifier) -> None:
     batch = pixels(3, *SIZE)
     x = torch.from_numpy(batch)
     both = (classifier.logits(x) + classifier.logits(x.flip(3))) / 2
@@ -280,7 +280,7 @@ def test_maps_average_to_the_logits(classifier: Classifier) -> None:
         (torch.zeros(2, *SIZE), "torch.float32"),
         (torch.zeros(SIZE, dtype=torch.uint8), r"\(3, 11, 13\)"),
         (pixels(2, *SIZE), "ndarray"),
-        (torch.zeros(2, 1, 11, 13, dtype=torch.uint8), "1 channels were given, 3 are accepted"),
+        (torch.zeros(2, 1, 11, 13, dtype=torch.uint8), "Expected 3 channels, got 1"),
     ],
 )
 def test_logits_take_pixels_only(classifier: Classifier, given: Any, message: str) -> None:
@@ -289,14 +289,14 @@ def test_logits_take_pixels_only(classifier: Classifier, given: Any, message: st
             compute(given)
 
 
-def test_it_introduces_itself(classifier: Classifier) -> None:
+def test_repr_describes_the_classifier(classifier: Classifier) -> None:
     count = sum(p.numel() for p in classifier.model.parameters())
     expected = f"<Classifier 'nin_tiny': images 3x11x13, 5 classes (ant, bee, cat, ...), {count:,} parameters>"
     assert repr(classifier) == expected
     assert classifier.to("cpu") is classifier
 
 
-def test_predictions_are_a_sequence_of_named_things(classifier: Classifier) -> None:
+def test_predictions_are_a_sequence(classifier: Classifier) -> None:
     found = classifier.predict(pixels(7, *SIZE))
     array = np.asarray(found)
     assert array.shape == (7, 5)
@@ -317,7 +317,7 @@ def test_predictions_are_a_sequence_of_named_things(classifier: Classifier) -> N
         found[7]
 
 
-def test_predictions_refuse_counts_that_differ() -> None:
+def test_predictions_refuse_different_counts() -> None:
     with pytest.raises(UsageError, match="2 images and 5 classes"):
         Predictions(np.zeros((3, 5), np.float32), CLASSES, ["a", "b"])
     with pytest.raises(UsageError, match="3 images and 5 classes"):
@@ -325,9 +325,7 @@ def test_predictions_refuse_counts_that_differ() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 128])
-def test_images_that_cannot_be_read_are_skipped_where_that_is_wanted(
-    classifier: Classifier, tmp_path: Path, batch_size: int
-) -> None:
+def test_on_error_skip_skips_unreadable_images(classifier: Classifier, tmp_path: Path, batch_size: int) -> None:
     good, bad, missing = tmp_path / "good.png", tmp_path / "bad.png", tmp_path / "missing.png"
     Image.fromarray(pixels(11, 13, 3)).save(good)
     bad.write_bytes(b"no image")

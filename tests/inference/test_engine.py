@@ -141,9 +141,9 @@ def test_graphs_are_kept_for_some_shapes_only() -> None:
     model = network(width=0.1)
     made = Engine(layers_of(model) or [], model.head, torch.float32)
     with torch.inference_mode():
-        for side in range(16, 16 + engine.MOST_GRAPHS + 3):
+        for side in range(16, 16 + engine.MAX_GRAPHS + 3):
             made(draw(1, 3, side, 16))
-            assert 0 < len(made.graphs) <= engine.MOST_GRAPHS
+            assert 0 < len(made.graphs) <= engine.MAX_GRAPHS
 
 
 @pytest.mark.parametrize("fault", ["fails", "is wrong", "has another signature"])
@@ -187,8 +187,8 @@ def test_weights_are_freed_with_their_engine(dtype: torch.dtype) -> None:
 def test_old_engines_go_before_there_are_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     made = classifier()
     made.predict(raw(2))
-    assert made._fast is not None
-    before, alive = weakref.ref(made._fast), []
+    assert made._dispatcher is not None
+    before, alive = weakref.ref(made._dispatcher), []
     prepare = Dispatcher.prepare.__func__
 
     def watched(cls: type, *given: Any) -> Dispatcher:
@@ -277,8 +277,8 @@ def test_bfloat16_is_chosen_where_it_is_clearly_faster(monkeypatch: pytest.Monke
         pretend(monkeypatch, *seconds)
         made = classifier()
         made.predict(raw(2))
-        assert made._fast is not None and made._fast.auto is not None
-        assert made._fast.auto.dtype == chosen
+        assert made._dispatcher is not None and made._dispatcher.auto is not None
+        assert made._dispatcher.auto.dtype == chosen
 
 
 @BF16
@@ -301,7 +301,7 @@ def test_predictions_in_both_formats_are_those_of_the_plain_network(monkeypatch:
 def test_changed_weights_are_seen() -> None:
     made, pixels = classifier(), raw(3)
     before = made.predict(pixels).probabilities
-    assert made._fast is not None and made._fast.fp32 is not None
+    assert made._dispatcher is not None and made._dispatcher.fp32 is not None
     with torch.no_grad():
         made.model.blocks[2].convs[2].bias += torch.arange(10.0)
     after = made.predict(pixels, precision="fp32").probabilities
@@ -333,12 +333,12 @@ def test_a_network_that_gives_no_numbers_is_still_refused() -> None:
 def test_pixels_that_are_too_large_for_it_go_to_the_plain_network() -> None:
     made = classifier()
     made.predict(raw(2))
-    assert made._fast is not None
+    assert made._dispatcher is not None
     for value in (float("nan"), 2e6, -2e6):
         x = draw(2, 3, 32, 32)
         x[1, 2, 3, 4] = value
-        assert made._fast.choose("fp32", x) is None
-    assert made._fast.choose("fp32", draw(2, 3, 32, 32)) is made._fast.fp32
+        assert made._dispatcher.choose("fp32", x) is None
+    assert made._dispatcher.choose("fp32", draw(2, 3, 32, 32)) is made._dispatcher.fp32
 
 
 def test_an_engine_that_is_wrong_or_fails_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,26 +350,26 @@ def test_an_engine_that_is_wrong_or_fails_is_not_used(monkeypatch: pytest.Monkey
         monkeypatch.setattr(Engine, "__call__", broken)
         made, pixels = classifier(), raw(3)
         np.testing.assert_allclose(made.predict(pixels).probabilities, plain(made, pixels), rtol=1e-6)
-        assert made._fast is not None and made._fast.fp32 is None and made._fast.bf16 is None
+        assert made._dispatcher is not None and made._dispatcher.fp32 is None and made._dispatcher.bf16 is None
 
 
 def test_a_small_network_is_left_as_it_is() -> None:
     model = network("nin_tiny", in_channels=3, size=(32, 32), num_classes=10)
     made = classifier(model)
     made.predict(raw(2))
-    assert made._fast is not None and made._fast.fp32 is None
+    assert made._dispatcher is not None and made._dispatcher.fp32 is None
 
 
 def test_images_of_another_size_go_to_the_plain_network() -> None:
     made, other = classifier(), torch.from_numpy(raw(2))[:, :, :29]
     made.logits(other)
-    assert made._fast is None
+    assert made._dispatcher is None
     made.predict(raw(2))
-    assert made._fast is not None and made._fast.fp32 is not None
+    assert made._dispatcher is not None and made._dispatcher.fp32 is not None
     with torch.no_grad():
         expected = made.model(made.preprocessing(other))
     torch.testing.assert_close(made.logits(other), expected, rtol=1e-5, atol=1e-6)
-    assert {shape[2:] for shape in made._fast.fp32.graphs} == {(32, 32)}
+    assert {shape[2:] for shape in made._dispatcher.fp32.graphs} == {(32, 32)}
 
 
 def test_images_that_are_too_small_are_refused_with_and_without_an_engine() -> None:
@@ -378,7 +378,7 @@ def test_images_that_are_too_small_are_refused_with_and_without_an_engine() -> N
     with pytest.raises(UsageError) as before:
         made.logits(small)
     made.predict(raw(1))
-    assert made._fast is not None and made._fast.fp32 is not None
+    assert made._dispatcher is not None and made._dispatcher.fp32 is not None
     with pytest.raises(UsageError) as after:
         made.logits(small)
     assert str(after.value) == str(before.value)

@@ -112,7 +112,7 @@ def test_the_same_parts_make_the_same_bytes(tmp_path: Path) -> None:
 def test_a_network_that_is_not_what_it_says_is_not_saved(tmp_path: Path) -> None:
     model, preprocessing = make_parts()
     model.blocks[0].convs[1] = nn.Sequential(nn.Conv2d(8, 2, 1), nn.Conv2d(2, 8, 1))
-    with pytest.raises(UsageError, match="no longer what .*'blocks.0.convs.1.0.bias' and 5 others"):
+    with pytest.raises(UsageError, match="differs from its configuration .*'blocks.0.convs.1.0.bias' and 5 others"):
         save(tmp_path / "m", model=model, preprocessing=preprocessing)
     model.blocks[0].convs[1] = nn.Conv2d(8, 8, 3)
     with pytest.raises(UsageError, match="'blocks.0.convs.1.weight' and 0 other"):
@@ -200,11 +200,11 @@ def test_a_run_folder_and_a_path_stand_for_the_file(tmp_path: Path) -> None:
 
 def test_shipped_weights_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "WEIGHTS", tmp_path)
-    with pytest.raises(ModelFileError, match=r"no file or folder 'mine': .* shipped weights \(none in this release\)"):
+    with pytest.raises(ModelFileError, match=r"no file or folder 'mine': .* shipped network \(none in this release\)"):
         inference.load("mine")
     save(tmp_path / "mine.safetensors")
     assert inference.load("mine").classes == CLASSES
-    with pytest.raises(ModelFileError, match=r"'../mine': .* shipped weights \(mine\)"):
+    with pytest.raises(ModelFileError, match=r"'../mine': .* shipped network \(mine\)"):
         inference.load("../mine")
 
 
@@ -254,23 +254,23 @@ def test_weights_too_large_for_half_are_not_saved(tmp_path: Path) -> None:
 
 REFUSED = {
     "too few names": ({"classes": CLASSES[:4]}, "4 class names for 5 classes"),
-    "a name twice": ({"classes": (*CLASSES[:4], "ant")}, "no two the same"),
+    "a name twice": ({"classes": (*CLASSES[:4], "ant")}, "unique names"),
     "an empty name": ({"classes": (*CLASSES[:4], "")}, "class name is empty"),
-    "a name that is a number": ({"classes": (*CLASSES[:4], 5)}, "no text"),
+    "a name that is a number": ({"classes": (*CLASSES[:4], 5)}, "not a string"),
     "a very long name": ({"classes": (*CLASSES[:4], "e" * 1001)}, "longer than 1000"),
     "two sides": ({"input_size": (3, 11)}, r"\(C, H, W\), each from 1"),
     "a side of 0": ({"input_size": (3, 0, 13)}, "each from 1"),
     "a huge side": ({"input_size": (3, 11, 5000)}, "to 4096"),
     "a fraction": ({"input_size": (3, 11.0, 13)}, "each from 1"),
-    "other channels": ({"input_size": (1, 11, 13)}, "1 channels do not fit a network of 3"),
-    "too small": ({"input_size": (3, 2, 13)}, "2x13 are too small: at least"),
-    "NaN in info": ({"info": {"loss": float("nan")}}, "info is not JSON"),
-    "objects in info": ({"info": {"model": object()}}, "info is not JSON"),
+    "other channels": ({"input_size": (1, 11, 13)}, "1 channels; the network expects 3"),
+    "too small": ({"input_size": (3, 2, 13)}, "2x13 are too small; expected at least"),
+    "NaN in info": ({"info": {"loss": float("nan")}}, "info cannot be stored as JSON"),
+    "objects in info": ({"info": {"model": object()}}, "info cannot be stored as JSON"),
     "a huge info": ({"info": {"history": "x" * (3 << 20)}}, "store less"),
     "deep info": ({"info": {"a": json.loads("[" * 40 + "]" * 40)}}, "levels deep"),
-    "not ours": ({"model": nn.Linear(2, 5)}, "A Linear is no network of mlpconv"),
+    "not ours": ({"model": nn.Linear(2, 5)}, "A Linear is not a network of mlpconv"),
     "not fitted": ({"preprocessing": Preprocessing.create(["standardize"], 3, (11, 13))}, "not fitted"),
-    "fitted to grey": ({"preprocessing": Preprocessing.create(["gcn"], 1, (11, 13))}, r"made for images \(1, 11, 13\)"),
+    "fitted to grey": ({"preprocessing": Preprocessing.create(["gcn"], 1, (11, 13))}, r"is for images \(1, 11, 13\)"),
 }
 
 
@@ -283,7 +283,7 @@ def test_parts_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, An
 
 def test_whitening_belongs_to_its_size(tmp_path: Path) -> None:
     model, preprocessing = make_parts(steps=("zca",))
-    with pytest.raises(UsageError, match=r"made for images \(3, 11, 13\), the network for \(3, 13, 11\)"):
+    with pytest.raises(UsageError, match=r"is for images \(3, 11, 13\), the network for \(3, 13, 11\)"):
         save(tmp_path / "m", model=model, preprocessing=preprocessing, input_size=(3, 13, 11))
 
 

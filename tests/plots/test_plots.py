@@ -20,7 +20,7 @@ from mlpconv import plots
 from mlpconv.errors import UsageError
 from mlpconv.maps import MapResult
 from mlpconv.plots.maps import spread
-from mlpconv.plots.style import LARGE, new_figure, picture, share, short
+from mlpconv.plots.style import MAX_PNG, new_figure, picture, share, short
 from mlpconv.receptive_field.map_grid import MapAxis, MapGrid
 
 RNG = np.random.default_rng(11)
@@ -148,14 +148,14 @@ def test_confusion_fits_its_labels_and_counts(K: int) -> None:
     assert is_whole(figure)
 
 
-def test_confusion_is_coloured_by_the_share_of_the_true_class() -> None:
+def test_confusion_is_coloured_by_the_fraction_of_the_true_class() -> None:
     counts = np.array([[8, 2], [0, 0]])
     shown = plots.confusion(counts, ["cat", "dog"]).axes[0].images[0].get_array()
     np.testing.assert_allclose(np.asarray(shown), [[0.8, 0.2], [0, 0]])
 
 
-def test_confusion_refuses_what_does_not_fit() -> None:
-    with pytest.raises(UsageError, match=r"\(3, 3\) is accepted"):
+def test_confusion_refuses_a_matrix_of_another_shape() -> None:
+    with pytest.raises(UsageError, match=r"shape \(3, 3\) for 3 classes, got \(2, 3\)"):
         plots.confusion(np.ones((2, 3)), ["a", "b", "c"])
 
 
@@ -174,12 +174,12 @@ def test_class_names_are_text_whatever_is_in_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_mistakes_name_what_was_said_and_what_it_is(channels: int) -> None:
+def test_mistakes_show_the_predicted_and_the_true_class(channels: int) -> None:
     images = RNG.integers(0, 256, (8, channels, 13, 11), dtype=np.uint8)
     figure = plots.mistakes(images, [0] * 8, [1] * 8, [0.973] * 7 + [1 - 1e-9], None, ["cat", "dog"])
     assert texts(figure).count("dog, 97%") == 7
     assert "dog, >99%" in texts(figure)
-    assert texts(figure).count("is cat") == 8
+    assert texts(figure).count("true: cat") == 8
     drawn = figure.axes[3].images[0].get_array()
     np.testing.assert_array_equal(drawn, np.broadcast_to(images[3].transpose(1, 2, 0), (13, 11, 3)))
     assert is_whole(figure)
@@ -188,15 +188,15 @@ def test_mistakes_name_what_was_said_and_what_it_is(channels: int) -> None:
 def test_mistakes_take_names_and_files() -> None:
     images = [np.zeros((3, 5, 5), np.uint8)] * 2
     figure = plots.mistakes(images, ["cat", "dog"], ["dog", "emu"], [0.6, 0.5], ["a/b.png", None])
-    assert {"dog, 60%", "is cat", "emu, 50%", "is dog", "a/b.png"} <= set(texts(figure))
+    assert {"dog, 60%", "true: cat", "emu, 50%", "true: dog", "a/b.png"} <= set(texts(figure))
 
 
-def test_mistakes_refuse_lists_of_other_lengths() -> None:
-    with pytest.raises(UsageError, match="differ in number"):
+def test_mistakes_refuse_lists_of_different_lengths() -> None:
+    with pytest.raises(UsageError, match="differ in length"):
         plots.mistakes([np.zeros((3, 5, 5), np.uint8)], ["a"], ["b"], [0.5, 0.4])
 
 
-def test_no_mistakes_are_said_to_be_none() -> None:
+def test_without_mistakes_the_figure_says_so() -> None:
     assert texts(plots.mistakes([], [], [], [])) == ["No mistakes."]
 
 
@@ -222,9 +222,9 @@ def test_filters_of_one_channel_are_grey_and_bad_weights_are_drawn_as_zero() -> 
     assert {float(value) for value in np.unique(sheet)} == {0.5, 1.0}
 
 
-def test_many_filters_are_cut_and_it_is_said() -> None:
+def test_only_the_first_filters_are_shown() -> None:
     assert any("first 256 of 300" in text for text in texts(plots.filters(np.ones((300, 1, 1, 1)))))
-    with pytest.raises(UsageError, match="no filters"):
+    with pytest.raises(UsageError, match="Expected weights of shape"):
         plots.filters(np.ones((3, 3)))
 
 
@@ -315,7 +315,7 @@ def test_a_large_figure_is_drawn_coarser(tmp_path: Path) -> None:
         assert image.width == pytest.approx(200 * 0.7 * figure.get_figwidth(), abs=1)
     with Image.open(plots.save_figure(figure, tmp_path / "small.png", dpi=30)) as image:
         assert image.width == pytest.approx(30 * figure.get_figwidth(), abs=1)
-    assert (tmp_path / "small.png").stat().st_size < LARGE
+    assert (tmp_path / "small.png").stat().st_size < MAX_PNG
 
 
 @pytest.mark.parametrize(
@@ -332,14 +332,14 @@ def test_long_names_lose_their_middle() -> None:
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (2, 5, 7), (1, 3, 5, 7)])
-def test_what_is_no_picture_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(UsageError, match="no picture"):
+def test_picture_refuses_other_shapes_and_dtypes(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match="Expected a uint8 image"):
         picture(np.zeros(shape, np.uint8))
-    with pytest.raises(UsageError, match="no picture"):
+    with pytest.raises(UsageError, match="Expected a uint8 image"):
         picture(np.zeros((3, 5, 7)))
 
 
-def test_a_notebook_shows_a_figure_by_itself() -> None:
+def test_a_notebook_displays_a_figure() -> None:
     figure = new_figure(3, 2)
     figure.subplots().plot([1, 2, 3])
     content, shown = figure._repr_png_()

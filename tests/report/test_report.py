@@ -1,4 +1,4 @@
-"""The report stands alone, says what lies in the run folder, and cannot be broken out of."""
+"""The report is self-contained, shows the content of the run folder, and is safe against injection."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def run(tmp_path: Path, dot: bytes) -> Path:
     return folder
 
 
-def test_the_report_says_what_matters(run: Path) -> None:
+def test_the_report_shows_the_important_results(run: Path) -> None:
     path = write_report(run)
     assert path == run / "report.html"
     page = Page(path)
@@ -134,7 +134,7 @@ def test_the_report_says_what_matters(run: Path) -> None:
         "No test split is here.",
         f"mlpconv predict '{run}/model.safetensors' IMAGE...",
         f"mlpconv evaluate '{run}/model.safetensors' cifar10",
-        "Judged on validation images",
+        "Evaluation on validation images",
         "ab" * 32,
     ):
         assert said in page.text, said
@@ -195,10 +195,10 @@ PARTS = {
     "environment.json": "cpu",
     "metrics.csv": "2.5 min",
     "model.safetensors": "mlpconv predict",
-    "figures/curves.png": "Loss and error over the epochs.",
+    "figures/curves.png": "Loss and error by epoch.",
     "figures/mistakes.png": "Worst mistakes",
-    "figures/maps.png": "Where it looked",
-    "figures/filters.png": "First filters",
+    "figures/maps.png": "Class activation maps",
+    "figures/filters.png": "First-layer filters",
 }
 
 
@@ -256,7 +256,7 @@ def test_a_measure_that_is_no_number_is_left_out(run: Path, value: Any) -> None:
 def test_many_classes_are_folded_away(run: Path) -> None:
     rows = [EVALUATION["per_class"][0] | {"class": f"class {k}"} for k in range(100)]
     (run / "evaluation.json").write_text(json.dumps(EVALUATION | {"per_class": rows}))
-    assert "Each of the 100 classes" in Page(write_report(run)).text
+    assert "All 100 classes" in Page(write_report(run)).text
 
 
 def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:

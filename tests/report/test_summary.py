@@ -14,7 +14,7 @@ from mlpconv.data import make_dataset
 from mlpconv.errors import RunFolderError
 from mlpconv.inference import Classifier
 from mlpconv.preprocessing import Preprocessing
-from mlpconv.report.summary import SHOWN, samples, summarise
+from mlpconv.report.summary import MAP_IMAGES, samples, summarise
 
 ROWS = [
     {"epoch": e, "step": e * 3, "train_loss": 2 / e, "train_accuracy": 0.1 * e, "val_loss": 2.1 / e,
@@ -75,10 +75,10 @@ def test_samples_are_the_first_image_of_each_of_the_first_classes() -> None:
     labels = np.array([2, 2, 0, 1, 0], np.int64)
     assert samples(mlpconv.Split(np.zeros((5, 1, 2, 2), np.uint8), labels)) == [0, 2, 3]
     many = np.arange(40, dtype=np.int64)
-    assert len(samples(mlpconv.Split(np.zeros((40, 1, 2, 2), np.uint8), many))) == SHOWN
+    assert len(samples(mlpconv.Split(np.zeros((40, 1, 2, 2), np.uint8), many))) == MAP_IMAGES
 
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "figures").write_text("a file is in the way")
-    with pytest.raises(RunFolderError, match=r"the model file is whole"):
+    with pytest.raises(RunFolderError, match=r"the model file is complete"):
         summarise(tmp_path, classifier(), data("train"), ROWS)

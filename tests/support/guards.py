@@ -279,7 +279,7 @@ GUARDS = (
     ),
     Mutant(
         "inference/classifier.py",
-        'return self.__dict__ | {"_fast": None}',
+        'return self.__dict__ | {"_dispatcher": None}',
         "return self.__dict__",
         "test_threads.py::test_a_classifier_can_be_pickled_after_predicting",
     ),

@@ -1,4 +1,4 @@
-"""The command line: `mlpconv VERB ...`. A verb's module is imported only when that verb is asked for."""
+"""The command line: `mlpconv VERB ...`. The module of a verb is imported only when that verb runs."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from mlpconv.errors import Interrupted, MlpconvError, first_line
 
 __all__ = ["VERBS", "explain", "main", "make_app"]
 
-FAILED, ASKED_WRONGLY = 1, 2
+FAILED, WRONG_USAGE = 1, 2
 INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
 DEBUG = "MLPCONV_DEBUG"
 SYSTEMS = "Linux and macOS"
-FIRST_STEPS = "Begin with `mlpconv train digits`; then `mlpconv train FOLDER`, one folder of images a class."
+FIRST_STEPS = "Start with `mlpconv train digits`, then `mlpconv train FOLDER` with one folder of images per class."
 
-# Verb -> where it lives, and the line about it in `mlpconv --help`.
+# Verb -> its function, and its line in `mlpconv --help`.
 VERBS = {
     "train": ("mlpconv.cli.train:train", "Train a network on a named data set or on a folder of class folders."),
-    "evaluate": ("mlpconv.cli.evaluate:evaluate", "Judge a model file on images it has not seen."),
-    "predict": ("mlpconv.cli.predict:predict", "Say what is in image files."),
-    "maps": ("mlpconv.cli.maps:maps", "Draw where in an image each class was seen."),
-    "profile": ("mlpconv.cli.profile:profile", "Count parameters, work and memory, layer by layer."),
-    "surgery": ("mlpconv.cli.surgery:surgery", "Rewrite a network so that it computes the same, with proof."),
-    "data": ("mlpconv.cli.data:app", "List the data sets, or prepare one."),
+    "evaluate": ("mlpconv.cli.evaluate:evaluate", "Evaluate a model on labelled images."),
+    "predict": ("mlpconv.cli.predict:predict", "Classify image files."),
+    "maps": ("mlpconv.cli.maps:maps", "Draw class activation maps (CAM): where in an image each class was seen."),
+    "profile": ("mlpconv.cli.profile:profile", "Count parameters, multiply-adds and memory, layer by layer."),
+    "surgery": ("mlpconv.cli.surgery:surgery", "Rewrite a network and prove that its outputs stay the same."),
+    "data": ("mlpconv.cli.data:app", "List the data sets, or download one."),
 }
 
 DISK_TROUBLE = {
@@ -42,25 +42,25 @@ DISK_TROUBLE = {
 }
 
 
-def make_app(asked: str | None = None) -> App:
-    """The commands; the verb asked for explains itself by its own docstring, the others by their line in VERBS."""
+def make_app(verb: str | None = None) -> App:
+    """Return the command-line app, with the full help of `verb` and one line for each of the others."""
     app = App(
         name="mlpconv",
         version=__version__,
-        help="Network In Network on your own images: train it, judge it, look inside it.",
-        help_epilogue=None if asked in VERBS else FIRST_STEPS,
-        default_parameter=Parameter(negative_iterable=(), show_default=_default_worth_saying),
-        help_format="plaintext",  # markdown would cost a tenth of the start-up
+        help="Network In Network on your own images: train, evaluate, predict, draw class activation maps.",
+        help_epilogue=None if verb in VERBS else FIRST_STEPS,
+        default_parameter=Parameter(negative_iterable=(), show_default=_shown_default),
+        help_format="plaintext",  # markdown adds a tenth to the start-up time
         suppress_keyboard_interrupt=False,
-        error_formatter=_panel,
+        error_formatter=_usage_error,
     )
-    for position, (verb, (path, line)) in enumerate(VERBS.items()):
-        app.command(path, name=verb, help=None if verb == asked else line, sort_key=position)
+    for position, (name, (path, line)) in enumerate(VERBS.items()):
+        app.command(path, name=name, help=None if name == verb else line, sort_key=position)
     return app
 
 
-def _panel(error: CycloptsError) -> object:
-    """What is shown of a wrong command line: to an unknown option that a recipe has as a setting, how to give it."""
+def _usage_error(error: CycloptsError) -> object:
+    """Format a usage error; an unknown option that is a setting of the recipe gets a hint."""
     words = list(error.root_input_tokens or ())
     if isinstance(error, UnknownOptionError) and words[:1] == ["train"]:
         from mlpconv.cli.train import hint
@@ -71,81 +71,82 @@ def _panel(error: CycloptsError) -> object:
     return CycloptsPanel(error)
 
 
-def _default_worth_saying(value: object) -> str | None:
-    """What `--help` says of a default: nothing where an option is merely off or empty."""
+def _shown_default(value: object) -> str | None:
+    """Return the default that `--help` shows, or None for an option that is off or empty."""
     return None if value is None or value is False or value == () else str(value)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 failed, 2 asked wrongly, 130 interrupted.
+    """Run one command and return its exit code: 0 success, 1 failure, 2 wrong usage, 130 interrupted.
 
-    Every failure is one sentence on stderr; with MLPCONV_DEBUG=1 the exception is raised instead.
+    Every failure prints one sentence to stderr; with MLPCONV_DEBUG=1 the exception is raised instead.
     """
-    # Threads that wait for one another by spinning take the time that a busy machine would have had for the work; those
-    # that sleep at once take long to wake. A moment's spinning (about 30 microseconds) avoids both.
+    # Threads that wait by spinning take time from the work on a busy machine; threads that sleep at once are slow to
+    # wake. Spinning for about 30 microseconds avoids both.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     words = list(sys.argv[1:] if argv is None else argv)
-    _print_any_letter()
+    _escape_unprintable()
     try:
         result = make_app(words[0] if words else None)(words, exit_on_error=False, result_action="return_value")
         sys.stdout.flush()
-    except CycloptsError:  # cyclopts has said what is wrong
-        return ASKED_WRONGLY
-    except BrokenPipeError:  # the reader has gone, like `| head`
+    except CycloptsError:  # cyclopts has printed the message
+        return WRONG_USAGE
+    except BrokenPipeError:  # the reader is gone, as with `| head`
         _drop_stdout()
         return FAILED
-    except SystemExit as leaving:  # rich leaves this way when its reader has gone
-        return leaving.code if isinstance(leaving.code, int) else FAILED
+    except SystemExit as stop:  # rich exits this way when its reader is gone
+        return stop.code if isinstance(stop.code, int) else FAILED
     except Interrupted as stop:
-        _say(str(stop))
+        _print_error(str(stop))
         return stop.exit_code
     except KeyboardInterrupt:
-        _say("interrupted.")
+        _print_error("interrupted.")
         return INTERRUPTED
     except Exception as error:
         if os.environ.get(DEBUG):
             raise
         sentence, code = explain(error)
-        _say(sentence)
+        _print_error(sentence)
         return code
     return result if isinstance(result, int) else 0
 
 
 def explain(error: Exception) -> tuple[str, int]:
-    """Any exception as one sentence for a person, and the exit code that goes with it."""
+    """Return one sentence that explains an exception to the user, and the exit code."""
     if isinstance(error, MlpconvError):
         return str(error), error.exit_code
     if isinstance(error, OSError):
         return _explain_os_error(error), FAILED
     if isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error):
         return "out of memory: try smaller batches, fewer or smaller images, or a smaller network.", FAILED
-    cause = error.__cause__ or error  # cyclopts wraps what a verb's module could not import
+    cause = error.__cause__ or error  # cyclopts wraps an import error of a verb's module
     if isinstance(cause, ModuleNotFoundError) and cause.name and not cause.name.startswith("mlpconv"):
         return _explain_missing(cause.name), FAILED
-    return f"this is a bug in mlpconv ({type(error).__name__}: {first_line(error)}); {DEBUG}=1 shows where.", FAILED
+    bug = f"{type(error).__name__}: {first_line(error)}"
+    return f"this is a bug in mlpconv ({bug}); {DEBUG}=1 shows the traceback.", FAILED
 
 
 def _explain_missing(module: str) -> str:
-    """What to do about a module that cannot be imported: Python's own cannot be installed."""
+    """Explain a missing module; those of the standard library cannot be installed."""
     if module.partition(".")[0] in sys.stdlib_module_names:
-        return f"this Python has no module {module!r}, which {SYSTEMS} have: run mlpconv there (on Windows, in WSL)."
+        return f"this Python lacks the module {module!r}: run mlpconv on {SYSTEMS} (on Windows, in WSL)."
     return f"the Python package {module!r} is missing: install it with pip install {module}"
 
 
 def _explain_os_error(error: OSError) -> str:
-    """What the system refused, on which file, and what to do."""
+    """Return the file, the reason and what to do."""
     reason = DISK_TROUBLE.get(error.errno or 0) or (error.strerror or str(error) or "input or output failed").lower()
     return f"{os.fsdecode(error.filename)}: {reason}." if isinstance(error.filename, str | bytes) else f"{reason}."
 
 
-def _say(sentence: str) -> None:
-    """One line on stderr; a closed stderr is nobody's loss."""
+def _print_error(sentence: str) -> None:
+    """Print a line to stderr, if stderr is open."""
     with suppress(OSError, ValueError):
         print(f"mlpconv: {sentence}", file=sys.stderr, flush=True)
 
 
-def _print_any_letter() -> None:
-    """Let a file name that the terminal's encoding cannot show be printed escaped, instead of failing."""
+def _escape_unprintable() -> None:
+    """Print characters that the terminal's encoding lacks as escapes, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -153,6 +154,6 @@ def _print_any_letter() -> None:
 
 
 def _drop_stdout() -> None:
-    """Send what is still buffered nowhere, so that the interpreter's own flush at exit stays quiet."""
+    """Discard buffered output, so that the flush at exit raises nothing."""
     with suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

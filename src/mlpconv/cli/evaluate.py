@@ -1,4 +1,4 @@
-"""`mlpconv evaluate`: how good a model file is on labelled images."""
+"""`mlpconv evaluate`: measure how accurate a model is on labelled images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from mlpconv.cli.options import Switch
+from mlpconv.cli.options import Model, Switch
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate"]
 
-MOST_CLASSES = 20  # rows of the table of classes
-MOST_PAIRS = 5
-TRAINED_ON = "The model was trained on these images: figures on images it has not seen will be worse."
+MAX_CLASSES = 20  # rows in the table of classes
+MAX_PAIRS = 5
+TRAINED_ON = "The model was trained on these images: expect worse results on other images."
 PERHAPS_TRAINED_ON = (
-    "The model file does not say whether these images were trained on: if some were, figures on others will be worse."
+    "The model file does not record whether these images were trained on: if some were, expect worse results on others."
 )
 OTHER_IMAGES = (
-    "Images were added or removed since training, or these are others. Scored are those that training held out, or "
-    "would have held out: the model has seen none of them. --split all adds images that it may have seen."
+    "These images differ from those of the training run. Only images that training held out, or would have held out, "
+    "are evaluated: the model has seen none of them. --split all adds images that it may have seen."
 )
-MOST_CELLS = 100 * 100  # a larger confusion matrix is left out of the JSON
+MAX_CELLS = 100 * 100  # the JSON omits a larger confusion matrix
 
 
 def evaluate(
-    model: str,
+    model: Model,
     data: str,
     /,
     *,
@@ -42,26 +42,23 @@ def evaluate(
     tta_flip: Switch = False,
     json: Switch = False,
 ) -> None:
-    """Judge a model file on labelled images: error with its 95 % interval, log loss, calibration, each class.
+    """Evaluate a model on labelled images: error with its 95 % interval, log loss, calibration, metrics per class.
 
     Parameters
     ----------
-    model
-        A model file, a run folder, or the name of shipped weights: digits, nin_cifar10, nin_mnist.
     data
-        digits, mnist, fashion_mnist, cifar10, cifar100, svhn, or a folder (of class folders, or of
-        train/, val/ and test/).
+        digits, mnist, fashion_mnist, cifar10, cifar100, svhn, or a folder of class folders, or a folder with train/,
+        val/ and test/.
     split
-        The images to judge on: test (the default where there is one), val (those that training held out), train
-        or all.
+        The images to evaluate: test (the default, if there is one), val (those that training held out), train or all.
     data_dir
-        The folder that holds the files of a named data set, where they are not in the cache.
+        Folder with the files of a named data set, if they are not in the cache.
     batch_size
-        Images computed at a time.
+        Images per batch.
     tta_flip
-        Average each image with its mirror image.
+        Average the logits of each image and its horizontal flip.
     json
-        Print one JSON object, for machines.
+        Print one JSON object.
     """
     from mlpconv import evaluation, inference
     from mlpconv.cli.bar import Bar
@@ -69,40 +66,41 @@ def evaluate(
 
     classifier = inference.load(model)
     dataset = open_as_trained(data, data_dir, classifier)
-    name, part = _choose(dataset, split)
-    part = evaluation.align_labels(part, dataset.classes, classifier)
-    with Bar("judging", len(part)) as bar:
-        result = evaluation.evaluate(classifier, part, batch_size=batch_size, tta_flip=tta_flip, progress=bar)
+    name, images = _select(dataset, split)
+    images = evaluation.align_labels(images, dataset.classes, classifier)
+    with Bar("evaluating", len(images)) as bar:
+        result = evaluation.evaluate(classifier, images, batch_size=batch_size, tta_flip=tta_flip, progress=bar)
     notes = [*dataset.notes, *_notes(dataset, name, classifier)]
     if json:
-        _say_json(result, {"model": model, "data": data, "split": name, "tta_flip": tta_flip, "notes": notes})
+        _print_json(result, {"model": model, "data": data, "split": name, "tta_flip": tta_flip, "notes": notes})
     else:
-        _say(result, f"{model} on {data}, {name}", notes)
+        title = f"{model} on {data}, {'all images' if name == 'all' else f'{name} split'}"
+        _print_tables(result, title, notes)
 
 
-def _choose(dataset: Dataset, wanted: str | None) -> tuple[str, Split]:
-    """The split asked for, else test, else val, else all; raises MissingSplit."""
+def _select(dataset: Dataset, name: str | None) -> tuple[str, Split]:
+    """Return the split `name`, by default test, else val, else all images; raise MissingSplit."""
     from mlpconv.data import Split
     from mlpconv.errors import MissingSplit
 
-    if wanted == "val" and wanted not in dataset.splits and dataset.membership is None:
+    if name == "val" and name not in dataset.splits and dataset.membership is None:
         raise MissingSplit(
-            f"{dataset.name} has no val split here, and the model file does not say which of its images training held "
+            f"{dataset.name} has no val split, and the model file does not record which of its images training held "
             f"out: give a folder with val/ or test/, or --split all for images that the model has not seen."
         )
-    if wanted is None:
-        wanted = next((name for name in ("test", "val") if name in dataset.splits), "all")
-    if wanted == "all":
+    if name is None:
+        name = next((split for split in ("test", "val") if split in dataset.splits), "all")
+    if name == "all":
         import numpy as np
 
-        parts = list(dataset.splits.values())
-        images = np.concatenate([part.images for part in parts])
-        return wanted, Split(images, np.concatenate([part.labels for part in parts]))
-    return wanted, dataset.split(wanted)
+        splits = list(dataset.splits.values())
+        images = np.concatenate([split.images for split in splits])
+        return name, Split(images, np.concatenate([split.labels for split in splits]))
+    return name, dataset.split(name)
 
 
 def _notes(dataset: Dataset, split: str, classifier: Classifier) -> list[str]:
-    """What the reader of the figures should know about the images they come from."""
+    """Return warnings about images that the model may have been trained on."""
     same = classifier.info.get("fingerprint") == dataset.fingerprint
     if split in ("train", "all"):
         return [TRAINED_ON if same else PERHAPS_TRAINED_ON]
@@ -111,34 +109,34 @@ def _notes(dataset: Dataset, split: str, classifier: Classifier) -> list[str]:
     return []
 
 
-def _say_json(result: Evaluation, about: dict[str, Any]) -> None:
+def _print_json(result: Evaluation, about: dict[str, Any]) -> None:
     import json
 
     figures = result.to_dict()
-    if result.confusion.size <= MOST_CELLS:
+    if result.confusion.size <= MAX_CELLS:
         figures["confusion"] = result.confusion.tolist()
     print(json.dumps(about | figures, indent=2))
 
 
-def _say(result: Evaluation, title: str, notes: list[str]) -> None:
-    """Tables for a person."""
+def _print_tables(result: Evaluation, title: str, notes: list[str]) -> None:
+    """Print the metrics, a row per class, the most confused classes and the notes."""
     from mlpconv.cli.show import open_console, say, say_table
     from mlpconv.text import printable
 
     console = open_console()
-    say_table(console, _figures(result), printable(title))
+    say_table(console, _metrics(result), printable(title))
     say_table(console, *_classes(result))
-    pairs = result.confused(MOST_PAIRS)
+    pairs = result.confused(MAX_PAIRS)
     if pairs:
-        say(console, "Most often confused", style="bold")
+        say(console, "Most confused classes", style="bold")
     for pair in pairs:
-        names = f"{printable(pair.true)} taken for {printable(pair.predicted)}"
-        say(console, f"  {names}: {pair.count} ({pair.share:.1%} of them)")
+        names = f"{printable(pair.true)} predicted as {printable(pair.predicted)}"
+        say(console, f"  {names}: {pair.count} ({pair.share:.1%} of its images)")
     for note in notes:
         say(console, f"Note: {printable(note)}")
 
 
-def _figures(result: Evaluation) -> Table:
+def _metrics(result: Evaluation) -> Table:
     from rich.table import Table
 
     low, high = result.error_interval
@@ -152,13 +150,13 @@ def _figures(result: Evaluation) -> Table:
     if result.top5_error is not None:
         rows.insert(3, ("top-5 error", f"{result.top5_error:.2%}"))
     table = Table(show_header=False)
-    for name, figure in rows:
-        table.add_row(name, figure)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
 def _classes(result: Evaluation) -> tuple[Table, str]:
-    """A row a class, of many those with the lowest F1; and what to call it."""
+    """Return a table with a row per class, or of the classes with the lowest F1, and its title."""
     from rich.table import Table
     from rich.text import Text
 
@@ -166,11 +164,11 @@ def _classes(result: Evaluation) -> tuple[Table, str]:
 
     per_class, count = result.per_class, len(result.classes)
     shown = list(range(count))
-    title = "Each class"
-    if count > MOST_CLASSES:
+    title = "Per class"
+    if count > MAX_CLASSES:
         present = [k for k in shown if per_class.support[k]]
-        shown = sorted(present, key=lambda k: float(per_class.f1[k]))[:MOST_CLASSES]
-        title = f"The {len(shown)} classes with the lowest F1, of {count} (--json has all)"
+        shown = sorted(present, key=lambda k: float(per_class.f1[k]))[:MAX_CLASSES]
+        title = f"The {len(shown)} of {count} classes with the lowest F1 (--json lists all)"
     table = Table()
     for name in ("class", "precision", "recall", "F1", "images"):
         table.add_column(name, justify="left" if name == "class" else "right", overflow="fold")

@@ -1,4 +1,4 @@
-"""What several verbs ask for in the same way."""
+"""Options that several verbs share."""
 
 from __future__ import annotations
 
@@ -10,30 +10,41 @@ from cyclopts import Parameter
 
 from mlpconv.errors import UsageError
 
-__all__ = ["Switch", "check_can_be_written", "check_from_one", "image_size"]
+__all__ = ["Model", "Switch", "check_can_be_written", "check_from_one", "image_size", "shipped_names"]
 
 Switch = Annotated[bool, Parameter(negative=())]
-"""An option that is off until it is named; it has no --no- form."""
+"""A flag that is off by default and has no --no- form."""
+
+
+def shipped_names() -> list[str]:
+    """Return the names of the shipped networks, as `models.weights.pretrained_names` does, without importing torch."""
+    return sorted(file.stem for file in (Path(__file__).parents[1] / "weights").glob("*.safetensors"))
+
+
+Model = Annotated[
+    str, Parameter(help=f"A model file, a run folder, or the name of a shipped network: {', '.join(shipped_names())}.")
+]
+"""The network that a verb uses."""
 
 
 def check_from_one(**options: int) -> None:
-    """Refuse an option that is below 1: UsageError."""
+    """Raise UsageError for an option that is less than 1."""
     for name, value in options.items():
         if value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} is {value}; a whole number from 1 is accepted.")
+            raise UsageError(f"--{name.replace('_', '-')} is {value}; expected an integer of at least 1.")
 
 
 def check_can_be_written(**files: Path | None) -> None:
-    """Refuse an option that names a folder, or a file in a folder that does not exist: UsageError."""
+    """Raise UsageError for an option that names a folder, or a file in a folder that does not exist."""
     for name, file in files.items():
         if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
-            raise UsageError(f"--{name} is {str(file)!r}; a file in a folder that exists is accepted.")
+            raise UsageError(f"--{name} is {str(file)!r}; expected a file in a folder that exists.")
 
 
 def image_size(text: str) -> tuple[int, int, int]:
-    """(C, H, W) from 3x32x32; UsageError for anything else."""
+    """Parse 3x32x32 as (C, H, W); raise UsageError for anything else."""
     numbers = re.fullmatch(r"(\d{1,6})[x×,](\d{1,6})[x×,](\d{1,6})", text.strip())
     if numbers is None or not all(int(number) for number in numbers.groups()):
-        raise UsageError(f"--input is {text!r}; channels, rows and columns are accepted, as in 3x32x32.")
+        raise UsageError(f"--input is {text!r}; expected channels, rows and columns, as in 3x32x32.")
     channels, rows, columns = map(int, numbers.groups())
     return channels, rows, columns

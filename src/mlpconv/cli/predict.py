@@ -1,15 +1,14 @@
-"""`mlpconv predict`: what is in image files."""
+"""`mlpconv predict`: classify image files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from mlpconv.cli.options import Switch, check_from_one
+from mlpconv.cli.options import Model, Switch, check_from_one
 
 if TYPE_CHECKING:
     from mlpconv.inference import Classifier
@@ -20,7 +19,7 @@ FAILED = 1
 
 
 def predict(
-    model: str,
+    model: Model,
     /,
     *images: str,
     top: int = 3,
@@ -30,79 +29,70 @@ def predict(
     csv: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     json: Switch = False,
 ) -> int:
-    """Say what is in image files: the most probable classes of each, with their probabilities.
+    """Classify image files: print the most probable classes of each image with their probabilities.
 
-    Each path has its row, in the order given. A file or folder that cannot be read is named on stderr and skipped;
+    Rows are in the order of the arguments. A file or folder that cannot be read is reported on stderr and skipped;
     the exit code is then 1.
 
     Parameters
     ----------
-    model
-        A model file, a run folder, or the name of shipped weights: digits, nin_cifar10, nin_mnist.
     images
-        Image files, folders of them, or quoted patterns such as 'photos/*.jpg'.
+        Image files, folders of images, or quoted patterns such as 'photos/*.jpg'.
     top
-        How many classes are listed for each image.
+        Classes listed for each image.
     recursive
-        Whether folders are searched with all that is in them.
+        Search subfolders.
     batch_size
-        Images read and computed at a time.
+        Images per batch.
     tta_flip
-        Average each image with its mirror image.
+        Average the logits of each image and its horizontal flip.
     csv
-        Write a CSV file; - stands for the standard output.
+        Write a CSV file; - writes to standard output.
     json
-        Print a JSON list with one object an image, for machines.
+        Print a JSON list with one object per image.
     """
     from mlpconv import inference
     from mlpconv.cli.bar import Bar
-    from mlpconv.cli.paths import find
+    from mlpconv.cli.paths import find_images
     from mlpconv.cli.reading import say_left_out
 
     check_from_one(top=top, batch_size=batch_size)
     if csv is not None:
         _check_csv(csv, json)
     classifier = inference.load(model)
-    found = find(images, recursive)
-    files = found.files
-    say_left_out(found)
+    listing = find_images(images, recursive)
+    files = listing.files
+    say_left_out(listing)
     rows: list[dict[str, Any]] = []
-    with Bar("looking", len(files)) as bar:
-        for batch, done in _batches(files, batch_size):
-            rows += _look(classifier, batch, top, tta_flip)
-            bar(done)
+    with Bar("predicting", len(files)) as bar:
+        for start in range(0, len(files), batch_size):
+            batch = files[start : start + batch_size]
+            rows += _predict_batch(classifier, batch, top, tta_flip)
+            bar(start + len(batch))
     if csv is not None:
         _write_csv(rows, csv, min(top, len(classifier.classes)))
     if json:
         _print_json(rows)
     elif csv is None:
         _print_table(rows)
-    return FAILED if len(rows) < len(files) or found.unreadable else 0
+    return FAILED if len(rows) < len(files) or listing.unreadable else 0
 
 
-def _check_csv(where: str, json: bool) -> None:
-    """Refuse what --csv cannot write to, before anything is computed."""
+def _check_csv(target: str, json: bool) -> None:
+    """Raise UsageError for a --csv target that cannot be written, before anything is computed."""
     from mlpconv.cli.paths import check_target
     from mlpconv.errors import UsageError
 
-    if where.startswith("--"):
-        raise UsageError(f"--csv is followed by {where}: give it a file, or - for the standard output.")
-    if json and where == "-":
-        raise UsageError("--json and --csv - would both print to the standard output: give --csv a file.")
-    if where != "-":
-        check_target(Path(where), "--csv")
+    if target.startswith("--"):
+        raise UsageError(f"--csv is followed by {target}: give it a file, or - for standard output.")
+    if json and target == "-":
+        raise UsageError("--json and --csv - both print to standard output: give --csv a file.")
+    if target != "-":
+        check_target(Path(target), "--csv")
 
 
-def _batches(files: Sequence[Path], size: int) -> Iterator[tuple[list[Path], int]]:
-    """The files some at a time, and how many have been given with them."""
-    rest, done = iter(files), 0
-    while batch := list(islice(rest, size)):
-        done += len(batch)
-        yield batch, done
-
-
-def _look(classifier: Classifier, files: Sequence[Path], top: int, tta_flip: bool) -> list[dict[str, Any]]:
-    """One row a file that can be read; the others are named on stderr."""
+def _predict_batch(classifier: Classifier, files: Sequence[Path], top: int, tta_flip: bool) -> list[dict[str, Any]]:
+    """Return one row per readable file; report the others on stderr."""
     from mlpconv.cli.reading import say_skipped
 
     predictions = classifier.predict(files, len(files), tta_flip=tta_flip, on_error="skip")
@@ -113,7 +103,7 @@ def _look(classifier: Classifier, files: Sequence[Path], top: int, tta_flip: boo
             "file": prediction.source,
             "label": prediction.label,
             "confidence": prediction.confidence,
-            "top": [{"label": label, "confidence": share} for label, share in prediction.top(top)],
+            "top": [{"label": label, "confidence": confidence} for label, confidence in prediction.top(top)],
         }
         for prediction in predictions
     ]
@@ -125,8 +115,8 @@ def _print_json(rows: list[dict[str, Any]]) -> None:
     print(json.dumps(rows, indent=2))
 
 
-def _write_csv(rows: list[dict[str, Any]], where: str, top: int) -> None:
-    """A line an image: file, label, confidence, then label_2, confidence_2 and so on."""
+def _write_csv(rows: list[dict[str, Any]], target: str, top: int) -> None:
+    """Write one line per image: file, label, confidence, then label_2, confidence_2 and so on."""
     import csv
     import io
 
@@ -134,19 +124,19 @@ def _write_csv(rows: list[dict[str, Any]], where: str, top: int) -> None:
 
     text = io.StringIO(newline="")
     table = csv.writer(text, lineterminator="\n")
-    more = [f"{column}_{place}" for place in range(2, top + 1) for column in ("label", "confidence")]
-    table.writerow(["file", "label", "confidence", *more])
+    others = [f"{column}_{rank}" for rank in range(2, top + 1) for column in ("label", "confidence")]
+    table.writerow(["file", "label", "confidence", *others])
     for row in rows:
         pairs = [f"{entry[column]}" for entry in row["top"] for column in ("label", "confidence")]
         table.writerow([row["file"], *pairs])
-    if where == "-":
+    if target == "-":
         print(text.getvalue(), end="")
     else:
-        write_atomic(Path(where), text.getvalue().encode("utf-8", "surrogateescape"))
+        write_atomic(Path(target), text.getvalue().encode("utf-8", "surrogateescape"))
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    """A table for a person."""
+    """Print a table with one row per image."""
     from rich.table import Table
     from rich.text import Text
 
@@ -157,7 +147,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     table.add_column("image", overflow="fold")
     table.add_column("label", overflow="fold")
     table.add_column("confidence", justify="right")
-    table.add_column("then", overflow="fold")
+    table.add_column("next", overflow="fold")
     for row in rows:
         others = ", ".join(f"{printable(entry['label'])} {entry['confidence']:.1%}" for entry in row["top"][1:])
         cells = (printable(row["file"]), printable(row["label"]), f"{row['confidence']:.1%}", others)

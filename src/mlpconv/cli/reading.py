@@ -1,4 +1,4 @@
-"""Image files one after the other; those that cannot be read are named and passed over."""
+"""Read image files one by one; report and skip those that cannot be read."""
 
 from __future__ import annotations
 
@@ -13,58 +13,57 @@ from mlpconv.text import printable
 if TYPE_CHECKING:
     import numpy as np
 
-    from mlpconv.cli.paths import Found
+    from mlpconv.cli.paths import ImageFiles
     from mlpconv.decode_options import DecodeOptions
 
 __all__ = ["finer", "readable", "say_left_out", "say_skipped"]
 
-KINDS = 5  # endings that are named
+MAX_EXTENSIONS = 5  # extensions that a message lists
 
 T = TypeVar("T")
 
 
 def readable(files: Iterable[Path], read: Callable[[Path], T]) -> Iterator[tuple[Path, T]]:
-    """Each file with what `read` makes of it; where it raises ImageError or OSError the file is named on stderr."""
+    """Yield each file with `read(file)`; report on stderr and skip a file whose read raises ImageError or OSError."""
     for file in files:
         try:
-            made = read(file)
+            content = read(file)
         except ImageError as error:
             say_skipped(str(error))
         except OSError as error:
             say_skipped(f"{file}: {error.strerror}.")
         else:
-            yield file, made
+            yield file, content
 
 
 def say_skipped(sentence: str) -> None:
-    """Name on stderr what could not be read, and why."""
+    """Report on stderr a file that was skipped, and why."""
     print(f"mlpconv: skipped: {printable(sentence)}", file=sys.stderr)
 
 
-def say_left_out(found: Found) -> None:
-    """Name on stderr what the folders hold beside image files that can be read."""
-    for sentence in found.unreadable:
+def say_left_out(images: ImageFiles) -> None:
+    """Report on stderr what the folders hold besides readable image files."""
+    for sentence in images.unreadable:
         say_skipped(sentence)
-    if found.foreign:
-        kinds = ", ".join(f"{count:,} {printable(ending)}" for ending, count in found.foreign.most_common(KINDS))
-        more = ", ..." if len(found.foreign) > KINDS else ""
-        print(f"mlpconv: left out files that are not images of a kind read here: {kinds}{more}.", file=sys.stderr)
+    if images.foreign:
+        common = images.foreign.most_common(MAX_EXTENSIONS)
+        counts = ", ".join(f"{count:,} {printable(extension)}" for extension, count in common)
+        ellipsis = ", ..." if len(images.foreign) > MAX_EXTENSIONS else ""
+        print(f"mlpconv: ignored files that are not images: {counts}{ellipsis}.", file=sys.stderr)
 
 
-def finer(
-    whole: np.ndarray, size: tuple[int, int], most: int, decode_options: DecodeOptions | None = None
-) -> np.ndarray:
-    """An image (C, H, W) brought to the network's (rows, columns) as it reads them, in as many times that as it has.
+def finer(image: np.ndarray, size: tuple[int, int], most: int, reading: DecodeOptions | None = None) -> np.ndarray:
+    """Resize an image (C, H, W) as the network reads it, to an integer multiple of the input size (rows, columns).
 
-    A picture to draw on: at most `most` dots along its longer side, and never less than the network's own size.
+    The result is a background for plots: at most `most` pixels along its longer side, at least the input size.
     """
     from PIL import Image
 
     from mlpconv.data.decode import from_pil
     from mlpconv.decode_options import DecodeOptions
 
-    channels, rows, columns = whole.shape
+    channels, rows, columns = image.shape
     height, width = size
-    times = max(1, min(rows // height, columns // width, most // max(height, width)))
-    image = Image.fromarray(whole[0] if channels == 1 else whole.transpose(1, 2, 0))
-    return from_pil(image, channels, (height * times, width * times), decode_options or DecodeOptions())
+    scale = max(1, min(rows // height, columns // width, most // max(height, width)))
+    opened = Image.fromarray(image[0] if channels == 1 else image.transpose(1, 2, 0))
+    return from_pil(opened, channels, (height * scale, width * scale), decode_options or DecodeOptions())

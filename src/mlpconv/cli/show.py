@@ -1,4 +1,4 @@
-"""Tables for people: as wide as the terminal, or, in a file or a pipe, as wide as they need to be."""
+"""Tables as wide as the terminal; in a file or a pipe, as wide as their content."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 __all__ = ["open_console", "say", "say_table"]
 
 WIDEST = 100_000
-"""Columns where there is no terminal that has to break lines."""
+"""Columns of output that does not go to a terminal."""
 
 
 def open_console() -> Console:
-    """A console on the standard output; where that is no terminal, nothing is folded, cut or left out."""
+    """Return a console on standard output that never wraps or truncates output to a file or pipe."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDEST
@@ -25,12 +25,12 @@ def open_console() -> Console:
 
 
 def say_table(console: Console, table: Table, title: str = "") -> None:
-    """Print a table below its title, which may be longer than the table is wide."""
+    """Print a title, which may be wider than the table, and the table."""
     if title:
         say(console, title, style="italic")
     console.print(table)
 
 
 def say(console: Console, line: str, style: str = "") -> None:
-    """Print a line as it is: whole, and not read as markup."""
+    """Print a line without wrapping or markup."""
     console.print(Text(line), style=style, soft_wrap=True)

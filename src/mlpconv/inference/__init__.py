@@ -1,7 +1,7 @@
 """Inference: images in, class names and probabilities out.
 
-`pixels` accepts whatever people call an image, `classifier` puts network and preprocessing together and answers with
-`predictions`; `engine` computes a network faster on a CPU, `dispatch` decides when.
+`pixels` reads images of any kind, `classifier` combines preprocessing and network and returns `predictions`; `engine`
+runs a network faster on a CPU, `dispatch` decides when to use it.
 """
 
 from __future__ import annotations

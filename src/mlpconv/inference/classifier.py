@@ -1,4 +1,4 @@
-"""A network with everything around it: images in, class names and probabilities out."""
+"""The classifier: a network with its preprocessing and class names; images in, predictions out."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ PRECISIONS = ("auto", "fp32")
 ON_ERROR = ("raise", "skip")
 
 Precision = Literal["auto", "fp32"]
-"""bfloat16 where that is clearly the faster here, or always float32."""
+"""bfloat16 if it is clearly faster on this machine, or always float32."""
 OnError = Literal["raise", "skip"]
-"""Whether an image that cannot be read ends a prediction, or is left out of it."""
+"""Whether an unreadable image raises ImageError or is skipped."""
 
 
 class Classifier:
     """A trained network, its fitted preprocessing and its class names: uint8 pixels in, probabilities out.
 
-    It puts the network into eval mode and channels-last layout, and always computes in eval mode, without gradients.
-    On a CPU a Network In Network of ReLUs is rearranged for speed at the first call, and again after its weights were
-    changed; a change through `tensor.data` is not seen. It can be pickled and copied; what was rearranged stays behind.
-    After its first call a child of `os.fork` computes with one thread.
+    The network is put into eval mode and channels-last layout, and always runs in eval mode without gradients. On a CPU
+    a Network In Network with ReLUs is compiled at the first call, and again when its weights change (changes through
+    `tensor.data` are not detected). A classifier can be pickled and copied, without the compiled network. A child of
+    `os.fork` after the first call uses one thread.
     """
 
     def __init__(
@@ -49,9 +49,9 @@ class Classifier:
         input_size: Size,
         info: Mapping[str, Any] | None = None,
     ) -> None:
-        """`input_size` is (C, H, W); `info` says how the network was made.
+        """Combine the parts; `input_size` is (C, H, W), `info` describes how the network was trained.
 
-        Raises UsageError for parts that do not fit.
+        Raises UsageError for incompatible parts.
         """
         self.classes = tuple(classes)
         self.input_size: Size = (input_size[0], input_size[1], input_size[2])
@@ -60,16 +60,16 @@ class Classifier:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.preprocessing = preprocessing.eval()
         self.info: dict[str, Any] = dict(info or {})
-        self._fast: Dispatcher | None = None
+        self._dispatcher: Dispatcher | None = None
 
     @property
     def device(self) -> torch.device:
-        """Where the network computes."""
+        """Return the device of the network."""
         parameter = next(self.model.parameters(), None)
         return torch.device("cpu") if parameter is None else parameter.device
 
     def to(self, device: torch.device | str) -> Classifier:
-        """Move the network and its preprocessing; returns itself."""
+        """Move the network and its preprocessing to a device; return the classifier."""
         self.model.to(device)
         self.preprocessing.to(device)
         return self
@@ -83,18 +83,19 @@ class Classifier:
         precision: Precision = "auto",
         on_error: OnError = "raise",
     ) -> Predictions:
-        """What is in each image: paths, Pillow images, uint8 arrays (H, W) or (H, W, C), or a batch (N, C, H, W).
+        """Classify one or more images; return their classes and probabilities.
 
-        One image or any sequence of them, read `batch_size` at a time; each is resized to `input_size`. `tta_flip`
-        averages the logits of the image and its mirror image. With `precision` "auto" it computes in bfloat16 where
-        that is clearly faster here (the best class of nearly every image stays the same), with "fp32" never.
-        With `on_error` "skip" an image that cannot be read has no row, and `.skipped` of the result has its error.
-        Raises UsageError for what is no image and for none, ImageError for a file that cannot be read.
+        `images` is one image or a sequence of them: paths, bytes of files, Pillow images, uint8 arrays (H, W) or
+        (H, W, C); or a uint8 batch (N, C, H, W). Each is resized to `input_size`; `batch_size` are read at a time.
+        `tta_flip` averages the logits of each image and its horizontal flip. `precision` "auto" uses bfloat16 if that
+        is clearly faster on this machine (the class of nearly every image stays the same), "fp32" always float32. With
+        `on_error` "skip", unreadable images have no row, and `.skipped` of the result holds their errors.
+        Raises UsageError for an empty sequence or anything that is not an image, ImageError for an unreadable file.
         """
         if on_error not in ON_ERROR:
             raise UsageError(f"on_error is {on_error!r:.40}; {did_you_mean(str(on_error)[:40], ON_ERROR)}")
         if type(batch_size) is not int or batch_size < 1:
-            raise UsageError(f"batch_size is {batch_size!r}; a whole number from 1 is accepted.")
+            raise UsageError(f"batch_size is {batch_size!r}; expected an integer of at least 1.")
         skipped: list[ImageError] = []
         rows, sources = [torch.empty(0, len(self.classes))], []
         failed = skipped if on_error == "skip" else None
@@ -104,63 +105,63 @@ class Classifier:
         return Predictions(torch.cat(rows).numpy(), self.classes, sources, skipped)
 
     def probabilities(self, pixels: Tensor, *, tta_flip: bool = False, precision: Precision = "fp32") -> Tensor:
-        """uint8 (N, C, H, W) -> probabilities (N, K), on the CPU; raises ModelFileError where they are not numbers."""
+        """Return probabilities (N, K) on the CPU of uint8 (N, C, H, W); raise ModelFileError for NaN or infinity."""
         logits = self.logits(pixels, tta_flip=tta_flip, precision=precision).float().cpu()
         if not np.isfinite(logits.numpy()).all():
-            wrong = (~torch.isfinite(logits)).any(1).nonzero()
+            invalid = (~torch.isfinite(logits)).any(1).nonzero()
             raise ModelFileError(
-                f"The network gives NaN or infinity for {len(wrong)} of {len(logits)} images (the first is number "
-                f"{int(wrong[0])}): its weights are too large to compute with. Train it anew."
+                f"The network outputs NaN or infinity for {len(invalid)} of {len(logits)} images (the first has index "
+                f"{int(invalid[0])}): its weights are too large. Retrain it, with a lower learning rate."
             )
         return logits.softmax(1)
 
     def pixels(self, images: object) -> Tensor:
-        """Images, as for `predict`, decoded and resized: uint8 (N, C, H, W) of `input_size`."""
+        """Decode and resize images, as for `predict`; return uint8 (N, C, H, W) of `input_size`."""
         return as_pixels(items(images), self.input_size, self.preprocessing.decode_options)
 
     def logits(self, pixels: Tensor, *, tta_flip: bool = False, precision: Precision = "fp32") -> Tensor:
-        """uint8 (N, C, H, W) -> logits (N, K) on the network's device; raises UsageError for other tensors."""
+        """Return logits (N, K) of uint8 (N, C, H, W) on the network's device; raise UsageError for other tensors."""
         self._check(pixels)
         if precision not in PRECISIONS:
             raise UsageError(f"precision is {precision!r:.40}; {did_you_mean(str(precision)[:40], PRECISIONS)}")
-        with self._computing() as modules:
-            logits = self._look(self._prepared(pixels), precision, modules)
+        with self._inference_mode() as modules:
+            logits = self._forward(self._preprocess(pixels), precision, modules)
             if tta_flip:
-                logits = (logits + self._look(self._prepared(pixels.flip(3)), precision, modules)) / 2
+                logits = (logits + self._forward(self._preprocess(pixels.flip(3)), precision, modules)) / 2
             return logits
 
     def maps(self, pixels: Tensor) -> Tensor:
-        """uint8 (N, C, H, W) -> category maps (N, K, h, w), whose spatial mean is the logits.
+        """Return category maps (N, K, h, w), the exact class activation maps, of uint8 (N, C, H, W).
 
-        Raises UsageError for other tensors and for networks with a fully connected head.
+        Their spatial means are the logits. Raises UsageError for other tensors, and for a fully connected head.
         """
         self._check(pixels)
-        with self._computing():
-            x = self._prepared(pixels).contiguous(memory_format=torch.channels_last)
+        with self._inference_mode():
+            x = self._preprocess(pixels).contiguous(memory_format=torch.channels_last)
             return self.model.category_maps(x)
 
-    def _prepared(self, pixels: Tensor) -> Tensor:
+    def _preprocess(self, pixels: Tensor) -> Tensor:
         return cast("Tensor", self.preprocessing(pixels.to(self.device)))
 
-    def _plain(self, x: Tensor) -> Tensor:
-        """Logits of preprocessed images, by the network as it is."""
+    def _plain_forward(self, x: Tensor) -> Tensor:
+        """Return the logits of preprocessed images by the plain network."""
         return cast("Tensor", self.model(x.contiguous(memory_format=torch.channels_last)))
 
-    def _look(self, x: Tensor, precision: Precision, modules: list[nn.Module]) -> Tensor:
-        """Logits of preprocessed images, by the fastest way there is for a network of these modules."""
-        usual = x.device.type == "cpu" and len(x) and tuple(x.shape[1:]) == self.input_size
-        state = state_of(modules) if usual else None
+    def _forward(self, x: Tensor, precision: Precision, modules: list[nn.Module]) -> Tensor:
+        """Return the logits of preprocessed images, by an engine if there is one; `modules` are the network's."""
+        supported = x.device.type == "cpu" and len(x) and tuple(x.shape[1:]) == self.input_size
+        state = state_of(modules) if supported else None
         if state is None:
-            return self._plain(x)
-        if self._fast is None or not self._fast.fits(state):
-            self._fast = None  # the old engines go before there are new ones
-            self._fast = Dispatcher.prepare(self.model, state, x)
-        engine = self._fast.choose(precision, x)
-        return self._plain(x) if engine is None else engine(x)
+            return self._plain_forward(x)
+        if self._dispatcher is None or not self._dispatcher.fits(state):
+            self._dispatcher = None  # free the old engines before building new ones
+            self._dispatcher = Dispatcher.prepare(self.model, state, x)
+        engine = self._dispatcher.choose(precision, x)
+        return self._plain_forward(x) if engine is None else engine(x)
 
     @contextmanager
-    def _computing(self) -> Iterator[list[nn.Module]]:
-        """Eval mode and no gradients for all modules; those that were training do so again afterwards."""
+    def _inference_mode(self) -> Iterator[list[nn.Module]]:
+        """Yield all modules in eval mode and without gradients; restore the training mode afterwards."""
         survive_fork()
         modules = modules_of(self.model)
         training = [module for module in modules if module.training]
@@ -175,14 +176,14 @@ class Classifier:
 
     def _check(self, pixels: Tensor) -> None:
         if not isinstance(pixels, Tensor) or pixels.dtype != torch.uint8 or pixels.dim() != 4:
-            given = f"{pixels.dtype} {tuple(pixels.shape)}" if isinstance(pixels, Tensor) else type(pixels).__name__
-            raise UsageError(f"Pixels were given as {given}; uint8 (N, C, H, W) is accepted: use .pixels(images).")
+            actual = f"{pixels.dtype} {tuple(pixels.shape)}" if isinstance(pixels, Tensor) else type(pixels).__name__
+            raise UsageError(f"Expected uint8 pixels (N, C, H, W), got {actual}: use .pixels(images).")
         if pixels.shape[1] != self.input_size[0]:
-            given = f"{pixels.shape[1]} channels were given, {self.input_size[0]} are accepted"
-            raise UsageError(f"Images of {given}: use .pixels(images).")
+            channels = self.input_size[0]
+            raise UsageError(f"Expected {channels} channels, got {pixels.shape[1]}: use .pixels(images).")
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_fast": None}
+        return self.__dict__ | {"_dispatcher": None}
 
     def __repr__(self) -> str:
         shown = ", ".join(printable(name) for name in self.classes[:3]) + (", ..." if len(self.classes) > 3 else "")
@@ -192,9 +193,9 @@ class Classifier:
 
 
 def load(path_or_name: str | os.PathLike[str]) -> Classifier:
-    """Load the classifier in a model file or a run folder, or one that ships with the package, by its name.
+    """Load a classifier from a model file or a run folder, or a shipped one by its name, such as "squeezenet".
 
-    Everything is checked before memory is taken or a network is built, and nothing in the file can run. Raises
-    ModelFileError for a file that is missing, damaged, hostile or not ours.
+    The file is validated before memory is allocated or a network is built, and nothing in it can run. Raises
+    ModelFileError for a file that is missing, damaged, hostile or not a model file.
     """
     return Classifier(*read(path_or_name))

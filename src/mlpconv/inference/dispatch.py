@@ -1,4 +1,4 @@
-"""Which way a network computes fastest here: its engines, tried and compared with the plain network before use."""
+"""Choose the fastest way to run a network on this CPU; engines are compared with the plain network before use."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from mlpconv.models.base import Network
 __all__ = ["Dispatcher", "WeightVersions", "modules_of", "state_of"]
 
 WeightVersions = tuple[tuple[int, int, int], ...]
-"""Which tensors a network has, and how often each was changed."""
+"""The identity and version counter of every tensor of a network."""
 
-LEAST_WORK = 20_000_000  # multiply-adds an image: for a smaller network preparing costs more than it brings
-TRIED = 8  # images that engines are tried on
+MIN_MACS = 20_000_000  # multiply-adds per image; a smaller network does not repay the compilation
+TRIAL_IMAGES = 8
 REPEATS = 5
-CLEARLY = 1.25  # times as fast bfloat16 must be: below, a chance of the moment would decide about the numbers
+MIN_SPEEDUP = 1.25  # of bfloat16 over float32; below that, timing noise would decide
 
 
 @dataclass
 class Dispatcher:
-    """The engines of a network for as long as its weights stay as they are; None where there is none to trust.
+    """The engines of a network with its current weights; None if there is none or its outputs differ.
 
-    `auto` is the faster of them, once it was asked for.
+    `auto` is the faster engine, once measured.
     """
 
     state: WeightVersions
-    tensors: list[Tensor]  # kept, so that their identities in `state` stay theirs
+    tensors: list[Tensor]  # kept alive, so that their ids in `state` stay unique
     fp32: Engine | None
     bf16: Engine | None
     auto: Engine | None = None
@@ -44,26 +44,27 @@ class Dispatcher:
 
     @classmethod
     def prepare(cls, model: Network, state: WeightVersions, x: Tensor) -> Dispatcher:
-        """Build and try the engines on preprocessed images (N, C, H, W)."""
-        give_back_freed_memory()
-        fast = cls(state, [*model.parameters(), *model.buffers()], None, None)
+        """Build the engines and try them on preprocessed images (N, C, H, W)."""
+        trim_memory()
+        dispatcher = cls(state, [*model.parameters(), *model.buffers()], None, None)
         layers = layers_of(model) if supported() else None
-        if layers is not None and work_of(layers, model.input_size[1:])[1] >= LEAST_WORK:
-            expected, head = model(x[:TRIED]), cast("Forward", model.head)
-            fast.fp32 = trusted(Engine(layers, head, torch.float32), x[:TRIED], expected)
+        if layers is not None and work_of(layers, model.input_size[1:])[1] >= MIN_MACS:
+            x = x[:TRIAL_IMAGES]
+            expected, head = model(x), cast("Forward", model.head)
+            dispatcher.fp32 = trusted(Engine(layers, head, torch.float32), x, expected)
             if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-                fast.bf16 = trusted(Engine(layers, head, torch.bfloat16), x[:TRIED], expected)
-        return fast
+                dispatcher.bf16 = trusted(Engine(layers, head, torch.bfloat16), x, expected)
+        return dispatcher
 
     def fits(self, state: WeightVersions) -> bool:
-        """Whether these are engines of that state of the network, made by this process.
+        """Return whether these engines were built for this state of the network, in this process.
 
-        After a fork they would wait for the threads that their kernels were made for.
+        In a forked child they would wait for threads of the parent.
         """
         return self.state == state and self.process == os.getpid()
 
     def choose(self, precision: str, x: Tensor) -> Engine | None:
-        """The engine for "fp32", or for "auto" the faster; None where `x` is too large for engines, or has NaN."""
+        """Return the engine for "fp32", or the faster one for "auto"; None if `x` has NaN or values too large."""
         if self.fp32 is None:
             return None
         low, high = (float(value) for value in x.aminmax())
@@ -72,22 +73,22 @@ class Dispatcher:
         if precision == "fp32" or self.bf16 is None:
             return self.fp32
         if self.auto is None:
-            seconds = timed([self.fp32, self.bf16], x[:TRIED])
-            self.auto = self.bf16 if seconds[0] > CLEARLY * seconds[1] else self.fp32
+            seconds = timed([self.fp32, self.bf16], x[:TRIAL_IMAGES])
+            self.auto = self.bf16 if seconds[0] > MIN_SPEEDUP * seconds[1] else self.fp32
         return self.auto
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:
-    """A module and all in it: as `modules()`, which takes a good part of a small prediction."""
-    found = [model]
-    for module in found:  # grows as it goes
+    """Return a module and its submodules, faster than `modules()`, which dominates small predictions."""
+    modules = [model]
+    for module in modules:  # grows during the loop
         if module._modules:
-            found += [child for child in module._modules.values() if child is not None]
-    return found
+            modules += [child for child in module._modules.values() if child is not None]
+    return modules
 
 
 def state_of(modules: Iterable[nn.Module]) -> WeightVersions | None:
-    """What tells whether a network is still the one it was; None where that cannot be told, or hooks wait for calls."""
+    """Return the state that detects changed weights; None if changes cannot be detected, or modules have hooks."""
     tensors: list[Tensor] = []
     for module in modules:
         if module._forward_hooks or module._forward_pre_hooks:
@@ -96,33 +97,33 @@ def state_of(modules: Iterable[nn.Module]) -> WeightVersions | None:
             tensors += [tensor for tensor in module._parameters.values() if tensor is not None]
         if module._buffers:
             tensors += [tensor for tensor in module._buffers.values() if tensor is not None]
-    if any(tensor.is_inference() for tensor in tensors):  # such tensors do not count their changes
+    if any(tensor.is_inference() for tensor in tensors):  # inference tensors have no version counter
         return None
     return tuple([(id(tensor), tensor.data_ptr(), tensor._version) for tensor in tensors])
 
 
 def trusted(engine: Engine, x: Tensor, expected: Tensor) -> Engine | None:
-    """The engine, if it computes here what the plain network does."""
+    """Return the engine if its outputs match those of the plain network, else None."""
     try:
-        found = engine(x)
-    except RuntimeError:  # an operator that this build of torch has, but not for this CPU
+        logits = engine(x)
+    except RuntimeError:  # an operator that is not available on this CPU
         return None
-    return engine if close(found, expected, engine.dtype) else None
+    return engine if close(logits, expected, engine.dtype) else None
 
 
-def give_back_freed_memory() -> None:
-    """Let glibc return what earlier engines held: compiled graphs that oneDNN still caches lie in between."""
+def trim_memory() -> None:
+    """Let glibc return the memory of earlier engines, which is fragmented by graphs that oneDNN still caches."""
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError, AttributeError):  # another C library
             ctypes.CDLL(None).malloc_trim(0)
 
 
 def timed(engines: list[Engine], x: Tensor) -> list[float]:
-    """The best time of each engine in seconds, measured in turn."""
+    """Return the best time of each engine in seconds, measured in turn."""
     seconds = [float("inf")] * len(engines)
     for _ in range(REPEATS):
         for number, engine in enumerate(engines):
-            began = time.perf_counter()
+            start = time.perf_counter()
             engine(x)
-            seconds[number] = min(seconds[number], time.perf_counter() - began)
+            seconds[number] = min(seconds[number], time.perf_counter() - start)
     return seconds

@@ -1,4 +1,4 @@
-"""A network by whatever names it: a model file, a run folder, an architecture of ours, or one of another library."""
+"""Open a network by path or name: a model file, a run folder, or an architecture of mlpconv, torchvision or timm."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ __all__ = ["open_network", "open_with_classifier"]
 
 
 def open_network(source: str, *, weights: bool = True) -> tuple[nn.Module, tuple[int, int, int]]:
-    """Return the network that a path or name stands for, and (C, H, W) of its usual images.
+    """Return the network of a path or name, and (C, H, W) of its input images.
 
-    With `weights=False` a network that comes from no file may have parameters without storage, however large it is.
-    Raises as `open_with_classifier` does.
+    With `weights=False`, the parameters of a network that is not from a file may have no storage. Raises as
+    `open_with_classifier` does.
     """
     if weights or os.path.lexists(source) or not (is_external(source) or source in list_models()):
         return open_with_classifier(source)[:2]
     try:
         with weightless():
             return open_with_classifier(source)[:2]
-    except RuntimeError:  # a network that reads its own weights while it is built
+    except RuntimeError:  # a network that reads its weights in its constructor
         return open_with_classifier(source)[:2]
 
 
 def open_with_classifier(source: str) -> tuple[nn.Module, tuple[int, int, int], Classifier | None]:
-    """Return the network of a path or name, (C, H, W) of its images, and the classifier of a model file, if any.
+    """Return the network of a path or name, (C, H, W) of its images, and the classifier of a model file or None.
 
-    A path takes precedence over a name. Model files and run folders have their weights; an architecture such as
-    nin_cifar10, torchvision:resnet50 or timm:convnext_tiny has random ones. Raises UsageError for an unknown name or a
-    library that is not installed, ModelFileError for a file that cannot be read.
+    A path takes precedence over a name. Model files and run folders have trained weights; an architecture such as
+    nin_cifar10, torchvision:resnet50 or timm:convnext_tiny has random weights. Raises UsageError for an unknown name or
+    a library that is not installed, ModelFileError for a file that cannot be read.
     """
     if is_external(source):
         return *create_external(source), None
@@ -48,6 +48,6 @@ def open_with_classifier(source: str) -> tuple[nn.Module, tuple[int, int, int], 
             raise
         raise UsageError(
             f"There is no file, run folder or architecture {source[:300]!r}; {did_you_mean(source, list_models())} "
-            "Of other libraries: torchvision:NAME or timm:NAME."
+            "For other libraries: torchvision:NAME or timm:NAME."
         ) from None
     return classifier.model, classifier.input_size, classifier

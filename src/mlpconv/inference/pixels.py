@@ -1,7 +1,7 @@
-"""Whatever people call an image, as pixels: uint8 (N, C, H, W) of the size a network takes.
+"""Convert paths, bytes, Pillow images and arrays to pixels: uint8 (N, C, H, W) of a network's input size.
 
-An array is one image (H, W) or (H, W, C) as Pillow gives it, with C in {1, 3, 4}; four axes are always a batch
-(N, C, H, W), also for tensors. Where an array could be read two ways it is refused: nothing is guessed.
+An array of two or three axes is one image (H, W) or (H, W, C) as from Pillow, with 1, 3 or 4 channels; four axes are a
+batch (N, C, H, W), also for tensors. An ambiguous array raises UsageError.
 """
 
 from __future__ import annotations
@@ -33,60 +33,60 @@ ACCEPTED = "paths, Pillow images, uint8 arrays (H, W) or (H, W, C), or a uint8 b
 
 
 class BatchRow:
-    """One image (C, H, W) out of a batch, where the order of the axes is known."""
+    """One image (C, H, W) of a batch, whose axes are known."""
 
     def __init__(self, pixels: NDArray[np.uint8]) -> None:
         self.pixels = pixels
 
 
 def items(images: object) -> Iterator[Item | BatchRow]:
-    """One image, a sequence of them or a batch, as single images; raises UsageError for anything else and for none."""
+    """Iterate over one image, a sequence of images or a batch; raise UsageError for anything else or no image."""
     if isinstance(images, Tensor | np.ndarray) and images.ndim == 4:
         array = images.detach().cpu().numpy() if isinstance(images, Tensor) else images
-        found: Iterator[Item | BatchRow] = (BatchRow(row) for row in _checked_batch(array))
+        singles: Iterator[Item | BatchRow] = (BatchRow(row) for row in _checked_batch(array))
     elif isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray | Tensor):
-        found = iter([_item(images)])
+        singles = iter([_item(images)])
     elif isinstance(images, Iterable):
-        found = (_item(image) for image in images)
+        singles = (_item(image) for image in images)
     else:
-        raise UsageError(f"A {type(images).__name__} is no image; accepted: {ACCEPTED}.")
-    first = next(found, None)
+        raise UsageError(f"A {type(images).__name__} is not an image; accepted: {ACCEPTED}.")
+    first = next(singles, None)
     if first is None:
-        raise UsageError(f"No image was given; accepted: {ACCEPTED}.")
-    return chain([first], found)
+        raise UsageError(f"Got no images; accepted: {ACCEPTED}.")
+    return chain([first], singles)
 
 
 def source_of(item: Item | BatchRow) -> str | None:
-    """The file an image comes from, where that is known."""
+    """Return the file of an image, or None."""
     if isinstance(item, str | os.PathLike):
         return os.fspath(item)
     return str(getattr(item, "filename", "")) or None
 
 
-def as_pixels(found: Iterable[Item | BatchRow], size: Size, decode_options: DecodeOptions) -> Tensor:
-    """Images as one uint8 tensor (N, C, H, W) of `size` (C, H, W), read as in training.
+def as_pixels(images: Iterable[Item | BatchRow], size: Size, reading: DecodeOptions) -> Tensor:
+    """Return images as one uint8 tensor (N, C, H, W) of `size` (C, H, W), read as in training.
 
     Raises ImageError for a file that cannot be read.
     """
-    return torch.from_numpy(np.stack([_pixels(item, size, decode_options) for item in found]))
+    return torch.from_numpy(np.stack([_pixels(image, size, decode_options) for image in images]))
 
 
 def batches(
     images: object, size: Size, count: int, decode_options: DecodeOptions, failed: list[ImageError] | None = None
 ) -> Iterator[tuple[Tensor, list[str | None]]]:
-    """The same, `count` images at a time, and the file of each where known; a batch that fits is not copied.
+    """Yield pixels (N, C, H, W) of `count` images at a time, and their files; an array that fits is not copied.
 
-    Images that cannot be read are left out, and why is added to `failed`, where that is given.
+    With `failed`, unreadable images are skipped and their errors appended to it.
     """
-    found, whole = items(images), _as_it_is(images, size)
-    if whole is not None:
-        for part in torch.split(whole, count):
-            yield part, [None] * len(part)
+    singles, tensor = items(images), _as_tensor(images, size)
+    if tensor is not None:
+        for batch in torch.split(tensor, count):
+            yield batch, [None] * len(batch)
         return
-    while batch := list(islice(found, count)):
-        read = list(_readable(batch, size, decode_options, failed))
-        if read:
-            yield torch.from_numpy(np.stack([pixels for pixels, _ in read])), [source for _, source in read]
+    while group := list(islice(singles, count)):
+        loaded = list(_readable(group, size, decode_options, failed))
+        if loaded:
+            yield torch.from_numpy(np.stack([pixels for pixels, _ in loaded])), [source for _, source in loaded]
 
 
 def _readable(
@@ -103,8 +103,8 @@ def _readable(
             yield pixels, source_of(item)
 
 
-def _as_it_is(images: object, size: Size) -> Tensor | None:
-    """A batch that needs nothing done to it, as a tensor that shares its memory."""
+def _as_tensor(images: object, size: Size) -> Tensor | None:
+    """Return a batch that needs no conversion as a tensor with shared memory, else None."""
     if isinstance(images, np.ndarray) and images.flags.writeable and images.flags.c_contiguous:
         images = torch.from_numpy(images)
     if isinstance(images, Tensor) and images.device.type == "cpu" and images.shape[1:] == size:
@@ -113,32 +113,32 @@ def _as_it_is(images: object, size: Size) -> Tensor | None:
 
 
 def _item(image: object) -> Item:
-    """One image, its kind and shape checked."""
+    """Check the type and shape of one image."""
     if isinstance(image, Tensor):
         raise UsageError(
-            f"A tensor of shape {tuple(image.shape)} was given; tensors are batches (N, C, H, W): "
+            f"Expected a batch (N, C, H, W), got a tensor of shape {tuple(image.shape)}: "
             "write tensor[None] for one image (C, H, W)."
         )
     if isinstance(image, np.ndarray):
         _check_array(image)
         return image
     if not isinstance(image, str | os.PathLike | bytes | Image.Image):
-        raise UsageError(f"A {type(image).__name__} is no image; accepted: {ACCEPTED}.")
+        raise UsageError(f"A {type(image).__name__} is not an image; accepted: {ACCEPTED}.")
     return image
 
 
 def _check_array(array: NDArray[Any]) -> None:
-    """An array is (H, W) or (H, W, C) and nothing else it could be."""
+    """Raise UsageError unless an array is unambiguously (H, W) or (H, W, C)."""
     _check_uint8(array)
     shape = array.shape
     if array.ndim not in (2, 3) or 0 in shape:
-        raise UsageError(f"An array of shape {shape} is no image; accepted: {ACCEPTED}.")
+        raise UsageError(f"An array of shape {shape} is not an image; accepted: {ACCEPTED}.")
     if array.ndim == 2:
         return
     if shape[0] in CHANNELS and shape[2] in CHANNELS:
         raise UsageError(
-            f"An array of shape {shape} could be (H, W, C) or (C, H, W): give Image.fromarray(array) for the "
-            "first, array[None] (a batch of one) for the second."
+            f"An array of shape {shape} is ambiguous: write Image.fromarray(array) for (H, W, C), array[None] "
+            "(a batch of one) for (C, H, W)."
         )
     if shape[2] not in CHANNELS:
         hint = "write array[:, None] if it is a batch (N, H, W) of grey images"
@@ -151,7 +151,7 @@ def _checked_batch(array: NDArray[Any]) -> NDArray[np.uint8]:
     _check_uint8(array)
     shape = array.shape
     if 0 in shape:
-        raise UsageError(f"A batch of shape {shape} holds no pixels; accepted: {ACCEPTED}.")
+        raise UsageError(f"A batch of shape {shape} has no pixels; accepted: {ACCEPTED}.")
     if shape[1] not in CHANNELS:
         hint = " Write array.transpose(0, 3, 1, 2) if it is (N, H, W, C)." if shape[3] in CHANNELS else ""
         raise UsageError(f"A batch of shape {shape} is not (N, C, H, W) with 1, 3 or 4 channels.{hint}")
@@ -165,12 +165,12 @@ def _check_uint8(array: NDArray[Any]) -> None:
     if array.dtype.kind == "f":
         advice = "for values 0 to 1 write (array * 255).round().astype('uint8'); preprocessed images go to .model"
     elif array.dtype == np.uint16:
-        advice = "give Image.fromarray(array), which is read as a file of 16 bits is"
-    raise UsageError(f"Pixels of type {array.dtype} were given; uint8 is accepted: {advice}.")
+        advice = "write Image.fromarray(array), which is read like a 16-bit file"
+    raise UsageError(f"Expected uint8 pixels, got {array.dtype}: {advice}.")
 
 
-def _pixels(item: Item | BatchRow, size: Size, decode_options: DecodeOptions) -> NDArray[np.uint8]:
-    """One image as uint8 (C, H, W)."""
+def _pixels(item: Item | BatchRow, size: Size, reading: DecodeOptions) -> NDArray[np.uint8]:
+    """Return one image as uint8 (C, H, W)."""
     channels, sides = size[0], (size[1], size[2])
     if isinstance(item, BatchRow):
         if item.pixels.shape == size:

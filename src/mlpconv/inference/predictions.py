@@ -1,4 +1,4 @@
-"""What a classifier says about images: probabilities with class names and, where known, the file of each image."""
+"""The predictions of a classifier: probabilities with class names and the file of each image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Prediction", "Predictions"]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was seen in one image."""
+    """The prediction for one image."""
 
     label: str
     """The most probable class."""
@@ -26,19 +26,19 @@ class Prediction:
     probabilities: dict[str, float]
     """The probability of every class, in the model's order; they sum to 1."""
     source: str | None = None
-    """The image's file, where there is one."""
+    """The file of the image, or None."""
 
     def top(self, count: int = 3) -> list[tuple[str, float]]:
-        """The `count` most probable classes with their probabilities, the most probable first."""
+        """Return the `count` most probable classes with their probabilities, the most probable first."""
         return sorted(self.probabilities.items(), key=lambda item: -item[1])[:count]
 
     def __str__(self) -> str:
-        where = f"{printable(self.source)}: " if self.source is not None else ""
-        return f"{where}{printable(self.label)} ({self.confidence:.1%})"
+        prefix = f"{printable(self.source)}: " if self.source is not None else ""
+        return f"{prefix}{printable(self.label)} ({self.confidence:.1%})"
 
 
 class Predictions(Sequence[Prediction]):
-    """One Prediction an image, in the order the images were given; also an array (N, K) of probabilities."""
+    """A sequence with one Prediction per image, in the order of the images; np.asarray gives probabilities (N, K)."""
 
     def __init__(
         self,
@@ -47,9 +47,9 @@ class Predictions(Sequence[Prediction]):
         sources: Sequence[str | None] | None = None,
         skipped: Sequence[ImageError] = (),
     ) -> None:
-        """Probabilities (N, K) for K classes; `sources` are the N files, `skipped` says why others have no row.
+        """Store probabilities (N, K), the K class names, the N files, and the errors of skipped images.
 
-        Raises UsageError where the counts differ.
+        Raises UsageError if the counts differ.
         """
         self.probabilities = probabilities
         self.classes = tuple(classes)
@@ -57,20 +57,20 @@ class Predictions(Sequence[Prediction]):
         self.skipped = tuple(skipped)
         if probabilities.shape != (len(self.sources), len(self.classes)):
             raise UsageError(
-                f"Probabilities of shape {probabilities.shape} were given for {len(self.sources)} images and "
-                f"{len(self.classes)} classes; one row an image and one column a class are accepted."
+                f"Probabilities of shape {probabilities.shape} do not fit {len(self.sources)} images and "
+                f"{len(self.classes)} classes: expected one row per image and one column per class."
             )
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The most probable class of each image (the first in the model's order among equals)."""
+        """Return the most probable class of each image; the first one if several are equal."""
         return tuple(self.classes[k] for k in self.probabilities.argmax(axis=1))
 
     @property
     def confidences(self) -> NDArray[np.float32]:
-        """(N,): the probability of the most probable class."""
-        most: NDArray[np.float32] = self.probabilities.max(axis=1)
-        return most
+        """Return (N,) probabilities of the most probable class."""
+        maxima: NDArray[np.float32] = self.probabilities.max(axis=1)
+        return maxima
 
     def __len__(self) -> int:
         return len(self.probabilities)
@@ -84,8 +84,8 @@ class Predictions(Sequence[Prediction]):
             return Predictions(self.probabilities[index], self.classes, self.sources[index])
         row = self.probabilities[index]
         best = int(row.argmax())
-        named = dict(zip(self.classes, row.tolist(), strict=True))
-        return Prediction(self.classes[best], float(row[best]), named, self.sources[index])
+        by_class = dict(zip(self.classes, row.tolist(), strict=True))
+        return Prediction(self.classes[best], float(row[best]), by_class, self.sources[index])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         array: NDArray[Any] = np.array(self.probabilities, dtype=dtype, copy=copy)
@@ -93,5 +93,5 @@ class Predictions(Sequence[Prediction]):
 
     def __repr__(self) -> str:
         shown = "; ".join(str(prediction) for prediction in self[:3])
-        more = f"; and {len(self) - 3} more" if len(self) > 3 else ""
-        return f"<Predictions of {len(self)} images: {shown}{more}>"
+        rest = f"; and {len(self) - 3} more" if len(self) > 3 else ""
+        return f"<Predictions of {len(self)} images: {shown}{rest}>"

@@ -1,8 +1,7 @@
 """The model file: one safetensors file with weights, configuration, classes and fitted preprocessing.
 
-`tensorfile` reads a safetensors file that may be hostile, `template` builds the network that the file describes without
-memory for its tensors, `store` writes and reads the whole, `parts` checks that network, preprocessing and classes
-fit together.
+`tensorfile` reads a safetensors file that may be hostile, `template` builds the described network without memory for
+its tensors, `parts` checks that network, preprocessing and classes are compatible, `store` saves and reads files.
 """
 
 from __future__ import annotations

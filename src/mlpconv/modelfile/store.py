@@ -1,8 +1,8 @@
-"""Our meaning of a safetensors file: the network, its preprocessing, its classes and how it was made.
+"""Save and read model files: a network, its preprocessing, its class names and how it was trained.
 
-Tensors are "model.*" and "preprocessing.*"; the metadata has one key, "mlpconv", with a JSON object: format, version,
-sha256, model, preprocessing, classes, input_size, info. The digest is over the whole file with its own 64 digits taken
-as zeros, so that every flipped bit is found.
+A model file is a safetensors file with the tensors "model.*" and "preprocessing.*". Its metadata have one key,
+"mlpconv", with a JSON object: format, version, sha256, model, preprocessing, classes, input_size, info. The digest is
+that of the whole file with its own 64 digits replaced by zeros, so that every flipped bit is detected.
 """
 
 from __future__ import annotations
@@ -66,19 +66,19 @@ def save(
     info: Mapping[str, Any],
     half: bool = False,
 ) -> None:
-    """Write a model file, all or nothing; the network stays as it is.
+    """Save a network, its preprocessing, class names and `input_size` (C, H, W) as a model file, atomically.
 
-    `half` stores as float16 the weights of two or more axes, and whatever loses nothing by it (both load as float32); a
-    network in float64 is rounded to float32. Raises UsageError for parts that do not fit, a network that its
-    configuration does not describe, `info` that is not JSON or a path that is a folder, NonFiniteError for NaN or
-    infinite weights, OSError where the file cannot be written.
+    `half` stores as float16 weights of two or more axes, and tensors that float16 represents exactly; both load as
+    float32. A float64 network is rounded to float32. Raises UsageError for incompatible parts, a network that differs
+    from its configuration, `info` that is not JSON, or a path that is a folder; NonFiniteError for NaN or infinite
+    weights; OSError if the file cannot be written.
     """
     network = check_parts(model, preprocessing, classes, input_size)
     dtypes = check_described(network)
     if Path(path).is_dir():
         raise UsageError(f"{str(path)!r} is a folder: give a file, such as {str(Path(path, MODEL_FILE))!r}.")
     if not preprocessing.ready:
-        raise UsageError("The preprocessing is not fitted yet: call fit(training images) before saving.")
+        raise UsageError("The preprocessing is not fitted: call fit(training images) before saving.")
     described = network.config.to_dict()
     fitted = Preprocessing.from_config(preprocessing.config()).state_dict()
     tensors = _stored(model, "model", dtypes, half)
@@ -98,19 +98,19 @@ def save(
         text = json.dumps(document, allow_nan=False, separators=(",", ":"))
         content = bytes_of(tensors, metadata={KEY: text})
     except (TypeError, ValueError, RecursionError) as error:
-        raise UsageError(f"info is not JSON without NaN, which a model file holds: {error}.") from None
+        raise UsageError(f"info cannot be stored as JSON without NaN: {error}.") from None
     write_atomic(Path(path), _sealed(content))
 
 
 def _version_for(described: Mapping[str, Any], preprocessing: Preprocessing) -> int:
-    """The first version that can say what the network is: older programs go on reading what they understand."""
+    """Return the oldest format version that can describe the network, so that older releases can read the file."""
     if preprocessing.decode_options.to_dict():
         return 3
     return 2 if any("ranks" in block for block in described.get("blocks", ())) else 1
 
 
 def _stored(module: nn.Module, prefix: str, dtypes: Mapping[str, torch.dtype], half: bool = False) -> dict[str, Tensor]:
-    """A module's tensors as they are written: on the CPU, contiguous, sharing nothing, finite, of a loadable dtype."""
+    """Return a module's tensors as stored: finite contiguous copies on the CPU, in a loadable dtype."""
     stored: dict[str, Tensor] = {}
     for name, tensor in module.state_dict().items():
         value = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
@@ -118,10 +118,10 @@ def _stored(module: nn.Module, prefix: str, dtypes: Mapping[str, torch.dtype], h
         if half and value.dtype == torch.float32 and (value.dim() > 1 or torch.equal(value.half().float(), value)):
             value = value.half()
         if not _all_finite(value):
-            kind = "in the network"
+            where = "in the network"
             if _all_finite(tensor):
-                kind = "as float16 (use half=False)" if value.dtype == torch.float16 else f"as {value.dtype}"
-            raise NonFiniteError(f"{prefix}.{name} is NaN or infinite {kind}: it is not saved.")
+                where = "as float16 (use half=False)" if value.dtype == torch.float16 else f"as {value.dtype}"
+            raise NonFiniteError(f"{prefix}.{name} is NaN or infinite {where}: not saved.")
         stored[f"{prefix}.{name}"] = value
     return stored
 
@@ -131,24 +131,25 @@ def _all_finite(value: Tensor) -> bool:
 
 
 def _sealed(content: bytes) -> bytes:
-    """The file with the digest in the place of its 64 zeros; raises UsageError where it could not be read again."""
+    """Return the file with the digest in place of its 64 zeros; raise UsageError for a header beyond the limits."""
     length = int.from_bytes(content[:8], "little")
     if length > MAX_HEADER:
-        raise UsageError(f"info makes a header of {length:,} bytes, {MAX_HEADER:,} are accepted: store less in it.")
+        raise UsageError(f"info makes a header of {length:,} bytes; at most {MAX_HEADER:,} are accepted: store less.")
     try:
         parse_json(parse_json(content[8 : 8 + length])["__metadata__"][KEY])
     except ModelFileError as error:
-        raise UsageError(f"info cannot be stored, as the file then {error}") from None
-    place = content.index(b'\\"sha256\\":\\"' + NO_DIGEST.encode()) + len(b'\\"sha256\\":\\"')
-    return content[:place] + hashlib.sha256(content).hexdigest().encode() + content[place + len(NO_DIGEST) :]
+        raise UsageError(f"info cannot be stored: the file {error}") from None
+    key = b'\\"sha256\\":\\"'
+    start = content.index(key + NO_DIGEST.encode()) + len(key)
+    return content[:start] + hashlib.sha256(content).hexdigest().encode() + content[start + len(NO_DIGEST) :]
 
 
 @one_thread()
 def read(path_or_name: str | os.PathLike[str]) -> ModelFile:
-    """Read a model file, that of a run folder, or the weights of that name that ship with the package.
+    """Read a model file, the model file of a run folder, or a shipped network by name.
 
-    Everything is checked before memory is taken or a network is built, and nothing in the file can run. Raises
-    ModelFileError for a file that is missing, damaged, hostile or not ours.
+    The file is validated before memory is allocated or a network is built, and nothing in it can run. Raises
+    ModelFileError for a file that is missing, damaged, hostile or not a model file.
     """
     path = _find(os.fspath(path_or_name))
     try:
@@ -166,44 +167,44 @@ def read(path_or_name: str | os.PathLike[str]) -> ModelFile:
     return ModelFile(model, preprocessing, tuple(document["classes"]), (channels, height, width), document["info"])
 
 
-def _find(given: str) -> Path:
-    """The file that a path, a run folder or a name stands for; a path goes before a name."""
-    path = Path(given)
+def _find(source: str) -> Path:
+    """Return the model file of a path, a run folder or a name; a path takes precedence over a name."""
+    path = Path(source)
     if os.path.isdir(path):  # noqa: PTH112  (unlike Path.is_dir it is False, not an error, for an impossible name)
         if not os.path.lexists(path / MODEL_FILE):
-            raise ModelFileError(f"The folder {given!r} has no {MODEL_FILE}: give a model file or a finished run.")
+            raise ModelFileError(f"The folder {source!r} has no {MODEL_FILE}: give a model file or a finished run.")
         return path / MODEL_FILE
     if os.path.lexists(path):
         return path
     shipped = pretrained_names()
-    if given in shipped:
-        return pretrained_path(given)
+    if source in shipped:
+        return pretrained_path(source)
     names = ", ".join(shipped) or "none in this release"
-    advice = f"give a model file, a run folder, or the name of shipped weights ({names})"
-    raise ModelFileError(f"There is no file or folder {given[:300]!r}: {advice}.")
+    advice = f"give a model file, a run folder, or the name of a shipped network ({names})"
+    raise ModelFileError(f"There is no file or folder {source[:300]!r}: {advice}.")
 
 
 def _document(header: Header) -> dict[str, Any]:
-    """What the metadata say, each part of the right kind."""
+    """Return the metadata, with the type of every part checked."""
     if KEY not in header.metadata:
-        raise ModelFileError("is a safetensors file that mlpconv did not write: give one that `mlpconv train` wrote.")
+        raise ModelFileError("is a safetensors file but not a model file of mlpconv: give one from `mlpconv train`.")
     document = parse_json(header.metadata[KEY])
     if document.get("format") != FORMAT or type(document.get("version")) is not int:
-        raise ModelFileError(f"is damaged: it does not say which format it has. {DAMAGED}")
+        raise ModelFileError(f"is damaged: its format is missing. {DAMAGED}")
     if document["version"] > VERSION:
-        newer = f"has version {document['version']} of the format, this mlpconv reads up to {VERSION}"
+        newer = f"has format version {document['version']}; this mlpconv reads up to {VERSION}"
         raise ModelFileError(f"{newer}: install a newer mlpconv.")
     if set(document) != set(KINDS) or not all(type(document[key]) is kind for key, kind in KINDS.items()):
-        raise ModelFileError(f"is damaged: its description lacks a part, or has one too many. {DAMAGED}")
+        raise ModelFileError(f"is damaged: its metadata have missing or unexpected parts. {DAMAGED}")
     if len(document["sha256"]) != len(NO_DIGEST):
         raise ModelFileError(f"is damaged: its digest is not a SHA-256. {DAMAGED}")
     return document
 
 
-def _check_values(tensors: Mapping[str, Tensor], digest: str, written: str) -> None:
-    """What was read is what was written, and all of it numbers."""
-    if digest != written:
-        raise ModelFileError(f"is damaged: its SHA-256 is not the one that was written. {DAMAGED}")
+def _check_values(tensors: Mapping[str, Tensor], digest: str, expected: str) -> None:
+    """Check the digest, and that all values are finite."""
+    if digest != expected:
+        raise ModelFileError(f"is damaged: its SHA-256 does not match. {DAMAGED}")
     for name, tensor in tensors.items():
         if not _all_finite(tensor):
-            raise ModelFileError(f"has NaN or infinity in the tensor {name!r}: train the network anew.")
+            raise ModelFileError(f"has NaN or infinity in the tensor {name!r}: retrain the network.")

@@ -1,8 +1,8 @@
-"""One safetensors file that may be damaged or hostile: every number is checked before anything is allocated.
+"""Read a safetensors file that may be damaged or hostile; every number is validated before memory is allocated.
 
-The format: 8 bytes (length of the header, little-endian), the header (JSON: name -> dtype, shape, offsets; texts under
-"__metadata__"), then the tensors' bytes without gap or overlap. It has no checksum of its own. A ModelFileError from
-here says what is wrong; the caller adds which file.
+The format: 8 bytes (length of the header, little-endian), the header (JSON: name -> dtype, shape, offsets; strings
+under "__metadata__"), then the tensors' bytes without gap or overlap. The format has no checksum. The messages of
+ModelFileError start with a verb; the caller puts the file name in front.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ MAX_HEADER = 2 << 20
 MAX_TENSORS = 10_000
 MAX_DIMENSIONS = 8
 MAX_DEPTH = 32
-# A short text can stand for a great many objects: these bound what its parsing may allocate. A tensor takes an object
-# and two lists, and about eight values.
+# A short text can parse to a great many objects; these limits bound the memory. A tensor takes an object, two lists and
+# about eight values.
 MAX_OBJECTS = 35_000
 MAX_VALUES = 100_000
 
@@ -48,13 +48,13 @@ DTYPES: dict[str, torch.dtype] = {
     "U8": torch.uint8,
 }
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".npy", ".npz", ".joblib")
-NEVER = "pickle is never read, because it can run programs; give a safetensors file written by mlpconv."
-DAMAGED = "Copy the file again, or train anew."
+NEVER = "pickle is never read, because it can run code; give a safetensors file written by mlpconv."
+DAMAGED = "Copy the file again, or retrain."
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one tensor lies; `start` and `stop` in bytes from the end of the header."""
+    """The position of one tensor; `start` and `stop` are in bytes from the end of the header."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -64,7 +64,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """What the file says about itself, checked against the limits and the file's length."""
+    """A header, validated against the limits and the length of the file."""
 
     entries: dict[str, Entry]
     metadata: dict[str, str]
@@ -73,7 +73,7 @@ class Header:
 
 @contextmanager
 def open_model_file(path: Path) -> Iterator[BufferedReader]:
-    """Open a regular file for reading; raise ModelFileError where there is none."""
+    """Open a regular file for reading; raise ModelFileError if it cannot be opened."""
     try:
         file = open_regular(path)
     except NotRegularError:
@@ -85,24 +85,26 @@ def open_model_file(path: Path) -> Iterator[BufferedReader]:
 
 
 def read_header(file: BufferedReader, path: Path) -> Header:
-    """Read and check all but the tensors' bytes; raises ModelFileError."""
+    """Read and validate the header; raise ModelFileError."""
     size = os.fstat(file.fileno()).st_size
     if size > MAX_FILE:
-        raise ModelFileError(f"has {size:,} bytes, at most {MAX_FILE:,} are accepted: it is no model of mlpconv.")
+        raise ModelFileError(
+            f"has {size:,} bytes; at most {MAX_FILE:,} are accepted: it is not a model file of mlpconv."
+        )
     start = file.read(8)
     length = int.from_bytes(start, "little")
     first = file.read(1)
     if len(start) < 8 or first != b"{" or length > size - 8:
-        raise ModelFileError(_what_else(start + first, size, path))
+        raise ModelFileError(_explain_other_format(start + first, size, path))
     if length > MAX_HEADER:
         raise ModelFileError(f"has a header of {length:,} bytes, at most {MAX_HEADER:,} are accepted. {DAMAGED}")
     text = first + file.read(length - 1)
     if len(text) < length:
-        raise ModelFileError(f"ended while it was read. {DAMAGED}")
+        raise ModelFileError(f"ended unexpectedly. {DAMAGED}")
     parsed = parse_json(text, parse_float=_refuse)
     metadata = parsed.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ModelFileError(f"is damaged: its metadata are not texts. {DAMAGED}")
+        raise ModelFileError(f"is damaged: its metadata are not strings. {DAMAGED}")
     if len(parsed) > MAX_TENSORS:
         raise ModelFileError(f"has {len(parsed):,} tensors, at most {MAX_TENSORS:,} are accepted.")
     entries = {name: _entry(name, value) for name, value in parsed.items()}
@@ -110,9 +112,9 @@ def read_header(file: BufferedReader, path: Path) -> Header:
     return Header(entries, metadata, start + text)
 
 
-def _what_else(start: bytes, size: int, path: Path) -> str:
-    """Why a file that does not begin like safetensors is refused."""
-    # The length of a header of less than 16 MiB has five zeros here; a pickle has operations.
+def _explain_other_format(start: bytes, size: int, path: Path) -> str:
+    """Return why a file that does not start like safetensors is rejected."""
+    # The length of a header below 16 MiB has five zero bytes here; a pickle has opcodes.
     stream = start[:1] == b"\x80" and b"\x01" < start[1:2] < b"\x06" and any(start[3:8])
     if stream or start[:4] == b"PK\x03\x04" or start[:6] == b"\x93NUMPY" or path.suffix.lower() in PICKLES:
         return f"is a pickle or an archive: {NEVER}"
@@ -122,17 +124,17 @@ def _what_else(start: bytes, size: int, path: Path) -> str:
 
 
 def parse_json(text: bytes | str, parse_float: Callable[[str], Any] | None = None) -> dict[str, Any]:
-    """A JSON object within limits of count and depth, without repeated keys, NaN or infinity; else ModelFileError."""
+    """Parse a JSON object; raise ModelFileError if it is too large or deep, or has repeated keys, NaN or infinity."""
     raw = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
     if raw.count(b"{") + raw.count(b"[") > MAX_OBJECTS or raw.count(b",") > MAX_VALUES:
-        raise ModelFileError("has a header with more values than any model of mlpconv.")
+        raise ModelFileError("has a header with more values than any model file of mlpconv.")
     try:
         decoded = text if isinstance(text, str) else text.decode()
         floats = parse_float or _finite
         parsed = json.loads(decoded, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=floats)
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:120]
-        raise ModelFileError(f"is damaged: its header is not JSON that can be read ({reason}). {DAMAGED}") from None
+        raise ModelFileError(f"is damaged: its header is not valid JSON ({reason}). {DAMAGED}") from None
     if not isinstance(parsed, dict):
         raise ModelFileError(f"is damaged: its header is not a JSON object. {DAMAGED}")
     level: list[Any] = [parsed]
@@ -145,14 +147,14 @@ def parse_json(text: bytes | str, parse_float: Callable[[str], Any] | None = Non
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        raise ValueError("a name occurs twice")
-    return made
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return mapping
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant[:40]} is no number that belongs here")
+    raise ValueError(f"{constant[:40]} is not accepted")
 
 
 def _finite(text: str) -> float:
@@ -162,28 +164,28 @@ def _finite(text: str) -> float:
     return value
 
 
-def _entry(name: str, given: object) -> Entry:
-    """One checked line of the header: the offsets hold exactly what dtype and shape need."""
+def _entry(name: str, value: object) -> Entry:
+    """Validate one entry of the header: the offsets match dtype and shape exactly."""
     what = f"is damaged: the header's entry for the tensor {name[:120]!r}"
-    if not isinstance(given, Mapping) or set(given) != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(value, Mapping) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise ModelFileError(f"{what} is not dtype, shape and offsets. {DAMAGED}")
-    dtype, shape, offsets = given["dtype"], given["shape"], given["data_offsets"]
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ModelFileError(f"{what} has the dtype {str(dtype)[:20]!r}; accepted: {', '.join(DTYPES)}.")
-    if not _whole_numbers(shape) or len(shape) > MAX_DIMENSIONS or not _whole_numbers(offsets) or len(offsets) != 2:
-        raise ModelFileError(f"{what} has a shape or offsets that are not whole numbers from 0. {DAMAGED}")
+    if not _are_integers(shape) or len(shape) > MAX_DIMENSIONS or not _are_integers(offsets) or len(offsets) != 2:
+        raise ModelFileError(f"{what} has a shape or offsets that are not non-negative integers. {DAMAGED}")
     start, stop = offsets
     if stop - start != math.prod(shape) * DTYPES[dtype].itemsize:
         raise ModelFileError(f"{what} claims more or fewer bytes than its shape needs. {DAMAGED}")
     return Entry(dtype, tuple(shape), start, stop)
 
 
-def _whole_numbers(value: object) -> bool:
+def _are_integers(value: object) -> bool:
     return isinstance(value, list) and all(type(number) is int and 0 <= number < 1 << 63 for number in value)
 
 
 def _check_layout(entries: Mapping[str, Entry], size: int) -> None:
-    """The tensors follow each other without gap or overlap, and fill the file to its end."""
+    """Raise ModelFileError unless the tensors fill the file without gap or overlap."""
     position = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
         if entry.start != position:
@@ -191,21 +193,21 @@ def _check_layout(entries: Mapping[str, Entry], size: int) -> None:
             raise ModelFileError(f"is damaged: the tensor {name[:120]!r} {fault}. {DAMAGED}")
         position = entry.stop
     if position != size:
-        counts = f"{position:,} bytes of tensors are described, {size:,} are there"
+        counts = f"its header describes {position:,} bytes of tensors, the file has {size:,}"
         raise ModelFileError(f"is cut off or damaged: {counts}. {DAMAGED}")
 
 
 def read_tensors(file: BufferedReader, header: Header, blank: str) -> tuple[dict[str, Tensor], str]:
-    """Read the tensors after the header, and the SHA-256 of the whole file with the text `blank` taken as zeros.
+    """Return the tensors, and the SHA-256 of the whole file with the text `blank`, its own digest, replaced by zeros.
 
-    (A file that holds its own digest cannot hold it while the digest is computed.) Raises ModelFileError.
+    Raises ModelFileError.
     """
     digest = hashlib.sha256(header.raw.replace(blank.encode(), b"0" * len(blank)))
     tensors: dict[str, Tensor] = {}
     for name, entry in sorted(header.entries.items(), key=lambda item: (item[1].start, item[1].stop)):
         content = bytearray(entry.stop - entry.start)
         if file.readinto(content) != len(content):
-            raise ModelFileError(f"ended while it was read. {DAMAGED}")
+            raise ModelFileError(f"ended unexpectedly. {DAMAGED}")
         digest.update(content)
         dtype = DTYPES[entry.dtype]
         flat = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)

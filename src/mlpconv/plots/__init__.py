@@ -1,4 +1,4 @@
-"""Drawing, apart from computing: each function returns a matplotlib `Figure`, and `save_figure` writes it."""
+"""Plots: each function returns a matplotlib `Figure`; `save_figure` writes it to a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was taken for what: the confusion matrix, and the most confident mistakes."""
+"""Plot the confusion matrix and the most confident mistakes."""
 
 from __future__ import annotations
 
@@ -17,55 +17,55 @@ from mlpconv.plots.style import ACCENT, BASE, GOOD, INK, QUIET, bare, new_figure
 
 __all__ = ["confusion", "mistakes"]
 
-COUNTS_TO = 20  # classes up to which each cell says its count
-LABELS_TO = 40  # classes up to which each one is named on the axes
-ACROSS = 6
+MAX_COUNTS = 20  # classes; up to here each cell shows its count
+MAX_LABELS = 40  # class names on an axis
+COLUMNS = 6
 BLUES = LinearSegmentedColormap.from_list("calm blues", ["#ffffff", "#d9e8f3", "#7fb3d5", BASE, "#08306b"])
 
 
 @styled
 def confusion(matrix: npt.ArrayLike, classes: Sequence[str]) -> Figure:
-    """A (K, K) matrix of counts, rows true and columns predicted, coloured by the share of its row.
+    """Plot a (K, K) matrix of counts, rows true and columns predicted, coloured by the fraction of the row.
 
-    Raises UsageError where the matrix and the classes do not fit.
+    Raises UsageError if the matrix is not (K, K) for K classes.
     """
     counts = np.asarray(matrix)
     K = len(classes)
     if counts.shape != (K, K) or not K:
-        raise UsageError(f"A matrix of shape {counts.shape} was given for {K} classes; ({K}, {K}) is accepted.")
+        raise UsageError(f"Expected a matrix of shape ({K}, {K}) for {K} classes, got {counts.shape}.")
     totals = counts.sum(1, keepdims=True)
     shares = counts / np.maximum(totals, 1)
     side = min(max(2.6 + 0.34 * K, 3.4), 8.6)
-    figure = new_figure(side + (1.0 if K > COUNTS_TO else 0.0), side, layout="compressed")
+    figure = new_figure(side + (1.0 if K > MAX_COUNTS else 0.0), side, layout="compressed")
     axes = figure.add_subplot()
-    # Mistakes are a few per cent of a row: the square root keeps them visible beside the diagonal.
+    # Mistakes are a few percent of a row; the square root keeps them visible beside the diagonal.
     image = axes.imshow(shares, cmap=BLUES, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
     _name_axes(axes, classes)
-    if K <= COUNTS_TO:
+    if K <= MAX_COUNTS:
         _write_counts(axes, counts, shares, side)
     else:
         bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, shrink=0.6, ticks=[0, 0.05, 0.25, 0.5, 1])
         bar.set_ticklabels(["0", "5 %", "25 %", "50 %", "100 %"])
-        bar.set_label("share of the true class")
+        bar.set_label("fraction of the true class")
         bar.outline.set_visible(False)
     return figure
 
 
 def _name_axes(axes: Axes, classes: Sequence[str]) -> None:
     K = len(classes)
-    step = max(1, math.ceil(K / LABELS_TO))
+    step = max(1, math.ceil(K / MAX_LABELS))
     shown = range(0, K, step)
     names = [short(classes[k], 16) for k in shown]
     size = 9 if K <= 20 else 7
-    upright = max(len(name) for name in names) * K > 60
-    axes.set_xticks(shown, names, rotation=90 if upright else 0, fontsize=size)
+    vertical = max(len(name) for name in names) * K > 60
+    axes.set_xticks(shown, names, rotation=90 if vertical else 0, fontsize=size)
     axes.set_yticks(shown, names, fontsize=size)
     axes.tick_params(length=0, colors=INK)
     axes.spines[:].set_visible(True)
     axes.spines[:].set_color(QUIET)
-    axes.set_xlabel("predicted" if step == 1 else f"predicted (one class in {step} is named)")
+    axes.set_xlabel("predicted" if step == 1 else f"predicted (1 in {step} classes is labelled)")
     axes.set_ylabel("true")
-    if K <= COUNTS_TO:
+    if K <= MAX_COUNTS:
         axes.set_xticks(np.arange(K - 1) + 0.5, minor=True)
         axes.set_yticks(np.arange(K - 1) + 0.5, minor=True)
         axes.grid(which="minor", color="white", linewidth=1.5)
@@ -74,8 +74,8 @@ def _name_axes(axes: Axes, classes: Sequence[str]) -> None:
 
 def _write_counts(axes: Axes, counts: npt.NDArray[Any], shares: npt.NDArray[np.float64], inches: float) -> None:
     K = len(counts)
-    widest = max(len(str(counts.max())), 2)
-    size = min(10.0, inches * 58 / (K * 0.85 * widest))  # points that fit into a cell
+    digits = max(len(str(counts.max())), 2)
+    size = min(10.0, inches * 58 / (K * 0.85 * digits))  # points that fit in a cell
     for row, column in np.argwhere(counts > 0):
         colour = "white" if shares[row, column] > 0.3 else INK
         weight = "bold" if row == column else "normal"
@@ -93,33 +93,33 @@ def mistakes(
     names: Sequence[str | None] | None = None,
     classes: Sequence[str] | None = None,
 ) -> Figure:
-    """Images (C, H, W) uint8 that were taken for something else, each with what it is and what was said.
+    """Plot misclassified uint8 images (C, H, W) with their predicted and true classes.
 
-    `true` and `predicted` are class names, or numbers of `classes`; `names` are the images' files.
-    Raises UsageError where the lengths differ.
+    `true` and `predicted` are class names, or indices into `classes`; `names` are the files of the images. Raises
+    UsageError if the lengths differ.
     """
     lengths = {len(images), len(true), len(predicted), len(confidence), len(images if names is None else names)}
     if len(lengths) > 1:
         raise UsageError(
-            f"Images, labels, confidences and names differ in number: {sorted(lengths)}. Give one of each."
+            f"Images, labels, confidences and names differ in length: {sorted(lengths)}. Give one of each per image."
         )
     if not len(images):
         return _no_mistakes()
-    across = min(ACROSS, len(images))
-    down = math.ceil(len(images) / across)
+    columns = min(COLUMNS, len(images))
+    rows = math.ceil(len(images) / columns)
     with_files = names is not None and any(names)
-    figure = new_figure(max(1.55 * across, 3.1), (2.2 if with_files else 2.0) * down, layout="compressed")
-    grid = figure.subplots(down, across, squeeze=False).flat
+    figure = new_figure(max(1.55 * columns, 3.1), (2.2 if with_files else 2.0) * rows, layout="compressed")
+    grid = figure.subplots(rows, columns, squeeze=False).flat
     for index, axes in enumerate(grid):
         bare(axes)
         if index >= len(images):
             continue
         _show(axes, picture(images[index]))
-        said, meant = (short(_name(value[index], classes), 15) for value in (predicted, true))
-        heading = f"{said}, {share(confidence[index])}"
+        guess, truth = (short(_name(value[index], classes), 15) for value in (predicted, true))
+        heading = f"{guess}, {share(confidence[index])}"
         axes.set_title(heading, fontsize=8.5, color=ACCENT, fontweight="normal", loc="center", pad=16)
         below = {"transform": axes.transAxes, "ha": "center", "va": "bottom", "fontsize": 8.5, "color": GOOD}
-        axes.text(0.5, 1.035, f"is {meant}", **below)
+        axes.text(0.5, 1.035, f"true: {truth}", **below)
         if with_files and names is not None:
             axes.set_xlabel(short(names[index] or "", 22), fontsize=7.5, labelpad=3)
     return figure
@@ -130,7 +130,7 @@ def _name(value: str | int, classes: Sequence[str] | None) -> str:
 
 
 def _show(axes: Axes, image: npt.NDArray[np.uint8]) -> None:
-    """Small images in sharp squares, large ones smooth."""
+    """Show an image; small ones without interpolation."""
     axes.imshow(image, interpolation="nearest" if max(image.shape[:2]) < 64 else "antialiased")
 
 

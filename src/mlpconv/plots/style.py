@@ -1,4 +1,4 @@
-"""One look for every figure: light, few colours, told apart by any eye, and never a change to the user's settings."""
+"""The common style of all figures: light, few colours, safe for colour blindness; user settings stay unchanged."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 INK, QUIET, RULE = "#1f2933", "#697586", "#e3e7ec"
-BASE, ACCENT, GOOD = "#0072b2", "#d55e00", "#00795a"  # of Okabe and Ito's palette, the green darkened for text
+BASE, ACCENT, GOOD = "#0072b2", "#d55e00", "#00795a"  # from Okabe and Ito's palette, the green darkened for text
 
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
@@ -76,90 +76,90 @@ STYLE: dict[Any, Any] = {
     "ytick.labelsize": 9,
     "ytick.major.size": 3,
 }
-# DejaVu comes with matplotlib; the others draw what it lacks, where they are installed.
+# DejaVu comes with matplotlib; the others have the glyphs it lacks, if they are installed.
 FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Hiragino Sans", "PingFang SC", "Microsoft YaHei")
-SHOWN = 100  # pixels an inch in a notebook
+NOTEBOOK_DPI = 100
 DPI = 160
-LARGE = 200_000  # bytes of a PNG
+MAX_PNG = 200_000  # bytes
 COARSER = 0.7
 
 P = ParamSpec("P")
 
 
 @functools.cache
-def _house() -> dict[Any, Any]:
-    """The style, with the fonts that are installed."""
+def _style() -> dict[Any, Any]:
+    """Return the style with the installed fonts."""
     installed = {font.name for font in fontManager.ttflist}
     return {**STYLE, "font.family": [name for name in FONTS if name in installed]}
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Draw in the house style, whatever the user's settings are, and leave those as they were."""
+    """Decorate a plotting function to use the common style without changing the user's settings."""
 
     @functools.wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with mpl.rc_context(_house()):
+        with mpl.rc_context(_style()):
             return draw(*args, **kwargs)
 
     return drawn
 
 
-class _Shown(Figure):
-    """A figure that a notebook shows by itself."""
+class _NotebookFigure(Figure):
+    """A figure that a notebook displays."""
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
-        """A PNG, and the size in pixels at which it is shown: finer than those, sharp on any screen."""
-        width, height = (round(side * SHOWN) for side in self.get_size_inches())
+        """Return a PNG and its display size in pixels, which is smaller, for high-resolution screens."""
+        width, height = (round(side * NOTEBOOK_DPI) for side in self.get_size_inches())
         return _drawn(self, DPI), {"width": width, "height": height}
 
 
 def new_figure(width: float, height: float, layout: Literal["constrained", "compressed"] = "constrained") -> Figure:
-    """An empty figure of so many inches that belongs to no window; "compressed" suits pictures of a fixed shape."""
-    figure = _Shown(figsize=(width, height), layout=layout)
+    """Return an empty figure of a size in inches, without a window; "compressed" suits images of a fixed aspect."""
+    figure = _NotebookFigure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
 
 def save_figure(figure: Figure, path: str | Path, *, dpi: float = DPI) -> Path:
-    """Write a figure as a PNG, or as an SVG where the name ends so, whole or not at all; raises OSError.
+    """Write a figure as PNG, or as SVG for the extension .svg, atomically; raise OSError.
 
-    At the usual `dpi` text is sharp on any screen; where that makes a large file, it is drawn coarser.
+    A PNG that is too large is drawn again at a lower resolution.
     """
     if Path(path).suffix.lower() == ".svg":
         drawn = _as_svg(figure)
     else:
         png = _drawn(figure, dpi)
-        drawn = png if len(png) <= LARGE else _drawn(figure, dpi * COARSER)
+        drawn = png if len(png) <= MAX_PNG else _drawn(figure, dpi * COARSER)
     write_atomic(Path(path), drawn)
     return Path(path)
 
 
 def _as_svg(figure: Figure) -> bytes:
-    """The bytes of an SVG that says nothing of when it was made; letters are outlines, which every viewer has."""
-    packed = io.BytesIO()
-    with mpl.rc_context({**_house(), "svg.hashsalt": "mlpconv", "svg.fonttype": "path"}):
-        figure.savefig(packed, format="svg", metadata={"Date": None})
-    return packed.getvalue()
+    """Return a reproducible SVG, without a date and with text as outlines."""
+    buffer = io.BytesIO()
+    with mpl.rc_context({**_style(), "svg.hashsalt": "mlpconv", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
 
 
 def _drawn(figure: Figure, dpi: float) -> bytes:
-    """The bytes of a PNG, without an alpha channel that says nothing."""
-    packed, own = io.BytesIO(), figure.dpi
+    """Return a PNG without an alpha channel."""
+    buffer, own = io.BytesIO(), figure.dpi
     canvas = FigureCanvasAgg(figure)
-    with mpl.rc_context(_house()), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a box stands for it; the name is whole in the tables
+    with mpl.rc_context(_style()), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a box is drawn; the tables have the full name
         figure.set_dpi(dpi)
         try:
             canvas.draw()  # type: ignore[no-untyped-call]
         finally:
             figure.set_dpi(own)
     pixels = np.asarray(canvas.buffer_rgba())[:, :, :3]  # type: ignore[no-untyped-call]
-    Image.fromarray(pixels).save(packed, format="png", dpi=(dpi, dpi))
-    return packed.getvalue()
+    Image.fromarray(pixels).save(buffer, format="png", dpi=(dpi, dpi))
+    return buffer.getvalue()
 
 
 def bare(axes: Axes) -> Axes:
-    """Axes for a picture: no ticks and no frame."""
+    """Remove ticks and frame from axes that show an image."""
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
@@ -167,24 +167,23 @@ def bare(axes: Axes) -> Axes:
 
 
 def picture(image: npt.ArrayLike) -> npt.NDArray[np.uint8]:
-    """A uint8 image (C, H, W) with C of 1, 3 or 4 as (H, W, 3) for drawing; UsageError for another shape."""
+    """Return a uint8 image (C, H, W) with C of 1, 3 or 4 as (H, W, 3); raise UsageError for another shape."""
     array = np.asarray(image)
     if array.ndim != 3 or array.shape[0] not in (1, 3, 4) or array.dtype != np.uint8:
         raise UsageError(
-            f"An array of shape {array.shape} and type {array.dtype} is no picture; "
-            "uint8 (C, H, W) with 1, 3 or 4 channels is accepted."
+            f"Expected a uint8 image (C, H, W) with 1, 3 or 4 channels, got {array.dtype} of shape {array.shape}."
         )
     return np.repeat(array, 3, axis=0).transpose(1, 2, 0) if len(array) == 1 else array[:3].transpose(1, 2, 0)
 
 
 def faded(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """A picture (H, W, 3) in light greys, so that what is drawn over it is the only colour."""
+    """Return an image (H, W, 3) in light grey, as a background for colours."""
     grey = image.astype(np.float64) @ (0.299, 0.587, 0.114)
     return np.repeat((94 + 8 * np.round(0.0775 * grey))[:, :, None], 3, axis=2).astype(np.uint8)
 
 
 def short(name: object, length: int = 18) -> str:
-    """A name that fits: control characters made visible, the middle left out of a long one."""
+    """Shorten a name in the middle, with control characters made visible."""
     text = printable(str(name))
     if len(text) <= length:
         return text
@@ -193,7 +192,7 @@ def short(name: object, length: int = 18) -> str:
 
 
 def share(probability: float) -> str:
-    """A probability in whole per cents, and never rounded to certainty."""
+    """Format a probability in whole percent, never rounded to 0 or 100 %."""
     if 0 < probability < 0.005:
         return "<1%"
     return ">99%" if 0.995 <= probability < 1 else f"{probability:.0%}"

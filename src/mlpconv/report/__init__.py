@@ -1,4 +1,4 @@
-"""A run folder as one page for people: `write_report` builds report.html from what lies in the folder."""
+"""The report of a run: `write_report` builds report.html from the files of a run folder."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ __all__ = ["write_report"]
 
 
 def write_report(folder: str | Path, classifier: Classifier | None = None) -> Path:
-    """Write report.html into a run folder, from whatever parts of a run are there, and return its path.
+    """Write report.html into a run folder and return its path.
 
-    `classifier` is that of the folder's model file, which is read where it is None.
-
-    The page stands alone: pictures and style are inside, it asks for nothing and runs nothing. What is missing or
-    damaged is left out. Raises RunFolderError where there is no such folder, OSError where it cannot be written.
+    `classifier` is that of the folder's model file; None reads the file. The page is self-contained, with embedded
+    images and no scripts; missing or damaged parts are left out. Raises RunFolderError if there is no such folder,
+    OSError if the page cannot be written.
     """
-    where = Path(folder)
-    if not where.is_dir():
-        raise RunFolderError(f"{where} is not a folder: give the folder of a run, like runs/digits-001.")
-    run = read_run(where, classifier)
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise RunFolderError(f"{folder} is not a folder: give a run folder, such as runs/digits-001.")
+    run = read_run(folder, classifier)
     page = document(f"{run.title} · mlpconv", headline(run), sections(run))
-    target = where / "report.html"
+    target = folder / "report.html"
     write_atomic(target, page.encode("utf-8", "backslashreplace"))
     return target

@@ -1,4 +1,4 @@
-"""HTML that cannot be broken out of: every text is escaped unless this module made it."""
+"""Build HTML that is safe against injection: all text is escaped unless it is of the class Html."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri
 
 
 class Html(str):
-    """Text that is HTML already."""
+    """Text that is already HTML."""
 
     __slots__ = ()
 
@@ -68,31 +68,31 @@ Child: TypeAlias = str | Html | None
 
 
 def element(tag: str, *children: Child, **attributes: str) -> Html:
-    """An element: children that are not Html are escaped, as are attributes; None is left out."""
-    given = "".join(f' {name.rstrip("_")}="{_escape(value)}"' for name, value in attributes.items())
+    """Return an element; attributes and children that are not Html are escaped, None is skipped."""
+    attribute_text = "".join(f' {name.rstrip("_")}="{_escape(value)}"' for name, value in attributes.items())
     inner = "".join(child if isinstance(child, Html) else _escape(child) for child in children if child is not None)
-    return Html(f"<{tag}{given}>{inner}</{tag}>")
+    return Html(f"<{tag}{attribute_text}>{inner}</{tag}>")
 
 
 def _escape(text: str) -> str:
-    """Text for HTML, with control and direction characters made visible."""
+    """Escape text for HTML, with control and direction characters made visible."""
     return html.escape("\n".join(printable(line) for line in text.split("\n")), quote=True)
 
 
 def section(title: str, *children: Child) -> Html:
-    """A heading and what stands under it."""
+    """Return a section with a heading."""
     return element("section", element("h2", title), *children)
 
 
 def figure(png: bytes, alternative: str, caption: str, **attributes: str) -> Html:
-    """A picture inside the page; `alternative` says it in words."""
+    """Return a figure with an embedded PNG; `alternative` is its alt text."""
     source = "data:image/png;base64," + base64.b64encode(png).decode()
     image = Html(f'<img src="{source}" alt="{_escape(alternative)}">')
     return element("figure", image, element("figcaption", caption), **attributes)
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[Child]], kind: str = "") -> Html:
-    """A table that scrolls by itself where it is too wide."""
+    """Return a table that scrolls horizontally if it is too wide."""
     head = element("tr", *(element("th", name, scope="col") for name in columns))
     body = [element("tr", *(element("td", cell) for cell in row)) for row in rows]
     return element(
@@ -101,7 +101,7 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[Child]], kind: str = "
 
 
 def document(title: str, *body: Child) -> str:
-    """The whole page."""
+    """Return a complete HTML page."""
     head = element(
         "head",
         Html('<meta charset="utf-8">'),

@@ -1,4 +1,4 @@
-"""What lies in a run folder, read for the report: each part may be missing, and none is trusted."""
+"""Read the files of a run folder for the report; every file may be missing or damaged."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from mlpconv.inference import Classifier
 __all__ = ["FIGURES", "RunParts", "number", "read_run"]
 
 FIGURES = ("curves", "confusion", "mistakes", "maps", "filters")
-MOST_BYTES = 32 << 20
+MAX_BYTES = 32 << 20
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
 class RunParts:
-    """The parts of a run; empty where there is none."""
+    """The parts of a run; a missing part is empty."""
 
     path: Path
     recipe: Mapping[str, Any]
@@ -37,7 +37,7 @@ class RunParts:
 
     @property
     def model_name(self) -> str | None:
-        """The network's name, from the model file, else from the recipe."""
+        """Return the network's name from the model file, else from the recipe."""
         if self.classifier is not None:
             return self.classifier.model.config.name
         name = self.recipe.get("model")
@@ -45,7 +45,7 @@ class RunParts:
 
     @property
     def title(self) -> str:
-        """What the run is about, in a few words."""
+        """Return a title: network and data set."""
         data = self.data.get("name")
         if self.model_name and data:
             return f"{self.model_name} on {data}"
@@ -53,7 +53,7 @@ class RunParts:
 
 
 def read_run(folder: Path, classifier: Classifier | None = None) -> RunParts:
-    """Read the parts of a run folder that are there and whole; `classifier` is that of its model file, where known."""
+    """Read the valid parts of a run folder; `classifier` is that of its model file, or None."""
     figures = {name: _bytes(folder / "figures" / f"{name}.png") for name in FIGURES}
     return RunParts(
         folder,
@@ -68,7 +68,7 @@ def read_run(folder: Path, classifier: Classifier | None = None) -> RunParts:
 
 
 def number(mapping: Mapping[str, Any], key: str) -> float | None:
-    """A finite number of a mapping, also one that a CSV file gives as text; None where there is none."""
+    """Return a finite number of a mapping, parsed if it is text, or None."""
     value = mapping.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
@@ -80,9 +80,9 @@ def number(mapping: Mapping[str, Any], key: str) -> float | None:
 
 
 def _bytes(path: Path) -> bytes:
-    """A regular file of bounded length; empty where it cannot be had."""
+    """Return the content of a regular file of bounded size, or no bytes."""
     try:
-        if path.is_file() and path.stat().st_size <= MOST_BYTES:
+        if path.is_file() and path.stat().st_size <= MAX_BYTES:
             return path.read_bytes()
     except OSError:
         return b""
@@ -105,7 +105,7 @@ def _history(path: Path) -> tuple[Mapping[str, str], ...]:
 
 
 def _classifier(path: Path, known: Classifier | None) -> Classifier | None:
-    """The classifier of a model file, `known` where the caller has it; None where there is no good file."""
+    """Return the classifier of a model file, `known` if the caller has it, or None without a valid file."""
     if not path.is_file() or known is not None:
         return known if path.is_file() else None
     try:

@@ -1,4 +1,4 @@
-"""The sections of the report, each from the parts of a run it needs; Html that is empty where they are missing."""
+"""The sections of the report; a section whose parts are missing is empty."""
 
 from __future__ import annotations
 
@@ -14,58 +14,58 @@ from mlpconv.training.recipe import Recipe
 __all__ = ["headline", "sections"]
 
 NOTHING = Html("")
-NARROW_TO = 12  # classes up to which the confusion matrix is drawn small
-OPEN_TO = 30  # classes up to which their table stands open
+NARROW_TO = 12  # classes; up to here the confusion matrix is small
+OPEN_TO = 30  # classes; up to here their table is expanded
 MEASURES = (
     ("error", "error", "{:.2%}"),
     ("top5_error", "top-5 error", "{:.2%}"),
     ("log_loss", "log loss", "{:.4f}"),
     ("calibration_error", "calibration error (15 bins)", "{:.4f}"),
 )
-BELOW = "A validation curve that rises while the training curve falls means that the network learns images by heart."
+OVERFITTING = "If the validation curve rises while the training curve falls, the network overfits."
 MISTAKES = (
-    "The wrong answers of which the network was most confident: in orange what it said, in green what the image is. "
-    "A wrong label in the data often shows here first."
+    "The most confident mistakes: the predicted class in orange, the true class in green. Wrong labels in the data "
+    "often show here first."
 )
 MAPS = (
-    "The category maps of the most probable classes, laid over each image: the warmer, the more that place adds to the "
-    "class. The mean of a map is the class's logit, so nothing else went into the answer. The ring marks the peak."
+    "Category maps (exact class activation maps, CAM) of the most probable classes over each image: warmer colours add "
+    "more to the class's score. The mean of a map is the class's logit. The ring marks the peak."
 )
-FILTERS = "What the first layer looks for. Filters that are all noise have hardly been trained."
+FILTERS = "The filters of the first layer. Filters that look like noise are barely trained."
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 
 
 def sections(run: RunParts) -> Html:
-    """Everything below the headline."""
-    parts = (
+    """Return all sections below the headline."""
+    all_sections = (
         notes(run),
         usage(run),
-        picture(run, "curves", "Training", "Loss and error by epoch", "Loss and error over the epochs. " + BELOW),
-        judgement(run),
+        picture(run, "curves", "Training", "Loss and error by epoch", "Loss and error by epoch. " + OVERFITTING),
+        evaluation(run),
         picture(run, "mistakes", "Worst mistakes", "Wrongly classified images", MISTAKES),
-        picture(run, "maps", "Where it looked", "Images and their category maps", MAPS),
-        picture(run, "filters", "First filters", "Weights of the first layer as pictures", FILTERS),
+        picture(run, "maps", "Class activation maps", "Images and their category maps", MAPS),
+        picture(run, "filters", "First-layer filters", "Weights of the first layer as images", FILTERS),
         recipe(run),
         environment(run),
     )
-    return Html("".join(parts))
+    return Html("".join(all_sections))
 
 
 def headline(run: RunParts) -> Html:
-    """The title and the figures that matter most."""
+    """Return the title and the most important metrics."""
     tiles = [tile for tile in (_accuracy(run), _model(run), _data(run), _time(run)) if tile]
     counts = run.data.get("counts")
     counts = counts if isinstance(counts, dict) else {}
     order = [*SPLITS, *(name for name in counts if name not in SPLITS)]
-    parts = [f"{value:,.0f} {SPLITS.get(name, name)}" for name in order if (value := number(counts, name)) is not None]
-    line = f"A run of mlpconv on {_listed(parts)} images." if parts else "A run of mlpconv."
+    sizes = [f"{value:,.0f} {SPLITS.get(name, name)}" for name in order if (value := number(counts, name)) is not None]
+    line = f"A run of mlpconv on {_enumerate(sizes)} images." if sizes else "A run of mlpconv."
     return element(
         "header", element("h1", run.title), element("p", line, class_="quiet"), element("div", *tiles, class_="tiles")
     )
 
 
-def _listed(parts: list[str]) -> str:
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+def _enumerate(items: list[str]) -> str:
+    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
 
 
 def _tile(value: str, label: str, kind: str = "tile") -> Html:
@@ -103,7 +103,7 @@ def _data(run: RunParts) -> Html:
     label = "grey" if channels == 1 else "RGB" if channels == 3 else ""
     if isinstance(size, list) and len(size) == 2:
         label = f"{label} images, {size[0]} × {size[1]} pixels".strip()
-    return _tile(f"{len(classes)} classes", label or "in the data")
+    return _tile(f"{len(classes)} classes", label or "data")
 
 
 def _time(run: RunParts) -> Html:
@@ -124,7 +124,7 @@ def _duration(seconds: float) -> str:
 
 
 def notes(run: RunParts) -> Html:
-    """What the reader should know of the data."""
+    """Return the notes about the data."""
     sentences = run.data.get("notes")
     if not isinstance(sentences, list) or not sentences:
         return NOTHING
@@ -132,51 +132,51 @@ def notes(run: RunParts) -> Html:
 
 
 def usage(run: RunParts) -> Html:
-    """The commands that go on from here."""
+    """Return commands for this model."""
     file = run.path / "model.safetensors"
     if not file.is_file():
         return NOTHING
     model, name = shlex.quote(str(file)), str(run.data.get("name", ""))
     data = name if name in CATALOG else "FOLDER"
     lines = (
-        ("predict", "IMAGE...", "what is in an image"),
-        ("maps", "IMAGE...", "where it was seen"),
-        ("evaluate", data, "how good it is"),
+        ("predict", "IMAGE...", "classify images"),
+        ("maps", "IMAGE...", "draw class activation maps"),
+        ("evaluate", data, "measure the accuracy"),
     )
-    asked = [(f"mlpconv {verb} {model} {rest}", why) for verb, rest, why in lines]
-    width = max(len(command) for command, _ in asked)
-    commands = "\n".join(f"{command:<{width}}  # {why}" for command, why in asked)
+    described = [(f"mlpconv {verb} {model} {argument}", purpose) for verb, argument, purpose in lines]
+    width = max(len(command) for command, _ in described)
+    commands = "\n".join(f"{command:<{width}}  # {purpose}" for command, purpose in described)
     code = f'import mlpconv\n\nclassifier = mlpconv.load({str(file)!r})\nprint(classifier.predict("image.png"))'
-    text = "The model file holds everything: weights, class names and preprocessing. Copy it wherever it is needed."
+    text = "The model file holds weights, class names and preprocessing. Copy it anywhere."
     return section("Use it", element("p", text), element("pre", commands), element("pre", code))
 
 
 def picture(run: RunParts, name: str, title: str, alternative: str, caption: str) -> Html:
-    """A section with one figure."""
+    """Return a section with one figure."""
     png = run.figures.get(name)
     return section(title, figure(png, alternative, caption)) if png is not None else NOTHING
 
 
-def judgement(run: RunParts) -> Html:
-    """The confusion matrix, the figures beside the error, and each class."""
+def evaluation(run: RunParts) -> Html:
+    """Return the confusion matrix, the metrics and the table of classes."""
     children: list[Html] = []
     if "confusion" in run.figures:
-        caption = "Rows are what an image is, columns what the network says; colour is the share of the row."
+        caption = "Rows are true classes, columns predicted ones; the colour is the fraction of the row."
         children.append(figure(run.figures["confusion"], "Confusion matrix", caption, class_=_width(run)))
-    figures = [
+    metrics = [
         (label, form.format(value))
         for key, label, form in MEASURES
         if (value := number(run.evaluation, key)) is not None
     ]
-    if figures:
-        children.append(table(("measure", "value"), figures, "numbers"))
+    if metrics:
+        children.append(table(("metric", "value"), metrics, "numbers"))
     children.append(_classes(run))
     split = SPLITS.get(str(run.evaluation.get("split")), "held-out")
-    return section(f"Judged on {split} images", *children) if any(children) else NOTHING
+    return section(f"Evaluation on {split} images", *children) if any(children) else NOTHING
 
 
 def _width(run: RunParts) -> str:
-    """Small matrices need no wide picture."""
+    """Return the CSS class of the confusion matrix."""
     rows = run.evaluation.get("per_class")
     return "narrow" if isinstance(rows, list) and len(rows) <= NARROW_TO else "wide"
 
@@ -188,19 +188,19 @@ def _classes(run: RunParts) -> Html:
     cells = [
         (
             str(row.get("class", "")),
-            *(_share(row, key) for key in ("precision", "recall", "f1")),
+            *(_metric(row, key) for key in ("precision", "recall", "f1")),
             _bar(row),
             _count(row),
         )
         for row in rows
     ]
-    made = table(("class", "precision", "recall", "F1", "", "images"), cells, "numbers")
+    classes = table(("class", "precision", "recall", "F1", "", "images"), cells, "numbers")
     if len(rows) <= OPEN_TO:
-        return made
-    return element("details", element("summary", f"Each of the {len(rows)} classes"), made)
+        return classes
+    return element("details", element("summary", f"All {len(rows)} classes"), classes)
 
 
-def _share(row: Mapping[str, Any], key: str) -> str:
+def _metric(row: Mapping[str, Any], key: str) -> str:
     value = number(row, key)
     return "–" if value is None or number(row, "support") == 0 else f"{value:.3f}"
 
@@ -216,15 +216,15 @@ def _bar(row: Mapping[str, Any]) -> Html:
 
 
 def recipe(run: RunParts) -> Html:
-    """The settings of the run: those that differ from the defaults first, the others folded away."""
+    """Return the settings of the run: those that differ from the defaults, then the others, collapsed."""
     if not run.recipe:
         return NOTHING
-    usual = Recipe().to_dict()
-    changed = {key: value for key, value in run.recipe.items() if key not in usual or usual[key] != value}
+    defaults = Recipe().to_dict()
+    changed = {key: value for key, value in run.recipe.items() if key not in defaults or defaults[key] != value}
     same = {key: value for key, value in run.recipe.items() if key not in changed}
     children: list[Html] = []
     if changed:
-        rows = [(key, _value(value), _value(usual.get(key))) for key, value in changed.items()]
+        rows = [(key, _value(value), _value(defaults.get(key))) for key, value in changed.items()]
         children.append(table(("setting", "value", "default"), rows, "changed"))
     if same:
         rest = table(("setting", "value"), [(key, _value(value)) for key, value in same.items()])
@@ -233,11 +233,11 @@ def recipe(run: RunParts) -> Html:
 
 
 def environment(run: RunParts) -> Html:
-    """What the run ran on."""
+    """Return the versions and hardware of the run."""
     rows = [(key, _value(value)) for key, value in run.environment.items() if value not in (None, "", {})]
     if run.data.get("fingerprint"):
         rows.append(("data fingerprint", str(run.data["fingerprint"])))
-    return section("Environment", table(("what", "which"), rows)) if rows else NOTHING
+    return section("Environment", table(("item", "value"), rows)) if rows else NOTHING
 
 
 def _value(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What a run leaves for people to look at: the judgement of its best network, the pictures, and the report."""
+"""Evaluate the best network of a run, and write its figures and report."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from mlpconv.training.progress import EpochMetrics
 __all__ = ["summarise"]
 
 MISTAKES = 15
-SHOWN = 6  # images on the sheet of category maps
+MAP_IMAGES = 6  # on the sheet of category maps
 
 
 def summarise(folder: Path, classifier: Classifier, dataset: Dataset, history: Sequence[EpochMetrics]) -> Evaluation:
-    """Judge the classifier on validation images (else test, else training ones) and write figures and report.html.
+    """Evaluate a classifier on validation, else test, else training images; write figures and report.html.
 
-    Raises RunFolderError where the folder cannot be written.
+    Raises RunFolderError if the folder cannot be written.
     """
     name = next(name for name in ("val", "test", "train") if name in dataset.splits)
     split = dataset.split(name)
@@ -40,7 +40,7 @@ def summarise(folder: Path, classifier: Classifier, dataset: Dataset, history: S
         write_report(folder, classifier)
     except OSError as error:
         raise RunFolderError(
-            f"the report in {folder} cannot be written ({error.strerror}); the model file is whole."
+            f"the report in {folder} cannot be written ({error.strerror}); the model file is complete."
         ) from error
     return evaluation
 
@@ -48,25 +48,25 @@ def summarise(folder: Path, classifier: Classifier, dataset: Dataset, history: S
 def draw(
     figures: Path, classifier: Classifier, split: Split, evaluation: Evaluation, history: Sequence[EpochMetrics]
 ) -> None:
-    """The pictures of a run."""
+    """Draw the figures of a run into a folder."""
     plots.save_figure(plots.curves(history), figures / "curves.png")
     plots.save_figure(plots.confusion(evaluation.confusion, classifier.classes), figures / "confusion.png")
     plots.save_figure(plots.filters(classifier.model.first_conv.weight.detach().cpu().numpy()), figures / "filters.png")
-    errors = worst_mistakes(evaluation, split, MISTAKES)
+    worst = worst_mistakes(evaluation, split, MISTAKES)
     mistakes = plots.mistakes(
-        images=[split.images[error.index] for error in errors],
-        true=[error.true for error in errors],
-        predicted=[error.predicted for error in errors],
-        confidence=[error.confidence for error in errors],
-        names=[error.source for error in errors],
+        images=[split.images[mistake.index] for mistake in worst],
+        true=[mistake.true for mistake in worst],
+        predicted=[mistake.predicted for mistake in worst],
+        confidence=[mistake.confidence for mistake in worst],
+        names=[mistake.source for mistake in worst],
     )
     plots.save_figure(mistakes, figures / "mistakes.png")
     with suppress(UsageError):  # a fully connected head has no category maps
-        seen = category_maps(classifier, np.ascontiguousarray(split.images[samples(split)]))
-        plots.save_figure(plots.map_sheet(seen), figures / "maps.png")
+        maps = category_maps(classifier, np.ascontiguousarray(split.images[samples(split)]))
+        plots.save_figure(plots.map_sheet(maps), figures / "maps.png")
 
 
 def samples(split: Split) -> list[int]:
-    """The first image of each of the first classes, in order."""
+    """Return the indices of the first image of each of the first classes, in order."""
     firsts = np.unique(split.labels, return_index=True)[1]
-    return sorted(int(index) for index in firsts[:SHOWN])
+    return sorted(int(index) for index in firsts[:MAP_IMAGES])
