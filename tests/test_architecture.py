@@ -1,4 +1,4 @@
-"""The house rules, read from the source with `ast`: import order, sizes, bans, names, tests that can fail.
+"""The house rules, read from the source with `ast`: import order, rules.sizes, rules.bans, names, tests that can fail.
 
 `support/house_rules.py` has the rules on one file; the snippets at the end show what each of them catches.
 """
@@ -10,10 +10,8 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from support.house_rules import (
-    ENTRY_POINTS, MAY_IMPORT, Rule, bans, docstrings, import_effects, import_order, public_names, sizes, timed_assertions,
-    vacuous_tests,
-)  # fmt: skip
+from support import house_rules as rules
+from support.house_rules import Rule
 from support.imports import PACKAGE, import_graph, mermaid, top_name
 
 TOP = Path(__file__).resolve().parents[1]
@@ -28,16 +26,16 @@ NOT_CODE = {"py.typed", "recipes", "weights", "__pycache__"}
 SHARED_MODULES = {"folding", "report", "rules", "steps"}
 SHARED_CLASSES = {"Block", "Found", "Head", "Header"}
 
-RULES: tuple[Rule, ...] = (import_order, sizes, bans, import_effects, docstrings)
+RULES: tuple[Rule, ...] = (rules.import_order, rules.sizes, rules.bans, rules.import_effects, rules.docstrings)
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 TESTS = sorted((TOP / "tests").rglob("test_*.py"))
 SCRIPTS = sorted([*(TOP / "benchmarks").rglob("*.py"), *(TOP / "examples").rglob("*.py")])
 
 
-def violations(path: Path, rules: tuple[Rule, ...], package: str) -> list[str]:
+def violations(path: Path, checks: tuple[Rule, ...], package: str) -> list[str]:
     source = path.read_text(encoding="utf-8")
     tree = ast.parse(source)
-    return [f"{rule.__name__}: {message}" for rule in rules for message in rule(tree, source, package)]
+    return [f"{rule.__name__}: {message}" for rule in checks for message in rule(tree, source, package)]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -48,13 +46,13 @@ def test_the_package_keeps_every_rule(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(TOP)))
 def test_scripts_are_short_and_documented(path: Path) -> None:
-    problems = violations(path, (sizes, docstrings), "script")
+    problems = violations(path, (rules.sizes, rules.docstrings), "script")
     assert not problems, "\n".join(problems)
 
 
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(TOP / "tests")))
 def test_every_test_can_fail(path: Path) -> None:
-    problems = violations(path, (vacuous_tests,), "tests")
+    problems = violations(path, (rules.vacuous_tests,), "tests")
     assert not problems, "\n".join(problems)
 
 
@@ -75,15 +73,15 @@ TIMED = (
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(TOP / "tests")))
 def test_no_test_asserts_on_seconds(path: Path) -> None:
     if str(path.relative_to(TOP / "tests")) not in TIMED:
-        problems = violations(path, (timed_assertions,), "tests")
+        problems = violations(path, (rules.timed_assertions,), "tests")
         assert not problems, "\n".join(problems)
 
 
 def test_every_package_has_a_place_in_the_order_and_tests() -> None:
-    packages = {top_name(path) for path in PACKAGE.iterdir()} - NOT_CODE - ENTRY_POINTS
-    assert packages == set(MAY_IMPORT)
+    packages = {top_name(path) for path in PACKAGE.iterdir()} - NOT_CODE - rules.ENTRY_POINTS
+    assert packages == set(rules.MAY_IMPORT)
     tested = {path.name.removesuffix(".py").removeprefix("test_") for path in (TOP / "tests").iterdir()}
-    assert set(MAY_IMPORT) <= tested
+    assert set(rules.MAY_IMPORT) <= tested
 
 
 def test_submodules_of_surgery_import_only_lower_levels() -> None:
@@ -114,93 +112,105 @@ def test_no_two_public_classes_share_a_name() -> None:
     files = defaultdict(list)
     for path in SOURCES:
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        for name in public_names(tree) & {node.name for node in tree.body if isinstance(node, ast.ClassDef)}:
+        for name in rules.public_names(tree) & {node.name for node in tree.body if isinstance(node, ast.ClassDef)}:
             files[name].append(str(path.relative_to(PACKAGE)))
     assert {name: paths for name, paths in files.items() if len(paths) > 1 and name not in SHARED_CLASSES} == {}
 
 
 BAD = {
-    "an import of a later package": (import_order, "layers", "from mlpconv.models import registry"),
+    "an import of a later package": (rules.import_order, "layers", "from mlpconv.models import registry"),
     "an import of a later package, inside a function": (
-        import_order,
+        rules.import_order,
         "data",
         "def f():\n    import mlpconv.training.loop",
     ),
     "an import of a later package, by name": (
-        import_order,
+        rules.import_order,
         "data",
         "import importlib\nimportlib.import_module('mlpconv.fitting')",
     ),
-    "the package itself from inside": (import_order, "modelfile", "from mlpconv import fit"),
-    "a relative import": (import_order, "models", "from . import nin"),
-    "analysis imports a network": (import_order, "analysis", "from mlpconv.models.registry import create_model"),
-    "a long file": (sizes, "layers", "x = 1\n" * 301),
-    "a long function": (sizes, "layers", "def f():\n" + "    x = 1\n" * 60),
-    "assert": (bans, "layers", "assert True"),
-    "print": (bans, "layers", "def f():\n    print(1)"),
-    "eval": (bans, "layers", "eval('1')"),
-    "exec": (bans, "cli", "exec('1')"),
-    "pickle": (bans, "modelfile", "import pickle"),
-    "pickle, from": (bans, "modelfile", "def f():\n    from pickle import loads"),
-    "torch.load": (bans, "modelfile", "import torch\ntorch.load('x')"),
-    "torch.load, renamed": (bans, "modelfile", "from torch import load as read"),
-    "torch.load of another module": (bans, "modelfile", "import safetensors.torch\nsafetensors.torch.load(b'')"),
-    "numpy with pickle": (bans, "data", "np.load('x', allow_pickle=True)"),
-    "a shell": (bans, "data", "run('ls', shell=True)"),
-    "a shell, from a variable": (bans, "data", "run('ls', shell=yes)"),
-    "a star import": (bans, "layers", "from math import *"),
-    "unfinished code": (bans, "layers", "x = 1  # " + "TODO later"),
-    "an abstract method by exception": (bans, "models", "def f():\n    raise " + "NotImplementedError"),
-    "a flag at import": (import_effects, "layers", "import torch\ntorch.backends.cudnn.benchmark = True"),
-    "a flag at import, in an if": (import_effects, "layers", "if True:\n    torch.set_num_threads(1)"),
-    "a function without a docstring": (docstrings, "layers", '"""File."""\ndef area(): ...'),
-    "a public class without a docstring": (docstrings, "layers", '"""File."""\n__all__ = ["A"]\nclass A: ...'),
-    "a module without a docstring": (docstrings, "layers", "x = 1"),
-    "a test whose helper only computes": (vacuous_tests, "tests", "def f():\n    return 1\ndef test_it():\n    f()"),
-    "a test without an assertion": (vacuous_tests, "tests", "def test_it():\n    f()"),
+    "the package itself from inside": (rules.import_order, "modelfile", "from mlpconv import fit"),
+    "a relative import": (rules.import_order, "models", "from . import nin"),
+    "analysis imports a network": (rules.import_order, "analysis", "from mlpconv.models.registry import create_model"),
+    "a long file": (rules.sizes, "layers", "x = 1\n" * 301),
+    "a long function": (rules.sizes, "layers", "def f():\n" + "    x = 1\n" * 60),
+    "assert": (rules.bans, "layers", "assert True"),
+    "print": (rules.bans, "layers", "def f():\n    print(1)"),
+    "eval": (rules.bans, "layers", "eval('1')"),
+    "exec": (rules.bans, "cli", "exec('1')"),
+    "pickle": (rules.bans, "modelfile", "import pickle"),
+    "pickle, from": (rules.bans, "modelfile", "def f():\n    from pickle import loads"),
+    "torch.load": (rules.bans, "modelfile", "import torch\ntorch.load('x')"),
+    "torch.load, renamed": (rules.bans, "modelfile", "from torch import load as read"),
+    "torch.load of another module": (rules.bans, "modelfile", "import safetensors.torch\nsafetensors.torch.load(b'')"),
+    "numpy with pickle": (rules.bans, "data", "np.load('x', allow_pickle=True)"),
+    "a shell": (rules.bans, "data", "run('ls', shell=True)"),
+    "a shell, from a variable": (rules.bans, "data", "run('ls', shell=yes)"),
+    "a star import": (rules.bans, "layers", "from math import *"),
+    "unfinished code": (rules.bans, "layers", "x = 1  # " + "TODO later"),
+    "an abstract method by exception": (rules.bans, "models", "def f():\n    raise " + "NotImplementedError"),
+    "a flag at import": (rules.import_effects, "layers", "import torch\ntorch.backends.cudnn.benchmark = True"),
+    "a flag at import, in an if": (rules.import_effects, "layers", "if True:\n    torch.set_num_threads(1)"),
+    "a function without a docstring": (rules.docstrings, "layers", '"""File."""\ndef area(): ...'),
+    "a public class without a docstring": (rules.docstrings, "layers", '"""File."""\n__all__ = ["A"]\nclass A: ...'),
+    "a module without a docstring": (rules.docstrings, "layers", "x = 1"),
+    "a test whose helper only computes": (
+        rules.vacuous_tests,
+        "tests",
+        "def f():\n    return 1\ndef test_it():\n    f()",
+    ),
+    "a test without an assertion": (rules.vacuous_tests, "tests", "def test_it():\n    f()"),
     "seconds": (
-        timed_assertions,
+        rules.timed_assertions,
         "tests",
         "def test_it():\n    t = time.monotonic()\n    assert time.monotonic() - t < 1",
     ),
     "seconds in a variable": (
-        timed_assertions,
+        rules.timed_assertions,
         "tests",
         "def test_it():\n    t = process_time()\n    s, n = process_time() - t, 1\n    assert s < 1",
     ),
     "seconds in a list": (
-        timed_assertions,
+        rules.timed_assertions,
         "tests",
         "def test_it():\n    s = []\n    s.append(time.perf_counter())\n    assert min(s) < 1",
     ),
 }
 GOOD = {
     "an import of an earlier package": (
-        import_order,
+        rules.import_order,
         "modelfile",
         "from mlpconv.errors import ModelFileError\nfrom mlpconv import layers",
     ),
-    "an import in cli": (import_order, "cli", "from mlpconv.analysis import profile\nfrom mlpconv.fitting import fit"),
-    "safetensors": (bans, "modelfile", "from safetensors.torch import load as tensors_in\ntensors_in(b'')"),
-    "model.eval()": (bans, "layers", "model.eval()\nre.compile('x')"),
-    "print in cli": (bans, "cli", "print(1)"),
-    "no shell": (bans, "data", "run(['ls'], shell=False)"),
-    "a flag inside a function": (import_effects, "training", "def f():\n    torch.set_num_threads(1)"),
-    "a private function without a docstring": (docstrings, "layers", '"""File."""\n__all__ = ["A"]\ndef helper(): ...'),
-    "pytest.raises": (vacuous_tests, "tests", "def test_it():\n    with pytest.raises(E):\n        f()"),
-    "a helper of the file": (vacuous_tests, "tests", "def same(a):\n    assert a\ndef test_it():\n    same(1)"),
+    "an import in cli": (
+        rules.import_order,
+        "cli",
+        "from mlpconv.analysis import profile\nfrom mlpconv.fitting import fit",
+    ),
+    "safetensors": (rules.bans, "modelfile", "from safetensors.torch import load as tensors_in\ntensors_in(b'')"),
+    "model.eval()": (rules.bans, "layers", "model.eval()\nre.compile('x')"),
+    "print in cli": (rules.bans, "cli", "print(1)"),
+    "no shell": (rules.bans, "data", "run(['ls'], shell=False)"),
+    "a flag inside a function": (rules.import_effects, "training", "def f():\n    torch.set_num_threads(1)"),
+    "a private function without a docstring": (
+        rules.docstrings,
+        "layers",
+        '"""File."""\n__all__ = ["A"]\ndef helper(): ...',
+    ),
+    "pytest.raises": (rules.vacuous_tests, "tests", "def test_it():\n    with pytest.raises(E):\n        f()"),
+    "a helper of the file": (rules.vacuous_tests, "tests", "def same(a):\n    assert a\ndef test_it():\n    same(1)"),
     "a helper's helper": (
-        vacuous_tests,
+        rules.vacuous_tests,
         "tests",
         "def a():\n    assert 1\ndef b():\n    a()\ndef test_it():\n    b()",
     ),
-    "an overload": (docstrings, "layers", '"""File."""\n@overload\ndef f(): ...'),
+    "an overload": (rules.docstrings, "layers", '"""File."""\n@overload\ndef f(): ...'),
     "a clock beside an assertion": (
-        timed_assertions,
+        rules.timed_assertions,
         "tests",
         "def test_it():\n    t, n = time.monotonic(), f()\n    assert n < 1",
     ),
-    "a helper that checks": (vacuous_tests, "tests", "def test_it():\n    check_maps(1)"),
+    "a helper that checks": (rules.vacuous_tests, "tests", "def test_it():\n    check_maps(1)"),
 }
 
 
