@@ -79,9 +79,8 @@ def everything(names: list[str], settings: Settings, rounds: int, singles: bool)
     for work in WORKS:
         if not (of_kind := [name for name in names if CONTENDERS[name].work == work]):
             continue
-        batches = (settings.batch,)
-        if singles and work == "inference" and settings.batch > 1:
-            batches += (1,)
+        single = singles and work == "inference" and settings.batch > 1
+        batches = (settings.batch, 1) if single else (settings.batch,)
         seconds = settings.seconds / (2 if work == "inference" else 1)
         for batch, found in measure(of_kind, replace(settings, batches=batches, seconds=seconds), rounds).items():
             key = work if batch == settings.batch else "single"
@@ -96,7 +95,8 @@ def scaling(names: list[str], settings: Settings, rounds: int) -> dict[str, Any]
     for axis, values in AXES.items():
         for value in values:
             print(f"\n{axis} {value or 'all'}", flush=True)
-            point = replace(settings, **{axis: value})
+            options: dict[str, Any] = {axis: value}
+            point = replace(settings, **options)
             result.setdefault(axis, {})[str(value)] = everything(names, point, rounds, singles=False)
     return result
 

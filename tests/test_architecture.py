@@ -1,4 +1,4 @@
-"""The house rules, read from the source with `ast`: import order, rules.sizes, rules.bans, names, tests that can fail.
+"""The house rules, read from the source with `ast`: import order, sizes, bans, names, tests that can fail.
 
 `support/house_rules.py` has the rules on one file; the snippets at the end show what each of them catches.
 """

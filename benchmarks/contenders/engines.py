@@ -24,7 +24,7 @@ def graph(model: nn.Sequential, batch: int, side: int) -> bytes:
         output = f"value{number}"
         if isinstance(layer, nn.Conv2d):
             names = [f"weight{number}", f"bias{number}"]
-            arrays = (parameter.detach().numpy() for parameter in (layer.weight, layer.bias))
+            arrays = [parameter.detach().numpy() for parameter in layer.parameters()]  # weight, then bias
             weights += [numpy_helper.from_array(array, name) for array, name in zip(arrays, names, strict=True)]
             pads = [*layer.padding, *layer.padding]
             nodes.append(helper.make_node("Conv", [value, *names], [output], pads=pads, strides=layer.stride))
@@ -46,7 +46,7 @@ def graph(model: nn.Sequential, batch: int, side: int) -> bytes:
     whole = helper.make_graph(nodes, "nin_cifar10", [takes], [gives], weights)
     made = helper.make_model(whole, ir_version=IR, opset_imports=[helper.make_opsetid("", OPSET)])
     onnx.checker.check_model(made, full_check=True)
-    return made.SerializeToString()
+    return bytes(made.SerializeToString())
 
 
 def onnxruntime_engine(model: bytes, threads: int) -> Engine:

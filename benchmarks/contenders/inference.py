@@ -32,7 +32,7 @@ def eager(rounds: Rounds, settings: Settings, *, memory: bool) -> None:
 
 def compiled(rounds: Rounds, settings: Settings, *, precision: str) -> None:
     """torch.compile, channels-last."""
-    floats, plain = begin(rounds, settings), port().to(memory_format=torch.channels_last)
+    floats, plain = begin(rounds, settings), channels_last(port())
     whole = torch.compile(plain, dynamic=False)
     measure(
         rounds,
@@ -43,7 +43,7 @@ def compiled(rounds: Rounds, settings: Settings, *, precision: str) -> None:
 
 def model(rounds: Rounds, settings: Settings, *, precision: str) -> None:
     """Our network without anything around it, channels-last."""
-    floats, own = begin(rounds, settings), ours().to(memory_format=torch.channels_last)
+    floats, own = begin(rounds, settings), channels_last(ours())
     measure(
         rounds,
         settings,
@@ -56,7 +56,7 @@ def engine(rounds: Rounds, settings: Settings, *, precision: str) -> None:
     floats, own = begin(rounds, settings), ours()
     layers = layers_of(own)
     assert layers is not None, "the paper's network has an engine"
-    whole = Engine(layers, own.head, torch.bfloat16 if precision == "bf16" else torch.float32)
+    whole = Engine(layers, own.get_submodule("head"), torch.bfloat16 if precision == "bf16" else torch.float32)
     measure(rounds, settings, lambda batch: torched(whole, floats(batch)))
 
 
@@ -127,6 +127,11 @@ def ours() -> nn.Module:
     """The network of all contenders, weights and all."""
     torch.manual_seed(0)
     return mlpconv.create_model("nin_cifar10", init="he").eval()
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    """Return the network with its weights in the channels-last memory format."""
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def port() -> nn.Sequential:

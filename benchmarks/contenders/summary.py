@@ -63,8 +63,8 @@ def _contender(name: str, rounds: list[Round], work: float) -> dict[str, Any]:
 
 
 def _speed(answer: dict[str, Any]) -> float:
-    """Images a second, with the end of an epoch charged by its share."""
-    return answer["images"] / (answer["seconds"] + answer["epoch_end"] * answer["images"] / EPOCH)
+    """Return images per second; each image bears its share of the time that the end of an epoch takes."""
+    return float(answer["images"] / (answer["seconds"] + answer["epoch_end"] * answer["images"] / EPOCH))
 
 
 def table(found: dict[str, Any]) -> str:
