@@ -94,6 +94,27 @@ def test_submodules_of_surgery_import_only_lower_levels() -> None:
     assert {name: graph[name] & operations for name in operations if graph[name] & operations} == {}
 
 
+def test_only_the_downloader_imports_a_network_library() -> None:
+    network = {"socket", "ssl", "http", "urllib", "ftplib", "smtplib", "asyncio", "requests", "httpx"}
+    importers = {}
+    for path in SOURCES:
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+        if used := {name.split(".")[0] for name in names} & network:
+            importers[str(path.relative_to(PACKAGE))] = used
+        if "mlpconv.data.download" in names:
+            importers[str(path.relative_to(PACKAGE))] = {"download"}
+    expected = {"data/download.py": {"http", "urllib"}, "cli/data.py": {"download"}}
+    assert importers == expected
+
+
+def test_contributing_lists_the_packages_in_the_import_order() -> None:
+    page = (TOP / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    order = page.partition("`text → ")[2].partition("`")[0].replace("→", " ").split()
+    assert ["text", *order] == rules.ORDER
+
+
 def test_the_picture_leaves_out_imports_that_follow_from_others() -> None:
     text = mermaid({"files": set(), "data": {"files"}, "fit": {"files", "data"}})
     assert text == "graph BT\n  files\n  data --> files\n  fit --> data"
