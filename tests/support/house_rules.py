@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 from support.imports import dotted, imported
 
 __all__ = [
-    "ENTRY_POINTS", "MAY_IMPORT", "ORDER", "Rule", "bans", "docstrings", "import_effects", "import_order", "public_names",
-    "sizes", "timed_assertions", "vacuous_tests",
+    "ENTRY_POINTS", "MAY_IMPORT", "ORDER", "Rule", "bans", "docstrings", "import_effects", "import_order",
+    "public_names", "sizes", "timed_assertions", "vacuous_tests",
 ]  # fmt: skip
 
 # Data flows one way: a package imports itself and the packages before it. `python tests/support/imports.py` draws it.
 ORDER = """
-text errors files threads decode_options layers receptive_field models preprocessing data modelfile inference training transfer
-evaluation maps plots report fitting cli
+text errors files threads decode_options layers receptive_field models preprocessing data modelfile inference
+training transfer evaluation maps plots report fitting cli
 """.split()
 MAY_IMPORT = {package: set(ORDER[: position + 1]) for position, package in enumerate(ORDER)}
 MAY_IMPORT["analysis"] = {"errors", "layers", "receptive_field", "analysis"}
