@@ -1,8 +1,8 @@
-"""The programs that `benchmarks/speed.py` compares, each in a process of its own that waits for its turn.
+"""The programs that `benchmarks/speed.py` compares, each in its own process.
 
-A contender is a function of (Rounds, Settings) that works for ever and calls `rounds.lap(images)` after each step or
-batch; `Rounds` holds it still between its turns. Nothing here is imported before the process is the contender's own:
-what it sets for the whole process (malloc, threads, denormals) stays there.
+A contender is a function of (Rounds, Settings) that loops forever and calls `rounds.lap(images)` after each step or
+batch; `Rounds` blocks it between its turns. Its module is imported in its own process only, so that process-wide
+settings (malloc, threads, denormals) affect no other contender.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ __all__ = ["CONTENDERS", "PEAK", "PLAIN", "Contender", "Settings"]
 
 @dataclass(frozen=True)
 class Settings:
-    """What all contenders have in common: images a batch, their side in pixels, threads (0: what torch takes).
+    """Settings of all contenders: batch size, image side in pixels, threads (0: the default of torch).
 
-    Inference runs with each of `batches`, as a round asks for it.
+    Inference runs with the batch size from `batches` that a round requests.
     """
 
     batch: int = 128
@@ -29,14 +29,14 @@ class Settings:
 
     @classmethod
     def from_json(cls, text: str) -> Settings:
-        """What `json.dumps(asdict(settings))` wrote."""
+        """Return the settings that `json.dumps(asdict(settings))` wrote."""
         values = json.loads(text)
         return cls(**(values | {"batches": tuple(values["batches"])}))
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Who runs: `module.function(rounds, settings, **options)`; `work` says what an image costs."""
+    """A program: `module.function(rounds, settings, **options)`; `work` determines the operations per image."""
 
     label: str
     work: str  # "training", "inference" or "peak"

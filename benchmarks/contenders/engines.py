@@ -1,4 +1,4 @@
-"""The same trained weights in other people's engines: ONNX Runtime and OpenVINO, from a graph written by hand."""
+"""The same weights in other inference engines, ONNX Runtime and OpenVINO, from a handwritten ONNX graph."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["Engine", "graph", "onnxruntime_engine", "openvino_engine"]
 Engine = Callable[[np.ndarray], np.ndarray]
 """float32 (N, 3, H, W), preprocessed -> logits (N, K)."""
 
-IR, OPSET = 10, 21  # of 2024: what releases of the last years read
+IR, OPSET = 10, 21  # of 2024: recent releases of both engines read them
 
 
 def graph(model: nn.Sequential, batch: int, side: int) -> bytes:
-    """A sequence of convolutions, ReLUs and max-pools, then a global mean, as an ONNX file for one shape of input."""
+    """Return an ONNX file of a sequence of convolutions, ReLUs, max-pools and a global mean, for one input shape."""
     nodes, weights, value = [], [], "images"
     for number, layer in enumerate(model):
         output = f"value{number}"
@@ -38,19 +38,19 @@ def graph(model: nn.Sequential, batch: int, side: int) -> bytes:
         elif isinstance(layer, nn.Flatten):
             nodes.append(helper.make_node("Flatten", [value], [output]))
         else:
-            continue  # dropout, which rests
+            continue  # dropout does nothing at inference
         value = output
     classes = [layer for layer in model if isinstance(layer, nn.Conv2d)][-1].out_channels
-    takes = helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch, 3, side, side])
-    gives = helper.make_tensor_value_info(value, TensorProto.FLOAT, [batch, classes])
-    whole = helper.make_graph(nodes, "nin_cifar10", [takes], [gives], weights)
-    made = helper.make_model(whole, ir_version=IR, opset_imports=[helper.make_opsetid("", OPSET)])
-    onnx.checker.check_model(made, full_check=True)
-    return bytes(made.SerializeToString())
+    inputs = helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch, 3, side, side])
+    outputs = helper.make_tensor_value_info(value, TensorProto.FLOAT, [batch, classes])
+    network = helper.make_graph(nodes, "nin_cifar10", [inputs], [outputs], weights)
+    proto = helper.make_model(network, ir_version=IR, opset_imports=[helper.make_opsetid("", OPSET)])
+    onnx.checker.check_model(proto, full_check=True)
+    return bytes(proto.SerializeToString())
 
 
 def onnxruntime_engine(model: bytes, threads: int) -> Engine:
-    """ONNX Runtime on the CPU with every optimisation of the graph; it computes in float32."""
+    """Return ONNX Runtime on the CPU with all graph optimisations, in float32."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -63,7 +63,7 @@ def onnxruntime_engine(model: bytes, threads: int) -> Engine:
 
 
 def openvino_engine(model: bytes, threads: int, precision: str) -> Engine:
-    """OpenVINO on the CPU with all threads on one batch; "f32" or "bf16" (it would choose by itself otherwise)."""
+    """Return OpenVINO on the CPU with all threads on one batch; `precision` is "f32" or "bf16", not its own choice."""
     import openvino
 
     settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}

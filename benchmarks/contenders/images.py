@@ -1,4 +1,4 @@
-"""The images that all contenders train on: CIFAR-10 where it is at hand, else noise of a colour for each class."""
+"""The images of all contenders: CIFAR-10 if it is available, otherwise noise around one colour per class."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ CLASSES = 10
 
 
 def images(count: int, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 (N, 3, side, side) and class numbers (N,); CIFAR-10's where $MLPCONV_DATA says where it lies.
+    """Return uint8 images (N, 3, side, side) and class numbers (N,), from CIFAR-10 if $MLPCONV_DATA is set.
 
-    The noise can be learned: a network that learns nothing may be taken for a collapsed one, and mended.
+    The noise can be learned: a network that learns nothing could look collapsed, and the trainer would reinitialise it.
     """
     if os.environ.get("MLPCONV_DATA"):
         import mlpconv

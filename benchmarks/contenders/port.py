@@ -1,4 +1,4 @@
-"""The network as ports of it run: NCHW, fp32, eager, images transformed one by one in a DataLoader, nothing set."""
+"""The network as most ports run it: NCHW, fp32, eager, images transformed singly in a DataLoader, default settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STORED, WORKERS, PAD = 10_000, 2, 4
 
 
 def network() -> nn.Sequential:
-    """The 966,986 parameters of the paper's CIFAR-10 network, ReLU before pooling as everyone writes it."""
+    """Return the paper's CIFAR-10 network (966,986 parameters) with ReLU before pooling, as ports write it."""
     layers: list[nn.Module] = []
     channels = 3
     blocks = ((5, (192, 160, 96)), (5, (192, 192, 192)), (3, (192, 192, CLASSES)))
@@ -37,7 +37,7 @@ def network() -> nn.Sequential:
 
 
 class Transformed(Dataset[tuple[Tensor, int]]):
-    """One image at a time: random crop, random flip, tensor, normalise."""
+    """Images transformed one at a time: random crop, random horizontal flip, to tensor, normalise."""
 
     def __init__(self, side: int) -> None:
         pixels, labels = images(STORED, side)
@@ -57,7 +57,7 @@ class Transformed(Dataset[tuple[Tensor, int]]):
 
 
 def train(rounds: Rounds, settings: Settings, *, memory: bool = False, compiled: bool = False) -> None:
-    """The loop of the ports; `memory`: with our settings of malloc; `compiled`: through torch.compile."""
+    """Train as the ports do; `memory` applies our malloc settings, `compiled` uses torch.compile."""
     if memory:
         from mlpconv.training.memory import keep_freed_memory
 

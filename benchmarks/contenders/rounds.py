@@ -1,4 +1,4 @@
-"""The clock of a contender: it works in laps, and is held still between its turns."""
+"""The clock of a contender: it counts laps and blocks the contender between its turns."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from typing import Any, TextIO
 __all__ = ["Over", "Rounds"]
 
 LEAST_LAPS = 2
-WARM = 0.2  # seconds at the start of a round, at least a lap: caches, sleeping threads, batches made in the pause
+WARM = 0.2  # seconds of warm-up per round, at least one lap: caches, sleeping threads, batches prefetched in the pause
 
 
 class Over(Exception):
-    """Nobody asks any more."""
+    """The pipe of commands is closed."""
 
 
 class Rounds:
-    """Turns laps into rounds of `seconds`: waits for the word, warms up, times the others, answers, waits again.
+    """Turn laps into rounds of `seconds`: wait for a command, warm up, time laps, answer, wait again.
 
-    `ready_after` laps are run before the first word is waited for; `asked` is what the newest word asks for.
+    The first `ready_after` laps run before the first command; `asked` is the content of the latest command.
     """
 
     def __init__(self, commands: TextIO, answers: TextIO, seconds: float, ready_after: int = 2) -> None:
@@ -36,7 +36,7 @@ class Rounds:
         self.begin()
 
     def begin(self) -> None:
-        """Forget what was timed; the lap that begins now is the first."""
+        """Reset all measurements; the lap that starts now is the first."""
         self.laps: list[float] = []
         self.total = 0.0
         self.images, self.in_input = 0, 0.0
@@ -44,7 +44,7 @@ class Rounds:
         self.began = time.perf_counter()
 
     def lap(self, images: int) -> None:
-        """A step or batch of so many images is done; raises Over where nobody asks for more."""
+        """Record the end of a step or batch of `images`; raise Over if no command follows."""
         now = time.perf_counter()
         self.laps_done += 1
         if self.laps_done < self.ready_after:
@@ -65,20 +65,20 @@ class Rounds:
                 self.wait()
 
     def aside(self) -> None:
-        """What was done since the last lap comes once an epoch: it is kept apart, and charged by its share."""
+        """Record the work since the last lap as work that happens once per epoch, separate from the laps."""
         now = time.perf_counter()
         self.asides.append(now - self.began)
         self.began = now
 
     @contextmanager
     def input(self) -> Iterator[None]:
-        """What happens inside belongs to the input pipeline."""
-        began = time.perf_counter()
+        """Count the time inside the block as time of the input pipeline."""
+        start = time.perf_counter()
         yield
-        self.in_input += time.perf_counter() - began
+        self.in_input += time.perf_counter() - start
 
     def report(self) -> dict[str, Any]:
-        """What the round showed, and the facts that do not change."""
+        """Return the measurements of the round and the constant facts."""
         seconds, usage = self.total, resource.getrusage(resource.RUSAGE_SELF)
         return self.facts | {
             "images": self.images,
@@ -92,7 +92,7 @@ class Rounds:
         }
 
     def wait(self) -> None:
-        """Hold still until a round is asked for."""
+        """Block until the next command."""
         line = self.commands.readline()
         if not line:
             raise Over
@@ -101,6 +101,6 @@ class Rounds:
         self.begin()
 
     def answer(self, answer: dict[str, Any]) -> None:
-        """One line of JSON to whoever asked."""
+        """Write the answer as one line of JSON."""
         self.answers.write(json.dumps(answer) + "\n")
         self.answers.flush()
