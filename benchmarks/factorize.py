@@ -39,7 +39,7 @@ MARKED = "<!-- factorize: written by benchmarks/factorize.py -->\n{}<!-- factori
 
 @dataclass(frozen=True)
 class Case:
-    """A trained network, the images to fit ranks to, held-out images, and the first of these as preprocessed batches."""
+    """A trained network, the images to fit ranks to, held-out images, and the first of these preprocessed."""
 
     classifier: Any
     fit: list[Any]
