@@ -24,8 +24,10 @@ def canonical(requirement: str) -> str:
 
 def test_the_version_is_the_same_everywhere() -> None:
     newest = re.search(r"^## (\S+)", (TOP / "CHANGELOG.md").read_text(), re.MULTILINE)
+    cited = re.search(r"^version: (\S+)", (TOP / "CITATION.cff").read_text(), re.MULTILINE)
     assert newest is not None
-    assert newest[1] == mlpconv.__version__ == version("mlpconv")
+    assert cited is not None
+    assert newest[1] == cited[1] == mlpconv.__version__ == version("mlpconv")
 
 
 def test_every_pin_is_exact() -> None:
