@@ -1,12 +1,12 @@
-"""The cost of lower ranks: error against multiply-adds, by weights and by activations, before and after fine-tuning.
+"""What lower ranks cost: error against multiply-adds, by weights and by activations, before and after fine-tuning.
 
     python benchmarks/factorize.py                 the shipped nin_cifar10, and a wide network on the digits
-    python benchmarks/factorize.py --draw          only the plot and the tables, from the stored results
+    python benchmarks/factorize.py --draw          only the picture and the page, from the results
 
-Ranks are chosen and fitted on training images; errors are measured on held-out images, as by `mlpconv evaluate`.
-Throughput and latency are those of `Classifier.predict`, alternating with the original. The wide network is trained
-first and stored in `--runs`. Writes results/factorize.json after every row, docs/images/factorize.png and the tables of
-docs/surgery.md; networks that `--models` does not name keep their results.
+Ranks are chosen and fitted on training images; errors are those on images that training never saw, as `mlpconv
+evaluate` computes them. Speeds are those of `Classifier.predict`, in turn with the original's. The wide network is
+trained first and kept in `--runs`. Writes results/factorize.json after every row, docs/images/factorize.png and the
+tables of docs/surgery.md; networks that are not named with `--models` keep the results that they have.
 """
 
 from __future__ import annotations
@@ -31,63 +31,63 @@ WAYS = ("weights", "activations")
 ROUNDS = 5
 BATCH = 64
 HELD = 256
-"""Number of images for measuring the lost variance."""
+"""Images on which the loss of variance is measured."""
 JUDGED = {"nin_cifar10": RESULTS / "nin_cifar10-40000.safetensors"}
-"""The shipped network was trained on all images; this one was trained with the same recipe on a training split."""
+"""What ships has seen every image: in its place the same recipe on a part of them."""
 MARKED = "<!-- factorize: written by benchmarks/factorize.py -->\n{}<!-- factorize: end -->"
 
 
 @dataclass(frozen=True)
 class Case:
-    """A trained network, the images to fit ranks to, held-out images, and the first of these preprocessed."""
+    """A trained network, the images to fit to, and those to judge on."""
 
     classifier: Any
     fit: list[Any]
-    prepared: list[Any]
-    held_out: Any
+    held: list[Any]
+    judged: Any
 
 
 def main() -> None:
-    """Measure each network at each budget, write the results and draw them."""
+    """Measure each network at each budget, write, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=["nin_cifar10", "wide"])
     parser.add_argument("--budgets", nargs="*", type=float, default=[0.75, 0.5, 0.33, 0.25])
     parser.add_argument("--fit", type=int, default=1024, help="training images to fit to")
-    parser.add_argument("--judged", type=int, default=2000, help="held-out images to evaluate on")
-    parser.add_argument("--steps", type=int, default=100, help="fine-tuning steps of 64 images")
+    parser.add_argument("--judged", type=int, default=2000, help="held-out images to judge on")
+    parser.add_argument("--steps", type=int, default=100, help="steps of fine-tuning, a batch of 64 each")
     parser.add_argument("--wide", default="digits", help="data of the wide network")
     parser.add_argument("--width", type=float, default=4.0)
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--root", type=Path, help="folder of the data sets; default: the cache or $MLPCONV_DATA")
+    parser.add_argument("--root", type=Path, help="where the data lie, if not in the cache or $MLPCONV_DATA")
     parser.add_argument("--runs", type=Path, default=Path("runs/factorize"))
-    parser.add_argument("--draw", action="store_true", help="only draw the stored results")
-    arguments = parser.parse_args()
-    if not arguments.draw:
-        measure(arguments)
+    parser.add_argument("--draw", action="store_true", help="measure nothing")
+    asked = parser.parse_args()
+    if not asked.draw:
+        measured(asked)
     draw(json.loads((RESULTS / "factorize.json").read_text("utf-8")))
 
 
-def measure(arguments: argparse.Namespace) -> None:
-    """Measure all rows and write results/factorize.json."""
+def measured(asked: argparse.Namespace) -> None:
+    """Write results/factorize.json."""
     import torch
 
-    previous = RESULTS / "factorize.json"
-    networks = json.loads(previous.read_text("utf-8"))["result"]["networks"] if previous.is_file() else {}
-    about = {"threads": torch.get_num_threads(), "fit": arguments.fit, "steps": arguments.steps}
+    before = RESULTS / "factorize.json"
+    networks = json.loads(before.read_text("utf-8"))["result"]["networks"] if before.is_file() else {}
+    about = {"threads": torch.get_num_threads(), "fit": asked.fit, "steps": asked.steps}
     about["command"] = shlex.join(["python", "benchmarks/factorize.py", *sys.argv[1:]])
-    for name in arguments.models:
-        case = open_case(name, arguments)
-        networks[name] = result = {"rows": []} | about | original(name, case, arguments)
-        for budget in arguments.budgets:
+    for name in asked.models:
+        case = opened(name, asked)
+        networks[name] = found = {"rows": []} | about | original(name, case, asked)
+        for budget in asked.budgets:
             for by in WAYS:
-                result["rows"].append(row(case, budget, by, arguments.steps))
-                print(f"{name} {by} {budget:g}: " + summary(result["rows"][-1]), flush=True)
+                found["rows"].append(row(case, budget, by, asked.steps))
+                print(f"{name} {by} {budget:g}: " + summary(found["rows"][-1]), flush=True)
                 path = write_result("factorize", {"networks": networks})
     print(f"written to {path}")
 
 
-def open_case(name: str, arguments: argparse.Namespace) -> Case:
-    """Return the network with folded batch norms, and its images."""
+def opened(name: str, asked: argparse.Namespace) -> Case:
+    """The network with folded norms and its images."""
     import numpy as np
 
     import mlpconv
@@ -97,156 +97,156 @@ def open_case(name: str, arguments: argparse.Namespace) -> Case:
     from mlpconv.models.folding import fold_norm
 
     if name == "wide":
-        out = arguments.runs / f"{arguments.wide}-width-{arguments.width:g}"
-        # Batch norm after a pool cannot always be folded.
-        settings = {"width": arguments.width, "epochs": arguments.epochs, "pool_first": False}
-        resume = (out / "recipe.json").is_file()
-        run = mlpconv.fit(arguments.wide, "fast", out=out, resume=resume, data_root=arguments.root, **settings)
+        out = asked.runs / f"{asked.wide}-width-{asked.width:g}"
+        # A norm behind a pool cannot always be folded away.
+        settings = {"width": asked.width, "epochs": asked.epochs, "pool_first": False}
+        going_on = (out / "recipe.json").is_file()
+        run = mlpconv.fit(asked.wide, "fast", out=out, resume=going_on, data_root=asked.root, **settings)
         trained = run.classifier
     else:
         trained = mlpconv.load(JUDGED.get(name, name))
     parts = (trained.preprocessing, trained.classes, trained.input_size, trained.info)
     classifier = mlpconv.Classifier(fold_norm(trained.model), *parts)
-    splits = open_as_trained(trained.info["data"], arguments.root, trained).splits
-    # The digits have few validation images, so their test images count too. Other test sets are not used.
+    splits = open_as_trained(trained.info["data"], asked.root, trained).splits
+    # Few digits are held out: those of the test set are taken, too. Of other data the test set is not looked at.
     names = ["val", "test"] if trained.info["data"] == "digits" else ["val"]
     images, labels = (
-        np.concatenate([getattr(splits[n], part)[: arguments.judged] for n in names]) for part in ("images", "labels")
+        np.concatenate([getattr(splits[n], part)[: asked.judged] for n in names]) for part in ("images", "labels")
     )
     judged = Split(images, labels)
     return Case(
         classifier,
-        list(prepare_images(classifier, splits["train"], arguments.fit)),
+        list(prepare_images(classifier, splits["train"], asked.fit)),
         list(prepare_images(classifier, judged, HELD)),
         judged,
     )
 
 
-def original(name: str, case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the cost and the error of the original network."""
+def original(name: str, case: Case, asked: argparse.Namespace) -> dict[str, Any]:
+    """The network as it is."""
     info = case.classifier.info
-    about = {"data": info["data"], "width": arguments.width if name == "wide" else 1, "judged": len(case.held_out)}
-    return about | cost(case.classifier) | error_of(case, case.classifier)
+    about = {"data": info["data"], "width": asked.width if name == "wide" else 1, "judged": len(case.judged)}
+    return about | cost(case.classifier) | judge(case, case.classifier)
 
 
 def cost(classifier: Any) -> dict[str, int]:
-    """Return the parameters, and the multiply-adds per image."""
+    """Parameters and multiply-adds of an image."""
     from mlpconv.analysis import profile
 
     totals = profile(classifier.model, classifier.input_size).totals
     return {"parameters": totals.params, "macs": totals.macs}
 
 
-def error_of(case: Case, classifier: Any) -> dict[str, Any]:
-    """Return the error on held-out images, with its interval."""
+def judge(case: Case, classifier: Any) -> dict[str, Any]:
+    """Error on the images that training never saw."""
     from mlpconv.evaluation import evaluate
 
-    result = evaluate(classifier, case.held_out)
-    return {"error": result.error, "error_interval": list(result.error_interval)}
+    found = evaluate(classifier, case.judged)
+    return {"error": found.error, "error_interval": list(found.error_interval)}
 
 
 def row(case: Case, budget: float, by: str, steps: int) -> dict[str, Any]:
-    """Return the row of one budget and one way of choosing ranks."""
+    """One budget, one way."""
     from mlpconv import surgery
     from mlpconv.surgery.lowrank.batches import as_batches
     from mlpconv.surgery.lowrank.distill import distill
 
-    start = time.perf_counter()
-    result = surgery.factorize(case.classifier.model, case.fit, budget, by=by, held_out=case.prepared, curve=False)
-    seconds = time.perf_counter() - start
-    factorized = like(case.classifier, result.model)
-    values = {"by": by, "budget": budget, "seconds": seconds} | cost(factorized) | error_of(case, factorized)
-    values["lost"] = result.report.details["error"]["after"]["output"]
-    values["speed"] = speeds(case, factorized)
+    began = time.perf_counter()
+    result = surgery.factorize(case.classifier.model, case.fit, budget, by=by, held_out=case.held, curve=False)
+    seconds = time.perf_counter() - began
+    made = like(case.classifier, result.model)
+    found = {"by": by, "budget": budget, "seconds": seconds} | cost(made) | judge(case, made)
+    found["lost"] = result.report.details["error"]["after"]["output"]
+    found["speed"] = speeds(case, made)
     network = copy.deepcopy(result.model)
-    start = time.perf_counter()
+    began = time.perf_counter()
     distill(network, case.classifier.model, as_batches(case.fit), steps)
-    values["tuned"] = {"seconds": time.perf_counter() - start} | error_of(case, like(case.classifier, network))
-    return values
+    found["tuned"] = {"seconds": time.perf_counter() - began} | judge(case, like(case.classifier, network))
+    return found
 
 
 def like(classifier: Any, network: Any) -> Any:
-    """Return a copy of the classifier with another network."""
+    """A classifier with another network in it."""
     import mlpconv
 
     parts = (classifier.preprocessing, classifier.classes, classifier.input_size)
     return mlpconv.Classifier(copy.deepcopy(network), *parts)
 
 
-def speeds(case: Case, factorized: Any) -> dict[str, Any]:
-    """Return the throughput (images/s) and the latency (ms) before and after, measured alternately."""
-    pair = {"before": case.classifier, "after": factorized}
-    medians: dict[str, Any] = {}
+def speeds(case: Case, made: Any) -> dict[str, Any]:
+    """Images a second in batches, and milliseconds of one image, before and after, measured in turn."""
+    pair = {"before": case.classifier, "after": made}
+    found: dict[str, Any] = {}
     for what, count in (("images_per_second", BATCH), ("ms", 1)):
-        images = case.held_out.images[:count]
+        images = case.judged.images[:count]
         times: dict[str, list[float]] = {name: [] for name in pair}
         for turn in range(ROUNDS + 1):
             for name, classifier in pair.items():
-                start = time.perf_counter()
+                began = time.perf_counter()
                 classifier.predict(images)
                 if turn:  # the first prepares the engine
-                    times[name].append(time.perf_counter() - start)
-        middle = {name: median(seconds) for name, seconds in times.items()}
-        medians[what] = {n: count / s if what == "images_per_second" else 1000 * s for n, s in middle.items()}
-        medians[what]["times"] = median([b / a for b, a in zip(times["before"], times["after"], strict=True)])
-    return medians
+                    times[name].append(time.perf_counter() - began)
+        middle = {name: median(each) for name, each in times.items()}
+        found[what] = {n: count / s if what == "images_per_second" else 1000 * s for n, s in middle.items()}
+        found[what]["times"] = median([b / a for b, a in zip(times["before"], times["after"], strict=True)])
+    return found
 
 
-def summary(row: dict[str, Any]) -> str:
-    """Return a row as one line of text."""
-    times = row["speed"]["images_per_second"]["times"]
-    tuned = row["tuned"]["error"]
-    return f"{row['macs']:,} multiply-adds, error {row['error']:.2%}, tuned {tuned:.2%}, {times:.2f} times as fast"
+def summary(found: dict[str, Any]) -> str:
+    """A row as a line."""
+    times = found["speed"]["images_per_second"]["times"]
+    tuned = found["tuned"]["error"]
+    return f"{found['macs']:,} multiply-adds, error {found['error']:.2%}, tuned {tuned:.2%}, {times:.2f} times as fast"
 
 
 def draw(content: dict[str, Any]) -> None:
-    """Draw the plot and write the tables of the page."""
+    """The picture and the tables of the page."""
     from mlpconv.plots import save_figure
 
     networks = content["result"]["networks"]
     save_figure(picture(networks), PICTURE)
-    text = "".join(table(name, network) for name, network in networks.items())
+    text = "".join(table(name, found) for name, found in networks.items())
     machine = content["machine"]
     text += f"{machine['cpu']}, PyTorch {machine['packages']['torch']}, {content['date']}.\n"
     page, count = re.subn(
         MARKED.format("(?:.*?)"), lambda _: MARKED.format(text), PAGE.read_text("utf-8"), flags=re.DOTALL
     )
     if count != 1:
-        raise SystemExit(f"{PAGE.name} has {count} places for the tables, expected one")
+        raise SystemExit(f"there are {count} places for the tables in {PAGE.name}; one is needed")
     PAGE.write_text(page, "utf-8")
     print(f"drawn to {PICTURE}, written to {PAGE}")
 
 
-def title(name: str, network: dict[str, Any]) -> str:
-    """Return the title of a network."""
-    return f"{network['data']}, width {network['width']:g}" if name == "wide" else name
+def title(name: str, found: dict[str, Any]) -> str:
+    """A network in words."""
+    return f"{found['data']}, width {found['width']:g}" if name == "wide" else name
 
 
-def table(name: str, network: dict[str, Any]) -> str:
-    """Return the table of one network, one line per budget."""
-    low, high = (f"{100 * bound:.1f}" for bound in network["error_interval"])
+def table(name: str, found: dict[str, Any]) -> str:
+    """One network: a line a budget."""
+    low, high = (f"{100 * each:.1f}" for each in found["error_interval"])
     text = (
-        f"**{title(name, network)}**: {network['macs'] / 1e6:.3g} million multiply-adds, error {network['error']:.2%} "
-        f"on {network['judged']:,} images that training never saw (95 % interval {low} to {high} %).\n\n"
+        f"**{title(name, found)}**: {found['macs'] / 1e6:.3g} million multiply-adds, error {found['error']:.2%} on "
+        f"{found['judged']:,} images that training never saw (95 % interval {low} to {high} %).\n\n"
         "| multiply-adds left | by weights | fine-tuned | by activations | fine-tuned | images/s | one image |\n"
         "|---|---|---|---|---|---|---|\n"
     )
-    for budget in sorted({row["budget"] for row in network["rows"]}, reverse=True):
-        ways = {row["by"]: row for row in network["rows"] if row["budget"] == budget}
-        if len(ways) < len(WAYS):  # the run was interrupted between the two
+    for budget in sorted({each["budget"] for each in found["rows"]}, reverse=True):
+        ways = {each["by"]: each for each in found["rows"] if each["budget"] == budget}
+        if len(ways) < len(WAYS):  # the run was stopped between the two
             continue
-        cells = [f"{ways['activations']['macs'] / network['macs']:.0%}"]
+        cells = [f"{ways['activations']['macs'] / found['macs']:.0%}"]
         for way in WAYS:
             cells += [f"{ways[way]['error']:.2%}", f"{ways[way]['tuned']['error']:.2%}"]
         cells += [f"× {ways['activations']['speed'][what]['times']:.2f}" for what in ("images_per_second", "ms")]
         text += f"| {' | '.join(cells)} |\n"
-    threads = f"{network['threads']} thread{'s' * (network['threads'] > 1)}"
-    about = f"Fitted to {network['fit']:,} training images, fine-tuned for {network['steps']} steps; {threads}"
-    return text + f"\n{about}: `{network['command']}`.\n\n"
+    threads = f"{found['threads']} thread{'s' * (found['threads'] > 1)}"
+    about = f"Fitted to {found['fit']:,} training images, fine-tuned for {found['steps']} steps; {threads}"
+    return text + f"\n{about}: `{found['command']}`.\n\n"
 
 
 def picture(networks: dict[str, Any]) -> Any:
-    """Plot error against multiply-adds, one panel per network, before and after fine-tuning."""
+    """A panel a network: error against multiply-adds, both ways, before and after fine-tuning."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     from mlpconv.plots.style import ACCENT, BASE, QUIET, new_figure, styled
@@ -255,17 +255,17 @@ def picture(networks: dict[str, Any]) -> Any:
     def drawn() -> Any:
         figure = new_figure(max(6.4, 4.6 * len(networks)), 4.2)
         grid = figure.add_gridspec(1, len(networks))
-        for column, (name, network) in enumerate(networks.items()):
+        for column, (name, found) in enumerate(networks.items()):
             axes = figure.add_subplot(grid[column])
-            axes.set_title(title(name, network))
-            axes.axhline(100 * network["error"], color=QUIET, linewidth=1, linestyle=(0, (4, 3)), label="the original")
+            axes.set_title(title(name, found))
+            axes.axhline(100 * found["error"], color=QUIET, linewidth=1, linestyle=(0, (4, 3)), label="the original")
             for way, colour in (("weights", BASE), ("activations", ACCENT)):
-                rows = sorted((row for row in network["rows"] if row["by"] == way), key=lambda row: row["budget"])
-                kept = [100 * row["macs"] / network["macs"] for row in rows]
+                rows = sorted((each for each in found["rows"] if each["by"] == way), key=lambda each: each["budget"])
+                kept = [100 * each["macs"] / found["macs"] for each in rows]
                 style: dict[str, Any] = {"color": colour, "marker": "o", "markersize": 5}
-                axes.plot(kept, [100 * row["error"] for row in rows], label=f"by {way}", **style)
-                tuned = [100 * row["tuned"]["error"] for row in rows]
-                axes.plot(kept, tuned, label=f"by {way}, fine-tuned", linestyle=":", markerfacecolor="white", **style)
+                axes.plot(kept, [100 * each["error"] for each in rows], label=f"by {way}", **style)
+                distill = [100 * each["tuned"]["error"] for each in rows]
+                axes.plot(kept, distill, label=f"by {way}, fine-tuned", linestyle=":", markerfacecolor="white", **style)
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

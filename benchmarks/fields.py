@@ -1,12 +1,12 @@
 """Receptive fields of well-known networks: by this package, by gradients, and by other libraries.
 
     python benchmarks/fields.py            writes results/fields.json and the table in docs/profile.md
-    python benchmarks/fields.py --only resnet18 nin_cifar10      measures these, keeps the rows of the others
+    python benchmarks/fields.py --only resnet18 nin_cifar10      those anew, the others as they were
 
-Gradients verify the results of this package (gradients.py): elements of the last feature maps depend on exactly the
-pixels of their receptive fields, and on a strip long enough for one complete field, the middle element depends on
-exactly that many rows. Other libraries are compared if they are installed: pip install --no-deps torchscan==0.1.2
-receptivefield==0.5.0 rf-calc==0.0.7 (rf-calc needs pandas and tabulate). torchscan computes no fields after 0.1.2.
+What this package says is verified by gradients (gradients.py): cells of the last maps see exactly the pixels it names,
+and on a strip of an image, long enough for one whole field, the middle cell sees exactly as many as it says. The other
+libraries are compared where they are installed: pip install --no-deps torchscan==0.1.2 receptivefield==0.5.0
+rf-calc==0.0.7 (the last one needs pandas and tabulate). torchscan stopped adding up fields after 0.1.2.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from mlpconv.inference.open_network import open_network
 PAGE = RESULTS.parents[1] / "docs" / "profile.md"
 MARK = "<!-- fields: {} -->\n"
 CELLS = ((0, 0), (2, 3), (-1, -1))
-"""Elements whose receptive fields are compared pixel by pixel."""
+"""Cells whose pixels are compared one by one."""
 LONGEST = 2300
-"""Maximum number of rows of a strip."""
+"""Rows of the longest strip."""
 CLASSIFIER = {"avgpool", "dropout", "fc", "classifier", "flatten", "AuxLogits", "aux1", "aux2"}
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network, measured without its head."""
+    """A network to look at, without its head."""
 
     name: str
     kind: str
     width: int = 64
-    """Minimum number of columns of the strip."""
+    """The fewest columns of the strip."""
     power: float = 1.0
-    """Exponent that shrinks the positive weights; lower for networks with very long paths."""
+    """How much smaller positive weights are made; less for networks whose longest way is very long."""
 
     @property
     def short(self) -> str:
-        """Return the name without the library."""
+        """The name without the library."""
         return self.name.removeprefix("torchvision:")
 
 
@@ -72,7 +72,7 @@ NETWORKS = (
 
 
 class Maps(nn.Module):
-    """A network of this package up to the feature maps before its pool."""
+    """A network of ours up to the maps before its pool."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Maps(nn.Module):
 
 
 def body(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
-    """Return the named network up to its last feature maps, and the (C, H, W) of its usual images."""
+    """The network of this name up to its last maps, and (C, H, W) of its usual images."""
     if name == "dilated resnet50":
         model, shape = open_network("torchvision:resnet50")
         block = type(next(model.get_submodule("layer1").children()))
@@ -102,12 +102,12 @@ def body(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
 
 
 def compare(network: Network) -> dict[str, Any]:
-    """Return one row of the table."""
+    """One row of the table."""
     model, shape = body(network.name)
-    start = time.process_time()
-    analysis = profile(model, shape)
-    seconds = time.process_time() - start
-    rows, columns = last_field(analysis)
+    began = time.process_time()
+    found = profile(model, shape)
+    seconds = time.process_time() - began
+    rows, columns = last_field(found)
     jump = int(rows.jump or 1)
     strip = (shape[0], min(LONGEST, rows.size + 3 * jump), max(network.width, 4 * jump))
     result: dict[str, Any] = {
@@ -118,73 +118,73 @@ def compare(network: Network) -> dict[str, Any]:
         "stride": [rows.jump, columns.jump],
         "profile_cpu_s": round(seconds, 3),
         "strip": list(strip),
-        "verified": same_cells(model, shape, analysis, network.power)
+        "verified": same_cells(model, shape, found, network.power)
         and same_length(model, strip, rows.size, network.power),
     }
     return result | {"others": {name: library(model, strip) for name, library in LIBRARIES.items()}}
 
 
-def last_field(analysis: Profile) -> tuple[AxisField, AxisField]:
-    """Return the receptive field of the output; raise SystemExit if the output is not a feature map."""
-    if analysis.field is None or any(axis.jump is None for axis in analysis.field):
-        raise SystemExit(f"{analysis.model}: the output is not a feature map")
-    return analysis.field
+def last_field(found: Profile) -> tuple[AxisField, AxisField]:
+    """What the network's own output sees; SystemExit where its cells lie in no rows and columns."""
+    if found.field is None or any(axis.jump is None for axis in found.field):
+        raise SystemExit(f"{found.model}: its output is no map")
+    return found.field
 
 
-def same_cells(model: nn.Module, shape: tuple[int, int, int], analysis: Profile, power: float) -> bool:
-    """Report whether the gradients of some elements cover exactly their receptive fields."""
-    rows, columns = last_field(analysis)
+def same_cells(model: nn.Module, shape: tuple[int, int, int], found: Profile, power: float) -> bool:
+    """Whether some cells of the last maps see exactly the pixels that they are said to see."""
+    rows, columns = last_field(found)
     size, seen = seen_by(model, shape, CELLS, power)
-    fields = [(rows.spans[row], columns.spans[column]) for row, column in CELLS]
-    return size == (len(rows.spans), len(columns.spans)) and seen == fields
+    said = [(rows.spans[row], columns.spans[column]) for row, column in CELLS]
+    return size == (len(rows.spans), len(columns.spans)) and seen == said
 
 
 def same_length(model: nn.Module, strip: tuple[int, int, int], length: int, power: float) -> bool:
-    """Report whether the gradient of an element in the middle of a strip covers exactly `length` rows."""
+    """Whether a cell in the middle of a strip sees exactly as many rows as a field has."""
     rows, _ = last_field(profile(model, strip))
-    complete = [cell for cell, (first, last) in enumerate(rows.spans) if last - first + 1 == length]
-    if rows.size != length or not complete:
+    whole = [cell for cell, (first, last) in enumerate(rows.spans) if last - first + 1 == length]
+    if rows.size != length or not whole:
         return False
-    middle = complete[len(complete) // 2]
+    middle = whole[len(whole) // 2]
     _, [(seen, _)] = seen_by(model, strip, [(middle, 0)], power)
     return seen == rows.spans[middle]
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return the comparison as a Markdown table."""
+    """The comparison as a table for the page."""
     names = [f"{name} {version}" for name, version in result["versions"].items()]
     text = "| network | | `mlpconv`, verified | " + " | ".join(names) + " |\n" + "|---|" * (len(names) + 3)
     text = text.replace("||", "|") + "\n"
     for row in result["networks"]:
         own = f"**{row['field'][0]}**" if row["verified"] else f"{row['field'][0]} (not verified)"
-        others = [library_cell(other, row["field"][0]) for other in row["others"].values()]
+        others = [said(other, row["field"][0]) for other in row["others"].values()]
         text += f"| {row['network']} | {row['kind']} | {own} | " + " | ".join(others) + " |\n"
     return text
 
 
-def library_cell(other: dict[str, Any], expected: int) -> str:
-    """Return the field of a library, bold if it is correct; its error, or a dash if it is not installed."""
+def said(other: dict[str, Any], right: int) -> str:
+    """What a library says, bold where it is right; a dash where it is not installed, or cannot say."""
     if "field" not in other:
         return str(other.get("failed", "-"))
-    return f"**{other['field']}**" if other["field"] == expected else str(other["field"])
+    return f"**{other['field']}**" if other["field"] == right else str(other["field"])
 
 
 def write_table(result: dict[str, Any]) -> None:
-    """Write the table between its markers in docs/profile.md."""
+    """Put the table between its marks in docs/profile.md."""
     begin, end = MARK.format("written by benchmarks/fields.py"), MARK.format("end")
     before, rest = PAGE.read_text("utf-8").split(begin)
     PAGE.write_text(before + begin + table(result) + end + rest.split(end)[1], "utf-8")
 
 
 def kept() -> dict[str, dict[str, Any]]:
-    """Return the rows of the previous run by network name."""
+    """The rows of an earlier run by the network's name."""
     path = RESULTS / "fields.json"
     rows = json.loads(path.read_text("utf-8"))["result"]["networks"] if path.is_file() else []
     return {row["network"]: row for row in rows}
 
 
 def main() -> int:
-    """Compare all networks; return 1 if a gradient contradicts this package."""
+    """Compare; ends with code 1 where a gradient says something else than this package."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", default=None, help="names of networks")
     only = parser.parse_args().only
@@ -194,10 +194,7 @@ def main() -> int:
         if only is None or network.short in only:
             rows[network.short] = compare(network)
             print(table({"versions": versions(), "networks": [rows[network.short]]}).splitlines()[-1], flush=True)
-    result = {
-        "versions": versions(),
-        "networks": [rows[network.short] for network in NETWORKS if network.short in rows],
-    }
+    result = {"versions": versions(), "networks": [rows[each.short] for each in NETWORKS if each.short in rows]}
     write_table(result)
     print(f"written to {write_result('fields', result)} and {PAGE}")
     return int(not all(row["verified"] for row in rows.values()))

@@ -1,4 +1,4 @@
-"""Receptive fields of the last feature maps, as other libraries compute them."""
+"""Other people's receptive field calculators, each asked for the field of a network's last maps."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ __all__ = ["LIBRARIES", "versions"]
 
 Shape = tuple[int, int, int]
 Answer = dict[str, Any]
-"""The "field" along the rows in pixels, or the error as "failed"; empty if the library is not installed."""
+"""Either the "field" along the rows in pixels, or why it "failed"; nothing where the library is not installed."""
 
 
 def versions() -> dict[str, str]:
-    """Return the version of each of LIBRARIES, "absent" if it is not installed."""
-    installed = {}
+    """The libraries' names and versions, in the order of LIBRARIES; "absent" where one is not installed."""
+    found = {}
     for name in LIBRARIES:
         try:
-            installed[name] = metadata.version(name.split(",")[0])
+            found[name] = metadata.version(name.split(",")[0])
         except metadata.PackageNotFoundError:
-            installed[name] = "absent"
-    return installed
+            found[name] = "absent"
+    return found
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hide the output and the warnings of the libraries."""
+    """What the libraries print and warn of is not shown."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.ERROR)
@@ -45,14 +45,14 @@ def quiet() -> Iterator[None]:
 
 
 def torchscan(model: nn.Module, shape: Shape) -> Answer:
-    """Return the field of the last layer from torchscan."""
+    """The last layer's field, as torchscan adds it up."""
     from torchscan import crawl_module
 
     return {"field": round(crawl_module(model, shape)["layers"][-1]["rf"])}
 
 
 def rf_calc(model: nn.Module, shape: Shape) -> Answer:
-    """Return the field of the last layer from rf-calc, which parses the printed network."""
+    """The last layer's field, as rf-calc reads it from the printed network."""
     from rf_calc import receptive_field
 
     frame = receptive_field(model, shape[1])
@@ -60,18 +60,18 @@ def rf_calc(model: nn.Module, shape: Shape) -> Answer:
 
 
 def receptivefield(model: nn.Module, shape: Shape) -> Answer:
-    """Return the field from gradients of the unmodified network."""
+    """What gradients of the network as it is give."""
     return _by_gradients(lambda: model, shape)
 
 
 def receptivefield_positive(model: nn.Module, shape: Shape) -> Answer:
-    """Return the field from gradients after the recommended preparation: average pools, positive weights."""
+    """What gradients give after the preparation that the library recommends: average pools, positive weights."""
     with Straight():
         return _by_gradients(lambda: made_positive(model).float(), shape)
 
 
-class _Recorder(nn.Module):
-    """A network that stores its feature maps where the library reads them."""
+class _Kept(nn.Module):
+    """Keeps its maps where the library looks for them."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -89,30 +89,30 @@ def _by_gradients(make: Callable[[], nn.Module], shape: Shape) -> Answer:
 
     torch.manual_seed(0)
     channels, rows, columns = shape
-    field = PytorchReceptiveField(lambda: _Recorder(make()))
-    (description,) = field.compute(ImageShape(w=columns, h=rows, c=channels))
-    size = max(description.rf.size)  # the library takes rows for the width
+    field = PytorchReceptiveField(lambda: _Kept(make()))
+    (found,) = field.compute(ImageShape(w=columns, h=rows, c=channels))
+    size = max(found.rf.size)  # it counts rows as width
     return {"field": int(size)} if size == size else {"failed": "NaN"}
 
 
-def guarded(library: Callable[[nn.Module, Shape], Answer]) -> Callable[[nn.Module, Shape], Answer]:
-    """Return a function that calls the library and returns its answer or the class of its exception."""
+def asked(library: Callable[[nn.Module, Shape], Answer]) -> Callable[[nn.Module, Shape], Answer]:
+    """The library's answer, or the kind of error that it ends with."""
 
-    def call(model: nn.Module, shape: Shape) -> Answer:
+    def ask(model: nn.Module, shape: Shape) -> Answer:
         try:
             with quiet():
                 return library(model, shape)
         except ModuleNotFoundError:
             return {}
-        except Exception as error:  # noqa: BLE001  (any exception of a library is a result)
+        except Exception as error:  # noqa: BLE001  (whatever another library raises is its answer)
             return {"failed": type(error).__name__}
 
-    return call
+    return ask
 
 
 LIBRARIES = {
-    "torchscan": guarded(torchscan),
-    "rf-calc": guarded(rf_calc),
-    "receptivefield": guarded(receptivefield),
-    "receptivefield, prepared": guarded(receptivefield_positive),
+    "torchscan": asked(torchscan),
+    "rf-calc": asked(rf_calc),
+    "receptivefield": asked(receptivefield),
+    "receptivefield, prepared": asked(receptivefield_positive),
 }

@@ -79,8 +79,9 @@ def everything(names: list[str], settings: Settings, rounds: int, singles: bool)
     for work in WORKS:
         if not (of_kind := [name for name in names if CONTENDERS[name].work == work]):
             continue
-        single = singles and work == "inference" and settings.batch > 1
-        batches = (settings.batch, 1) if single else (settings.batch,)
+        batches: tuple[int, ...] = (settings.batch,)
+        if singles and work == "inference" and settings.batch > 1:
+            batches += (1,)
         seconds = settings.seconds / (2 if work == "inference" else 1)
         for batch, found in measure(of_kind, replace(settings, batches=batches, seconds=seconds), rounds).items():
             key = work if batch == settings.batch else "single"

@@ -1,6 +1,6 @@
-"""Draw the receptive field of one feature map element: `python examples/receptive_field.py [OUT.png]`.
+"""What one cell of a layer sees of an image: `python examples/receptive_field.py [OUT.png]` draws it.
 
-This script draws the figure in docs/profile.md, on a synthetic landscape of hills under an evening sky.
+The picture in docs/profile.md is made by this file. The image is a made-up landscape: hills under an evening sky.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import numpy as np
 
 import mlpconv
 
-SIDE = 672  # three pixels of the figure per pixel of the 224 x 224 input
+SIDE = 672  # three dots for each of the network's 224 pixels
 
 
 def landscape(side: int = SIDE) -> np.ndarray:
-    """Return a uint8 image (3, side, side) of rows of hills in front of the sun."""
+    """A picture (3, side, side) of hills behind hills, and the sun behind them."""
     y, x = np.mgrid[0 : 1 : side * 1j, 0 : 1 : side * 1j]
     dusk, dawn = np.array([[46, 74, 120], [252, 190, 120]], dtype=float)
     image = dusk + (dawn - dusk) * np.clip(y / 0.6, 0, 1)[..., None]
@@ -33,7 +33,7 @@ def landscape(side: int = SIDE) -> np.ndarray:
 
 
 def main(out: str = "field.png") -> None:
-    """Draw the field of an element near the border, so that a part of it lies in the padding."""
+    """Draw the field of a cell near the border: a part of it lies in padding."""
     model = mlpconv.create_model("nin_imagenet")
     table = mlpconv.analysis.profile(model, (3, 224, 224))
     figure = mlpconv.plots.receptive_field(table, "blocks.2.convs.0", landscape(), cell=(7, 10))
