@@ -262,7 +262,7 @@ def picture(networks: dict[str, Any]) -> Any:
             for way, colour in (("weights", BASE), ("activations", ACCENT)):
                 rows = sorted((each for each in found["rows"] if each["by"] == way), key=lambda each: each["budget"])
                 kept = [100 * each["macs"] / found["macs"] for each in rows]
-                style: dict[str, Any] = {"color": colour, "marker": "o", "markersize": 5}
+                style = {"color": colour, "marker": "o", "markersize": 5}
                 axes.plot(kept, [100 * each["error"] for each in rows], label=f"by {way}", **style)
                 distill = [100 * each["tuned"]["error"] for each in rows]
                 axes.plot(kept, distill, label=f"by {way}, fine-tuned", linestyle=":", markerfacecolor="white", **style)

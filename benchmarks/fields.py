@@ -80,16 +80,14 @@ class Maps(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, D, h, w)."""
-        maps: Tensor = self.network.forward_features(x)
-        return maps
+        return self.network.forward_features(x)
 
 
 def body(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
     """The network of this name up to its last maps, and (C, H, W) of its usual images."""
     if name == "dilated resnet50":
         model, shape = open_network("torchvision:resnet50")
-        block = type(next(model.get_submodule("layer1").children()))
-        model = type(model)(block, [3, 4, 6, 3], replace_stride_with_dilation=[False, True, True])
+        model = type(model)(type(model.layer1[0]), [3, 4, 6, 3], replace_stride_with_dilation=[False, True, True])
     else:
         model, shape = open_network(name)
     if not name.startswith("torchvision") and name != "dilated resnet50":
@@ -165,7 +163,7 @@ def table(result: dict[str, Any]) -> str:
 def said(other: dict[str, Any], right: int) -> str:
     """What a library says, bold where it is right; a dash where it is not installed, or cannot say."""
     if "field" not in other:
-        return str(other.get("failed", "-"))
+        return other.get("failed", "-")
     return f"**{other['field']}**" if other["field"] == right else str(other["field"])
 
 

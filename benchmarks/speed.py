@@ -29,7 +29,7 @@ from mlpconv.training.environment import cpu_name
 
 WORKS = ("training", "inference")  # one after the other: half the memory
 SCALED = ("plain", "ours-fp32", "ours-bf16", "eager", "predict")
-AXES: dict[str, tuple[int, ...]] = {"batch": (1, 8, 32, 128, 512), "side": (24, 32, 48), "threads": (1, 0)}
+AXES: dict[str, tuple[Any, ...]] = {"batch": (1, 8, 32, 128, 512), "side": (24, 32, 48), "threads": (1, 0)}
 
 
 def chosen(only: str | None, usual: tuple[str, ...]) -> list[str]:
@@ -96,8 +96,7 @@ def scaling(names: list[str], settings: Settings, rounds: int) -> dict[str, Any]
     for axis, values in AXES.items():
         for value in values:
             print(f"\n{axis} {value or 'all'}", flush=True)
-            options: dict[str, Any] = {axis: value}
-            point = replace(settings, **options)
+            point = replace(settings, **{axis: value})
             result.setdefault(axis, {})[str(value)] = everything(names, point, rounds, singles=False)
     return result
 

@@ -24,7 +24,7 @@ import mlpconv.cli.train
 import mlpconv.cli.training_output
 import mlpconv.fitting
 
-LONGEST = 900.0  # seconds until a trainer counts as hanging
+LONGEST = 300.0  # seconds a trainer may take
 
 
 def trainer(order: dict[str, Any], log: int) -> None:

@@ -59,7 +59,7 @@ class Trainers:
 def trainers() -> Iterator[Trainers]:
     served = Trainers()
     yield served
-    served.process.communicate(timeout=300)
+    served.process.communicate(timeout=60)
     assert served.process.returncode == 0
 
 
