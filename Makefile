@@ -1,18 +1,19 @@
-# The commands of this project; each one first makes what it needs, and a second call costs nothing.
-#   make demo        train, judge, predict and draw on the embedded digits, in one run folder
-#   make test        the suite without the slow tests        make test-slow   the slow ones
+# The commands of this project. Each one first installs what it needs into .venv; later calls reuse it.
+#   make demo        train, evaluate, predict and draw category maps on the embedded digits, in one run folder
+#   make test        the tests, without the slow ones        make test-slow   the slow tests
+#   make coverage    the tests, with their line and branch coverage; fails below the floor in pyproject.toml
 #   make lint        ruff and mypy                           make bench       the measurements behind the README
-#   make clean       remove the environment and all caches (never your runs/)
+#   make clean       remove the environment and all caches (never runs/)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# Every pip below this line, also the ones that pip itself starts, keeps to the pinned versions.
+# Every pip below, including those that pip itself starts, installs the pinned versions.
 export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow coverage lint bench clean
 
 demo: $(VENV)/.ready
 	@$(BIN)/python examples/demo.py
@@ -22,6 +23,9 @@ test: $(VENV)/.ready-dev
 
 test-slow: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -m slow
+
+coverage: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest -n 2 -m "not slow" --cov --cov-report=term:skip-covered
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/python -m ruff check
@@ -34,12 +38,12 @@ bench: $(VENV)/.ready-bench
 	$(BIN)/python benchmarks/memory.py digits
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .benchmarks .coverage
+	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .benchmarks .coverage .coverage.*
 	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "mlpconv needs Python 3.11 or newer, and $(PYTHON) is not: name one that is, like make PYTHON=python3.11"; exit 1; }
+	  echo "mlpconv needs Python 3.11 or newer; $(PYTHON) is older or missing. Name another: make PYTHON=python3.12"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing mlpconv into $(VENV) (once; torch is large)"
 	@$(BIN)/python -m pip install --quiet --editable .

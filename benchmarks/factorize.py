@@ -264,7 +264,7 @@ def plot(networks: dict[str, Any]) -> Any:
             for way, colour in (("weights", BASE), ("activations", ACCENT)):
                 rows = sorted((row for row in result["rows"] if row["by"] == way), key=lambda row: row["budget"])
                 kept = [100 * row["macs"] / result["macs"] for row in rows]
-                style = {"color": colour, "marker": "o", "markersize": 5}
+                style: dict[str, Any] = {"color": colour, "marker": "o", "markersize": 5}
                 axes.plot(kept, [100 * row["error"] for row in rows], label=f"by {way}", **style)
                 tuned = [100 * row["tuned"]["error"] for row in rows]
                 axes.plot(kept, tuned, label=f"by {way}, fine-tuned", linestyle=":", markerfacecolor="white", **style)

@@ -80,14 +80,16 @@ class Maps(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, D, h, w)."""
-        return self.network.forward_features(x)
+        maps: Tensor = self.network.forward_features(x)
+        return maps
 
 
 def body(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
     """Return a network up to its last feature maps, and its default input size (C, H, W)."""
     if name == "dilated resnet50":
         model, shape = open_network("torchvision:resnet50")
-        model = type(model)(type(model.layer1[0]), [3, 4, 6, 3], replace_stride_with_dilation=[False, True, True])
+        block = type(next(model.get_submodule("layer1").children()))
+        model = type(model)(block, [3, 4, 6, 3], replace_stride_with_dilation=[False, True, True])
     else:
         model, shape = open_network(name)
     if not name.startswith("torchvision") and name != "dilated resnet50":
@@ -163,7 +165,7 @@ def table(result: dict[str, Any]) -> str:
 def cell_of(other: dict[str, Any], expected: int) -> str:
     """Return a library's result, bold if correct; a dash if it is not installed."""
     if "field" not in other:
-        return other.get("failed", "-")
+        return str(other.get("failed", "-"))
     return f"**{other['field']}**" if other["field"] == expected else str(other["field"])
 
 

@@ -31,7 +31,7 @@ from mlpconv.training.environment import cpu_name
 
 WORKS = ("training", "inference")  # one after the other, which halves the memory
 SCALED = ("plain", "ours-fp32", "ours-bf16", "eager", "predict")
-AXES: dict[str, tuple[int, ...]] = {"batch": (1, 8, 32, 128, 512), "side": (24, 32, 48), "threads": (1, 0)}
+AXES: dict[str, tuple[Any, ...]] = {"batch": (1, 8, 32, 128, 512), "side": (24, 32, 48), "threads": (1, 0)}
 
 
 def select(only: str | None, default: tuple[str, ...]) -> list[str]:
@@ -81,7 +81,7 @@ def measure_all(names: list[str], settings: Settings, rounds: int, singles: bool
     for work in WORKS:
         if not (contenders := [name for name in names if CONTENDERS[name].work == work]):
             continue
-        batches = (settings.batch,)
+        batches: tuple[int, ...] = (settings.batch,)
         if singles and work == "inference" and settings.batch > 1:
             batches += (1,)
         seconds = settings.seconds / (2 if work == "inference" else 1)

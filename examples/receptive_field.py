@@ -28,7 +28,8 @@ def landscape(side: int = SIDE) -> np.ndarray:
         foot = 0.86 + 0.1 * np.sin(9 * left)
         tree = (np.abs(x - left) < 0.3 * (y - foot + 0.22)) & (y < foot) & (y > foot - 0.22)
         image[tree] = (24, 48, 44)
-    return image.round().astype(np.uint8).transpose(2, 0, 1)
+    pixels: np.ndarray = image.round().astype(np.uint8).transpose(2, 0, 1)
+    return pixels
 
 
 def main(out: str = "field.png") -> None:

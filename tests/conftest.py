@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 # Before torch is imported anywhere: two workers on two cores are faster with one thread each.
@@ -21,6 +23,9 @@ from hypothesis import HealthCheck, settings
 
 settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
+
+# Tests import modules of benchmarks/. Last in the path, or benchmarks/coverage.py would hide the package coverage.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 LOCAL = {"127.0.0.1", "::1", "localhost"}
 

@@ -1,9 +1,9 @@
-"""Guards of the package, each taken away in turn: the test that watches it must then fail.
+"""Mutation testing of the package's guards: each guard is removed in turn, and its test must then fail.
 
-    python tests/mutants.py            every mutant, in a copy of src; some minutes
+    python tests/mutants.py            all mutants, in a copy of src; several minutes (`make test-slow` runs them)
     python tests/mutants.py NUMBER...  only these
 
-A mutant whose test still passes is a guard that nothing watches: mend the test.
+A mutant that survives is a guard that no test covers: improve the test.
 """
 
 from __future__ import annotations
@@ -253,58 +253,58 @@ MUTANTS = (
 
 
 def faults(mutant: Mutant) -> list[str]:
-    """What makes a mutant impossible: a text that is not there exactly once, or a test that does not exist."""
+    """Return what is wrong with a mutant: its source text does not occur exactly once, or its test does not exist."""
     count = (SRC / mutant.file).read_text(encoding="utf-8").count(mutant.old)
     path, _, name = mutant.test.partition("::")
-    wrong = [] if count == 1 else [f"{mutant.file} has {mutant.old!r} {count} times"]
+    problems = [] if count == 1 else [f"{mutant.file} has {mutant.old!r} {count} times, expected once"]
     if f"def {name}(" not in (TOP / "tests" / path).read_text(encoding="utf-8"):
-        wrong.append(f"there is no {mutant.test}")
-    return wrong
+        problems.append(f"{mutant.test} does not exist")
+    return problems
 
 
 def run(test: str, src: Path) -> int:
-    """Run one test on a copy of the package; returns pytest's exit code."""
+    """Run one test on a copy of the package and return the exit code of pytest."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/{test}"]
     environment = os.environ | {"PYTHONPATH": str(src), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
-        done = subprocess.run(command, cwd=TOP, env=environment, capture_output=True, text=True, timeout=LONGEST)
+        result = subprocess.run(command, cwd=TOP, env=environment, capture_output=True, text=True, timeout=LONGEST)
     except subprocess.TimeoutExpired:
-        return FAILED  # without its guard the package hangs: that is noticed
-    if done.returncode not in (PASSED, FAILED):
-        print(done.stdout + done.stderr)
-    return done.returncode
+        return FAILED  # a package that hangs without its guard counts as caught
+    if result.returncode not in (PASSED, FAILED):
+        print(result.stdout + result.stderr)
+    return result.returncode
 
 
 def survives(mutant: Mutant, src: Path) -> bool:
-    """Take the guard away, run its test, put the guard back; True where the test did not fail."""
+    """Remove the guard, run its test and restore the guard; return whether the test still passes."""
     path = src / "mlpconv" / mutant.file
-    whole = path.read_text(encoding="utf-8")
-    path.write_text(whole.replace(mutant.old, mutant.new), encoding="utf-8")
+    source = path.read_text(encoding="utf-8")
+    path.write_text(source.replace(mutant.old, mutant.new), encoding="utf-8")
     try:
         return run(mutant.test, src) != FAILED
     finally:
-        path.write_text(whole, encoding="utf-8")
+        path.write_text(source, encoding="utf-8")
 
 
 def main() -> int:
-    """Run the mutants asked for, or all; returns how many survived."""
-    chosen = [int(word) for word in sys.argv[1:]] or range(len(MUTANTS))
-    impossible = [sentence for number in chosen for sentence in faults(MUTANTS[number])]
-    if impossible:
-        print(*impossible, sep="\n")
-        return len(impossible)
+    """Run the mutants named on the command line, or all; return the number that survived."""
+    numbers = [int(word) for word in sys.argv[1:]] or range(len(MUTANTS))
+    problems = [problem for number in numbers for problem in faults(MUTANTS[number])]
+    if problems:
+        print(*problems, sep="\n")
+        return len(problems)
     survived = 0
     with tempfile.TemporaryDirectory() as work:
         src = Path(work) / "src"
         shutil.copytree(TOP / "src", src, ignore=shutil.ignore_patterns("__pycache__"))
-        green = {test: run(test, src) == PASSED for test in sorted({MUTANTS[number].test for number in chosen})}
-        for number in chosen:
+        green = {test: run(test, src) == PASSED for test in sorted({MUTANTS[number].test for number in numbers})}
+        for number in numbers:
             mutant = MUTANTS[number]
             caught = green[mutant.test] and not survives(mutant, src)
             survived += not caught
-            word = "caught" if caught else "SURVIVED" if green[mutant.test] else "FAILS WITH ITS GUARD IN PLACE"
+            word = "caught" if caught else "SURVIVED" if green[mutant.test] else "FAILS BEFORE THE CHANGE"
             print(f"{number:>3}  {word}  {mutant.file}: {mutant.test}", flush=True)
-    print(f"{len(chosen) - survived} of {len(chosen)} mutants were caught.")
+    print(f"{len(numbers) - survived} of {len(numbers)} mutants were caught.")
     return survived
 
 

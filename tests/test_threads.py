@@ -20,7 +20,7 @@ FORKED = """
 import os, signal, sys, time
 import numpy as np, torch
 import mlpconv
-signal.alarm(60)  # a watchdog: what hangs ends
+signal.alarm(300)  # a watchdog against hanging
 torch.set_num_threads(2)
 before = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 0
 classifier = mlpconv.load("nin_cifar10")
@@ -31,7 +31,7 @@ if sys.argv[1] == "predict":
     parent = classifier.predict(pixels, precision="fp32").probabilities
 child = os.fork()
 if child == 0:
-    signal.alarm(30)
+    signal.alarm(150)
     answer = classifier.predict(pixels, precision="fp32").probabilities
     if sys.argv[1] == "predict":
         assert torch.get_num_threads() == 1

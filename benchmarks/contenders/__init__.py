@@ -1,8 +1,8 @@
 """The programs that `benchmarks/speed.py` compares, each in its own process.
 
-A contender is a function of (Rounds, Settings) that runs forever and calls `rounds.lap(images)` after each step or
-batch; `Rounds` pauses it between its turns. Its modules are imported only in its own process, so that process-wide
-settings (malloc, threads, denormals) do not leak.
+A contender is a function of (Rounds, Settings) that loops forever and calls `rounds.lap(images)` after each step or
+batch; `Rounds` blocks it between its turns. Its module is imported in its own process only, so that process-wide
+settings (malloc, threads, denormals) affect no other contender.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ __all__ = ["CONTENDERS", "PEAK", "PLAIN", "Contender", "Settings"]
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of all contenders: batch size, image side in pixels, threads (0: torch's default).
+    """Settings of all contenders: batch size, image side in pixels, threads (0: the default of torch).
 
-    Inference runs with each of `batches`, as a round requests.
+    Inference runs with the batch size from `batches` that a round requests.
     """
 
     batch: int = 128
@@ -29,14 +29,14 @@ class Settings:
 
     @classmethod
     def from_json(cls, text: str) -> Settings:
-        """Parse the output of `json.dumps(asdict(settings))`."""
+        """Return the settings that `json.dumps(asdict(settings))` wrote."""
         values = json.loads(text)
         return cls(**(values | {"batches": tuple(values["batches"])}))
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A contender: `module.function(rounds, settings, **options)`; `work` determines the cost of an image."""
+    """A program: `module.function(rounds, settings, **options)`; `work` determines the operations per image."""
 
     label: str
     work: str  # "training", "inference" or "peak"

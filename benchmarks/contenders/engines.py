@@ -1,4 +1,4 @@
-"""Run the same weights in ONNX Runtime and OpenVINO, from an ONNX graph."""
+"""The same weights in other inference engines, ONNX Runtime and OpenVINO, from a handwritten ONNX graph."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ __all__ = ["Engine", "graph", "onnxruntime_engine", "openvino_engine"]
 Engine = Callable[[np.ndarray], np.ndarray]
 """float32 (N, 3, H, W), preprocessed -> logits (N, K)."""
 
-IR, OPSET = 10, 21  # of 2024
+IR, OPSET = 10, 21  # of 2024: recent releases of both engines read them
 
 
 def graph(model: nn.Sequential, batch: int, side: int) -> bytes:
-    """Export a sequence of convolutions, ReLUs and max-pools and a global mean to ONNX for one input shape."""
+    """Return an ONNX file of a sequence of convolutions, ReLUs, max-pools and a global mean, for one input shape."""
     nodes, weights, value = [], [], "images"
     for number, layer in enumerate(model):
         output = f"value{number}"
         if isinstance(layer, nn.Conv2d):
             names = [f"weight{number}", f"bias{number}"]
-            arrays = (parameter.detach().numpy() for parameter in (layer.weight, layer.bias))
+            arrays = [parameter.detach().numpy() for parameter in layer.parameters()]  # weight, then bias
             weights += [numpy_helper.from_array(array, name) for array, name in zip(arrays, names, strict=True)]
             pads = [*layer.padding, *layer.padding]
             nodes.append(helper.make_node("Conv", [value, *names], [output], pads=pads, strides=layer.stride))
@@ -38,19 +38,19 @@ def graph(model: nn.Sequential, batch: int, side: int) -> bytes:
         elif isinstance(layer, nn.Flatten):
             nodes.append(helper.make_node("Flatten", [value], [output]))
         else:
-            continue  # dropout
+            continue  # dropout does nothing at inference
         value = output
     classes = [layer for layer in model if isinstance(layer, nn.Conv2d)][-1].out_channels
     inputs = helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch, 3, side, side])
     outputs = helper.make_tensor_value_info(value, TensorProto.FLOAT, [batch, classes])
     network = helper.make_graph(nodes, "nin_cifar10", [inputs], [outputs], weights)
-    exported = helper.make_model(network, ir_version=IR, opset_imports=[helper.make_opsetid("", OPSET)])
-    onnx.checker.check_model(exported, full_check=True)
-    return exported.SerializeToString()
+    proto = helper.make_model(network, ir_version=IR, opset_imports=[helper.make_opsetid("", OPSET)])
+    onnx.checker.check_model(proto, full_check=True)
+    return bytes(proto.SerializeToString())
 
 
 def onnxruntime_engine(model: bytes, threads: int) -> Engine:
-    """Return an ONNX Runtime session on the CPU in float32 with all graph optimisations."""
+    """Return ONNX Runtime on the CPU with all graph optimisations, in float32."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -63,7 +63,7 @@ def onnxruntime_engine(model: bytes, threads: int) -> Engine:
 
 
 def openvino_engine(model: bytes, threads: int, precision: str) -> Engine:
-    """Return an OpenVINO request on the CPU with all threads on one batch, in "f32" or "bf16"."""
+    """Return OpenVINO on the CPU with all threads on one batch; `precision` is "f32" or "bf16", not its own choice."""
     import openvino
 
     settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}

@@ -1,4 +1,4 @@
-"""The images of all contenders: CIFAR-10 if available, else noise with one colour per class."""
+"""The images of all contenders: CIFAR-10 if it is available, otherwise noise around one colour per class."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ CLASSES = 10
 
 
 def images(count: int, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return uint8 images (N, 3, side, side) and labels (N,), of CIFAR-10 if $MLPCONV_DATA is set.
+    """Return uint8 images (N, 3, side, side) and class numbers (N,), from CIFAR-10 if $MLPCONV_DATA is set.
 
-    The noise can be learned, because training repairs a network that learns nothing, as if it had collapsed.
+    The noise can be learned: a network that learns nothing could look collapsed, and the trainer would reinitialise it.
     """
     if os.environ.get("MLPCONV_DATA"):
         import mlpconv

@@ -1,4 +1,4 @@
-"""Inference contenders: plain and compiled torch, mlpconv as users call it, ONNX Runtime and OpenVINO."""
+"""Inference with the same weights: plain and compiled torch, mlpconv as users call it, and other engines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mlpconv.preprocessing import Preprocessing
 __all__ = ["compiled", "eager", "engine", "model", "onnx", "openvino", "predict"]
 
 Predict = Callable[[], Any]
-"""One batch, from images in memory to logits or predictions."""
+"""Compute one batch, from images in memory to logits or predictions."""
 Make = Callable[[int], Predict]
 
 
@@ -32,7 +32,7 @@ def eager(rounds: Rounds, settings: Settings, *, memory: bool) -> None:
 
 def compiled(rounds: Rounds, settings: Settings, *, precision: str) -> None:
     """Run torch.compile, channels-last."""
-    floats, plain = begin(rounds, settings), port().to(memory_format=torch.channels_last)
+    floats, plain = begin(rounds, settings), channels_last(port())
     whole = torch.compile(plain, dynamic=False)
     measure(
         rounds,
@@ -42,8 +42,8 @@ def compiled(rounds: Rounds, settings: Settings, *, precision: str) -> None:
 
 
 def model(rounds: Rounds, settings: Settings, *, precision: str) -> None:
-    """Run our plain network, channels-last."""
-    floats, own = begin(rounds, settings), ours().to(memory_format=torch.channels_last)
+    """Run our network module alone, channels-last."""
+    floats, own = begin(rounds, settings), channels_last(ours())
     measure(
         rounds,
         settings,
@@ -52,24 +52,24 @@ def model(rounds: Rounds, settings: Settings, *, precision: str) -> None:
 
 
 def engine(rounds: Rounds, settings: Settings, *, precision: str) -> None:
-    """Run the engine of `Classifier.predict` on preprocessed floats to logits, like the other engines."""
+    """Run the engine of `Classifier.predict` from preprocessed floats to logits, as the other engines do."""
     floats, own = begin(rounds, settings), ours()
     layers = layers_of(own)
     assert layers is not None, "the paper's network has an engine"
-    whole = Engine(layers, own.head, torch.bfloat16 if precision == "bf16" else torch.float32)
+    whole = Engine(layers, own.get_submodule("head"), torch.bfloat16 if precision == "bf16" else torch.float32)
     measure(rounds, settings, lambda batch: torched(whole, floats(batch)))
 
 
 def predict(rounds: Rounds, settings: Settings, *, memory: bool) -> None:
-    """Run `Classifier.predict`: raw pixels in, class names and probabilities out."""
+    """Run `Classifier.predict`, from raw pixels to class names and probabilities."""
     begin(rounds, settings, memory=memory)
     size = (3, settings.side, settings.side)
     classifier = mlpconv.Classifier(ours(), standardise(settings.side), [str(k) for k in range(CLASSES)], size)
 
     def make(batch: int) -> Predict:
         pixels = raw(settings.side, batch)
-        given = pixels if batch > 1 else pixels[0].transpose(1, 2, 0)
-        return lambda: classifier.predict(given, batch_size=batch).probabilities
+        image = pixels if batch > 1 else pixels[0].transpose(1, 2, 0)
+        return lambda: classifier.predict(image, batch_size=batch).probabilities
 
     measure(rounds, settings, make, probabilities=True)
 
@@ -82,8 +82,8 @@ def onnx(rounds: Rounds, settings: Settings) -> None:
     threads = torch.get_num_threads()
 
     def make(batch: int) -> Predict:
-        engine, given = onnxruntime_engine(graph(plain, batch, settings.side), threads), floats(batch).numpy()
-        return lambda: engine(given)
+        engine, batch_array = onnxruntime_engine(graph(plain, batch, settings.side), threads), floats(batch).numpy()
+        return lambda: engine(batch_array)
 
     measure(rounds, settings, make)
 
@@ -96,14 +96,14 @@ def openvino(rounds: Rounds, settings: Settings, *, precision: str) -> None:
     threads, kind = torch.get_num_threads(), {"fp32": "f32"}.get(precision, precision)
 
     def make(batch: int) -> Predict:
-        engine, given = openvino_engine(graph(plain, batch, settings.side), threads, kind), floats(batch).numpy()
-        return lambda: engine(given)
+        engine, batch_array = openvino_engine(graph(plain, batch, settings.side), threads, kind), floats(batch).numpy()
+        return lambda: engine(batch_array)
 
     measure(rounds, settings, make)
 
 
 def begin(rounds: Rounds, settings: Settings, *, memory: bool = True) -> Callable[[int], Tensor]:
-    """Apply the common memory settings and threads; return a function from batch size to a preprocessed batch."""
+    """Apply the common memory and thread settings; return a function from a batch size to a preprocessed batch."""
     if memory:
         from mlpconv.training.memory import keep_freed_memory
 
@@ -124,43 +124,48 @@ def standardise(side: int) -> Preprocessing:
 
 
 def ours() -> nn.Module:
-    """The network of all contenders, weights and all."""
+    """Return the network of all contenders, with fixed weights."""
     torch.manual_seed(0)
     return mlpconv.create_model("nin_cifar10", init="he").eval()
 
 
+def channels_last(network: nn.Module) -> nn.Module:
+    """Return the network with its weights in the channels-last memory format."""
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
 def port() -> nn.Sequential:
-    """The ports' network with the same weights."""
+    """Return the network of the ports with the same weights."""
     plain = network().eval()
-    of_ours = [layer for layer in ours().modules() if isinstance(layer, nn.Conv2d)]
-    of_port = [layer for layer in plain if isinstance(layer, nn.Conv2d)]
-    for mine, other in zip(of_port, of_ours, strict=True):
-        mine.load_state_dict(other.state_dict())
+    own_layers = [layer for layer in ours().modules() if isinstance(layer, nn.Conv2d)]
+    port_layers = [layer for layer in plain if isinstance(layer, nn.Conv2d)]
+    for target, source in zip(port_layers, own_layers, strict=True):
+        target.load_state_dict(source.state_dict())
     return plain
 
 
-def torched(function: Callable[[Tensor], Tensor], given: Tensor, precision: str = "fp32") -> Predict:
-    """A torch module on a batch, without gradients."""
+def torched(function: Callable[[Tensor], Tensor], images: Tensor, precision: str = "fp32") -> Predict:
+    """Return a function that runs a torch module on a batch, without gradients."""
 
     def run() -> Tensor:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            return function(given)
+            return function(images)
 
     return run
 
 
 def measure(rounds: Rounds, settings: Settings, make: Make, *, probabilities: bool = False) -> None:
-    """Run the batches that are asked for, for ever; the answers are compared with plain torch's first."""
-    made: dict[int, Predict] = {}
+    """Run the requested batch sizes forever, after comparing the outputs with plain torch."""
+    predict: dict[int, Predict] = {}
     for batch in settings.batches:
-        made[batch] = make(batch)
-        found = torch.as_tensor(made[batch]()).float()
+        predict[batch] = make(batch)
+        output = torch.as_tensor(predict[batch]()).float()
         with torch.inference_mode():
             expected = port()(standardise(settings.side)(raw(settings.side, batch)))
             expected = expected.softmax(1) if probabilities else expected
-        difference = float((found - expected).abs().max() / expected.abs().max())
+        difference = float((output - expected).abs().max() / expected.abs().max())
         rounds.facts["difference"] = max(difference, rounds.facts.get("difference", 0.0))
     while True:
         batch = rounds.asked.get("batch", settings.batches[0])
-        made[batch]()
+        predict[batch]()
         rounds.lap(batch)

@@ -1,4 +1,4 @@
-"""Measure the peak: the fastest of several matrix products in torch, in float32 and bfloat16."""
+"""The peak speed of torch on this machine: the fastest of several matrix products, in float32 and in bfloat16."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["peak"]
 SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (4096, 1024, 1024), (8192, 2400, 192))
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TRIES = 3
-KEPT = 2  # of the shapes are timed in each round
-LONGEST = 1.0  # seconds of a round: it is asked for twice as often as all others together
+KEPT = 2  # shapes that are timed in each round
+LONGEST = 1.0  # seconds per round: the peak runs as often as all contenders together
 
 
 def peak(rounds: Rounds, settings: Settings) -> None:
-    """Measure both dtypes in each lap; `fp32` and `bf16` of the answer are the best FLOP/s of the round."""
+    """Run both dtypes once per lap; `fp32` and `bf16` of the answer are the best FLOP/s of the laps of the round."""
     from mlpconv.training.memory import keep_freed_memory
 
     keep_freed_memory()
@@ -42,9 +42,9 @@ def peak(rounds: Rounds, settings: Settings) -> None:
 
 @torch.no_grad()
 def rate(left: torch.Tensor, right: torch.Tensor, seconds: float = 0.05) -> float:
-    """Return FLOP/s of one product, measured for at least the given seconds."""
-    began, done = time.perf_counter(), 0
-    while (passed := time.perf_counter() - began) < seconds or not done:
+    """Return the FLOP/s of one matrix product, measured over at least this many seconds."""
+    start, count = time.perf_counter(), 0
+    while (duration := time.perf_counter() - start) < seconds or not count:
         torch.mm(left, right)
-        done += 1
-    return 2 * left.shape[0] * left.shape[1] * right.shape[1] * done / passed
+        count += 1
+    return 2 * left.shape[0] * left.shape[1] * right.shape[1] * count / duration

@@ -1,4 +1,4 @@
-"""The network as public ports run it: NCHW, fp32, eager, images transformed one by one in a DataLoader."""
+"""The network as most ports run it: NCHW, fp32, eager, images transformed singly in a DataLoader, default settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STORED, WORKERS, PAD = 10_000, 2, 4
 
 
 def network() -> nn.Sequential:
-    """Return the paper's CIFAR-10 network of 966,986 parameters, with ReLU before pooling as in public ports."""
+    """Return the paper's CIFAR-10 network (966,986 parameters) with ReLU before pooling, as ports write it."""
     layers: list[nn.Module] = []
     channels = 3
     blocks = ((5, (192, 160, 96)), (5, (192, 192, 192)), (3, (192, 192, CLASSES)))
@@ -37,7 +37,7 @@ def network() -> nn.Sequential:
 
 
 class Transformed(Dataset[tuple[Tensor, int]]):
-    """Images transformed one by one: random crop, random flip, tensor, normalise."""
+    """Images transformed one at a time: random crop, random horizontal flip, to tensor, normalise."""
 
     def __init__(self, side: int) -> None:
         pixels, labels = images(STORED, side)
@@ -57,7 +57,7 @@ class Transformed(Dataset[tuple[Tensor, int]]):
 
 
 def train(rounds: Rounds, settings: Settings, *, memory: bool = False, compiled: bool = False) -> None:
-    """Train as ports do; `memory` applies our malloc settings, `compiled` uses torch.compile."""
+    """Train as the ports do; `memory` applies our malloc settings, `compiled` uses torch.compile."""
     if memory:
         from mlpconv.training.memory import keep_freed_memory
 

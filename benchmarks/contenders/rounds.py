@@ -1,4 +1,4 @@
-"""The clock of a contender, which runs in laps and is paused between its turns."""
+"""The clock of a contender: it counts laps and blocks the contender between its turns."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from typing import Any, TextIO
 __all__ = ["Over", "Rounds"]
 
 LEAST_LAPS = 2
-WARM = 0.2  # seconds of warm-up per round, at least a lap: caches, sleeping threads, prefetched batches
+WARM = 0.2  # seconds of warm-up per round, at least one lap: caches, sleeping threads, batches prefetched in the pause
 
 
 class Over(Exception):
-    """The parent has closed the pipe."""
+    """The pipe of commands is closed."""
 
 
 class Rounds:
-    """Group laps into rounds of `seconds`: wait for a request, warm up, time laps, answer, wait again.
+    """Turn laps into rounds of `seconds`: wait for a command, warm up, time laps, answer, wait again.
 
-    `ready_after` laps run before the first request; `asked` is the latest request.
+    The first `ready_after` laps run before the first command; `asked` is the content of the latest command.
     """
 
     def __init__(self, commands: TextIO, answers: TextIO, seconds: float, ready_after: int = 2) -> None:
@@ -36,7 +36,7 @@ class Rounds:
         self.begin()
 
     def begin(self) -> None:
-        """Reset the clock; the first lap starts now."""
+        """Reset all measurements; the lap that starts now is the first."""
         self.laps: list[float] = []
         self.total = 0.0
         self.images, self.in_input = 0, 0.0
@@ -44,7 +44,7 @@ class Rounds:
         self.began = time.perf_counter()
 
     def lap(self, images: int) -> None:
-        """Record a step or batch of `images`; raise Over if the parent has closed the pipe."""
+        """Record the end of a step or batch of `images`; raise Over if no command follows."""
         now = time.perf_counter()
         self.laps_done += 1
         if self.laps_done < self.ready_after:
@@ -65,20 +65,20 @@ class Rounds:
                 self.wait()
 
     def aside(self) -> None:
-        """Record work since the last lap that happens once per epoch; it is timed separately."""
+        """Record the work since the last lap as work that happens once per epoch, separate from the laps."""
         now = time.perf_counter()
         self.asides.append(now - self.began)
         self.began = now
 
     @contextmanager
     def input(self) -> Iterator[None]:
-        """Count the time of the block as input pipeline."""
-        began = time.perf_counter()
+        """Count the time inside the block as time of the input pipeline."""
+        start = time.perf_counter()
         yield
-        self.in_input += time.perf_counter() - began
+        self.in_input += time.perf_counter() - start
 
     def report(self) -> dict[str, Any]:
-        """Return the measurements of the round, and the constant facts."""
+        """Return the measurements of the round and the constant facts."""
         seconds, usage = self.total, resource.getrusage(resource.RUSAGE_SELF)
         return self.facts | {
             "images": self.images,
@@ -92,7 +92,7 @@ class Rounds:
         }
 
     def wait(self) -> None:
-        """Wait for the next request."""
+        """Block until the next command."""
         line = self.commands.readline()
         if not line:
             raise Over
@@ -101,6 +101,6 @@ class Rounds:
         self.begin()
 
     def answer(self, answer: dict[str, Any]) -> None:
-        """Send one line of JSON to the parent."""
+        """Write the answer as one line of JSON."""
         self.answers.write(json.dumps(answer) + "\n")
         self.answers.flush()

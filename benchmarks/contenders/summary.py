@@ -1,4 +1,4 @@
-"""Summarise rounds: medians and quartiles of speed, share of the peak and ratio to the plain port."""
+"""Statistics over rounds: medians and quartiles of speed, share of the peak and ratio to the plain port."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from contenders import CONTENDERS, PLAIN, Settings
 
 __all__ = ["FORMATS", "Round", "flop", "spread", "summarise", "table"]
 
-Round = dict[str, dict[str, Any]]  # by contender: its answer, and the peaks before and after it
+Round = dict[str, dict[str, Any]]  # contender -> its answer, with the peaks before and after it
 FORMATS = ("fp32", "bf16")
-EPOCH = 50_000  # images that share the cost of the end of an epoch
+EPOCH = 50_000  # images; each bears its share of the work at the end of an epoch
 CONVS = ((5, (3, 192, 160, 96)), (5, (96, 192, 192, 192)), (3, (192, 192, 192, 10)))
 
 
 def flop(work: str, side: int = 32) -> float:
-    """Return FLOP per image, two per multiply-add; training is three times that, less one input gradient."""
+    """Return the operations per image, two per multiply-add; training takes three times as many, less the first layer's
+    input gradient."""
     forward, first = 0, 0
     for kernel, widths in CONVS:
         for index, (before, after) in enumerate(pairwise(widths)):
@@ -29,13 +30,13 @@ def flop(work: str, side: int = 32) -> float:
 
 
 def spread(samples: list[float]) -> dict[str, Any]:
-    """Return median, quartiles and the samples."""
+    """Return the median and the quartiles of the samples, and the samples."""
     low, _, high = quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else samples * 3
     return {"median": median(samples), "q1": low, "q3": high, "samples": samples}
 
 
 def summarise(rounds: list[Round], work: str, settings: Settings) -> dict[str, Any]:
-    """Return the peaks by dtype and the spreads of each contender, or {"unavailable": reason}."""
+    """Return the peak of each dtype and the statistics of each contender, or {"unavailable": reason}."""
     peaks = [peak for found in rounds for answer in found.values() for peak in answer["peaks"]]
     result: dict[str, Any] = {"peak": {name: spread([peak[name] for peak in peaks]) for name in FORMATS}}
     result["contenders"] = {name: _contender(name, rounds, flop(work, settings.side)) for name in rounds[0]}
@@ -63,14 +64,14 @@ def _contender(name: str, rounds: list[Round], work: float) -> dict[str, Any]:
 
 
 def _speed(answer: dict[str, Any]) -> float:
-    """Return images/s, including a share of the end of an epoch."""
-    return answer["images"] / (answer["seconds"] + answer["epoch_end"] * answer["images"] / EPOCH)
+    """Return images per second; each image bears its share of the time that the end of an epoch takes."""
+    return float(answer["images"] / (answer["seconds"] + answer["epoch_end"] * answer["images"] / EPOCH))
 
 
-def table(found: dict[str, Any]) -> str:
-    """Return a printable table."""
-    peak = ", ".join(f"{name} {each['median'] / 1e9:.0f}" for name, each in found["peak"].items())
-    lines = [_line(name, each) for name, each in found["contenders"].items()]
+def table(result: dict[str, Any]) -> str:
+    """Return a summary as a table for the terminal."""
+    peak = ", ".join(f"{name} {rate['median'] / 1e9:.0f}" for name, rate in result["peak"].items())
+    lines = [_line(name, row) for name, row in result["contenders"].items()]
     return "\n".join([f"matrix product, GFLOP/s: {peak}", *lines])
 
 

@@ -157,7 +157,7 @@ def test_interrupting_the_process_leaves_no_traceback() -> None:
         "import time, sys; from cyclopts import App; from mlpconv import cli\n"
         "app = App(name='mlpconv', suppress_keyboard_interrupt=False)\n"
         "@app.command\n"
-        "def wait():\n    print('ready', flush=True)\n    time.sleep(30)\n"
+        "def wait():\n    print('ready', flush=True)\n    time.sleep(300)\n"
         "cli.make_app = lambda verb: app\n"
         "sys.exit(cli.main(['wait']))"
     )
@@ -166,7 +166,7 @@ def test_interrupting_the_process_leaves_no_traceback() -> None:
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
         child.send_signal(signal.SIGINT)
-        _, stderr = child.communicate(timeout=20)
+        _, stderr = child.communicate(timeout=200)
     assert (child.returncode, stderr) == (130, "mlpconv: interrupted.\n")
 
 

@@ -24,7 +24,7 @@ import mlpconv.cli.train
 import mlpconv.cli.training_output
 import mlpconv.fitting
 
-TIMEOUT = 300.0  # seconds
+TIMEOUT = 900.0  # seconds
 
 
 def trainer(request: dict[str, Any], log: int) -> None:

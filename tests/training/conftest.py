@@ -59,7 +59,7 @@ class Trainers:
 def trainers() -> Iterator[Trainers]:
     server = Trainers()
     yield server
-    server.process.communicate(timeout=60)
+    server.process.communicate(timeout=300)
     assert server.process.returncode == 0
 
 

@@ -63,7 +63,7 @@ def source_of(item: Item | BatchRow) -> str | None:
     return str(getattr(item, "filename", "")) or None
 
 
-def as_pixels(images: Iterable[Item | BatchRow], size: Size, reading: DecodeOptions) -> Tensor:
+def as_pixels(images: Iterable[Item | BatchRow], size: Size, decode_options: DecodeOptions) -> Tensor:
     """Return images as one uint8 tensor (N, C, H, W) of `size` (C, H, W), read as in training.
 
     Raises ImageError for a file that cannot be read.
@@ -169,7 +169,7 @@ def _check_uint8(array: NDArray[Any]) -> None:
     raise UsageError(f"Expected uint8 pixels, got {array.dtype}: {advice}.")
 
 
-def _pixels(item: Item | BatchRow, size: Size, reading: DecodeOptions) -> NDArray[np.uint8]:
+def _pixels(item: Item | BatchRow, size: Size, decode_options: DecodeOptions) -> NDArray[np.uint8]:
     """Return one image as uint8 (C, H, W)."""
     channels, sides = size[0], (size[1], size[2])
     if isinstance(item, BatchRow):
