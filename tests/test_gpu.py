@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,33 +12,39 @@ import gpu
 import gpu_data
 import numpy as np
 import pytest
+import torch
 from gpu_phases.page import page
 
 import mlpconv
 
 TOP = Path(__file__).resolve().parents[1]
-HIDDEN = ("cyclopts", "rich", "matplotlib", "scipy", "sklearn", "onnx", "torchvision", "timm")
-HIDE = f"""
-import sys
-class Hidden:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {HIDDEN!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Hidden())
-"""
+PRESENT = (
+    "torch", "torchgen", "functorch", "numpy", "numpy.libs", "PIL", "pillow.libs", "safetensors",
+    "filelock", "typing_extensions.py", "sympy", "mpmath", "networkx", "jinja2", "markupsafe", "fsspec",
+)  # fmt: skip
+"""What a GPU machine is sure to have: four packages, and what torch itself needs."""
 
 
 @pytest.fixture
-def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An environment for subprocesses without any other package, and a folder for results."""
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Subprocesses see the packages that are PRESENT and no other."""
+    packages, links = Path(torch.__file__).parents[1], tmp_path / "packages"
+    links.mkdir()
+    for name in PRESENT:
+        if (packages / name).exists():
+            (links / name).symlink_to(packages / name)
+    for info in packages.glob("*.dist-info"):
+        if info.name.partition("-")[0] in ("torch", "numpy", "pillow", "safetensors"):
+            (links / info.name).symlink_to(info)
+    keep = f"import sys\nsys.path[:] = [path for path in sys.path if 'site-packages' not in path] + [{str(links)!r}]\n"
     (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(HIDE)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), str(TOP / "src")]))
-    return tmp_path
+    (tmp_path / "site" / "sitecustomize.py").write_text(keep)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
 
 
 @pytest.mark.parametrize("phase", gpu.PHASES)
-def test_each_phase_runs_in_its_smallest_size(phase: str, bare: Path) -> None:
+@pytest.mark.usefixtures("bare")
+def test_each_phase_runs_in_its_smallest_size(phase: str) -> None:
     result = gpu.run(phase, "cpu", small=True, seconds=300)
     assert "failed" not in result, result
     if phase == "correctness":

@@ -15,14 +15,14 @@ PYTHONPATH=src python benchmarks/gpu.py            # checks and measurements, ab
 PYTHONPATH=src python benchmarks/gpu.py --small    # the same script in its smallest size, also without a GPU
 ```
 
-`mlpconv train DATA --device cuda` (or `auto`, the default) trains on a GPU, and `Classifier.to("cuda")` predicts on one.
-The script above checks forward passes, gradients, preprocessing, augmentation, dropout and exact resume against the CPU,
-then measures throughput, accuracy over time and memory. Each phase runs in a process of its own and writes to
+`mlpconv train DATA --device cuda` (or `auto`, the default) trains on a GPU; `Classifier.to("cuda")` predicts on one.
+The script above checks forward passes, gradients, preprocessing, augmentation, dropout and exact resume against the
+CPU, then measures throughput, accuracy over time and memory. Each phase runs in a process of its own and writes to
 `benchmarks/results/gpu-CARD.json`. CIFAR-10 travels to a machine without a network in the parts that
 `python benchmarks/gpu_data.py` writes.
 
 """
-NOTHING = """**No GPU has run it yet.** Its smallest size runs on the CPU in the test suite, and the training loop is tested on
+NOTHING = """**No GPU has run it yet.** The suite runs its smallest size on the CPU. A test runs the training loop on
 PyTorch's `meta` device, which refuses whatever would make a GPU wait. So nothing is known of speed, and of correctness
 only what a CPU can show.
 """

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from plain import network as plain
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -60,8 +61,8 @@ def measured(name: str, mode: str, device: torch.device, peak: float, *, small: 
 
 def built(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
     """Return a network with batch norm, or the plain port of nin_cifar10, and (C, H, W) of its images."""
-    if name == "port":
-        return port(), (3, 32, 32)
+    if name == "plain":
+        return plain(), (3, 32, 32)
     network = create_model(name, norm="batch", init="he", last_relu=False)
     return network, network.input_size
 
