@@ -7,33 +7,19 @@ import random
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from plain import network
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from contenders import Settings
-from contenders.images import CLASSES, images
+from contenders.images import images
 from contenders.rounds import Rounds
 
 __all__ = ["network", "train"]
 
 MEAN, DEVIATION = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.247, 0.2435, 0.2616])
 STORED, WORKERS, PAD = 10_000, 2, 4
-
-
-def network() -> nn.Sequential:
-    """Return the paper's CIFAR-10 network (966,986 parameters) with ReLU before pooling, as ports write it."""
-    layers: list[nn.Module] = []
-    channels = 3
-    blocks = ((5, (192, 160, 96)), (5, (192, 192, 192)), (3, (192, 192, CLASSES)))
-    for number, (kernel, widths) in enumerate(blocks):
-        if number:
-            layers += [nn.MaxPool2d(3, 2, ceil_mode=True), nn.Dropout(0.5)]
-        for index, width in enumerate(widths):
-            side = kernel if index == 0 else 1
-            layers += [nn.Conv2d(channels, width, side, padding=side // 2), nn.ReLU(inplace=True)]
-            channels = width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 class Transformed(Dataset[tuple[Tensor, int]]):

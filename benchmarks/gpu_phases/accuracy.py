@@ -1,0 +1,57 @@
+"""Accuracy on held-out images and its seconds: CIFAR-10 from the carried parts, else the digits of the package."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gpu_data
+import torch
+
+import mlpconv
+
+__all__ = ["run"]
+
+RECIPES: tuple[tuple[str, int, dict[str, Any]], ...] = (
+    ("fast", 3, {"recipe": "fast"}),
+    ("fast, 13 epochs", 3, {"recipe": "fast", "epochs": 13, "crop": 4, "ema": 0.98}),
+    ("paper without augmentation", 1, {"recipe": "paper", "crop": 0, "flip": "none", "epochs": 20}),
+    ("best", 1, {"recipe": "best"}),
+)
+"""Name, seeds, and what `fit` is given, most important first."""
+LEVELS = (0.912, 0.94)
+
+
+def run(device: torch.device, *, small: bool, deadline: float, say: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Return for each recipe the validation accuracy of each seed, its seconds, and the seconds to each level."""
+    data = None if small else gpu_data.load()
+    result: dict[str, Any] = {"data": "digits" if data is None else "cifar10"}
+    recipes = (("fast", 1, {"recipe": "fast", "epochs": 1}),) if small or data is None else RECIPES
+    for name, seeds, settings in recipes:
+        rows = result.setdefault("recipes", {}).setdefault(name, {"runs": []})
+        for seed in range(seeds):
+            if time.perf_counter() > deadline - 30:
+                return result | {"left_out": f"{name}, seed {seed} and what follows: no time was left"}
+            rows["runs"].append(one(data if data is not None else "digits", device, seed, settings))
+            accuracies = [row["accuracy"] for row in rows["runs"]]
+            rows["mean"] = round(statistics.fmean(accuracies), 4)
+            rows["sd"] = round(statistics.stdev(accuracies), 4) if len(accuracies) > 1 else None
+            say(result)
+    return result
+
+
+def one(data: Any, device: torch.device, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """Train once and return the accuracy of the last epoch, its seconds, and when each level was reached."""
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        run = mlpconv.fit(data, out=Path(folder, "run"), seed=seed, device=device.type, progress=None, report=False, **settings)
+    row: dict[str, Any] = {"seed": seed, "accuracy": run.history[-1]["val_accuracy"]}
+    row |= {"training_seconds": run.history[-1]["seconds"], "all_seconds": round(time.perf_counter() - began, 1)}
+    for level in LEVELS:
+        reached = (epoch["seconds"] for epoch in run.history if (epoch["val_accuracy"] or 0) >= level)
+        row[f"seconds_to_{level:.1%}"] = next(reached, None)
+    return row

@@ -1,0 +1,106 @@
+"""The results of benchmarks/gpu.py as docs/gpu.md."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+__all__ = ["page"]
+
+HEAD = """# On a GPU
+
+```text
+PYTHONPATH=src python benchmarks/gpu.py            # checks and measurements, about 6 minutes a call
+PYTHONPATH=src python benchmarks/gpu.py --small    # the same script in its smallest size, also without a GPU
+```
+
+`mlpconv train DATA --device cuda` (or `auto`, the default) trains on a GPU; `Classifier.to("cuda")` predicts on one.
+The script above checks forward passes, gradients, preprocessing, augmentation, dropout and exact resume against the
+CPU, then measures throughput, accuracy over time and memory. Each phase runs in a process of its own and writes to
+`benchmarks/results/gpu-CARD.json`. CIFAR-10 travels to a machine without a network in the parts that
+`python benchmarks/gpu_data.py` writes.
+
+"""
+NOTHING = """**No GPU has run it yet.** The suite runs its smallest size on the CPU. A test runs the training loop on
+PyTorch's `meta` device, which refuses whatever would make a GPU wait. So nothing is known of speed, and of correctness
+only what a CPU can show.
+"""
+
+
+def page(folder: Path) -> str:
+    """Return the page from the result files of a folder; what was not measured is said."""
+    cards = [
+        json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("gpu-*.json")) if "-cpu" not in path.name
+    ]
+    return HEAD + ("\n".join(map(section, cards)) if cards else NOTHING)
+
+
+def section(results: dict[str, Any]) -> str:
+    """Return the section of one card."""
+    machine = results.get("machine", {})
+    formats = ("bf16", "tf32", "fp32")
+    products = [f"{machine.get(f'matmul_{name}_tflops')} TFLOP/s in {name}" for name in formats]
+    lines = [
+        f"## {machine.get('card', 'Unknown card')}",
+        "",
+        f"PyTorch {machine.get('torch')}, CUDA {machine.get('cuda')}.",
+        "",
+        f"- matrix products: {', '.join(products)}",
+        f"- copies: {machine.get('copy_gb_per_s')} GB/s",
+        "",
+        *checks(results.get("correctness", {})),
+        *throughput(results.get("throughput", {})),
+        *accuracy(results.get("accuracy", {})),
+        *failures(results),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def checks(phase: dict[str, Any]) -> list[str]:
+    """Return what was checked, and each difference."""
+    found = phase.get("checks", {})
+    if not found:
+        return []
+    wrong = {name: text for name, text in found.items() if text is not True}
+    lines = [f"Correctness: {len(found) - len(wrong)} of {len(found)} checks agree with the CPU.", ""]
+    return lines + [f"- {name}: {text}" for name, text in wrong.items()] + ([""] if wrong else [])
+
+
+def throughput(phase: dict[str, Any]) -> list[str]:
+    """Return a table of images per second and shares of the bf16 peak."""
+    networks = {name: modes for name, modes in phase.items() if isinstance(modes, dict)}
+    if not networks:
+        return []
+    lines = [
+        "| network | mode | training, images/s | share of peak | inference, images/s | share of peak |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, modes in networks.items():
+        for mode, figures in modes.items():
+            lines.append(f"| {name} | {mode} | {_cells(figures['training'])} | {_cells(figures['inference'])} |")
+    return [*lines, ""]
+
+
+def _cells(figure: dict[str, Any]) -> str:
+    if "failed" in figure:
+        return f"{figure['failed']} | "
+    return f"{figure['images_per_second']:,} | {figure['share_of_peak']:.1%}"
+
+
+def accuracy(phase: dict[str, Any]) -> list[str]:
+    """Return a table of validation accuracy and seconds by recipe."""
+    recipes = phase.get("recipes", {})
+    if not recipes:
+        return []
+    lines = [f"| recipe ({phase['data']}) | n | validation accuracy | seconds of training |", "|---|---|---|---|"]
+    for name, row in recipes.items():
+        seconds = [run["training_seconds"] for run in row["runs"]]
+        sd = f" ± {row['sd']:.2%}" if row["sd"] is not None else ""
+        lines.append(f"| {name} | {len(seconds)} | {row['mean']:.2%}{sd} | {sum(seconds) / len(seconds):.1f} |")
+    return [*lines, ""]
+
+
+def failures(results: dict[str, Any]) -> list[str]:
+    """Return the phases that failed, each with its reason."""
+    return [f"- {phase} failed: {content['failed']}" for phase, content in results.items() if "failed" in content]

@@ -1,0 +1,129 @@
+"""The GPU script in its smallest size on the CPU, with nothing but torch, numpy, pillow and safetensors to import."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gpu
+import gpu_data
+import numpy as np
+import pytest
+import torch
+from gpu_phases.page import page
+
+import mlpconv
+
+TOP = Path(__file__).resolve().parents[1]
+PRESENT = (
+    "torch", "torchgen", "functorch", "numpy", "numpy.libs", "PIL", "pillow.libs", "safetensors",
+    "filelock", "typing_extensions.py", "sympy", "mpmath", "networkx", "jinja2", "markupsafe", "fsspec",
+)  # fmt: skip
+"""What a GPU machine is sure to have: four packages, and what torch itself needs."""
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Subprocesses see the packages that are PRESENT and no other."""
+    packages, links = Path(torch.__file__).parents[1], tmp_path / "packages"
+    links.mkdir()
+    for name in PRESENT:
+        if (packages / name).exists():
+            (links / name).symlink_to(packages / name)
+    for info in packages.glob("*.dist-info"):
+        if info.name.partition("-")[0] in ("torch", "numpy", "pillow", "safetensors"):
+            (links / info.name).symlink_to(info)
+    keep = f"import sys\nsys.path[:] = [path for path in sys.path if 'site-packages' not in path] + [{str(links)!r}]\n"
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(keep)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+
+
+@pytest.mark.parametrize("phase", gpu.PHASES)
+@pytest.mark.usefixtures("bare")
+def test_each_phase_runs_in_its_smallest_size(phase: str) -> None:
+    result = gpu.run(phase, "cpu", small=True, seconds=300)
+    assert "failed" not in result, result
+    if phase == "correctness":
+        assert len(result["checks"]) == 12
+        assert all(check is True for check in result["checks"].values()), result
+
+
+def test_a_phase_that_fails_is_recorded_with_its_reason() -> None:
+    assert gpu.run("machine", "cuda", small=True, seconds=60)["failed"] == "torch finds no GPU here"
+
+
+def test_a_phase_out_of_time_keeps_what_it_has() -> None:
+    assert gpu.run("machine", "cpu", small=True, seconds=0.01)["failed"].startswith("took more than")
+
+
+def test_what_is_recorded_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(gpu, "run", lambda phase, *_, **__: ran.append(phase) or {"number": 1})
+    monkeypatch.setattr(gpu, "has_gpu", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--small", "--out", str(tmp_path)])
+    assert gpu.main() == gpu.main() == 0
+    assert ran == list(gpu.PHASES)
+    (path,) = tmp_path.iterdir()
+    assert json.loads(path.read_text())["machine"]["sources"] == gpu.source_hash()
+
+
+def test_cifar10_survives_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(0)
+    pixels = draw.integers(0, 256, (2000, 3, 32, 32), np.uint8)
+    labels = draw.integers(0, 10, 2000)
+    monkeypatch.setattr(gpu_data, "FOLDER", tmp_path)
+    split = mlpconv.Split(pixels, labels)
+
+    class Opened:
+        def split(self, _: str) -> Any:
+            return split
+
+    monkeypatch.setattr(mlpconv, "open_data", lambda *_, **__: Opened())
+    monkeypatch.setattr(sys, "argv", ["gpu_data.py", "--parts", "2"])
+    gpu_data.main()
+    assert len(list(tmp_path.iterdir())) == 2
+    loaded = gpu_data.load(tmp_path)
+    assert loaded is not None
+    again = np.concatenate([loaded.split("train").images, loaded.split("val").images])
+    assert np.array_equal(again, pixels)
+    assert np.array_equal(np.concatenate([loaded.split("train").labels, loaded.split("val").labels]), labels)
+    assert gpu_data.load(tmp_path / "nothing") is None
+
+
+def test_the_page_says_what_was_measured() -> None:
+    assert (TOP / "docs" / "gpu.md").read_text("utf-8") == page(TOP / "benchmarks" / "results")
+
+
+def test_the_page_of_a_card(tmp_path: Path) -> None:
+    results = {
+        "machine": {"card": "A Card", "matmul_bf16_tflops": 700.0},
+        "correctness": {"checks": {"nin_tiny fp32": True, "dropout": "drops 0.500, mean 1.0"}},
+        "throughput": {"nin_cifar10": {"bf16": {
+            "training": {"images_per_second": 123456, "share_of_peak": 0.25}, "inference": {"failed": "out of memory"},
+        }}},
+        "accuracy": {
+            "data": "cifar10", "recipes": {"fast": {"mean": 0.9, "sd": None, "runs": [{"training_seconds": 3.0}]}},
+        },
+        "memory": {"failed": "took more than 60 s"},
+    }  # fmt: skip
+    (tmp_path / "gpu-a-card.json").write_text(json.dumps(results))
+    text = page(tmp_path)
+    for part in (
+        "## A Card",
+        "1 of 2 checks",
+        "- dropout: drops 0.500",
+        "123,456 | 25.0%",
+        "out of memory",
+        "90.00%",
+        "memory failed",
+    ):
+        assert part in text
+
+
+def test_an_unknown_phase_is_refused() -> None:
+    ran = subprocess.run([sys.executable, str(TOP / "benchmarks" / "gpu.py"), "speed"], capture_output=True, text=True)
+    assert ran.returncode == 2 and "there is no phase 'speed'; accepted: machine" in ran.stderr
