@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from common import spread, write_result
@@ -58,7 +59,14 @@ def make_folder(folder: Path, proportion: float, place: str) -> Path:
 
 def accuracy(folder: Path, out: Path, fit: str, seed: int) -> float:
     """Return the accuracy on the held-out images after the last epoch."""
-    settings = {"size": 32, "epochs": 12, "min_steps": 0, "batch_size": 64, "seed": seed, "precision": "fp32"}
+    settings: dict[str, Any] = {
+        "size": 32,
+        "epochs": 12,
+        "min_steps": 0,
+        "batch_size": 64,
+        "seed": seed,
+        "precision": "fp32",
+    }
     run = mlpconv.fit(folder, out=out, fit=fit, model="nin_tiny", **settings)
     return float(run.history[-1]["val_accuracy"] or 0)
 

@@ -52,7 +52,7 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int = 12) ->
             x = torch.cat([images[batch], background_windows(images[batch])])
             y = torch.cat([labels[batch], torch.full((len(batch),), BACKGROUND)])
             optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
+            F.cross_entropy(model(x), y).backward()
             optimizer.step()
 
 

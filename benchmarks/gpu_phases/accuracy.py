@@ -48,7 +48,9 @@ def one(data: Any, device: torch.device, seed: int, settings: dict[str, Any]) ->
     """Train once and return the accuracy of the last epoch, its seconds, and when each level was reached."""
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        run = mlpconv.fit(data, out=Path(folder, "run"), seed=seed, device=device.type, progress=None, report=False, **settings)
+        run = mlpconv.fit(
+            data, out=Path(folder, "run"), seed=seed, device=device.type, progress=None, report=False, **settings
+        )
     row: dict[str, Any] = {"seed": seed, "accuracy": run.history[-1]["val_accuracy"]}
     row |= {"training_seconds": run.history[-1]["seconds"], "all_seconds": round(time.perf_counter() - began, 1)}
     for level in LEVELS:

@@ -28,7 +28,7 @@ def _timed(action: Callable[[], object], count: int, device: torch.device) -> fl
         for _ in range(count):
             action()
         return time.perf_counter() - began
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
     for _ in range(count):
         action()

@@ -90,7 +90,7 @@ def _logits_and_gradient(model: Network, images: Tensor, device: torch.device, p
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         logits = model(images.to(device).contiguous(memory_format=torch.channels_last))
     logits = logits.float()
-    F.cross_entropy(logits, torch.arange(len(images), device=device)).backward()  # type: ignore[no-untyped-call]
+    F.cross_entropy(logits, torch.arange(len(images), device=device)).backward()
     gradients = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
     return logits.detach().cpu(), torch.cat(gradients).float().cpu()
 

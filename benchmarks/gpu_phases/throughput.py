@@ -94,7 +94,7 @@ class Case:
     def _step(self) -> None:
         self.model.train()
         self.optimizers.zero_grad()
-        F.cross_entropy(self._logits(), self.labels).backward()  # type: ignore[no-untyped-call]
+        F.cross_entropy(self._logits(), self.labels).backward()
         self.optimizers.step()
 
     def _look(self) -> None:
@@ -105,7 +105,7 @@ class Case:
 
 def captured(action: Callable[[], object], device: torch.device) -> Callable[[], None]:
     """Return an action that replays another as one CUDA graph."""
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         for _ in range(3):

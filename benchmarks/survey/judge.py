@@ -126,7 +126,7 @@ def spread_over_images(tensors: Sequence[Tensor]) -> float:
     return max(spans, default=0.0)
 
 
-class _Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Rounding(TorchDispatchMode):
     seen = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -155,7 +155,7 @@ def _terms(call: Call) -> int:
         for dim in call[f"expand{number}"]:
             shape.insert(dim, 1)
         shapes.append(shape)
-    return math.prod(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
+    return math.prod(torch.broadcast_shapes(*shapes))
 
 
 def _product(call: Call, tracked: Sequence[Tensor], macs: int) -> Cost:

@@ -31,7 +31,7 @@ MAX_BATCH = 6
 """Largest batch size to try on a network that rejects the default one."""
 
 
-class OnMeta(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class OnMeta(TorchDispatchMode):
     """Move real tensors (tables of indices) to the meta device when an operation also takes a meta tensor."""
 
     def __torch_dispatch__(

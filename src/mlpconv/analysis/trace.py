@@ -65,7 +65,7 @@ class Trace:
     output_shape: tuple[int, ...]
 
 
-class _Recorder(Follower):  # type: ignore[no-untyped-call]
+class _Recorder(Follower):
     """Record field, cost and memory of every operation."""
 
     def __init__(self, model: nn.Module) -> None:

@@ -52,7 +52,9 @@ def say_left_out(images: ImageFiles) -> None:
         print(f"mlpconv: ignored files that are not images: {counts}{ellipsis}.", file=sys.stderr)
 
 
-def finer(image: np.ndarray, size: tuple[int, int], most: int, decode_options: DecodeOptions | None = None) -> np.ndarray:
+def finer(
+    image: np.ndarray, size: tuple[int, int], most: int, decode_options: DecodeOptions | None = None
+) -> np.ndarray:
     """Resize an image (C, H, W) as the network reads it, to an integer multiple of the input size (rows, columns).
 
     The result is a background for plots: at most `most` pixels along its longer side, at least the input size.

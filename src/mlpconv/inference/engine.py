@@ -130,7 +130,7 @@ class Engine:
 def graph_of(network: nn.Module, x: Tensor) -> Forward:
     """Compile a network as one oneDNN graph for the shape of `x`; return the network itself if that fails."""
     with TRACING, torch.no_grad():
-        before = torch.jit.onednn_fusion_enabled()  # type: ignore[no-untyped-call]
+        before = torch.jit.onednn_fusion_enabled()
         torch.jit.enable_onednn_fusion(True)
         try:
             traced, _ = torch._C._create_graph_by_tracing(network, (x,), lambda _: "", True, False)
@@ -163,7 +163,7 @@ def work_of(layers: Sequence[FusedConv], size: tuple[int, ...]) -> tuple[int, in
 
 def supported() -> bool:
     """Return whether this build of torch has oneDNN and its graphs."""
-    available = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    available = bool(torch.backends.mkldnn.is_available())
     return available and hasattr(torch.jit, "enable_onednn_fusion")
 
 

@@ -24,7 +24,7 @@ JOINS = frozenset({"cat", "glu", "stack"})
 MAPS = (-3, -2, -1)
 
 
-class ChannelFollower(Follower):  # type: ignore[no-untyped-call]
+class ChannelFollower(Follower):
     """Track the channel of every element computed from an image, in addition to its rows and columns."""
 
     def start(self, image: Tensor) -> None:

@@ -58,7 +58,7 @@ def _pad_arguments(
     return input, pad, mode
 
 
-class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Follower(TorchDispatchMode):
     """Record the field of every tensor computed from an image (N, C, H, W) while active.
 
     `run(operation, args, kwargs)` runs each operation (default: call it).

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from mlpconv import plots
 from mlpconv.data import Dataset, Split
 from mlpconv.errors import RunFolderError, UsageError
 from mlpconv.evaluation import Evaluation, evaluate, worst_mistakes
@@ -49,6 +48,8 @@ def draw(
     figures: Path, classifier: Classifier, split: Split, evaluation: Evaluation, history: Sequence[EpochMetrics]
 ) -> None:
     """Draw the figures of a run into a folder."""
+    from mlpconv import plots  # matplotlib: not needed where the report is left out
+
     plots.save_figure(plots.curves(history), figures / "curves.png")
     plots.save_figure(plots.confusion(evaluation.confusion, classifier.classes), figures / "confusion.png")
     plots.save_figure(plots.filters(classifier.model.first_conv.weight.detach().cpu().numpy()), figures / "filters.png")

@@ -101,7 +101,7 @@ def train_step(
     total = loss
     for weight, aux_logits in auxiliary:
         total = total + weight * F.cross_entropy(aux_logits.float(), targets, label_smoothing=recipe.label_smoothing)
-    total.backward()  # type: ignore[no-untyped-call]
+    total.backward()
     if recipe.clip is not None:
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
     optimizers.step()

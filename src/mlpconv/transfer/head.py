@@ -129,7 +129,7 @@ def _solve(z: Tensor, y: Tensor, w: Tensor, penalty: float, start: tuple[Tensor,
         value = (
             F.cross_entropy(z @ weight.T + bias, y, reduction="none") * w
         ).sum() + penalty / 2 * weight.square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value.detach()
 
     step: Any = unwrap(torch.optim.LBFGS.step)  # the wrapper around it imports PyTorch's compiler

@@ -61,7 +61,7 @@ def as_convolution(linear: nn.Linear, layout: Layout) -> nn.Conv2d:
             rows, columns = cast("tuple[int, int]", layout.base.meta["val"].shape[2:])
             weight = (weight.cpu().double() @ layout.mix).to(weight)
             kernel = (rows, columns)
-    conv: nn.Conv2d = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+    conv: nn.Conv2d = nn.utils.skip_init(
         nn.Conv2d, channels, linear.out_features, kernel, dilation=layout.dilation, bias=linear.bias is not None,
         device=weight.device, dtype=weight.dtype,
     )  # fmt: skip

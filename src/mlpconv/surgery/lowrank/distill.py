@@ -46,7 +46,7 @@ def distill(model: nn.Module, original: nn.Module, batches: Sequence[LabelledBat
                 "The loss became NaN or infinite in fine_tune: train the factorized network with a loop of your own."
             )
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         schedule.step()
     model.zero_grad()

@@ -120,7 +120,7 @@ def _perturbed(model: nn.Module) -> nn.Module:
     return copy
 
 
-class _Downcasts(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Downcasts(TorchDispatchMode):
     """Detect results in lower precision than float64."""
 
     seen = False

@@ -32,7 +32,7 @@ class FunctionCall:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Apply the function."""
-        return self.function.apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return self.function.apply(*args, **kwargs)
 
 
 @contextmanager

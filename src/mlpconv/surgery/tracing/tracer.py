@@ -36,7 +36,7 @@ class _Failed(Exception):
     """The forward pass itself fails on such images, even without tracing."""
 
 
-class _Watch(OnMeta):  # type: ignore[no-untyped-call]
+class _Watch(OnMeta):
     """Intercept every tensor operation, and reject those on proxies outside a recorded step."""
 
     def __init__(self, tracer: _Tracer) -> None:
