@@ -101,6 +101,10 @@ def totals(networks: Networks) -> str:
     counts = [re.match(r"(\d+) of \d+ batch norms", judged["why"]) for *_, judged in pairs(networks, "fold")]
     folded = sum(int(count[1]) for count in counts if count)
     after_layers = sum(result["norms"][1] for result in networks.values())
+    fixed = sum(
+        applies and judged["word"] == "refused" and "cannot slide over larger images" in judged["why"]
+        for *_, applies, judged in pairs(networks, "convolutionalize")
+    )
     lossy = [name for name, _, _, judged in pairs(networks, "factorize") if judged["word"] == "wrong"]
     if lossy:
         text += (
@@ -110,7 +114,8 @@ def totals(networks: Networks) -> str:
     return text + (
         "\nDifferences are the largest of all exact results, in float32 / float64. "
         f"{folded:,} batch norms were folded; {after_layers:,} directly follow a layer. "
-        f"`factorize` was not run on {skipped} networks, whose layers take long to decompose.\n"
+        f"`factorize` was not run on {skipped} networks, whose layers take long to decompose. `convolutionalize` refuses "
+        f"{fixed} networks that accept one image size only: their attention or position tables have a fixed length.\n"
     )
 
 

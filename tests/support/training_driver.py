@@ -2,7 +2,7 @@
 
 A request is a JSON line on stdin: argv; kill_after (seconds, SIGKILL); signal and when (a path: sent once it exists);
 file_limit (bytes, RLIMIT_FSIZE); plain (true: no figures and report). A response is a JSON line on stdout: code
-(negative: a signal), output, seconds, and lag (seconds from the signal to the exit).
+(negative: a signal), output and seconds.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
         child = os.fork()
         if child == 0:
             trainer(request, log.fileno())
-        sent, number = None, signal.SIGKILL if "kill_after" in request else request.get("signal")
+        sent, number = False, signal.SIGKILL if "kill_after" in request else request.get("signal")
         while True:
             pid, status = os.waitpid(child, os.WNOHANG)
             now = time.monotonic()
@@ -63,18 +63,17 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
                 if "kill_after" in request
                 else Path(request.get("when", "/-")).exists()
             )
-            if number and sent is None and due:
+            if number and not sent and due:
                 os.kill(child, number)
-                sent = now
+                sent = True
             if now - start > TIMEOUT:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
-                return {"code": "timeout", "output": "", "seconds": now - start, "lag": None}
+                return {"code": "timeout", "output": "", "seconds": now - start}
             time.sleep(0.002)
         log.seek(0)
-        lag = None if sent is None else now - sent
         code = os.waitstatus_to_exitcode(status)
-        return {"code": code, "output": log.read().decode(), "seconds": now - start, "lag": lag}
+        return {"code": code, "output": log.read().decode(), "seconds": now - start}
 
 
 def main() -> None:

@@ -47,7 +47,7 @@ class Trainers:
         self.process = subprocess.Popen(command, env=os.environ | ONE_THREAD, **pipes)
 
     def __call__(self, *argv: object, **request: Any) -> SimpleNamespace:
-        """Run `mlpconv ARGV` and return code, output, seconds and lag."""
+        """Run `mlpconv ARGV` and return code, output and seconds."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps({"argv": [str(word) for word in argv], **request}) + "\n")

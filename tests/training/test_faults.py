@@ -160,7 +160,6 @@ def test_a_signal_saves_and_prints_the_resume_command(
     folder = tmp_path / "run"
     stopped = trainers(*start, folder, plain=True, signal=number, when=str(folder / "metrics.csv"))
     assert stopped.code == code
-    assert stopped.lag < 5
     last = stopped.output.splitlines()[-1]
     assert last.startswith("mlpconv: stopped after step ")
     assert last.endswith(f"train digits --out {folder} --resume")
