@@ -23,7 +23,7 @@ SURGERY_LEVELS = (
 )  # fmt: skip
 NOT_CODE = {"py.typed", "recipes", "weights", "__pycache__"}
 # Names that several modules or classes share. Modules of plots/ and cli/ are not listed: they are named after others.
-SHARED_MODULES = {"rules", "steps"}
+SHARED_MODULES = {"folding", "report", "rules", "steps"}
 SHARED_CLASSES = {"Head", "Header"}
 
 RULES: tuple[Rule, ...] = (rules.import_order, rules.sizes, rules.bans, rules.import_effects, rules.docstrings)

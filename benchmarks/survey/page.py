@@ -114,8 +114,9 @@ def totals(networks: Networks) -> str:
     return text + (
         "\nDifferences are the largest of all exact results, in float32 / float64. "
         f"{folded:,} batch norms were folded; {after_layers:,} directly follow a layer. "
-        f"`factorize` was not run on {skipped} networks, whose layers take long to decompose. `convolutionalize` refuses "
-        f"{fixed} networks that accept one image size only: their attention or position tables have a fixed length.\n"
+        f"`factorize` was not run on {skipped} networks, whose layers take long to decompose. "
+        f"`convolutionalize` refuses {fixed} networks that accept one image size only: "
+        "their attention or position tables have a fixed length.\n"
     )
 
 

@@ -216,7 +216,10 @@ def test_profile_draws_the_field_of_a_layer(photo: Path, capsys: pytest.CaptureF
         (["--field", "head", "--out", "f.png"], "sees the whole image"),
         (["--field", "blocks.0.convs.0", "--out", "f.png", "--cell", "3"], "--cell is '3'; pass a row and a column"),
         (["--field", "blocks.0.convs.0", "--out", "f.png", "--cell", "99,3"], "cell 99,3 is outside"),
-        (["--field", "blocks.0.convs.0", "--out", "absent/f.png"], "--out is 'absent/f.png'; a file in a folder"),
+        (
+            ["--field", "blocks.0.convs.0", "--out", "absent/f.png"],
+            "--out is 'absent/f.png'; expected a file in a folder",
+        ),
         (["--field", "convs.0", "--out", "f.png"], "several layers that end in 'convs.0': blocks.0.convs.0, "),
     ],
 )

@@ -103,8 +103,8 @@ def test_the_channel_dimension_follows_from_the_data_flow(steps: Forward, dim: i
     if steps not in [LAYOUTS[name][0] for name in REFUSED]:
         assert_same(net, deepen(net, "place", input_shape=IMAGE, activation="prelu").model, IMAGE)
     else:
-        told = "does not tell which dimension holds" if dim is None else f"dimension {dim} holds"
-        with pytest.raises(SurgeryError, match=rf"place \(ReLU\) makes \('N', .*{told} the channels"):
+        dimension = "channel dimension cannot be inferred" if dim is None else f"channels are dimension {dim};"
+        with pytest.raises(SurgeryError, match=rf"place \(ReLU\) returns \('N', .*{dimension}"):
             deepen(net, "place", input_shape=IMAGE)
 
 

@@ -37,8 +37,8 @@ def extract(
 ) -> Tensor:
     """Return the features (N, D) of images (N, C, H, W): the spatial mean of the feature maps, in eval mode.
 
-    `flip` flips the images horizontally; `precision` is "fp32" or "bf16". A `cache` returns the stored features of the same
-    images and weights. `progress` receives the number of images done.
+    `flip` flips the images horizontally; `precision` is "fp32" or "bf16". A `cache` returns the stored
+    features of the same images and weights. `progress` receives the number of images done.
     """
     if cache is None:
         return _computed(network, preprocessing, images, flip, precision, progress)
