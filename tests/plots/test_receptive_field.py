@@ -218,7 +218,7 @@ def test_profile_draws_the_field_of_a_layer(photo: Path, capsys: pytest.CaptureF
         (["--field", "blocks.0.convs.0", "--out", "f.png", "--cell", "99,3"], "cell 99,3 is outside"),
         (
             ["--field", "blocks.0.convs.0", "--out", "absent/f.png"],
-            "--out is 'absent/f.png'; expected a file in a folder",
+            "--out is 'absent/f.png'; expected a file",
         ),
         (["--field", "convs.0", "--out", "f.png"], "several layers that end in 'convs.0': blocks.0.convs.0, "),
     ],
