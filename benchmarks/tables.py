@@ -20,6 +20,7 @@ from rungs import ladder_table
 
 TOP = RESULTS.parents[1]
 PAGE, TRAINING, README = TOP / "docs" / "speed.md", TOP / "docs" / "training.md", TOP / "README.md"
+TRANSFER = TOP / "docs" / "transfer.md"
 IMAGES = TOP / "docs" / "images"
 HEADS = {"training": "Training", "inference": "Inference", "single": "Inference, one image at a time"}
 BLOCK = "<!-- {name}: written by benchmarks/tables.py -->\n{text}<!-- {name}: end -->"
@@ -155,6 +156,21 @@ def longer_table(content: dict[str, Any]) -> str:
     return text
 
 
+def probe_table(content: dict[str, Any]) -> str:
+    """Return the table of linear probes, one row per folder and source network."""
+    result = content["result"]
+    text = f"\nTen classes of 100 images of CIFAR-100, enlarged to {result['size']} pixels, four fifths for training; "
+    text += f"mean ± standard deviation over {result['splits']} random splits. `{content['command']}`, "
+    text += f"{content['date']}, {result['precision']}, one thread.\n\n"
+    text += cells("folder", "source", "accuracy", "scikit-learn on the same features", "CPU seconds")
+    text += "|---" * 5 + "|\n"
+    for folder, sources in result["folders"].items():
+        for source, row in sources.items():
+            both = (f"{row[key]['mean']:.1%} ± {100 * row[key]['sd']:.1f}" for key in ("accuracy", "scikit_learn"))
+            text += cells(folder, f"`{source}`", *both, f"{row['cpu_seconds']:.0f}")
+    return text
+
+
 def pages() -> dict[Path, str]:
     """Return each document as it should read, given the published results."""
     speeds, scalings = load("speed"), load("scaling")
@@ -172,7 +188,10 @@ def pages() -> dict[Path, str]:
         training = replaced(training, name, longer_table(content))
     for name, content in load("literal").items():
         training = replaced(training, name, course(content, f"images/{name}.png"))
-    return documents | {TRAINING: training}
+    transfer = TRANSFER.read_text("utf-8")
+    for name, content in load("probe").items():
+        transfer = replaced(transfer, name, probe_table(content))
+    return documents | {TRAINING: training, TRANSFER: transfer}
 
 
 def main() -> int:

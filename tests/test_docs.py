@@ -144,6 +144,7 @@ def test_every_block_runs(page: Path, prepared: Path, tmp_path: Path, monkeypatc
     if any(block.is_run for block in blocks):
         shutil.copytree(prepared, folder)
         monkeypatch.chdir(folder)
+        monkeypatch.setenv("MLPCONV_DATA", str(tmp_path / "cache"))
         fit = mlpconv.fit
         monkeypatch.setattr(mlpconv, "fit", lambda *words, **settings: fit(*words, **BRIEF | settings))
         run_page(blocks, folder)
