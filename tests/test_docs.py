@@ -94,7 +94,7 @@ def cut_short(argv: list[str]) -> list[str]:
     if argv[:1] != ["train"] or "--resume" in argv or "--help" in argv:
         return argv
     told = {word.removeprefix("--").partition("=")[0] for word in argv}
-    return [*argv, *(f"--set={key}=1" for key in BRIEF if key not in told)]
+    return argv if "--from" in argv else [*argv, *(f"--set={key}=1" for key in BRIEF if key not in told)]
 
 
 def run_page(blocks: list[Block], folder: Path) -> None:
@@ -220,6 +220,7 @@ def test_a_wrong_block_is_caught(block: Block, tmp_path: Path) -> None:
 def test_training_is_cut_short_unless_the_page_says_how_long() -> None:
     assert cut_short(["train", "digits"]) == ["train", "digits", "--set=epochs=1", "--set=min_steps=1"]
     assert cut_short(["train", "digits", "--set", "epochs=2"])[-2:] == ["epochs=2", "--set=min_steps=1"]
+    assert cut_short(["train", "photos", "--from", "squeezenet"])[-1] == "squeezenet"  # no epochs to cut
     assert cut_short(["train", "digits", "--epochs", "2"])[-2:] == ["2", "--set=min_steps=1"]
     assert cut_short(["train", "digits", "--resume"]) == ["train", "digits", "--resume"]
     assert cut_short(["predict", "a"]) == ["predict", "a"]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mlpconv import inference
+from mlpconv import inference, modelfile
 from mlpconv.data import Dataset, open_data
 from mlpconv.data.catalog import CATALOG
 from mlpconv.data.duplicates import with_duplicate_notes
@@ -23,12 +25,14 @@ from mlpconv.report.summary import summarise
 from mlpconv.text import option
 from mlpconv.training import Progress, Recipe, find_recipe
 from mlpconv.training.display import default_progress
+from mlpconv.training.environment import describe
 from mlpconv.training.memory import flushing_denormals
 from mlpconv.training.plan import apply_settings, plan_notes, resolve_plan
 from mlpconv.training.progress import EpochMetrics
 from mlpconv.training.run_folder import RunFolder
 from mlpconv.training.seeding import keeping_random_states, seed_torch
-from mlpconv.training.session import run_training
+from mlpconv.training.session import data_summary, run_training
+from mlpconv.transfer.probe import DEFAULT_SIZE, check_source, linear_probe, load_rgb
 
 __all__ = ["Run", "fit"]
 
@@ -41,6 +45,7 @@ DEFAULT_MODEL = {
 }
 NIN_TINY_MAX_SIDE = 40  # pixels; larger images get nin_photo by default
 MODEL_OPTIONS = ("activation", "pool_first", "pool2", "dropout", "last_relu", "init")
+SOURCE_SETTINGS = ("size", "val_fraction", "seed", "precision")
 # A resumed run may change these: they do not affect the result. The effect of min_steps is in the number of epochs.
 CHANGEABLE_ON_RESUME = ("workers", "checkpoint_minutes", "min_steps")
 
@@ -55,6 +60,8 @@ class Run:
 
     def __repr__(self) -> str:
         best = self.classifier.info["metrics"]
+        if not self.history:
+            return f"<Run in {str(self.folder)!r}: classifier of a pretrained network>"
         split = "train" if best["val_accuracy"] is None else "val"
         epochs = f"best epoch {best['epoch']} of {len(self.history)}"
         return f"<Run in {str(self.folder)!r}: {epochs}, {split}_accuracy {best[f'{split}_accuracy']:.4f}>"
@@ -71,6 +78,7 @@ def fit(
     data_root: str | Path | None = None,
     progress: Progress | bool | None = True,
     report: bool = True,
+    source: str | None = None,
     **settings: Any,
 ) -> Run:
     """Train a network on a data set and return the best classifier, the history and the run folder.
@@ -80,13 +88,18 @@ def fit(
     All files are written to `out` (default runs/NAME-001, numbered). `resume` continues the run in `out` (default: the
     newest run of this data set), or starts it if there is none. `data_root` is the folder with the files of a named
     data set. `progress=True` shows a progress bar in a notebook or terminal; messages go to the logger "mlpconv"; a
-    Progress object receives all events instead. `report=False` skips the evaluation, the figures and the report. The
-    caller's random states do not change. Raises a subclass of MlpconvError (`mlpconv.errors`).
+    Progress object receives all events instead. `report=False` skips the evaluation, the figures and the report.
+    `source`, "efficientnet_lite0" or "squeezenet", is a pretrained network: only a new classifier is fitted on its
+    features (`transfer.linear_probe`), without epochs. The caller's random states do not change. Raises a subclass of
+    MlpconvError (`mlpconv.errors`).
     """
     if not isinstance(progress, Progress):
         progress = default_progress(bar=bool(progress))
     name = data_name(data)
     target = Path(out) if out is not None else None
+    if source is not None:
+        given = ({"recipe": recipe} if recipe else {}) | ({"resume": True} if resume else {}) | settings
+        return fit_source(source, data, target, data_root, progress, report, given)
     existing = RunFolder.find(target, name) if resume else None
     stored = None if existing is None else Recipe().with_settings(**existing.read_json("recipe.json"))
     base = stored if stored is not None and recipe is None else resolve_recipe(recipe, name)
@@ -110,6 +123,51 @@ def fit(
             if report:
                 summarise(folder.path, classifier, dataset, history)
     return Run(classifier, history, folder.path)
+
+
+def fit_source(
+    source: str,
+    data: str | Path | Dataset,
+    out: Path | None,
+    root: str | Path | None,
+    progress: Progress,
+    report: bool,
+    settings: Mapping[str, Any],
+) -> Run:
+    """Fit a new classifier on the features of a pretrained network, and write a run folder without epochs."""
+    for key, value in settings.items():
+        if key not in SOURCE_SETTINGS:
+            raise UsageError(
+                f"{option(key, value)} has no effect with {option('source', source)}: "
+                f"the settings {', '.join(SOURCE_SETTINGS)} are accepted."
+            )
+    options = dict(settings)
+    precision = options.pop("precision", "fp32")
+    check_source(source, precision)
+    recipe = Recipe().with_settings(**options)  # checks the values
+    where = None if root is None else Path(root)
+    held_out: dict[str, Any] = {"val_fraction": recipe.val_fraction, "seed": recipe.seed}
+    dataset = load_rgb(data, root=where, size=recipe.size or DEFAULT_SIZE, **held_out)
+    for message in dataset.notes:
+        progress.warn(message)
+    folder = RunFolder.create(out, data_name(data))
+    start = time.perf_counter()
+    classifier = linear_probe(dataset, source, precision=precision, **held_out)
+    progress.note(f"classifier of {source} fitted in {time.perf_counter() - start:.1f} s")
+    with folder.lock():
+        folder.write_json("data.json", data_summary(dataset))
+        folder.write_json("environment.json", describe() | {"precision": precision})
+        modelfile.save(
+            folder.model,
+            classifier.model,
+            classifier.preprocessing,
+            classes=classifier.classes,
+            input_size=classifier.input_size,
+            info=classifier.info,
+        )
+        if report:
+            summarise(folder.path, classifier, dataset, [])
+    return Run(classifier, [], folder.path)
 
 
 def data_name(data: str | Path | Dataset) -> str:

@@ -116,3 +116,48 @@ def test_a_dataset_must_be_rgb_and_have_two_classes(folder: Path) -> None:
     single = make_dataset("single", ("a",), {"train": Split(images, np.zeros(7, np.int64))})
     with pytest.raises(UsageError, match="has one class, 'a'"):
         linear_probe(single, "squeezenet", val_fraction=0, cache=NO_CACHE)
+
+
+def test_a_run_from_a_pretrained_network(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLPCONV_DATA", str(tmp_path / "cache"))
+    out = tmp_path / "run"
+    command = ["train", str(folder), "--from", "squeezenet", "--out", str(out), "--set", f"size={SIDE}"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "validation accuracy 100.00%" in said
+    assert "classifier of squeezenet fitted" in said
+    report = (out / "report.html").read_text()
+    assert "100.00%" in report
+    assert mlpconv.load(out).classes == ("horizontal", "vertical")
+    assert {path.name for path in (tmp_path / "cache" / "features").iterdir()}
+    assert main(command) == 1
+    assert "is not empty" in capsys.readouterr().err
+    before = out.joinpath("model.safetensors").read_bytes()
+    assert main([*command, "--resume"]) == 2
+    assert "--resume has no effect with --from squeezenet" in capsys.readouterr().err
+    assert out.joinpath("model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--from", "resnet18"], "There is no source 'resnet18'"),
+        (["--from", "squeezenet", "--epochs", "3"], "--epochs 3 has no effect with --from squeezenet"),
+        (["--from", "squeezenet", "--recipe", "best"], "--recipe best has no effect"),
+        (["--from", "squeezenet", "--set", "lr=0.1"], "--set lr=0.1 has no effect"),
+        (["--from", "squeezenet", "--precision", "auto"], "precision is 'auto'"),
+        (["--from", "squeezenet", "--set", "size=many"], "size"),
+        (["--from", "squeezenet", "--set", "seed=one"], "seed"),
+        (["--from", "squeezenet", "--set", "val_fraction=2"], "val_fraction"),
+    ],
+)
+def test_invalid_options_are_one_line_and_leave_nothing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert main(["train", str(folder), "--out", str(tmp_path / "run"), *words]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "run").exists()

@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["train"]
 
-FLAGS = {
-    name: f"--{name.replace('_', '-')}" for name in ("epochs", "out", "resume", "precision", "device", "on_collapse")
-}
+NAMES = ("recipe", "epochs", "out", "resume", "precision", "device", "on_collapse")
+FLAGS = {name: f"--{name.replace('_', '-')}" for name in NAMES} | {"source": "--from"}
 
 
 def train(
@@ -37,6 +36,7 @@ def train(
     precision: str | None = None,
     device: str | None = None,
     on_collapse: str | None = None,
+    from_: Annotated[str | None, Parameter(name="--from")] = None,
     json: Switch = False,
 ) -> None:
     """Train a network on a named data set, or on a folder with one folder of images per class.
@@ -57,8 +57,7 @@ def train(
         Override settings of the recipe: --set lr=0.05 batch_size=64. An unknown name lists all settings;
         docs/training.md explains them.
     resume
-        Resume the run in --out, or the newest run of this data set, from its last checkpoint; start a new run if
-        there is none.
+        Resume the run in --out, or the newest run of this data set; start a new run if there is none.
     data_dir
         Folder with the files of a named data set, if they are not in the cache.
     precision
@@ -67,6 +66,8 @@ def train(
         Device: auto, cpu or cuda.
     on_collapse
         Action when training collapses at loss ln(classes): stop or repair.
+    from_
+        Fit only a new classifier on the features of a pretrained network: efficientnet_lite0 or squeezenet.
     json
         Print one JSON object per epoch, and one at the end.
     """
@@ -74,8 +75,9 @@ def train(
     from mlpconv.fitting import fit
 
     settings = merge_settings(set_, epochs=epochs, precision=precision, device=device, on_collapse=on_collapse)
+    settings |= {"out": out, "resume": resume, "data_root": data_dir, "source": from_}
     with worded(CommandLine(data, data_dir)):
-        run = fit(data, recipe, out=out, resume=resume, data_root=data_dir, progress=make_progress(json), **settings)
+        run = fit(data, recipe, progress=make_progress(json), **settings)
     if json:
         print_json(run)
     else:
@@ -135,15 +137,16 @@ def print_summary(run: Run) -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    last, best = run.history[-1], run.classifier.info["metrics"]
+    best = run.classifier.info["metrics"]
     console = Console(highlight=False, soft_wrap=True)
     if best["val_accuracy"] is None:
         console.print(f"training accuracy [bold]{best['train_accuracy']:.2%}[/]; there is no validation split")
     else:
-        epoch = f"best epoch: {best['epoch']} of {last['epoch']}"
-        console.print(f"validation accuracy [bold]{best['val_accuracy']:.2%}[/] ({epoch})")
+        epoch = f" (best epoch: {best['epoch']} of {run.history[-1]['epoch']})" if run.history else ""
+        console.print(f"validation accuracy [bold]{best['val_accuracy']:.2%}[/]{epoch}")
     folder = escape(shlex.quote(str(run.folder)))
-    console.print(f"{last['seconds']:.0f} s; results in [bold]{folder}[/]")
+    seconds = f"{run.history[-1]['seconds']:.0f} s; " if run.history else ""
+    console.print(f"{seconds}results in [bold]{folder}[/]")
     console.print(f"  report    {escape(shlex.quote(str(run.folder / 'report.html')))}")
     console.print(f"  predict   mlpconv predict {folder} IMAGE...")
     console.print(f"  maps      mlpconv maps {folder} IMAGE...")

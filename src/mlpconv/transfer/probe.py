@@ -21,10 +21,11 @@ from mlpconv.transfer.cache import FeatureCache
 from mlpconv.transfer.features import extract
 from mlpconv.transfer.head import Head, fit_head
 
-__all__ = ["SOURCES", "linear_probe"]
+__all__ = ["DEFAULT_SIZE", "SOURCES", "check_source", "linear_probe", "load_rgb"]
 
 SOURCES: dict[str, dict[str, Any]] = {"efficientnet_lite0": {}, "squeezenet": {"last_relu": False}}
 """The ImageNet networks, and the options that make their logits linear in the pooled features."""
+DEFAULT_SIZE = 224  # pixels, as in the ImageNet training
 CHANNELS = 3  # grey images are read as RGB with equal channels, as ImageNet's are
 PRECISIONS = ("fp32", "bf16")
 
@@ -33,7 +34,7 @@ def linear_probe(
     data: str | Path | Dataset,
     source: str = "efficientnet_lite0",
     *,
-    size: int = 224,
+    size: int = DEFAULT_SIZE,
     flip: bool = True,
     val_fraction: float = 0.2,
     seed: int = 0,
@@ -52,11 +53,8 @@ def linear_probe(
     the total. Training images are not augmented beyond the flip.
     Raises UsageError for invalid arguments, DataError for missing or unreadable data.
     """
-    if source not in SOURCES:
-        raise UsageError(f"There is no source {source!r:.60}; {did_you_mean(str(source)[:60], SOURCES)}")
-    if precision not in PRECISIONS:
-        raise UsageError(f"precision is {precision!r:.40}; {did_you_mean(str(precision)[:40], PRECISIONS)}")
-    dataset = load_rgb(data, size, val_fraction, seed)
+    check_source(source, precision)
+    dataset = load_rgb(data, size=size, val_fraction=val_fraction, seed=seed)
     if dataset.num_classes < 2:
         raise UsageError(f"{dataset.name} has one class, {dataset.classes[0]!r}; at least two are needed.")
     network, preprocessing = make_parts(source, dataset)
@@ -85,10 +83,20 @@ def linear_probe(
     return Classifier(network, preprocessing, dataset.classes, (CHANNELS, *dataset.size), info)
 
 
-def load_rgb(data: str | Path | Dataset, size: int, val_fraction: float, seed: int) -> Dataset:
+def check_source(source: str, precision: str) -> None:
+    """Raise UsageError unless a probe can be fitted on this network, with this dtype."""
+    if source not in SOURCES:
+        raise UsageError(f"There is no source {source!r:.60}; {did_you_mean(str(source)[:60], SOURCES)}")
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision is {precision!r:.40}; {did_you_mean(str(precision)[:40], PRECISIONS)}")
+
+
+def load_rgb(
+    data: str | Path | Dataset, *, size: int, val_fraction: float, seed: int, root: Path | None = None
+) -> Dataset:
     """Open the data as RGB images of `size` pixels, with a validation split."""
     if not isinstance(data, Dataset):
-        data = open_data(data, size=size, channels=CHANNELS, seed=seed, val_fraction=val_fraction)
+        data = open_data(data, root=root, size=size, channels=CHANNELS, seed=seed, val_fraction=val_fraction)
     if data.channels != CHANNELS:
         raise UsageError(
             f"{data.name} has images of {data.channels} channels; open it with open_data(..., channels=3)."
