@@ -32,7 +32,7 @@ from mlpconv.training.progress import EpochMetrics
 from mlpconv.training.run_folder import RunFolder
 from mlpconv.training.seeding import keeping_random_states, seed_torch
 from mlpconv.training.session import data_summary, run_training
-from mlpconv.transfer.probe import DEFAULT_SIZE, check_source, linear_probe, load_rgb
+from mlpconv.transfer.probe import CHANNELS, DEFAULT_SIZE, check_source, linear_probe, load_rgb
 
 __all__ = ["Run", "fit"]
 
@@ -45,7 +45,7 @@ DEFAULT_MODEL = {
 }
 NIN_TINY_MAX_SIDE = 40  # pixels; larger images get nin_photo by default
 MODEL_OPTIONS = ("activation", "pool_first", "pool2", "dropout", "last_relu", "init")
-SOURCE_SETTINGS = ("size", "val_fraction", "seed", "precision")
+SOURCE_SETTINGS = ("size", "fit", "val_fraction", "seed", "precision")
 # A resumed run may change these: they do not affect the result. The effect of min_steps is in the number of epochs.
 CHANGEABLE_ON_RESUME = ("workers", "checkpoint_minutes", "min_steps")
 
@@ -145,9 +145,10 @@ def fit_source(
     precision = options.pop("precision", "fp32")
     check_source(source, precision)
     recipe = Recipe().with_settings(**options)  # checks the values
-    where = None if root is None else Path(root)
+    if recipe.size is None and not isinstance(data, Dataset):
+        recipe = recipe.with_settings(size=DEFAULT_SIZE)
     held_out: dict[str, Any] = {"val_fraction": recipe.val_fraction, "seed": recipe.seed}
-    dataset = load_rgb(data, root=where, size=recipe.size or DEFAULT_SIZE, **held_out)
+    dataset = load_rgb(load_dataset(data, recipe, root, channels=CHANNELS), size=DEFAULT_SIZE, **held_out)
     for message in dataset.notes:
         progress.warn(message)
     folder = RunFolder.create(out, data_name(data))
@@ -157,17 +158,19 @@ def fit_source(
     with folder.lock():
         folder.write_json("data.json", data_summary(dataset))
         folder.write_json("environment.json", describe() | {"precision": precision})
-        modelfile.save(
-            folder.model,
-            classifier.model,
-            classifier.preprocessing,
-            classes=classifier.classes,
-            input_size=classifier.input_size,
-            info=classifier.info,
-        )
+        save_model(folder, classifier)
         if report:
             summarise(folder.path, classifier, dataset, [])
     return Run(classifier, [], folder.path)
+
+
+def save_model(folder: RunFolder, classifier: Classifier) -> None:
+    """Write the model file of a run; raise RunFolderError if it cannot be written."""
+    parts: dict[str, Any] = {"classes": classifier.classes, "input_size": classifier.input_size}
+    try:
+        modelfile.save(folder.model, classifier.model, classifier.preprocessing, info=classifier.info, **parts)
+    except OSError as error:
+        raise RunFolderError(f"{folder.model} cannot be written ({error.strerror}): free disk space.") from error
 
 
 def data_name(data: str | Path | Dataset) -> str:
@@ -198,8 +201,10 @@ def check_unchanged(folder: RunFolder, stored: Recipe, requested: Recipe) -> Non
             )
 
 
-def load_dataset(data: str | Path | Dataset, recipe: Recipe, root: str | Path | None) -> Dataset:
-    """Open the data, and hold out a validation split if it has none."""
+def load_dataset(
+    data: str | Path | Dataset, recipe: Recipe, root: str | Path | None, channels: int | None = None
+) -> Dataset:
+    """Open the data, with `channels` if given, and hold out a validation split if it has none."""
     if isinstance(data, Dataset):
         dataset = data
         if recipe.size is not None and dataset.size != (recipe.size, recipe.size):
@@ -215,7 +220,13 @@ def load_dataset(data: str | Path | Dataset, recipe: Recipe, root: str | Path | 
         where = Path(root) if root is not None else None
         fit = None if recipe.fit == "auto" else recipe.fit
         dataset = open_data(
-            data, root=where, size=recipe.size, fit=fit, seed=recipe.seed, val_fraction=recipe.val_fraction
+            data,
+            root=where,
+            size=recipe.size,
+            channels=channels,
+            fit=fit,
+            seed=recipe.seed,
+            val_fraction=recipe.val_fraction,
         )
     dataset.split("train")
     dataset = with_validation(dataset, recipe.val_fraction, recipe.seed)

@@ -161,3 +161,32 @@ def test_invalid_options_are_one_line_and_leave_nothing(
     assert message in said
     assert said.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_second_probe_reads_the_cached_features(folder: Path, tmp_path: Path) -> None:
+    cache = FeatureCache(folder=tmp_path / "features")
+    computed: list[tuple[int, ...]] = []
+    state = torch.get_rng_state()
+    first = linear_probe(folder, "squeezenet", size=SIDE, cache=cache, progress=lambda *counts: computed.append(counts))
+    assert computed
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(1)  # the new classifier starts from other weights
+    computed.clear()
+    again = linear_probe(folder, "squeezenet", size=SIDE, cache=cache, progress=lambda *counts: computed.append(counts))
+    assert computed == []
+    assert torch.equal(first.model.last_layer.weight, again.model.last_layer.weight)
+
+
+def test_the_size_of_a_dataset_is_not_ignored(folder: Path, tmp_path: Path) -> None:
+    dataset = mlpconv.open_data(folder, size=SIDE, channels=3)
+    with pytest.raises(UsageError, match="size=96 differs from the Dataset's 67x67"):
+        mlpconv.fit(dataset, source="squeezenet", size=96, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_one_class_leaves_no_run(folder: Path, tmp_path: Path) -> None:
+    dataset = mlpconv.open_data(folder, size=SIDE, channels=3)
+    single = make_dataset("single", ("a",), {"train": Split(dataset.split("train").images, np.zeros(20, np.int64))})
+    with pytest.raises(UsageError, match="has one class, 'a'"):
+        mlpconv.fit(single, source="squeezenet", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -19,8 +19,12 @@ BATCH = 50
 
 
 def frozen_hash(network: Network, preprocessing: Preprocessing) -> str:
-    """Return the SHA-256 of what features depend on: architecture, weights, norm statistics, preprocessing."""
-    state = {**network.state_dict(prefix="model."), **preprocessing.state_dict(prefix="preprocessing.")}
+    """Return the SHA-256 of what features depend on: architecture, preprocessing, all weights but the classifier's."""
+    classifier = {id(parameter) for parameter in network.last_layer.parameters()}
+    state = preprocessing.state_dict(prefix="preprocessing.")
+    for name, tensor in network.state_dict(prefix="model.", keep_vars=True).items():
+        if id(tensor) not in classifier:  # new in each run
+            state[name] = tensor
     described = (str(network.config.to_dict()), str(preprocessing.config()))
     return hash_of([*described, *(part for name, tensor in sorted(state.items()) for part in (name, tensor))])
 

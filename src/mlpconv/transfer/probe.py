@@ -17,11 +17,12 @@ from mlpconv.inference import Classifier
 from mlpconv.models import create_model
 from mlpconv.models.base import Network
 from mlpconv.preprocessing import Preprocessing
+from mlpconv.training.seeding import keeping_random_states
 from mlpconv.transfer.cache import FeatureCache
 from mlpconv.transfer.features import extract
 from mlpconv.transfer.head import Head, fit_head
 
-__all__ = ["DEFAULT_SIZE", "SOURCES", "check_source", "linear_probe", "load_rgb"]
+__all__ = ["CHANNELS", "DEFAULT_SIZE", "SOURCES", "check_source", "linear_probe", "load_rgb"]
 
 SOURCES: dict[str, dict[str, Any]] = {"efficientnet_lite0": {}, "squeezenet": {"last_relu": False}}
 """The ImageNet networks, and the options that make their logits linear in the pooled features."""
@@ -55,9 +56,8 @@ def linear_probe(
     """
     check_source(source, precision)
     dataset = load_rgb(data, size=size, val_fraction=val_fraction, seed=seed)
-    if dataset.num_classes < 2:
-        raise UsageError(f"{dataset.name} has one class, {dataset.classes[0]!r}; at least two are needed.")
-    network, preprocessing = make_parts(source, dataset)
+    with keeping_random_states(torch.device("cpu")):
+        network, preprocessing = make_parts(source, dataset)
     views = (False, True) if flip else (False,)
     features = FeatureReader(network, preprocessing, dataset, views, precision, cache or FeatureCache(), progress)
     train = dataset.split("train")
@@ -91,16 +91,16 @@ def check_source(source: str, precision: str) -> None:
         raise UsageError(f"precision is {precision!r:.40}; {did_you_mean(str(precision)[:40], PRECISIONS)}")
 
 
-def load_rgb(
-    data: str | Path | Dataset, *, size: int, val_fraction: float, seed: int, root: Path | None = None
-) -> Dataset:
-    """Open the data as RGB images of `size` pixels, with a validation split."""
+def load_rgb(data: str | Path | Dataset, *, size: int, val_fraction: float, seed: int) -> Dataset:
+    """Open the data as RGB images of `size` pixels, with a validation split; raise UsageError for other data."""
     if not isinstance(data, Dataset):
-        data = open_data(data, root=root, size=size, channels=CHANNELS, seed=seed, val_fraction=val_fraction)
+        data = open_data(data, size=size, channels=CHANNELS, seed=seed, val_fraction=val_fraction)
     if data.channels != CHANNELS:
         raise UsageError(
             f"{data.name} has images of {data.channels} channels; open it with open_data(..., channels=3)."
         )
+    if data.num_classes < 2:
+        raise UsageError(f"{data.name} has one class, {data.classes[0]!r}; at least two are needed.")
     data.split("train")
     return with_validation(data, val_fraction, seed)
 
