@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -31,7 +32,11 @@ def graph(model: nn.Sequential, batch: int, side: int) -> bytes:
         elif isinstance(layer, nn.ReLU):
             nodes.append(helper.make_node("Relu", [value], [output]))
         elif isinstance(layer, nn.MaxPool2d):
-            shape = {"kernel_shape": [layer.kernel_size] * 2, "strides": [layer.stride] * 2, "ceil_mode": 1}
+            shape: dict[str, Any] = {
+                "kernel_shape": [layer.kernel_size] * 2,
+                "strides": [layer.stride] * 2,
+                "ceil_mode": 1,
+            }
             nodes.append(helper.make_node("MaxPool", [value], [output], **shape))
         elif isinstance(layer, nn.AdaptiveAvgPool2d):
             nodes.append(helper.make_node("GlobalAveragePool", [value], [output]))

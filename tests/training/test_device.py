@@ -5,14 +5,13 @@ PyTorch's `meta` device stands for a GPU here, and refuses what a GPU would have
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from support.device import META, Copies
 
 from mlpconv.data import Split
 from mlpconv.data.sampler import Sampler
@@ -23,25 +22,7 @@ from mlpconv.training.loop import Trainer
 from mlpconv.training.session import initial_state
 from mlpconv.training.step import BatchLoader
 
-META = torch.device("meta")
 K, N, SIDE = 7, 53, 13
-
-
-class Copies(TorchDispatchMode):
-    """Record each copy to the device, and whether it is asynchronous."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waiting: list[bool] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        onto = torch.device(kwargs.get("device") or "cpu")
-        if func is torch.ops.aten._to_copy.default and onto == META and args[0].device != META:
-            self.waiting.append(not kwargs.get("non_blocking"))
-        return func(*args, **kwargs)
 
 
 def trainer(tmp_path: Path, **settings: Any) -> Trainer:

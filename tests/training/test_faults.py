@@ -343,16 +343,16 @@ def finite(folder: Path) -> bool:
 def test_a_non_finite_weight_stops_the_run_before_it_is_saved(
     fit_tiny: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bad: float, step: int
 ) -> None:
-    real = loop.train_step
+    real = loop.StepEngine.__call__
 
-    def poisoned(model: Any, optimizers: Any, batch: Any, recipe: Any, number: int, precision: str) -> Any:
-        outcome = real(model, optimizers, batch, recipe, number, precision)
+    def poisoned(self: loop.StepEngine, batch: Any, number: int) -> Any:
+        outcome = real(self, batch, number)
         if number == step:
             with torch.no_grad():
-                model.first_conv.weight.view(-1)[0] = bad
+                self.model.first_conv.weight.view(-1)[0] = bad
         return outcome
 
-    monkeypatch.setattr(loop, "train_step", poisoned)
+    monkeypatch.setattr(loop.StepEngine, "__call__", poisoned)
     folder = tmp_path / "run"
     with pytest.raises(NonFiniteError, match=rf"weight became NaN or infinite at step {step + 1} .*lr=0.1"):
         fit_tiny(folder)

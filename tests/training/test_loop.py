@@ -537,3 +537,10 @@ def test_an_infinite_validation_loss_stops_the_run(tmp_path: Path, monkeypatch: 
         case.run()
     assert [row["epoch"] for row, _ in case.kept] == [1]
     assert whole_and_finite(tmp_path) == 5
+
+
+def test_a_repair_forgets_the_captured_steps(tmp_path: Path):
+    case = Case(tmp_path)
+    case.trainer.engine.steps["a captured step"] = None
+    case.trainer.repair("for the test", case.loader(0).images, all_channels=True)
+    assert case.trainer.engine.steps == {}

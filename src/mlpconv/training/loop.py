@@ -23,7 +23,8 @@ from mlpconv.training.progress import EpochMetrics, Progress
 from mlpconv.training.recipe import Recipe
 from mlpconv.training.schedule import lr_factor
 from mlpconv.training.state import State
-from mlpconv.training.step import BatchLoader, Outcome, autocast, train_step
+from mlpconv.training.step import BatchLoader, Outcome, autocast
+from mlpconv.training.step_engine import Mode, StepEngine
 from mlpconv.training.stop import StopRequest
 
 __all__ = ["Trainer"]
@@ -51,9 +52,11 @@ class Trainer:
         keep: Callable[[Network, EpochMetrics], None],
         record: Callable[[list[EpochMetrics]], None],
         progress: Progress,
+        engine: Mode = "eager",
     ) -> None:
         self.state, self.loader, self.validation, self.recipe = state, loader, validation, recipe
         self.folder, self.keep, self.record, self.progress = folder, keep, record, progress
+        self.engine = StepEngine(state.model, state.optimizers, recipe, state.precision, engine)
         self.per_epoch = loader.sampler.steps_per_epoch
         self.steps = recipe.epochs * self.per_epoch
         self.watch = health.CollapseWatch(loader.labels, self.per_epoch, state.guesses)
@@ -100,7 +103,7 @@ class Trainer:
         state, recipe = self.state, self.recipe
         state.optimizers.set_lr(self.lr(state.step))
         freeze(state.model, recipe.freeze, state.step / self.steps)
-        outcome = train_step(state.model, state.optimizers, batch, recipe, state.step, state.precision)
+        outcome = self.engine(batch, state.step)
         state.step += 1
         if state.ema is not None and state.step % recipe.ema_every == 0:
             state.ema.update_parameters(state.model)
@@ -162,6 +165,7 @@ class Trainer:
         state = self.state
         count = health.repair(state.model, images, self.recipe.seed, state.step, all_channels=all_channels)
         state.optimizers.reset()
+        self.engine.reset()
         state.repairs, state.repaired_at = state.repairs + 1, state.step
         state.lr_factor *= 0.5
         if state.ema is not None:

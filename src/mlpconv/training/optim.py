@@ -44,7 +44,7 @@ class Muon(Optimizer):
         else:
             gradient = buffer
         direction = orthogonal(gradient.flatten(1), group["steps"]).view_as(weight)
-        weight.add_(direction * (state["norm"] / direction.norm().clamp_min(1e-7)), alpha=-group["lr"])
+        weight.addcmul_(direction, state["norm"] / direction.norm().clamp_min(1e-7) * -group["lr"])
         weight.mul_(state["norm"] / weight.norm().clamp_min(1e-7))
 
 
@@ -80,7 +80,18 @@ class Optimizers:
         """Set the learning rate of every parameter group to `lr` times the scale of the group."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = lr * group["scale"]
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(lr * group["scale"])
+                else:
+                    group["lr"] = lr * group["scale"]
+
+    def lr_on(self, device: torch.device) -> None:
+        """Keep the learning rates on the device, where a captured step reads them."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = torch.tensor(float(group["lr"]), device=device)
+                if "capturable" in group:
+                    group["capturable"] = True
 
     def step(self) -> None:
         for optimizer in self.optimizers:

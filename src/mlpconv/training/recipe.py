@@ -97,6 +97,10 @@ class Recipe:
     precision: Literal["auto", "fp32", "bf16"] = setting(
         "auto", "compute dtype; auto: bf16 if it is clearly faster on this machine"
     )
+    engine: Literal["auto", "eager", "graph", "compile"] = setting(
+        "auto",
+        "how a step runs: eager, as a CUDA graph, or compiled; auto: on a GPU whichever of the first two is faster",
+    )
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "device; auto uses a GPU if PyTorch finds one")
     workers: int = setting(0, "threads that prefetch batches; the result does not depend on it", 0, 64)
     eval_every: int = setting(1, "epochs between validations", 1, MAX_EPOCHS)

@@ -26,6 +26,7 @@ from mlpconv.training.recipe import Recipe
 from mlpconv.training.run_folder import RunFolder, require_empty
 from mlpconv.training.state import State, make_ema
 from mlpconv.training.step import BatchLoader
+from mlpconv.training.step_engine import check_engine, choose_engine
 from mlpconv.training.whitening import whiten
 
 __all__ = ["initial_state", "run_training"]
@@ -45,6 +46,7 @@ def run_training(
     progress: Progress,
 ) -> list[EpochMetrics]:
     """Train `model` in a locked run folder, from the start or, with `resume`, a checkpoint; return the history."""
+    check_engine(recipe, device)
     keep_freed_memory()
     preprocessing, model = preprocessing.to(device), model.to(device)
     stored = load_checkpoint(folder, dataset, progress) if resume else None
@@ -59,6 +61,9 @@ def run_training(
     state = initial_state(model, loader, recipe, stored, progress, precision)
     if stored is None and precision is None:
         folder.write_json(ENVIRONMENT, describe() | {"precision": state.precision})
+    engine, message = choose_engine(state.model, lambda: loader(state.step), recipe, state.precision, device)
+    if message:
+        progress.note(message)
     info = model_info(dataset, recipe)
 
     def keep(best: Network, row: EpochMetrics) -> None:
@@ -72,7 +77,7 @@ def run_training(
             ) from error
 
     validation = dataset.splits.get("val")
-    Trainer(state, loader, validation, recipe, folder.checkpoints, keep, folder.write_history, progress).run()
+    Trainer(state, loader, validation, recipe, folder.checkpoints, keep, folder.write_history, progress, engine).run()
     return state.history
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from mlpconv.training.optim import Optimizers
 from mlpconv.training.recipe import Recipe
 from mlpconv.training.seeding import seed_torch
 
-__all__ = ["BatchLoader", "Outcome", "autocast", "train_step"]
+__all__ = ["BatchLoader", "Forward", "Inputs", "Outcome", "autocast", "forward_pass", "prepare", "train_step", "update"]
 
 CPU = torch.device("cpu")
 
@@ -82,20 +84,48 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
 
+class Inputs(NamedTuple):
+    """What a step computes with: images (N, C, H, W), labels (N,), targets (N,) or, with mixup, (N, K)."""
+
+    images: Tensor
+    labels: Tensor
+    targets: Tensor
+
+
+Forward = Callable[[Network, Tensor], tuple[Tensor, list[tuple[float, Tensor]]]]
+
+
 def train_step(
     model: Network, optimizers: Optimizers, batch: Batch, recipe: Recipe, step: int, precision: str
 ) -> Outcome:
     """Update the weights once; dropout is seeded by (seed, step)."""
+    return update(model, optimizers, prepare(batch, recipe, step, model.num_classes), recipe, precision)
+
+
+def prepare(batch: Batch, recipe: Recipe, step: int, num_classes: int) -> Inputs:
+    """Return the inputs of a step after mixup, and seed dropout: all that depends on the step number."""
     images, labels = batch
     seed_torch(generator(recipe.seed, "dropout", step).initial_seed(), images.device)
-    optimizers.zero_grad()
+    targets = labels
     if recipe.mixup:
-        targets = F.one_hot(labels, model.num_classes).float()
+        targets = F.one_hot(labels, num_classes).float()
         images, targets = mixup(images, targets, recipe.mixup, seed=recipe.seed, step=step)
-    else:
-        targets = labels
+    return Inputs(images, labels, targets)
+
+
+def update(
+    model: Network,
+    optimizers: Optimizers,
+    inputs: Inputs,
+    recipe: Recipe,
+    precision: str,
+    forward: Forward | None = None,
+) -> Outcome:
+    """Update the weights once. Nothing here waits for the device or copies to it, so a CUDA graph can replay it."""
+    images, labels, targets = inputs
+    optimizers.zero_grad()
     with autocast(precision, images.device):
-        logits, auxiliary = forward(model, images)
+        logits, auxiliary = (forward or forward_pass)(model, images)
     logits = logits.float()
     loss = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
     total = loss
@@ -113,7 +143,7 @@ def train_step(
 AUXILIARY_WEIGHT = 0.3  # of the loss of each auxiliary classifier (Szegedy et al. 2014, section 5)
 
 
-def forward(model: Network, images: Tensor) -> tuple[Tensor, list[tuple[float, Tensor]]]:
+def forward_pass(model: Network, images: Tensor) -> tuple[Tensor, list[tuple[float, Tensor]]]:
     """Return the logits, and a list of loss weights and logits of auxiliary heads."""
     if not isinstance(model, GoogLeNet):
         return model(images), []
