@@ -7,7 +7,8 @@
 
 It needs torch, numpy, pillow and safetensors; CIFAR-10 is read from the parts that `gpu_data.py` made. Results go to
 benchmarks/results/gpu-CARD.json after each phase and are not measured again for the same sources and card. A phase that
-fails, or runs out of its time, is recorded with the reason, and the next one begins.
+fails, or runs out of its time, is recorded with the reason, and the next one begins. The phase accuracy goes on where
+earlier calls stopped: it keeps their runs, each with the sources that made it, and adds the seeds that are missing.
 """
 
 from __future__ import annotations
@@ -57,14 +58,17 @@ def main() -> int:
     for phase in options.phases or PHASES:
         left = options.seconds - (time.perf_counter() - began)
         recorded = results.get(phase, {})
-        if recorded.get("sources") == source_hash() and "failed" not in recorded and not options.again:
+        whole = not {"failed", "left_out"} & recorded.keys()
+        if recorded.get("sources") == source_hash() and whole and not options.again:
             print(f"{phase}: recorded already", flush=True)
             continue
         if left < 20:
             print(f"{phase}: no time left; run the script again", flush=True)
             continue
         limit = min(SMALL_SECONDS if options.small else PHASES[phase], left)
-        results[phase] = run(phase, device, small=options.small, seconds=limit) | {"sources": source_hash()}
+        results[phase] = run(
+            phase, device, small=options.small, seconds=limit, earlier={} if options.again else recorded
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         print(f"{phase}: {brief(results[phase])}", flush=True)
@@ -75,8 +79,8 @@ def main() -> int:
     return int(any(check is not True for found in checks for check in found.values()))
 
 
-def run(phase: str, device: str, *, small: bool, seconds: float) -> dict[str, Any]:
-    """Run a phase in a process of its own; what it measured, or why it failed."""
+def run(phase: str, device: str, *, small: bool, seconds: float, earlier: dict[str, Any]) -> dict[str, Any]:
+    """Run a phase in a process of its own, which is given its earlier result; what it measured, or why it failed."""
     command = [sys.executable, "-m", "gpu_phases", phase, device, *(["--small"] if small else [])]
     paths = [str(TOP / "src"), str(TOP / "benchmarks"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {
@@ -86,14 +90,17 @@ def run(phase: str, device: str, *, small: bool, seconds: float) -> dict[str, An
     }
     began = time.perf_counter()
     try:
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds, check=False)
+        told = json.dumps({"earlier": earlier, "sources": source_hash()})
+        ended = subprocess.run(
+            command, env=environment, input=told, capture_output=True, text=True, timeout=seconds, check=False
+        )
         lines = [line for line in ended.stdout.splitlines() if line.startswith("{")]
         failed = None if ended.returncode == 0 else (ended.stderr.strip().splitlines() or ["no message"])[-1][:300]
     except subprocess.TimeoutExpired as late:
         text = late.stdout.decode() if isinstance(late.stdout, bytes) else late.stdout or ""
         lines, failed = [line for line in text.splitlines() if line.startswith("{")], f"took more than {seconds:.0f} s"
     result: dict[str, Any] = json.loads(lines[-1]) if lines else {}
-    result["seconds"] = round(time.perf_counter() - began, 1)
+    result |= {"seconds": round(time.perf_counter() - began, 1), "sources": source_hash()}
     return result | ({"failed": failed} if failed else {})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import gpu_data
 import numpy as np
 import pytest
 import torch
+from gpu_phases import accuracy
 from gpu_phases.page import page
 
 import mlpconv
@@ -45,7 +47,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("phase", gpu.PHASES)
 @pytest.mark.usefixtures("bare")
 def test_each_phase_runs_in_its_smallest_size(phase: str) -> None:
-    result = gpu.run(phase, "cpu", small=True, seconds=300)
+    result = gpu.run(phase, "cpu", small=True, seconds=300, earlier={})
     assert "failed" not in result, result
     if phase == "correctness":
         assert len(result["checks"]) == 12
@@ -53,22 +55,44 @@ def test_each_phase_runs_in_its_smallest_size(phase: str) -> None:
 
 
 def test_a_phase_that_fails_is_recorded_with_its_reason() -> None:
-    assert gpu.run("machine", "cuda", small=True, seconds=60)["failed"] == "torch finds no GPU here"
+    assert gpu.run("machine", "cuda", small=True, seconds=60, earlier={})["failed"] == "torch finds no GPU here"
 
 
 def test_a_phase_out_of_time_keeps_what_it_has() -> None:
-    assert gpu.run("machine", "cpu", small=True, seconds=0.01)["failed"].startswith("took more than")
+    assert gpu.run("machine", "cpu", small=True, seconds=0.01, earlier={})["failed"].startswith("took more than")
 
 
 def test_what_is_recorded_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
-    monkeypatch.setattr(gpu, "run", lambda phase, *_, **__: ran.append(phase) or {"number": 1})
+    monkeypatch.setattr(
+        gpu, "run", lambda phase, *_, **__: ran.append(phase) or {"number": 1, "sources": gpu.source_hash()}
+    )
     monkeypatch.setattr(gpu, "has_gpu", lambda: False)
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--small", "--out", str(tmp_path)])
     assert gpu.main() == gpu.main() == 0
     assert ran == list(gpu.PHASES)
     (path,) = tmp_path.iterdir()
     assert json.loads(path.read_text())["machine"]["sources"] == gpu.source_hash()
+
+
+def test_accuracy_keeps_the_runs_of_earlier_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    earlier = {"data": "cifar10", "recipes": {"fast": {"runs": [{"seed": 1, "accuracy": 0.5, "all_seconds": 1.0}]}}}
+    monkeypatch.setattr(accuracy.gpu_data, "load", lambda: mlpconv.open_data("digits"))
+    monkeypatch.setattr(accuracy, "RECIPES", (("fast", 3, 1, {}), ("paper", 2, 10**9, {})))
+    monkeypatch.setattr(
+        accuracy,
+        "one",
+        lambda data, device, seed, settings: {"seed": seed, "accuracy": 0.25 * seed, "all_seconds": 1.0},
+    )
+    data = {"data": "digits"}
+    settings = {"small": False, "deadline": time.perf_counter() + 3600, "say": lambda _: None, "sources": "now"}
+    result = accuracy.run(torch.device("cpu"), earlier=earlier | data, **settings)
+    runs = result["recipes"]["fast"]["runs"]
+    assert [row["seed"] for row in runs] == [1, 0, 2]
+    assert [row.get("sources") for row in runs] == [None, "now", "now"]
+    assert result["recipes"]["fast"]["mean"] == pytest.approx(1 / 3, abs=1e-4)
+    assert result["left_out"] == ["paper, from seed 0"]
+    assert len(accuracy.run(torch.device("cpu"), earlier=earlier, **settings)["recipes"]["fast"]["runs"]) == 3
 
 
 def test_cifar10_survives_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

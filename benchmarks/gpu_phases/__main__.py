@@ -24,7 +24,9 @@ def main() -> None:
         raise SystemExit("torch finds no GPU here")
     deadline = time.perf_counter() + float(os.environ.get("GPU_PHASE_SECONDS", "600")) - 5
     module = importlib.import_module(f"gpu_phases.{phase}")
-    say(module.run(torch.device(device), small="--small" in rest, deadline=deadline, say=say))
+    told = json.loads(sys.stdin.read() or "{}")
+    extra = told if phase == "accuracy" else {}
+    say(module.run(torch.device(device), small="--small" in rest, deadline=deadline, say=say, **extra))
 
 
 if __name__ == "__main__":

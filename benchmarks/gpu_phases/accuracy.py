@@ -21,31 +21,51 @@ RECIPES: tuple[tuple[str, int, int, dict[str, Any]], ...] = (
     ("fast, 10 epochs of batches of 360", 10, 10, {"recipe": "fast"} | LONGER),
     ("best", 1, 48, {"recipe": "best"}),
     ("fast", 3, 7, {"recipe": "fast"}),
-    ("paper", 3, 400, {"recipe": "paper"}),
+    ("paper", 3, 300, {"recipe": "paper"}),
+    ("paper, fully connected head", 3, 300, {"recipe": "paper", "head": "fc"}),
+    ("paper, fully connected head with dropout", 3, 300, {"recipe": "paper", "head": "fc+dropout"}),
+    ("paper without dropout", 3, 300, {"recipe": "paper", "dropout": 0.0}),
+    ("paper with crops and flips", 3, 300, {"recipe": "paper", "crop": 4, "crop_mode": "zero", "flip": "random"}),
 )
 """Name, seeds, seconds of a run as first expected, and what `fit` is given; most important first."""
 LEVELS = (0.912, 0.94)
 
 
-def run(device: torch.device, *, small: bool, deadline: float, say: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Return for each recipe the validation accuracy of each seed, its seconds, and the seconds to each level."""
+def run(
+    device: torch.device,
+    *,
+    small: bool,
+    deadline: float,
+    say: Callable[[dict[str, Any]], None],
+    earlier: dict[str, Any],
+    sources: str,
+) -> dict[str, Any]:
+    """Return for each recipe the validation accuracy of each seed, its seconds, and the seconds to each level.
+
+    The runs of an `earlier` result are kept, and only the seeds that are missing are trained.
+    """
     data = None if small else gpu_data.load()
-    result: dict[str, Any] = {"data": "digits" if data is None else "cifar10"}
     recipes = (("fast", 1, 10, {"recipe": "fast", "epochs": 1}),) if small or data is None else RECIPES
+    kept = earlier.get("recipes", {}) if earlier.get("data") == (data and data.name) else {}
+    result: dict[str, Any] = {"data": "digits" if data is None else data.name, "recipes": dict(kept)}
     for name, seeds, expected, settings in recipes:
-        rows: dict[str, Any] = {"runs": []}
-        for seed in range(seeds):
-            took = max((row["all_seconds"] for row in rows["runs"]), default=expected)
+        runs = list(kept.get(name, {}).get("runs", []))
+        for seed in sorted(set(range(seeds)) - {row["seed"] for row in runs}):
+            took = max((row["all_seconds"] for row in runs), default=expected)
             if time.perf_counter() > deadline - took:
                 result.setdefault("left_out", []).append(f"{name}, from seed {seed}")
                 break
-            rows["runs"].append(one(data if data is not None else "digits", device, seed, settings))
-            result.setdefault("recipes", {})[name] = rows
-            accuracies = [row["accuracy"] for row in rows["runs"]]
-            rows["mean"] = round(statistics.fmean(accuracies), 4)
-            rows["sd"] = round(statistics.stdev(accuracies), 4) if len(accuracies) > 1 else None
+            runs.append(one(data if data is not None else "digits", device, seed, settings) | {"sources": sources})
+            result["recipes"][name] = summary(runs)
             say(result)
     return result
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return runs with the mean and standard deviation of their accuracy."""
+    accuracies = [row["accuracy"] for row in runs]
+    sd = round(statistics.stdev(accuracies), 4) if len(accuracies) > 1 else None
+    return {"runs": runs, "mean": round(statistics.fmean(accuracies), 4), "sd": sd}
 
 
 def one(data: Any, device: torch.device, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
