@@ -18,7 +18,7 @@ TOP = Path(__file__).resolve().parents[1]
 
 # Inside surgery, a level imports itself and the levels before it; no operation imports another.
 SURGERY_LEVELS = (
-    {"tracing", "proof"}, {"folding"}, {"heads"}, {"report"}, {"lowrank"}, {"insertion"},
+    {"tracing"}, {"proof"}, {"folding"}, {"heads"}, {"report"}, {"lowrank"}, {"insertion"},
     {"convolutionalize", "pool_head", "fold", "deepen", "factorize"},
 )  # fmt: skip
 NOT_CODE = {"py.typed", "recipes", "weights", "__pycache__"}

@@ -14,7 +14,7 @@ from torch.nn.utils import prune, remove_weight_norm, spectral_norm
 
 from mlpconv.errors import SurgeryError
 from mlpconv.surgery import convolutionalize, deepen, fold, pool_head
-from mlpconv.surgery.proof.accept import deep_copy, is_parametrized
+from mlpconv.surgery.tracing.accept import deep_copy, is_parametrized
 
 SHAPE = (3, 9, 7)
 

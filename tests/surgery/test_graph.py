@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import mlpconv
 from mlpconv.errors import SurgeryError, UsageError
-from mlpconv.surgery.proof.accept import is_parametrized, shared_names
+from mlpconv.surgery.tracing.accept import is_parametrized, shared_names
 from mlpconv.surgery.tracing.graph import calls_of, dtype_of, meta_copy, open_all, replace_module, shape_of, trace
 from mlpconv.surgery.tracing.tracer import trace_graph
 

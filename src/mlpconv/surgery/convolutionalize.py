@@ -18,9 +18,9 @@ from mlpconv.surgery.heads.layout import Layout, layout_of_maps
 from mlpconv.surgery.heads.pools import Pool, averaging_matrix, pool_of
 from mlpconv.surgery.heads.rewrite import rewrite_head
 from mlpconv.surgery.heads.rewriter import Rewriter
-from mlpconv.surgery.proof.accept import deep_copy
 from mlpconv.surgery.proof.prove import prove
 from mlpconv.surgery.report import Surgery, make_report
+from mlpconv.surgery.tracing.accept import deep_copy
 from mlpconv.surgery.tracing.ops import describe
 
 __all__ = ["convolutionalize"]

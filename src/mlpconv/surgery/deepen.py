@@ -20,10 +20,10 @@ from mlpconv.layers import Maxout
 from mlpconv.models import NIN
 from mlpconv.models.reconfigure import add_pointwise, block_of, check_deeper, last_conv_of
 from mlpconv.surgery.insertion import ACTIVATIONS, Insertion, append_module, is_identity_on
-from mlpconv.surgery.proof.accept import check_model, deep_copy
 from mlpconv.surgery.proof.compare import compare, in_float64, isolated_eval
 from mlpconv.surgery.proof.prove import prove
 from mlpconv.surgery.report import Surgery, make_report
+from mlpconv.surgery.tracing.accept import check_model, deep_copy
 from mlpconv.surgery.tracing.channel_dim import channel_dim
 from mlpconv.surgery.tracing.graph import dtype_of, meta_copy, module_of, open_all, replace_module, shape_of
 from mlpconv.surgery.tracing.proxy import IN_PLACE

@@ -19,9 +19,9 @@ from mlpconv.surgery.lowrank.allocate import Choice
 from mlpconv.surgery.lowrank.batches import as_batches
 from mlpconv.surgery.lowrank.distill import distill
 from mlpconv.surgery.lowrank.rank_search import RankSearch, replace_layers
-from mlpconv.surgery.proof.accept import check_model, deep_copy
 from mlpconv.surgery.proof.compare import compare
 from mlpconv.surgery.report import Surgery, make_report
+from mlpconv.surgery.tracing.accept import check_model, deep_copy
 
 __all__ = ["factorize"]
 

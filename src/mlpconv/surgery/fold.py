@@ -17,11 +17,11 @@ from mlpconv.analysis.input_shape import check_input_shape, input_shape_of
 from mlpconv.models import Network
 from mlpconv.models.reconfigure import fold_network
 from mlpconv.surgery.folding.rules import Folding
-from mlpconv.surgery.proof.accept import check_model, deep_copy
 from mlpconv.surgery.proof.compare import Proof, in_float64, random_images
 from mlpconv.surgery.proof.prove import prove
 from mlpconv.surgery.proof.replaceable import find_irreplaceable
 from mlpconv.surgery.report import Surgery, make_report
+from mlpconv.surgery.tracing.accept import check_model, deep_copy
 from mlpconv.surgery.tracing.graph import replace_module
 
 __all__ = ["fold"]

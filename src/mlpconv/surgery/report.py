@@ -13,8 +13,8 @@ from torch import nn
 
 from mlpconv.analysis import AxisField, Profile, profile
 from mlpconv.analysis.table import human_bytes
-from mlpconv.surgery.proof.accept import deep_copy
 from mlpconv.surgery.proof.compare import Difference, Proof, isolated_eval
+from mlpconv.surgery.tracing.accept import deep_copy
 
 __all__ = ["Figures", "Report", "Surgery", "make_report", "measure_figures"]
 

@@ -26,7 +26,7 @@ from mlpconv.surgery.folding.linear_maps import (
     scale_input,
     scale_output,
 )
-from mlpconv.surgery.proof.accept import is_parametrized, shared_names
+from mlpconv.surgery.tracing.accept import is_parametrized, shared_names
 from mlpconv.surgery.tracing.graph import calls_of, module_of, open_all, replace_module, shape_of, trace
 
 __all__ = ["DROPPED", "Folding"]

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from mlpconv.analysis import Profile
 from mlpconv.errors import SurgeryError, first_line
 from mlpconv.surgery.heads.growth import step_by_sizes
-from mlpconv.surgery.proof.accept import deep_copy
 from mlpconv.surgery.proof.compare import flat_tensors, isolated_eval, random_images
 from mlpconv.surgery.proof.prove import EXACT, TOLERANCES, rounding_of
+from mlpconv.surgery.tracing.accept import deep_copy
 from mlpconv.surgery.tracing.rewritten import Rewritten
 
 __all__ = ["Crops", "MapsOnly", "compare_crops"]

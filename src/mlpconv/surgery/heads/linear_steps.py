@@ -13,7 +13,7 @@ from mlpconv.errors import SurgeryError
 from mlpconv.surgery.heads.layout import Layout, layout_of_maps
 from mlpconv.surgery.heads.modules import as_convolution
 from mlpconv.surgery.heads.steps import Steps
-from mlpconv.surgery.proof.accept import is_parametrized, removal_advice, shared_names
+from mlpconv.surgery.tracing.accept import is_parametrized, removal_advice, shared_names
 from mlpconv.surgery.tracing.graph import module_of, shape_of
 from mlpconv.surgery.tracing.ops import MAP, argument_of, describe
 

@@ -10,7 +10,7 @@ from mlpconv.errors import MlpconvError, SurgeryError
 from mlpconv.surgery.heads.find import Head, HeadValue, trace_head
 from mlpconv.surgery.heads.modules import ModuleEdits
 from mlpconv.surgery.heads.rewriter import Rewriter
-from mlpconv.surgery.proof.accept import check_model, deep_copy
+from mlpconv.surgery.tracing.accept import check_model, deep_copy
 from mlpconv.surgery.tracing.graph import meta_copy, replace_module
 from mlpconv.surgery.tracing.rewritten import Rewritten
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from mlpconv.models.reconfigure import rank_reason
 from mlpconv.surgery.lowrank.allocate import Option
 from mlpconv.surgery.lowrank.factors import Basis, FactorizableLayer
-from mlpconv.surgery.proof.accept import is_parametrized, shared_names
 from mlpconv.surgery.proof.compare import isolated_eval
 from mlpconv.surgery.proof.replaceable import find_irreplaceable
+from mlpconv.surgery.tracing.accept import is_parametrized, shared_names
 
 __all__ = ["Candidate", "find_candidates"]
 

@@ -17,8 +17,8 @@ from mlpconv.surgery.lowrank.batches import LabelledBatch, labels_of, split
 from mlpconv.surgery.lowrank.candidates import find_candidates
 from mlpconv.surgery.lowrank.factors import Basis, basis_by_weights, factorize_layer, reconstruct
 from mlpconv.surgery.lowrank.sensitivity import measure_sensitivity
-from mlpconv.surgery.proof.accept import deep_copy
 from mlpconv.surgery.report import measure_figures
+from mlpconv.surgery.tracing.accept import deep_copy
 from mlpconv.surgery.tracing.graph import replace_module
 
 __all__ = ["RankSearch", "replace_layers"]

@@ -17,7 +17,7 @@ from mlpconv.surgery.lowrank.activation_stats import outputs_of
 from mlpconv.surgery.lowrank.batches import LabelledBatch
 from mlpconv.surgery.lowrank.candidates import Candidate
 from mlpconv.surgery.lowrank.factors import Basis, Side, factorize_layer
-from mlpconv.surgery.proof.accept import deep_copy
+from mlpconv.surgery.tracing.accept import deep_copy
 from mlpconv.surgery.tracing.graph import replace_module
 
 __all__ = ["LayerSensitivity", "PowerLaw", "measure_sensitivity"]

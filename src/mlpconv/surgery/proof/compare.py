@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mlpconv.analysis.input_shape import check_input_shape
 from mlpconv.errors import MlpconvError, SurgeryError, UsageError, first_line
-from mlpconv.surgery.proof.accept import deep_copy
+from mlpconv.surgery.tracing.accept import deep_copy
 
 __all__ = [
     "Difference",

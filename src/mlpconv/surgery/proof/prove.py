@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlpconv.errors import SurgeryError
-from mlpconv.surgery.proof.accept import deep_copy
 from mlpconv.surgery.proof.compare import (
     SEED,
     Difference,
@@ -26,6 +25,7 @@ from mlpconv.surgery.proof.compare import (
     isolated_eval,
     named_outputs,
 )
+from mlpconv.surgery.tracing.accept import deep_copy
 
 __all__ = ["EXACT", "TOLERANCES", "prove", "rounding_of"]
 

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from mlpconv.analysis.input_shape import check_input_shape
 from mlpconv.analysis.trace import without_storage
 from mlpconv.errors import SurgeryError
-from mlpconv.surgery.proof.accept import check_model, deep_copy
+from mlpconv.surgery.tracing.accept import check_model, deep_copy
 from mlpconv.surgery.tracing.tracer import OpensModule, trace_graph
 
 __all__ = [
