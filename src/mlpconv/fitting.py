@@ -44,7 +44,7 @@ DEFAULT_MODEL = {
     "svhn": "nin_svhn",
 }
 NIN_TINY_MAX_SIDE = 40  # pixels; larger images get nin_photo by default
-MODEL_OPTIONS = ("activation", "pool_first", "pool2", "dropout", "last_relu", "init")
+MODEL_OPTIONS = ("depth", "kernel", "activation", "pool_first", "pool2", "dropout", "last_relu", "init")
 SOURCE_SETTINGS = ("size", "fit", "val_fraction", "seed", "precision")
 # A resumed run may change these: they do not affect the result. The effect of min_steps is in the number of epochs.
 CHANGEABLE_ON_RESUME = ("workers", "checkpoint_minutes", "min_steps")

@@ -24,6 +24,7 @@ __all__ = ["Recipe", "find_recipe", "list_recipes", "parse_setting", "read_recip
 
 MAX_FILE_BYTES = 1 << 20
 MAX_EPOCHS = 100_000
+BEST_OF = "best-of:"
 
 
 def setting(default: Any, text: str, low: float | None = None, high: float | None = None) -> Any:
@@ -38,6 +39,12 @@ class Recipe:
     # the network
     model: str = setting("auto", "network architecture; auto selects one for the data")
     width: float = setting(1.0, "width multiplier of the hidden channels", 0.01, 16)
+    depth: int | None = setting(
+        None, "convolutions of each mlpconv layer, the k x k one and 1x1s; null keeps the network's default", 1, 15
+    )
+    kernel: int | None = setting(
+        None, "size of the first convolution of each mlpconv layer, odd; null keeps the network's default", 1, 63
+    )
     activation: str | None = setting(None, "activation function: relu, maxout, ...; null keeps the network's default")
     norm: Literal["network", "none", "batch"] = setting("network", "normalisation after each convolution")
     pool_first: bool | None = setting(None, "pool before norm and activation; null keeps the network's default")
@@ -233,9 +240,11 @@ def shipped_files() -> dict[str, Traversable]:
 
 
 def find_recipe(name: str | Path, data: str) -> Recipe:
-    """Return the recipe called `name` for a data set, or read a .json file; raises UsageError for an unknown name."""
+    """Return the recipe called `name` for a data set, of a .json file or of best-of:STUDY; raises UsageError."""
     if str(name).endswith(".json"):
         return read_recipe(Path(name))
+    if str(name).startswith(BEST_OF):
+        return read_recipe(Path(str(name).removeprefix(BEST_OF), "best.json"))
     files = shipped_files()
     for stem in (f"{name}-{data}", str(name)):
         if stem in files:
