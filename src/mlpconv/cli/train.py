@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from json import dumps
+from os import environ
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,6 +79,8 @@ def train(
     settings |= {"out": out, "resume": resume, "data_root": data_dir, "source": from_}
     with worded(CommandLine(data, data_dir)):
         run = fit(data, recipe, progress=make_progress(json), **settings)
+    if environ.get("RANK", "0") != "0":  # torchrun: rank 0 prints
+        return
     if json:
         print_json(run)
     else:

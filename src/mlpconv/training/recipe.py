@@ -105,6 +105,15 @@ class Recipe:
         "auto", "compute dtype; auto: bf16 if it is clearly faster on this machine"
     )
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "device; auto uses a GPU if PyTorch finds one")
+    virtual_shards: int = setting(
+        0,
+        "parts of a batch (a power of two) whose gradients add in a fixed order; 0: 1, or 4 with torchrun",
+        0,
+        512,
+    )
+    gradient_sum: Literal["fixed", "free"] = setting(
+        "fixed", "order of the sum over processes; free is faster, and its bits depend on their number"
+    )
     workers: int = setting(0, "threads that prefetch batches; the result does not depend on it", 0, 64)
     eval_every: int = setting(1, "epochs between validations", 1, MAX_EPOCHS)
     checkpoint_minutes: float = setting(5.0, "maximum minutes between checkpoints within an epoch", 0, 1e6)
