@@ -176,7 +176,7 @@ class Worker:
         error = 1 - best["val_accuracy"]
         annotate(trial, seconds=run.history[-1]["seconds"], epoch=best["epoch"])
         self.failures = 0
-        self.finish(trial, TrialState.COMPLETE, f"error {error:.2%}, {macs / 1e6:.1f} M multiply-adds", (error, macs))
+        self.finish(trial, TrialState.COMPLETE, f"error {error:.2%}, {macs / 1e6:.3g} M multiply-adds", (error, macs))
 
     def fail(self, trial: Trial, error: MlpconvError) -> None:
         """Record why a trial failed; raises the error after many in a row."""

@@ -19,12 +19,12 @@ from mlpconv.errors import UsageError
 from mlpconv.models.base import Network
 from mlpconv.text import option
 from mlpconv.training.optim import Optimizers
-from mlpconv.training.process_group import Group
+from mlpconv.training.process_group import Group, tree_sum
 from mlpconv.training.recipe import Recipe
 from mlpconv.training.seeding import seed_torch
 from mlpconv.training.step import AUXILIARY_WEIGHT, Outcome, autocast, forward
 
-__all__ = ["ShardedStep", "check_shards", "resolve_shards", "tree_sum"]
+__all__ = ["ShardedStep", "check_shards", "resolve_shards"]
 
 DEFAULT_SHARDS = 4  # under torchrun, unless there are more processes
 MIN_IMAGES = 2  # of a shard: batch norm needs two
@@ -53,13 +53,6 @@ def check_shards(shards: int, smallest_batch: int, group: Group | None) -> None:
             f"virtual_shards={shards} needs batches of at least {MIN_IMAGES * shards} images, and the smallest batch "
             f"of this run has {smallest_batch}: raise batch_size, or use fewer shards and processes."
         )
-
-
-def tree_sum(parts: Sequence[Tensor]) -> Tensor:
-    """Add a power of two of tensors pairwise: ((0 + 1) + (2 + 3)) + ..."""
-    while len(parts) > 1:
-        parts = [parts[index] + parts[index + 1] for index in range(0, len(parts), 2)]
-    return parts[0]
 
 
 class ShardedStep:
@@ -151,4 +144,4 @@ class ShardedStep:
 
     def total(self, vector: Tensor) -> Tensor:
         """Return the sum of a vector over all processes, in the order of the shards."""
-        return vector if self.group is None else tree_sum(self.group.all_gather(vector))
+        return vector if self.group is None else self.group.tree_sum(vector)
