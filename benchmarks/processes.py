@@ -43,7 +43,8 @@ def steps(shards: int) -> list[float]:
     """Return the CPU seconds of steps of nin_cifar10 with a number of virtual shards, after two to warm up."""
     torch.manual_seed(0)
     recipe = Recipe(virtual_shards=shards, precision="fp32")
-    model = create_model("nin_cifar10").to(memory_format=torch.channels_last).train()
+    model = create_model("nin_cifar10")
+    model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizers = make_optimizers(model, recipe)
     images = torch.randn(BATCH, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     batch = Batch(images, torch.randint(0, 10, (BATCH,)))
@@ -65,7 +66,8 @@ def exchange(rank: int, size: int, port: int) -> None:
     dist.init_process_group(
         "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=size, timeout=timedelta(seconds=60)
     )
-    group, medians = Group(rank, size, torch.device("cpu"), None), {}  # type: ignore[arg-type]
+    group = Group(rank, size, torch.device("cpu"), None)  # type: ignore[arg-type]
+    medians: dict[str, float] = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         vector = torch.randn(PARAMETERS).to(dtype)
         seconds: dict[str, list[float]] = {"fixed": [], "free": []}

@@ -19,7 +19,7 @@ from mlpconv.data import Dataset, Split
 from mlpconv.errors import MissingSplit, RunFolderError, TrainingError, UsageError
 from mlpconv.search import Limits, run_search, worker
 from mlpconv.search import trials as search_trials
-from mlpconv.search.trials import Cost, behind, epoch_key
+from mlpconv.search.trials import NetworkCost, behind, epoch_key
 from mlpconv.training import Recipe, find_recipe
 
 FAST: dict[str, Any] = {"epochs": 2, "batch_size": 16, "precision": "fp32"}
@@ -116,8 +116,8 @@ def test_limits_that_no_network_keeps(data: Dataset, tmp_path: Path, monkeypatch
 
 
 def test_excess() -> None:
-    assert Limits().excess(Cost(5, 5)) == 0
-    assert Limits(macs=4, parameters=10).excess(Cost(5, 5)) == 0.25
+    assert Limits().excess(NetworkCost(5, 5)) == 0
+    assert Limits(macs=4, parameters=10).excess(NetworkCost(5, 5)) == 0.25
 
 
 class Row:

@@ -26,18 +26,42 @@ FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 MAX_ROWS = 20
 
 
+Over = Annotated[
+    tuple[str, ...],
+    Parameter(
+        consume_multiple=True,
+        help="Searched settings: --over width=0.25..2 depth=1..3 kernel=3,5. An unknown name lists all of them.",
+    ),
+]
+Budget = Annotated[
+    str | None,
+    Parameter(help="Time for this process: 90s, 30m, 2h or 1d. Unfinished trials continue in the next call."),
+]
+Shared = Annotated[
+    tuple[str, ...],
+    Parameter(
+        name="--set", consume_multiple=True, help="Settings that all trials share: --set batch_size=64 flip=random."
+    ),
+]
+MaxMacs = Annotated[
+    str | None,
+    Parameter(help="Most multiply-adds of a network for one image, such as 50M; costlier networks are not trained."),
+]
+MaxParameters = Annotated[str | None, Parameter(help="Most parameters of a network, such as 500k.")]
+
+
 def search(
     data: str,
     /,
     *,
-    over: Annotated[tuple[str, ...], Parameter(consume_multiple=True)],
-    budget: str | None = None,
+    over: Over,
+    budget: Budget = None,
     trials: int | None = None,
     recipe: str | None = None,
     epochs: int | None = None,
-    set_: Annotated[tuple[str, ...], Parameter(name="--set", consume_multiple=True)] = (),
-    max_macs: str | None = None,
-    max_parameters: str | None = None,
+    set_: Shared = (),
+    max_macs: MaxMacs = None,
+    max_parameters: MaxParameters = None,
     out: Path | None = None,
     store: str | None = None,
     no_pruning: Switch = False,
@@ -53,22 +77,12 @@ def search(
     ----------
     data
         A named data set or a folder, as for `mlpconv train`.
-    over
-        Searched settings: --over width=0.25..2 depth=1..3 kernel=3,5. An unknown name lists all of them.
-    budget
-        Time for this process: 90s, 30m, 2h or 1d. Unfinished trials continue in the next call.
     trials
         Number of trials of the search, those of all processes together.
     recipe
         Recipe that all trials start from: fast (the default), best, paper, or a JSON file.
     epochs
         Number of epochs of a trial; overrides epochs and min_steps of the recipe.
-    set_
-        Settings that all trials share: --set batch_size=64.
-    max_macs
-        Most multiply-adds of a network for one image, such as 50M; costlier networks are never trained.
-    max_parameters
-        Most parameters of a network, such as 500k.
     out
         Folder of the search; default searches/NAME. A search in it is continued.
     store
@@ -80,31 +94,30 @@ def search(
     json
         Print the result as one JSON object.
     """
-    from mlpconv.search import Limits, run_search
-
     settings = merge_settings(set_, epochs=epochs)
     if trials is not None:
         check_from_one(trials=trials)
-    limits = Limits(count("max-macs", max_macs), count("max-parameters", max_parameters))
-    with worded(SearchLine()):
-        result = run_search(
-            data,
-            over,
-            recipe=recipe,
-            out=out,
-            seconds=None if budget is None else duration(budget),
-            trials=trials,
-            limits=limits,
-            store=store,
-            prune=not no_pruning,
-            data_root=data_dir,
-            log=lambda text: print(text, file=sys.stderr if json else sys.stdout, flush=True),
-            **settings,
-        )
+    options: dict[str, Any] = {"recipe": recipe, "out": out, "trials": trials, "store": store, "data_root": data_dir}
+    options |= {"seconds": None if budget is None else duration(budget), "prune": not no_pruning}
+    limits = count("max-macs", max_macs), count("max-parameters", max_parameters)
+    result = run(data, over, limits, json, options | settings)
     if json:
         print(json_format.dumps(result.to_dict()))
     else:
         print_result(result, data)
+
+
+def run(
+    data: str, over: tuple[str, ...], limits: tuple[int | None, int | None], to_stderr: bool, options: dict[str, Any]
+) -> SearchResult:
+    """Run the search; print a line for every trial."""
+    from mlpconv.search import Limits, run_search
+
+    def log(text: str) -> None:
+        print(text, file=sys.stderr if to_stderr else sys.stdout, flush=True)
+
+    with worded(SearchLine()):
+        return run_search(data, over, limits=Limits(*limits), log=log, **options)
 
 
 class SearchLine(Wording):

@@ -22,7 +22,7 @@ from mlpconv.search.space import Range
 from mlpconv.search.studies import StudyFolder
 from mlpconv.training import Recipe
 
-__all__ = ["Cost", "Limits", "behind", "cost_of", "epoch_key", "errors_of", "take_trial"]
+__all__ = ["Limits", "NetworkCost", "behind", "cost_of", "epoch_key", "errors_of", "take_trial"]
 
 MAX_REFUSED = 100  # proposals in a row that exceed the limits or cannot be built
 STARTUP = 10  # trials at random before the sampler learns from them
@@ -30,7 +30,7 @@ MIN_RIVALS = 4  # trials that a median needs
 
 
 @dataclass(frozen=True)
-class Cost:
+class NetworkCost:
     """What a network costs: its parameters, and its multiply-adds for one image."""
 
     parameters: int
@@ -44,19 +44,19 @@ class Limits:
     macs: int | None = None
     parameters: int | None = None
 
-    def excess(self, cost: Cost) -> float:
+    def excess(self, cost: NetworkCost) -> float:
         """Return by which fraction a cost exceeds the limits, 0 if it does not."""
         pairs = ((cost.macs, self.macs), (cost.parameters, self.parameters))
         return max([0.0, *(value / limit - 1 for value, limit in pairs if limit is not None)])
 
 
-def cost_of(dataset: Dataset, recipe: Recipe) -> Cost:
+def cost_of(dataset: Dataset, recipe: Recipe) -> NetworkCost:
     """Return the cost of the recipe's network for this data; raises UsageError if it cannot be built."""
     import torch
 
     model = make_model(dataset, recipe, torch.device("cpu"))
     totals = profile(model, (dataset.channels, *dataset.size)).totals
-    return Cost(totals.params, totals.macs)
+    return NetworkCost(totals.params, totals.macs)
 
 
 @contextmanager
