@@ -62,7 +62,7 @@ _MODULE_OF = {
 }
 _SUBMODULES = (
     "analysis", "data", "errors", "evaluation", "inference", "layers", "maps", "modelfile", "models", "plots",
-    "preprocessing", "surgery", "transfer",
+    "preprocessing", "search", "surgery", "transfer",
 )  # fmt: skip
 
 __all__ = [  # noqa: PLE0604  (the names are strings, read from the table above)

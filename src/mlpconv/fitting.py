@@ -28,10 +28,12 @@ from mlpconv.training.display import default_progress
 from mlpconv.training.environment import describe
 from mlpconv.training.memory import flushing_denormals
 from mlpconv.training.plan import apply_settings, plan_notes, resolve_plan
+from mlpconv.training.process_group import current, in_process_group
 from mlpconv.training.progress import EpochMetrics
 from mlpconv.training.run_folder import RunFolder
 from mlpconv.training.seeding import keeping_random_states, seed_torch
 from mlpconv.training.session import data_summary, run_training
+from mlpconv.training.shared_folder import folder_type
 from mlpconv.transfer.probe import CHANNELS, DEFAULT_SIZE, check_source, linear_probe, load_rgb
 
 __all__ = ["Run", "fit"]
@@ -44,7 +46,7 @@ DEFAULT_MODEL = {
     "svhn": "nin_svhn",
 }
 NIN_TINY_MAX_SIDE = 40  # pixels; larger images get nin_photo by default
-MODEL_OPTIONS = ("activation", "pool_first", "pool2", "dropout", "last_relu", "init")
+MODEL_OPTIONS = ("depth", "kernel", "activation", "pool_first", "pool2", "dropout", "last_relu", "init")
 SOURCE_SETTINGS = ("size", "fit", "val_fraction", "seed", "precision")
 # A resumed run may change these: they do not affect the result. The effect of min_steps is in the number of epochs.
 CHANGEABLE_ON_RESUME = ("workers", "checkpoint_minutes", "min_steps")
@@ -69,6 +71,7 @@ class Run:
 
 # Set before anything else: threads that torch has already started would not get it, and results would depend on them.
 @flushing_denormals()
+@in_process_group()
 def fit(
     data: str | Path | Dataset,
     recipe: str | Path | Recipe | None = None,
@@ -95,12 +98,15 @@ def fit(
     """
     if not isinstance(progress, Progress):
         progress = default_progress(bar=bool(progress))
+    if (group := current()) is not None and group.rank:
+        progress = Progress()  # rank 0 shows the progress of all
+    run_folder = folder_type()
     name = data_name(data)
     target = Path(out) if out is not None else None
     if source is not None:
         given = ({"recipe": recipe} if recipe else {}) | ({"resume": True} if resume else {}) | settings
         return fit_source(source, data, target, data_root, progress, report, given)
-    existing = RunFolder.find(target, name) if resume else None
+    existing = run_folder.find(target, name) if resume else None
     stored = None if existing is None else Recipe().with_settings(**existing.read_json("recipe.json"))
     base = stored if stored is not None and recipe is None else resolve_recipe(recipe, name)
     requested = apply_settings(base, settings)
@@ -114,13 +120,14 @@ def fit(
     device = choose_device(plan)
     with keeping_random_states(device):
         model, preprocessing = make_model(dataset, plan, device), make_preprocessing(dataset, plan)
-        folder = existing or RunFolder.create(target, name, reuse=resume)
+        folder = existing or run_folder.create(target, name, reuse=resume)
         if resume and existing is None:
             progress.warn(f"There is nothing to resume in {folder.path} yet: starting a new run.")
         with folder.lock():
             history = run_training(folder, plan, dataset, model, preprocessing, device, existing is not None, progress)
-            classifier = inference.load(folder.model)
-            if report:
+            with folder.local(folder.model) as path:
+                classifier = inference.load(path)
+            if report and folder.writes:
                 summarise(folder.path, classifier, dataset, history)
     return Run(classifier, history, folder.path)
 

@@ -170,6 +170,13 @@ def test_graphs_need_a_gpu(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "recipe.json").exists()
 
 
+@pytest.mark.parametrize("engine", ["graph", "compile"])
+def test_virtual_shards_run_eagerly(tmp_path: Path, engine: str) -> None:
+    settings = {"engine": engine, "virtual_shards": 2, "epochs": 1, "device": "cpu"}
+    with pytest.raises(UsageError, match=f"engine={engine} and virtual_shards=2 exclude one another"):
+        mlpconv.fit("digits", out=tmp_path / "run", progress=None, **settings)
+
+
 # --- compiled
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from json import dumps
+from os import environ
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,10 +79,8 @@ def train(
     settings |= {"out": out, "resume": resume, "data_root": data_dir, "source": from_}
     with worded(CommandLine(data, data_dir)):
         run = fit(data, recipe, progress=make_progress(json), **settings)
-    if json:
-        print_json(run)
-    else:
-        print_summary(run)
+    if environ.get("RANK", "0") == "0":  # torchrun: rank 0 prints
+        (print_json if json else print_summary)(run)
 
 
 def merge_settings(pairs: tuple[str, ...], **flags: object) -> dict[str, Any]:

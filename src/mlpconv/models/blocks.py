@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -63,6 +63,31 @@ class Block:
         """Return the output rows for `size` input rows; 0 or less if the image is too small."""
         size = convolved_size(size, self.kernel, self.stride, self.padding)
         return pooled_size(size) if size > 0 and self.pool != "none" else size
+
+    def with_depth(self, depth: int, *, last: bool) -> Block:
+        """Return the block with `depth` convolutions: the k x k one and 1x1s; the `last` block keeps its 1x1 to K.
+
+        The first widths are kept, and the last hidden one is repeated. Depth 1 is the linear baseline.
+        """
+        integer("depth", depth, 1, LIMITS["layers"] - 1)
+        count, outputs = (max(depth - 1, 1), slice(-1, None)) if last else (depth, slice(0, 0))
+        hidden = self.channels[:-1] if last and len(self.channels) > 1 else self.channels
+        stds = self.stds or (STD,) * len(self.channels)
+        return replace(
+            self,
+            channels=_resized(hidden, count) + self.channels[outputs],
+            stds=_resized(stds[: len(hidden)], count) + stds[outputs] if self.stds else (),
+            ranks=(),
+        )
+
+    def with_kernel(self, kernel: int) -> Block:
+        """Return the block with another odd kernel size; a padded block keeps the size of its maps."""
+        integer("kernel", kernel, 1, LIMITS["kernel"])
+        if kernel % 2 == 0:
+            raise UsageError(
+                f"kernel is {kernel}; an odd number is accepted, which keeps the size of the feature maps."
+            )
+        return replace(self, kernel=kernel, padding=kernel // 2 if self.padding else 0, ranks=())
 
 
 @dataclass(frozen=True)
@@ -170,6 +195,11 @@ def _block_dict(block: Block) -> dict[str, Any]:
     plain = asdict(block) | {"channels": list(block.channels), "stds": list(block.stds)}
     ranks = plain.pop("ranks")
     return plain | ({"ranks": [list(pair) for pair in ranks]} if ranks else {})
+
+
+def _resized(values: tuple[Any, ...], count: int) -> tuple[Any, ...]:
+    """Return the first `count` values; the last one is repeated if there are fewer."""
+    return (values + values[-1:] * count)[:count]
 
 
 def widened(channels: int, width: float) -> int:

@@ -31,9 +31,12 @@ _NIN_OPTIONS: dict[str, str] = {
     "init": "paper, he or identity",
     "pool2": "max or avg: the pool after the second block",
     "pool_first": "whether max-pooling precedes norm and activation",
+    "depth": "convolutions of each mlpconv layer: the k x k one and 1x1s; 1 is the linear baseline",
+    "kernel": "size of the first convolution of each mlpconv layer, an odd number",
 }
+_NIN_ONLY = ("pool2", "pool_first", "depth", "kernel")
 _GOOGLENET_OPTIONS: dict[str, str] = {
-    **{name: text for name, text in _NIN_OPTIONS.items() if name not in ("pool2", "pool_first")},
+    **{name: text for name, text in _NIN_OPTIONS.items() if name not in _NIN_ONLY},
     "aux_heads": "whether to create the two auxiliary heads for training",
 }
 
@@ -44,7 +47,14 @@ def _nin_with(config: Config, options: dict[str, Any]) -> NINConfig:
         raise UsageError(f"{config.name} is a {config.family} network; a Network In Network is accepted.")
     width = multiplier("width", options.pop("width", 1.0))
     classes = integer("num_classes", options.pop("num_classes", config.num_classes), 1, LIMITS["channels"])
-    blocks = [replace(block, channels=tuple(widened(c, width) for c in block.channels)) for block in config.blocks]
+    blocks = list(config.blocks)
+    if "depth" in options:
+        depth, last = options.pop("depth"), len(blocks) - 1
+        blocks = [block.with_depth(depth, last=index == last) for index, block in enumerate(blocks)]
+    if "kernel" in options:
+        kernel = options.pop("kernel")
+        blocks = [block.with_kernel(kernel) for block in blocks]
+    blocks = [replace(block, channels=tuple(widened(c, width) for c in block.channels)) for block in blocks]
     blocks[-1] = replace(blocks[-1], channels=(*blocks[-1].channels[:-1], classes))
     if "pool2" in options:
         blocks[1] = replace(blocks[1], pool=choice("pool2", options.pop("pool2"), ("max", "avg")))

@@ -8,6 +8,7 @@ from mlpconv.plots.curves import curves as curves
 from mlpconv.plots.filters import filters as filters
 from mlpconv.plots.maps import map_sheet as map_sheet
 from mlpconv.plots.maps import overlay as overlay
+from mlpconv.plots.pareto import pareto as pareto
 from mlpconv.plots.receptive_field import receptive_field as receptive_field
 from mlpconv.plots.style import save_figure as save_figure
 from mlpconv.plots.tradeoff import tradeoff as tradeoff
@@ -19,6 +20,7 @@ __all__ = [
     "map_sheet",
     "mistakes",
     "overlay",
+    "pareto",
     "receptive_field",
     "save_figure",
     "tradeoff",

@@ -103,7 +103,7 @@ class Trainer:
         state, recipe = self.state, self.recipe
         state.optimizers.set_lr(self.lr(state.step))
         freeze(state.model, recipe.freeze, state.step / self.steps)
-        outcome = self.engine(batch, state.step)
+        outcome = self.run_step(batch)
         state.step += 1
         if state.ema is not None and state.step % recipe.ema_every == 0:
             state.ema.update_parameters(state.model)
@@ -116,6 +116,10 @@ class Trainer:
         if state.step % self.per_epoch == 0:
             self.check_epoch(batch)
             self.end_epoch()
+
+    def run_step(self, batch: Batch) -> Outcome:
+        """Update the weights once."""
+        return self.engine(batch, self.state.step)
 
     def lr(self, step: int) -> float:
         """Return the learning rate of a step; after a repair it is lower, with a warm-up."""
@@ -226,20 +230,28 @@ class Trainer:
 
     def validate(self, split: Split) -> tuple[float, float]:
         """Return mean loss and accuracy of the weights to evaluate (the EMA if there is one) on a split."""
-        model, preprocessing, device = self.state.eval_model, self.loader.preprocessing, self.loader.device
-        model.eval()
-        loss, correct = 0.0, 0
-        with torch.inference_mode(), autocast(self.state.precision, device):
-            for start in range(0, len(split), EVAL_BATCH):
-                batch = slice(start, start + EVAL_BATCH)
-                images = preprocessing(torch.from_numpy(np.array(split.images[batch])).to(device))
-                labels = torch.from_numpy(np.array(split.labels[batch])).to(device)
-                logits = model(images.contiguous(memory_format=torch.channels_last)).float()
-                loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-                correct += int((logits.argmax(1) == labels).sum())
-                self.stop_if_requested()
+        self.state.eval_model.eval()
+        with torch.inference_mode(), autocast(self.state.precision, self.loader.device):
+            scores = self.scores(split)
         self.state.model.train()
-        return loss / len(split), correct / len(split)
+        return sum(loss for loss, _ in scores) / len(split), sum(correct for _, correct in scores) / len(split)
+
+    def scores(self, split: Split) -> list[tuple[float, int]]:
+        """Return the sum of the loss and the correct predictions of each chunk of a split."""
+        scores = []
+        for start in range(0, len(split), EVAL_BATCH):
+            scores.append(self.score(split, start))
+            self.stop_if_requested()
+        return scores
+
+    def score(self, split: Split, start: int) -> tuple[float, int]:
+        """Return the sum of the loss and the correct predictions of one chunk of a split."""
+        batch, device = slice(start, start + EVAL_BATCH), self.loader.device
+        images = self.loader.preprocessing(torch.from_numpy(np.array(split.images[batch])).to(device))
+        labels = torch.from_numpy(np.array(split.labels[batch])).to(device)
+        logits = self.state.eval_model(images.contiguous(memory_format=torch.channels_last)).float()
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        return float(loss), int((logits.argmax(1) == labels).sum())
 
     def update_clocks(self) -> None:
         """Update wall-clock and CPU seconds of the run."""

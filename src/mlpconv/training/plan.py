@@ -9,7 +9,9 @@ from typing import Any
 from mlpconv.data.sampler import Sampler
 from mlpconv.errors import UsageError
 from mlpconv.text import option
+from mlpconv.training.process_group import current
 from mlpconv.training.recipe import MAX_EPOCHS, Recipe
+from mlpconv.training.shards import check_shards, resolve_shards
 
 __all__ = ["apply_settings", "plan_notes", "resolve_plan"]
 
@@ -41,7 +43,10 @@ def resolve_plan(recipe: Recipe, images: int, channels: int) -> Recipe:
             f"min_steps={recipe.min_steps} needs {epochs:,} epochs of these {images:,} images; at most {MAX_EPOCHS:,} "
             f"are accepted: lower it to {MAX_EPOCHS * per_epoch:,} or less, or reduce batch_size."
         )
-    return dataclasses.replace(recipe, epochs=epochs, flip=flip)
+    group = current()
+    shards = resolve_shards(recipe, group)
+    check_shards(shards, images // per_epoch, group)
+    return dataclasses.replace(recipe, epochs=epochs, flip=flip, virtual_shards=shards)
 
 
 def plan_notes(recipe: Recipe, plan: Recipe, images: int, min_steps: int = 0) -> Iterator[str]:

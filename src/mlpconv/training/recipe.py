@@ -24,6 +24,7 @@ __all__ = ["Recipe", "find_recipe", "list_recipes", "parse_setting", "read_recip
 
 MAX_FILE_BYTES = 1 << 20
 MAX_EPOCHS = 100_000
+BEST_OF = "best-of:"
 
 
 def setting(default: Any, text: str, low: float | None = None, high: float | None = None) -> Any:
@@ -38,6 +39,12 @@ class Recipe:
     # the network
     model: str = setting("auto", "network architecture; auto selects one for the data")
     width: float = setting(1.0, "width multiplier of the hidden channels", 0.01, 16)
+    depth: int | None = setting(
+        None, "convolutions of each mlpconv layer, the k x k one and 1x1s; null keeps the network's default", 1, 15
+    )
+    kernel: int | None = setting(
+        None, "size of the first convolution of each mlpconv layer, odd; null keeps the network's default", 1, 63
+    )
     activation: str | None = setting(None, "activation function: relu, maxout, ...; null keeps the network's default")
     norm: Literal["network", "none", "batch"] = setting("network", "normalisation after each convolution")
     pool_first: bool | None = setting(None, "pool before norm and activation; null keeps the network's default")
@@ -102,6 +109,15 @@ class Recipe:
         "how a step runs: eager, as a CUDA graph, or compiled; auto: on a GPU whichever of the first two is faster",
     )
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "device; auto uses a GPU if PyTorch finds one")
+    virtual_shards: int = setting(
+        0,
+        "parts of a batch (a power of two) whose gradients add in a fixed order; 0: 1, or 4 with torchrun",
+        0,
+        512,
+    )
+    gradient_sum: Literal["fixed", "free"] = setting(
+        "fixed", "order of the sum over processes; free is faster, and its bits depend on their number"
+    )
     workers: int = setting(0, "threads that prefetch batches; the result does not depend on it", 0, 64)
     eval_every: int = setting(1, "epochs between validations", 1, MAX_EPOCHS)
     checkpoint_minutes: float = setting(5.0, "maximum minutes between checkpoints within an epoch", 0, 1e6)
@@ -237,9 +253,11 @@ def shipped_files() -> dict[str, Traversable]:
 
 
 def find_recipe(name: str | Path, data: str) -> Recipe:
-    """Return the recipe called `name` for a data set, or read a .json file; raises UsageError for an unknown name."""
+    """Return the recipe called `name` for a data set, of a .json file or of best-of:STUDY; raises UsageError."""
     if str(name).endswith(".json"):
         return read_recipe(Path(name))
+    if str(name).startswith(BEST_OF):
+        return read_recipe(Path(str(name).removeprefix(BEST_OF), "best.json"))
     files = shipped_files()
     for stem in (f"{name}-{data}", str(name)):
         if stem in files:

@@ -16,6 +16,7 @@ from typing import Any
 from mlpconv.errors import RunFolderError
 from mlpconv.files import json_bytes, write_atomic
 from mlpconv.text import option, printable
+from mlpconv.training import checkpoint
 from mlpconv.training.progress import COLUMNS, EpochMetrics
 
 __all__ = ["RunFolder", "require_empty"]
@@ -28,6 +29,9 @@ LOCK, RECIPE = ".lock", "recipe.json"
 
 class RunFolder:
     """The folder of a run; every file is written atomically."""
+
+    writes = True
+    """Whether this process writes the files (see `shared_folder`)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -130,6 +134,15 @@ class RunFolder:
         if not isinstance(value, dict):
             raise RunFolderError(f"{path} is missing or invalid: this run cannot be resumed.")
         return value
+
+    def latest(self) -> tuple[checkpoint.Checkpoint | None, list[str]]:
+        """Return the newest intact checkpoint (None if there is none), and messages about newer, damaged ones."""
+        return checkpoint.latest(self.checkpoints)
+
+    @contextmanager
+    def local(self, path: Path) -> Iterator[Path]:
+        """Yield the path of a file of the run that this process can read."""
+        yield path
 
     def write_history(self, rows: Sequence[EpochMetrics]) -> None:
         """Write metrics.csv: one row per epoch, with empty cells if there was no validation."""

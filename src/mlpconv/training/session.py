@@ -21,9 +21,11 @@ from mlpconv.training.loop import Trainer
 from mlpconv.training.memory import keep_freed_memory
 from mlpconv.training.optim import make_optimizers
 from mlpconv.training.precision import choose_precision
+from mlpconv.training.process_group import Group, current
 from mlpconv.training.progress import EpochMetrics, Progress
 from mlpconv.training.recipe import Recipe
 from mlpconv.training.run_folder import RunFolder, require_empty
+from mlpconv.training.sharded_loop import ShardedTrainer
 from mlpconv.training.state import State, make_ema
 from mlpconv.training.step import BatchLoader
 from mlpconv.training.step_engine import check_engine, choose_engine
@@ -47,10 +49,11 @@ def run_training(
 ) -> list[EpochMetrics]:
     """Train `model` in a locked run folder, from the start or, with `resume`, a checkpoint; return the history."""
     check_engine(recipe, device)
+    group = current()
     keep_freed_memory()
     preprocessing, model = preprocessing.to(device), model.to(device)
     stored = load_checkpoint(folder, dataset, progress) if resume else None
-    if not resume:
+    if not resume and folder.writes:
         require_empty(folder.path)  # another process may have run here before the lock was taken
         folder.write_json("data.json", data_summary(dataset))
         folder.write_json("recipe.json", recipe.to_dict())  # last: the run can be resumed from here on
@@ -59,6 +62,8 @@ def run_training(
     loader = BatchLoader(split, preprocessing, recipe, sampler, recipe.epochs * sampler.steps_per_epoch, device)
     precision = recorded_precision(folder, progress) if resume else None
     state = initial_state(model, loader, recipe, stored, progress, precision)
+    if group is not None:
+        agree(group, state, preprocessing, dataset)
     if stored is None and precision is None:
         folder.write_json(ENVIRONMENT, describe() | {"precision": state.precision})
     engine, message = choose_engine(state.model, lambda: loader(state.step), recipe, state.precision, device)
@@ -67,6 +72,8 @@ def run_training(
     info = model_info(dataset, recipe)
 
     def keep(best: Network, row: EpochMetrics) -> None:
+        if not folder.writes:
+            return
         size = (dataset.channels, *dataset.size)
         best_info = info | {"metrics": row}
         try:
@@ -77,8 +84,17 @@ def run_training(
             ) from error
 
     validation = dataset.splits.get("val")
-    Trainer(state, loader, validation, recipe, folder.checkpoints, keep, folder.write_history, progress, engine).run()
+    parts = (state, loader, validation, recipe, folder.checkpoints, keep, folder.write_history, progress, engine)
+    trainer = Trainer(*parts) if group is None and recipe.virtual_shards == 1 else ShardedTrainer(group, *parts)
+    trainer.run()
     return state.history
+
+
+def agree(group: Group, state: State, preprocessing: Preprocessing, dataset: Dataset) -> None:
+    """Give all processes the precision, weights and preprocessing of rank 0; raises TrainingError for other images."""
+    group.check_same("images", bytes.fromhex(dataset.fingerprint[:32]))
+    state.precision = group.broadcast(state.precision.encode() if group.rank == 0 else None).decode()
+    group.copy_from_first([*state.model.state_dict().values(), *preprocessing.state_dict().values()])
 
 
 def load_checkpoint(folder: RunFolder, dataset: Dataset, progress: Progress) -> checkpoint.Checkpoint | None:
@@ -88,7 +104,7 @@ def load_checkpoint(folder: RunFolder, dataset: Dataset, progress: Progress) -> 
         raise RunFolderError(
             f"{folder.path} was trained on other images (fingerprints differ): resume it with the same data."
         )
-    newest, damaged = checkpoint.latest(folder.checkpoints)
+    newest, damaged = folder.latest()
     for message in damaged:
         progress.warn(message)
     if newest is None and damaged:

@@ -132,7 +132,12 @@ def compiled_forward() -> Forward:
 
 
 def check_engine(recipe: Recipe, device: torch.device) -> None:
-    """Raise UsageError if the recipe asks for CUDA graphs on another device."""
+    """Raise UsageError if the recipe asks for an engine that this device or its virtual shards exclude."""
+    if recipe.engine in ("graph", "compile") and recipe.virtual_shards > 1:
+        raise UsageError(
+            f"engine={recipe.engine} and virtual_shards={recipe.virtual_shards} exclude one another: steps of virtual "
+            "shards run eagerly. Drop one of the two."
+        )
     if recipe.engine == "graph" and device.type != "cuda":
         raise UsageError(
             f"engine=graph replays CUDA graphs, and this run is on the {device.type.upper()}: give engine=eager, "
@@ -146,7 +151,7 @@ def choose_engine(
     """Return the engine of a run and a message about it; `auto` times eager steps and graphs on the batch of `load`."""
     if recipe.engine != "auto":
         return recipe.engine, f"engine {recipe.engine}, as requested"
-    if device.type != "cuda":
+    if device.type != "cuda" or recipe.virtual_shards > 1:
         return "eager", ""
     batch = load()
     try:
