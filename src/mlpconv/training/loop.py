@@ -18,7 +18,7 @@ from mlpconv.errors import Interrupted, NonFiniteError
 from mlpconv.models.base import Network
 from mlpconv.text import option, resume_hint
 from mlpconv.training import checkpoint, health
-from mlpconv.training.freeze import freeze
+from mlpconv.training.freeze import freeze, train_mode
 from mlpconv.training.progress import EpochMetrics, Progress
 from mlpconv.training.recipe import Recipe
 from mlpconv.training.schedule import lr_factor
@@ -67,7 +67,7 @@ class Trainer:
     def run(self) -> None:
         """Train to the last step; raises CollapseError, NonFiniteError, CheckpointError or Interrupted."""
         state = self.state
-        state.model.train()
+        train_mode(state.model, self.recipe)
         self.progress.begin(self.steps, state.step, self.recipe.epochs)
         try:
             with self.stop:
@@ -234,7 +234,7 @@ class Trainer:
                 loss += float(F.cross_entropy(logits, labels, reduction="sum"))
                 correct += int((logits.argmax(1) == labels).sum())
                 self.stop_if_requested()
-        self.state.model.train()
+        train_mode(self.state.model, self.recipe)
         return loss / len(split), correct / len(split)
 
     def update_clocks(self) -> None:

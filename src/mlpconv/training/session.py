@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,10 +30,13 @@ from mlpconv.training.state import State, make_ema
 from mlpconv.training.step import BatchLoader
 from mlpconv.training.whitening import whiten
 
-__all__ = ["initial_state", "run_training"]
+__all__ = ["Start", "initial_state", "run_training"]
+
+Start = Callable[[], tuple[EpochMetrics | None, dict[str, Any]]]
+"""Prepare a run; return the metrics of the network before the first step, and what the model file records of it."""
 
 WHITENING_IMAGES, WHITENING_VALUES = 2000, 1 << 23  # maximum training images for whitening, and maximum values in them
-ENVIRONMENT = "environment.json"
+ENVIRONMENT, START = "environment.json", "start.json"
 
 
 def run_training(
@@ -43,8 +48,12 @@ def run_training(
     device: torch.device,
     resume: bool,
     progress: Progress,
+    start: Start | None = None,
 ) -> list[EpochMetrics]:
-    """Train `model` in a locked run folder, from the start or, with `resume`, a checkpoint; return the history."""
+    """Train `model` in a locked run folder, from the start or, with `resume`, a checkpoint; return the history.
+
+    `start` is called before the first step. With tune=head, its result is that of the run.
+    """
     keep_freed_memory()
     preprocessing, model = preprocessing.to(device), model.to(device)
     stored = load_checkpoint(folder, dataset, progress) if resume else None
@@ -52,6 +61,18 @@ def run_training(
         require_empty(folder.path)  # another process may have run here before the lock was taken
         folder.write_json("data.json", data_summary(dataset))
         folder.write_json("recipe.json", recipe.to_dict())  # last: the run can be resumed from here on
+    first: EpochMetrics | None = None
+    if start is not None and stored is None:
+        first, facts = start()
+        folder.write_json(START, facts)
+    info = model_info(dataset, recipe) | (folder.read_json(START) if start is not None else {})
+    keep = partial(keep_best, folder, dataset, preprocessing, info)
+    if first is not None:
+        folder.write_history([first])
+        keep(model, first)
+        if recipe.tune == "head":
+            folder.write_json(ENVIRONMENT, describe() | {"precision": info["precision"]})
+            return [first]
     split = dataset.split("train")
     sampler = Sampler(len(split), recipe.batch_size, recipe.seed)
     loader = BatchLoader(split, preprocessing, recipe, sampler, recipe.epochs * sampler.steps_per_epoch, device)
@@ -59,21 +80,30 @@ def run_training(
     state = initial_state(model, loader, recipe, stored, progress, precision)
     if stored is None and precision is None:
         folder.write_json(ENVIRONMENT, describe() | {"precision": state.precision})
-    info = model_info(dataset, recipe)
-
-    def keep(best: Network, row: EpochMetrics) -> None:
-        size = (dataset.channels, *dataset.size)
-        best_info = info | {"metrics": row}
-        try:
-            modelfile.save(folder.model, best, preprocessing, classes=dataset.classes, input_size=size, info=best_info)
-        except OSError as error:
-            raise RunFolderError(
-                f"{folder.model} cannot be written ({error.strerror}): free disk space. {resume_hint(folder.path)}"
-            ) from error
-
+    if first is not None:
+        state.history, state.best = [first], first
+        state.seconds, state.cpu_seconds = first["seconds"], first["cpu_seconds"]
     validation = dataset.splits.get("val")
     Trainer(state, loader, validation, recipe, folder.checkpoints, keep, folder.write_history, progress).run()
     return state.history
+
+
+def keep_best(
+    folder: RunFolder,
+    dataset: Dataset,
+    preprocessing: Preprocessing,
+    info: dict[str, Any],
+    best: Network,
+    row: EpochMetrics,
+) -> None:
+    """Write the model file of a run: the best network so far, with its metrics."""
+    size, facts = (dataset.channels, *dataset.size), info | {"metrics": row}
+    try:
+        modelfile.save(folder.model, best, preprocessing, classes=dataset.classes, input_size=size, info=facts)
+    except OSError as error:
+        raise RunFolderError(
+            f"{folder.model} cannot be written ({error.strerror}): free disk space. {resume_hint(folder.path)}"
+        ) from error
 
 
 def load_checkpoint(folder: RunFolder, dataset: Dataset, progress: Progress) -> checkpoint.Checkpoint | None:
