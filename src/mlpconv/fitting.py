@@ -39,7 +39,7 @@ from mlpconv.transfer.begin import make_start
 from mlpconv.transfer.cache import GIGABYTES, FeatureCache
 from mlpconv.transfer.choose import AUTO_SETTINGS, SourceCandidate, SourceChoice, choose, is_automatic
 from mlpconv.transfer.classes import check_classes, with_classes
-from mlpconv.transfer.source import Source, open_source
+from mlpconv.transfer.source import TUNED_LR, Source, open_source
 
 __all__ = ["Run", "fit"]
 
@@ -226,7 +226,8 @@ def resolve_recipe(
     if recipe is not None or source is None or source == SCRATCH:
         return find_recipe(recipe or "fast", name)
     if settings.get("tune", "head") != "head":
-        return find_recipe("finetune", name)
+        lr = {"lr": TUNED_LR[str(source)]} if str(source) in TUNED_LR else {}
+        return find_recipe("finetune", name).with_settings(**lr)
     for key, value in settings.items():
         if key not in HEAD_SETTINGS:
             raise UsageError(

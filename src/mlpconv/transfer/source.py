@@ -28,6 +28,8 @@ BACKBONES = ("squeezenet", "efficientnet_lite0")
 """The ImageNet networks that ship with the package, the fastest first."""
 SIZE, TUNED_SIZE = 224, 160
 """Pixels: the side of the images of the ImageNet training, and of those for training more than the classifier."""
+TUNED_LR = {"squeezenet": 0.001}
+"""Learning rates of the recipe finetune; SqueezeNet has no normalisation, and diverges at that of the others."""
 
 
 @dataclass(frozen=True)
