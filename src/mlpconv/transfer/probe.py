@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -29,7 +28,7 @@ def linear_probe(
     flip: bool = True,
     val_fraction: float = 0.2,
     seed: int = 0,
-    precision: Literal["auto", "fp32", "bf16"] = "fp32",
+    precision: str = "fp32",
     balance: bool = False,
     cache: FeatureCache | None = None,
     progress: FeatureProgress | None = None,
