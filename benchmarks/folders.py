@@ -1,11 +1,12 @@
-"""Compare mlpconv with default settings, a linear model and nearest neighbours on small folders of photographs.
+"""Compare training from random weights with a linear model and nearest neighbours on small folders of photographs.
 
     python benchmarks/folders.py [--data FOLDER] [--seeds 3]
 
 Two folders of PNG files are created from CIFAR-100: ten classes of 100 images in colour, and ten other classes in grey.
-For each seed (which determines the split, four fifths for training, and everything else), `mlpconv.fit(folder)` is
-compared with scikit-learn's logistic regression and k-nearest neighbours on standardised pixels, whose hyperparameters
-are tuned on the same validation images. Writes benchmarks/results/folders.json.
+For each seed (which determines the split, four fifths for training, and everything else), training from random weights
+(`mlpconv.fit(folder, source="scratch")`) is compared with scikit-learn's logistic regression and k-nearest neighbours
+on standardised pixels, whose hyperparameters are tuned on the same validation images. Writes
+benchmarks/results/folders.json.
 """
 
 from __future__ import annotations
@@ -56,10 +57,10 @@ def baselines(data: mlpconv.Dataset) -> dict[str, float]:
 
 
 def run_seed(folder: Path, seed: int) -> dict[str, Any]:
-    """Train with default settings and evaluate the baselines on the same split."""
+    """Train from random weights and evaluate the baselines on the same split."""
     with tempfile.TemporaryDirectory() as out:
         start = time.perf_counter()
-        run = mlpconv.fit(folder, out=out, seed=seed)
+        run = mlpconv.fit(folder, source="scratch", out=out, seed=seed)
         seconds = time.perf_counter() - start
     row = {"seed": seed, "mlpconv": run.history[-1]["val_accuracy"], "seconds": round(seconds, 1)}
     row |= {"cpu_seconds": run.history[-1]["cpu_seconds"]}

@@ -25,10 +25,12 @@ from sklearn.preprocessing import StandardScaler
 
 import mlpconv
 from mlpconv.data.dataset import select
+from mlpconv.training import Recipe
 from mlpconv.transfer import FeatureCache, linear_probe
 from mlpconv.transfer.features import extract
 from mlpconv.transfer.head import fit_head
-from mlpconv.transfer.probe import SOURCES, accuracy, make_parts
+from mlpconv.transfer.source import BACKBONES, open_source
+from mlpconv.transfer.start import scores
 
 SIZE = 224
 HELD_OUT = 0.2
@@ -41,7 +43,9 @@ def measure(folder: Path, source: str, splits: int, precision: str) -> dict[str,
     seconds = time.process_time() - start
     dataset = mlpconv.open_data(folder, size=SIZE, channels=3, val_fraction=0)
     split = dataset.split("train")
-    network, preprocessing = make_parts(source, dataset)
+    origin = open_source(source)
+    network = origin.network(dataset, Recipe(source=source, tune="head"))
+    preprocessing = origin.preprocessing(dataset)
     views = [extract(network, preprocessing, split.images, flip=flip, precision=precision) for flip in (False, True)]
     labels = torch.from_numpy(split.labels).long()
     ours, theirs = [], []
@@ -49,7 +53,7 @@ def measure(folder: Path, source: str, splits: int, precision: str) -> dict[str,
         held_out = stratified(split.labels, seed)
         train = [view[~held_out] for view in views]
         head = fit_head(train, labels[~held_out], dataset.num_classes, seed=seed)
-        ours.append(accuracy(head, views[0][held_out], select(split, np.flatnonzero(held_out))))
+        ours.append(scores(head.logits(views[0][held_out]), select(split, np.flatnonzero(held_out)))[1])
         theirs.append(reference(train, labels[~held_out], head.penalty, views[0][held_out], labels[held_out]))
     return {"cpu_seconds": round(seconds, 1), "accuracy": spread(ours), "scikit_learn": spread(theirs)}
 
@@ -88,7 +92,7 @@ def main() -> None:
         for kind in CLASSES:
             folder = make_folder(cifar, kind, Path(top))
             result["folders"][kind] = {}
-            for source in SOURCES:
+            for source in BACKBONES:
                 row = measure(folder, source, args.splits, args.precision)
                 result["folders"][kind][source] = row
                 print(kind, source, row, flush=True)

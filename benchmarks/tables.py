@@ -171,6 +171,17 @@ def probe_table(content: dict[str, Any]) -> str:
     return text
 
 
+def transfer_table(content: dict[str, Any]) -> str:
+    """Return the table of runs from pretrained weights."""
+    text = f"\nTen classes, 20 held-out images each; `benchmarks/transfer.py`, {content['date']}, one thread.\n\n"
+    text += cells("folder, training images, initial weights, trained", "accuracy", "epoch 0", "CPU seconds", "n")
+    text += "|---" * 5 + "|\n"
+    for name, row in content["result"].items():
+        spreads = [f"{row[key]['mean']:.1%} ± {100 * row[key]['sd']:.1f}" for key in ("accuracy", "first")]
+        text += cells(name, *spreads, f"{row['cpu_seconds']['mean']:.0f}", row["accuracy"]["n"])
+    return text
+
+
 def pages() -> dict[Path, str]:
     """Return each document as it should read, given the published results."""
     speeds, scalings = load("speed"), load("scaling")
@@ -191,6 +202,8 @@ def pages() -> dict[Path, str]:
     transfer = TRANSFER.read_text("utf-8")
     for name, content in load("probe").items():
         transfer = replaced(transfer, name, probe_table(content))
+    for name, content in load("transfer").items():
+        transfer = replaced(transfer, name, transfer_table(content))
     return documents | {TRAINING: training, TRANSFER: transfer}
 
 

@@ -28,6 +28,7 @@ from PIL import Image
 
 import mlpconv
 from mlpconv.cli import VERBS, main
+from mlpconv.data.catalog import CATALOG
 
 TOP = Path(__file__).resolve().parents[1]
 PAGES = [TOP / "README.md", *sorted((TOP / "docs").glob("*.md"))]
@@ -94,7 +95,8 @@ def cut_short(argv: list[str]) -> list[str]:
     if argv[:1] != ["train"] or "--resume" in argv or "--help" in argv:
         return argv
     told = {word.removeprefix("--").partition("=")[0] for word in argv}
-    return argv if "--from" in argv else [*argv, *(f"--set={key}=1" for key in BRIEF if key not in told)]
+    chosen = argv[1] not in CATALOG and not told & {"recipe", "epochs", "set"}  # pretrained features have no epochs
+    return argv if chosen or "--from" in argv else [*argv, *(f"--set={key}=1" for key in BRIEF if key not in told)]
 
 
 def run_page(blocks: list[Block], folder: Path) -> None:
@@ -146,7 +148,9 @@ def test_every_block_runs(page: Path, prepared: Path, tmp_path: Path, monkeypatc
         monkeypatch.chdir(folder)
         monkeypatch.setenv("MLPCONV_DATA", str(tmp_path / "cache"))
         fit = mlpconv.fit
-        monkeypatch.setattr(mlpconv, "fit", lambda *words, **settings: fit(*words, **BRIEF | settings))
+        monkeypatch.setattr(
+            mlpconv, "fit", lambda *words, **told: fit(*words, **({} if "source" in told else BRIEF) | told)
+        )
         run_page(blocks, folder)
     assert all(block.language in RUN | SHOWN for block in blocks), "a fence without a known language is never run"
 
@@ -221,6 +225,8 @@ def test_training_is_cut_short_unless_the_page_says_how_long() -> None:
     assert cut_short(["train", "digits"]) == ["train", "digits", "--set=epochs=1", "--set=min_steps=1"]
     assert cut_short(["train", "digits", "--set", "epochs=2"])[-2:] == ["epochs=2", "--set=min_steps=1"]
     assert cut_short(["train", "photos", "--from", "squeezenet"])[-1] == "squeezenet"  # no epochs to cut
+    assert cut_short(["train", "photos", "--out", "run"])[-1] == "run"
+    assert cut_short(["train", "photos", "--recipe", "best"])[-1] == "--set=min_steps=1"
     assert cut_short(["train", "digits", "--epochs", "2"])[-2:] == ["2", "--set=min_steps=1"]
     assert cut_short(["train", "digits", "--resume"]) == ["train", "digits", "--resume"]
     assert cut_short(["predict", "a"]) == ["predict", "a"]

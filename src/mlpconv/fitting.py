@@ -2,52 +2,48 @@
 
 from __future__ import annotations
 
-import re
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mlpconv import inference, modelfile
-from mlpconv.data import Dataset, open_data
-from mlpconv.data.catalog import CATALOG
-from mlpconv.data.duplicates import with_duplicate_notes
-from mlpconv.data.validation import with_validation
+from mlpconv import inference
+from mlpconv.data import Dataset
 from mlpconv.errors import RunFolderError, UsageError
 from mlpconv.inference import Classifier
-from mlpconv.models import create_model
 from mlpconv.models.base import Network
 from mlpconv.preprocessing import Preprocessing
+from mlpconv.report.choice import choice_lines
 from mlpconv.report.summary import summarise
 from mlpconv.text import option
 from mlpconv.training import Progress, Recipe, find_recipe
+from mlpconv.training.combinations import SCRATCH
 from mlpconv.training.display import default_progress
-from mlpconv.training.environment import describe
 from mlpconv.training.memory import flushing_denormals
+from mlpconv.training.network import make_model
 from mlpconv.training.plan import apply_settings, plan_notes, resolve_plan
 from mlpconv.training.process_group import current, in_process_group
 from mlpconv.training.progress import EpochMetrics
-from mlpconv.training.run_folder import RunFolder
+from mlpconv.training.run_data import data_name, load_dataset, make_preprocessing
+from mlpconv.training.run_folder import RunFolder, require_empty
 from mlpconv.training.seeding import keeping_random_states, seed_torch
-from mlpconv.training.session import data_summary, run_training
+from mlpconv.training.session import run_training
 from mlpconv.training.shared_folder import folder_type
-from mlpconv.transfer.probe import CHANNELS, DEFAULT_SIZE, check_source, linear_probe, load_rgb
+from mlpconv.transfer.begin import make_start
+from mlpconv.transfer.cache import GIGABYTES, FeatureCache
+from mlpconv.transfer.choose import AUTO_SETTINGS, SourceCandidate, SourceChoice, choose, is_automatic
+from mlpconv.transfer.classes import check_classes, with_classes
+from mlpconv.transfer.source import TUNED_LR, Source, open_source
 
 __all__ = ["Run", "fit"]
 
-DEFAULT_MODEL = {
-    "mnist": "nin_mnist",
-    "fashion_mnist": "nin_mnist",
-    "cifar10": "nin_cifar10",
-    "cifar100": "nin_cifar100",
-    "svhn": "nin_svhn",
-}
-NIN_TINY_MAX_SIDE = 40  # pixels; larger images get nin_photo by default
-MODEL_OPTIONS = ("depth", "kernel", "activation", "pool_first", "pool2", "dropout", "last_relu", "init")
-SOURCE_SETTINGS = ("size", "fit", "val_fraction", "seed", "precision")
+HEAD_SETTINGS = (*AUTO_SETTINGS, "size", "flip", "balance", "add_classes", "tune")
+PILOT_STEPS = 250  # of training from random weights, to compare it with pretrained features
 # A resumed run may change these: they do not affect the result. The effect of min_steps is in the number of epochs.
 CHANGEABLE_ON_RESUME = ("workers", "checkpoint_minutes", "min_steps")
 
@@ -62,10 +58,9 @@ class Run:
 
     def __repr__(self) -> str:
         best = self.classifier.info["metrics"]
-        if not self.history:
-            return f"<Run in {str(self.folder)!r}: classifier of a pretrained network>"
         split = "train" if best["val_accuracy"] is None else "val"
-        epochs = f"best epoch {best['epoch']} of {len(self.history)}"
+        last = self.history[-1]["epoch"]
+        epochs = f"best epoch {best['epoch']} of {last}" if last else "fitted classifier"
         return f"<Run in {str(self.folder)!r}: {epochs}, {split}_accuracy {best[f'{split}_accuracy']:.4f}>"
 
 
@@ -81,7 +76,8 @@ def fit(
     data_root: str | Path | None = None,
     progress: Progress | bool | None = True,
     report: bool = True,
-    source: str | None = None,
+    source: str | Path | None = None,
+    cache_gb: float = GIGABYTES,
     **settings: Any,
 ) -> Run:
     """Train a network on a data set and return the best classifier, the history and the run folder.
@@ -92,109 +88,162 @@ def fit(
     newest run of this data set), or starts it if there is none. `data_root` is the folder with the files of a named
     data set. `progress=True` shows a progress bar in a notebook or terminal; messages go to the logger "mlpconv"; a
     Progress object receives all events instead. `report=False` skips the evaluation, the figures and the report.
-    `source`, "efficientnet_lite0" or "squeezenet", is a pretrained network: only a new classifier is fitted on its
-    features (`transfer.linear_probe`), without epochs. The caller's random states do not change. Raises a subclass of
+    `source` gives the initial weights: "scratch" (random), a shipped network, a model file, a run folder, or "auto",
+    which compares them and is the default for a folder without recipe and settings of training. With a source, `tune`
+    is "head" (default: only a classifier is fitted on its features, without epochs), "last" or "all". Features are
+    cached in at most `cache_gb` gigabytes of disk. The caller's random states do not change. Raises a subclass of
     MlpconvError (`mlpconv.errors`).
     """
-    if not isinstance(progress, Progress):
-        progress = default_progress(bar=bool(progress))
-    if (group := current()) is not None and group.rank:
-        progress = Progress()  # rank 0 shows the progress of all
-    run_folder = folder_type()
-    name = data_name(data)
+    progress, run_folder, name = progress_of(progress), folder_type(), data_name(data)
     target = Path(out) if out is not None else None
-    if source is not None:
-        given = ({"recipe": recipe} if recipe else {}) | ({"resume": True} if resume else {}) | settings
-        return fit_source(source, data, target, data_root, progress, report, given)
     existing = run_folder.find(target, name) if resume else None
     stored = None if existing is None else Recipe().with_settings(**existing.read_json("recipe.json"))
-    base = stored if stored is not None and recipe is None else resolve_recipe(recipe, name)
-    requested = apply_settings(base, settings)
-    dataset = load_dataset(data, stored or requested, data_root)
-    images = len(dataset.split("train"))
-    plan = resolve_plan(requested, images, dataset.channels)
-    for message in (*dataset.notes, *plan_notes(requested, plan, images, base.min_steps)):
-        progress.warn(message)
+    features, choice = FeatureCache(cache_gb).remembering(), None
+    if current() is None and stored is None and is_automatic(data, recipe, source, settings):
+        if target is not None and not resume:
+            require_empty(target)  # before minutes of computing
+        choice = choose_source(data, data_root, settings, features, progress)
+        source, settings = choice.source, settings | choice.settings
+    base = stored if stored is not None and recipe is None else resolve_recipe(recipe, name, source, settings)
+    requested = apply_settings(base, settings if source is None else {"source": str(source)} | settings)
+    check_processes(requested)
+    origin = None if requested.source == SCRATCH else open_source(requested.source)
+    dataset, requested = open_for_run(data, data_root, requested, stored, origin, choice)
+    plan = noted_plan(requested, dataset, base.min_steps, progress)
     if existing is not None and stored is not None:
         check_unchanged(existing, stored, plan)
     device = choose_device(plan)
     with keeping_random_states(device):
-        model, preprocessing = make_model(dataset, plan, device), make_preprocessing(dataset, plan)
+        model, preprocessing = make_parts(origin, dataset, plan, device)
         folder = existing or run_folder.create(target, name, reuse=resume)
         if resume and existing is None:
             progress.warn(f"There is nothing to resume in {folder.path} yet: starting a new run.")
+        start = make_start(folder, origin, model, preprocessing, dataset, plan, features, progress, choice)
         with folder.lock():
-            history = run_training(folder, plan, dataset, model, preprocessing, device, existing is not None, progress)
-            with folder.local(folder.model) as path:
-                classifier = inference.load(path)
-            if report and folder.writes:
-                summarise(folder.path, classifier, dataset, history)
+            resumed = existing is not None
+            history = run_training(folder, plan, dataset, model, preprocessing, device, resumed, progress, start)
+            return finished(folder, dataset, history, report)
+
+
+def progress_of(progress: Progress | bool | None) -> Progress:
+    """Return the display of a run; of several processes, rank 0 shows the progress of all."""
+    if (group := current()) is not None and group.rank:
+        return Progress()
+    return progress if isinstance(progress, Progress) else default_progress(bar=bool(progress))
+
+
+def check_processes(recipe: Recipe) -> None:
+    """Raise UsageError if several processes are to start from a pretrained network."""
+    if current() is not None and recipe.source != SCRATCH:
+        raise UsageError(
+            f"{option('source', recipe.source)} trains in one process, several start from random weights: start it "
+            f"without torchrun, or with {option('source', SCRATCH)}."
+        )
+
+
+def finished(folder: RunFolder, dataset: Dataset, history: list[EpochMetrics], report: bool) -> Run:
+    """Return the result of a run, after its report was written."""
+    with folder.local(folder.model) as path:
+        classifier = inference.load(path)
+    if report and folder.writes:
+        summarise(folder.path, classifier, dataset, history)
     return Run(classifier, history, folder.path)
 
 
-def fit_source(
-    source: str,
+def choose_source(
     data: str | Path | Dataset,
-    out: Path | None,
     root: str | Path | None,
-    progress: Progress,
-    report: bool,
     settings: Mapping[str, Any],
-) -> Run:
-    """Fit a new classifier on the features of a pretrained network, and write a run folder without epochs."""
-    for key, value in settings.items():
-        if key not in SOURCE_SETTINGS:
-            raise UsageError(
-                f"{option(key, value)} has no effect with {option('source', source)}: "
-                f"the settings {', '.join(SOURCE_SETTINGS)} are accepted."
-            )
-    options = dict(settings)
-    precision = options.pop("precision", "fp32")
-    check_source(source, precision)
-    recipe = Recipe().with_settings(**options)  # checks the values
-    if recipe.size is None and not isinstance(data, Dataset):
-        recipe = recipe.with_settings(size=DEFAULT_SIZE)
-    held_out: dict[str, Any] = {"val_fraction": recipe.val_fraction, "seed": recipe.seed}
-    dataset = load_rgb(load_dataset(data, recipe, root, channels=CHANNELS), size=DEFAULT_SIZE, **held_out)
-    for message in dataset.notes:
+    features: FeatureCache,
+    progress: Progress,
+) -> SourceChoice:
+    """Compare the pretrained networks, and training from random weights if it may be better; note the results."""
+    recipe = Recipe().with_settings(**settings)
+
+    @cache
+    def open_at(size: int | None, channels: int | None) -> Dataset:
+        return load_dataset(data, recipe.with_settings(size=size), root, channels)
+
+    def pilot() -> SourceCandidate:
+        clock = time.perf_counter()
+        with tempfile.TemporaryDirectory() as out:
+            plan = {"epochs": 1, "min_steps": PILOT_STEPS, **settings}
+            run = fit(data, source=SCRATCH, data_root=root, out=out, progress=Progress(), report=False, **plan)
+        best, split = run.classifier.info["metrics"]["val_accuracy"], open_at(None, None).split("val")
+        correct, seconds = round(best * len(split)), round(time.perf_counter() - clock, 1)
+        return SourceCandidate(SCRATCH, run.classifier.input_size[1], correct, len(split), seconds, pilot=True)
+
+    try:
+        choice = choose(open_at, pilot, recipe, choose_device(recipe), features, progress.features)
+    except BaseException:
+        progress.end()
+        raise
+    for line in choice_lines(choice.to_dict()):
+        progress.note(line)
+    return choice
+
+
+def noted_plan(requested: Recipe, dataset: Dataset, min_steps: int, progress: Progress) -> Recipe:
+    """Return the recipe resolved for the data; report the notes on both."""
+    images = len(dataset.split("train"))
+    plan = resolve_plan(requested, images, dataset.channels)
+    for message in (*dataset.notes, *plan_notes(requested, plan, images, min_steps)):
         progress.warn(message)
-    folder = RunFolder.create(out, data_name(data))
-    start = time.perf_counter()
-    classifier = linear_probe(dataset, source, precision=precision, **held_out)
-    progress.note(f"classifier of {source} fitted in {time.perf_counter() - start:.1f} s")
-    with folder.lock():
-        folder.write_json("data.json", data_summary(dataset))
-        folder.write_json("environment.json", describe() | {"precision": precision})
-        save_model(folder, classifier)
-        if report:
-            summarise(folder.path, classifier, dataset, [])
-    return Run(classifier, [], folder.path)
+    return plan
 
 
-def save_model(folder: RunFolder, classifier: Classifier) -> None:
-    """Write the model file of a run; raise RunFolderError if it cannot be written."""
-    parts: dict[str, Any] = {"classes": classifier.classes, "input_size": classifier.input_size}
-    try:
-        modelfile.save(folder.model, classifier.model, classifier.preprocessing, info=classifier.info, **parts)
-    except OSError as error:
-        raise RunFolderError(f"{folder.model} cannot be written ({error.strerror}): free disk space.") from error
+def open_for_run(
+    data: str | Path | Dataset,
+    root: str | Path | None,
+    requested: Recipe,
+    stored: Recipe | None,
+    origin: Source | None,
+    choice: SourceChoice | None,
+) -> tuple[Dataset, Recipe]:
+    """Open the data as the network takes it; return it with the requested recipe, whose `size` is then resolved."""
+    if choice is not None:
+        return choice.dataset, requested
+    if origin is None:
+        return load_dataset(data, stored or requested, root), requested
+    if not isinstance(data, Dataset):
+        requested = requested.with_settings(size=requested.size or origin.side(requested.tune))
+    dataset = load_dataset(data, stored or requested, root, origin.channels)
+    check_classes(dataset)
+    return with_classes(dataset, origin.classifier.classes) if requested.add_classes else dataset, requested
 
 
-def data_name(data: str | Path | Dataset) -> str:
-    """Return the name of the data for recipes and run folders: that of the data set or of the folder."""
-    if isinstance(data, Dataset):
-        return re.sub(r"[^\w.-]+", "_", data.name).strip(".") or "data"
-    if str(data) in CATALOG:
-        return str(data)
-    try:
-        return Path(data).resolve().name or "folder"
-    except (OSError, RuntimeError, ValueError):  # such as a loop of links: opening the folder reports it
-        return "folder"
+def make_parts(
+    origin: Source | None, dataset: Dataset, recipe: Recipe, device: torch.device
+) -> tuple[Network, Preprocessing]:
+    """Return network and preprocessing: new ones, or those of the network that training starts from."""
+    if origin is None:
+        return make_model(dataset, recipe, device), make_preprocessing(dataset, recipe)
+    seed_torch(recipe.seed, device)  # a new classifier starts from random weights
+    return origin.network(dataset, recipe), origin.preprocessing(dataset)
 
 
-def resolve_recipe(recipe: str | Path | Recipe | None, name: str) -> Recipe:
-    """Return a Recipe as it is, or find the one with this name for the data set; the default is `fast`."""
-    return recipe if isinstance(recipe, Recipe) else find_recipe(recipe or "fast", name)
+def resolve_recipe(
+    recipe: str | Path | Recipe | None, name: str, source: str | Path | None, settings: Mapping[str, Any]
+) -> Recipe:
+    """Return a Recipe as it is, or find the one with this name for the data set.
+
+    The default is `fast` for random weights, `finetune` for a source, and no recipe for its classifier alone. Raises
+    UsageError for settings that do not affect the classifier.
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    if recipe is not None or source is None or source == SCRATCH:
+        return find_recipe(recipe or "fast", name)
+    if settings.get("tune", "head") != "head":
+        lr = {"lr": TUNED_LR[str(source)]} if str(source) in TUNED_LR else {}
+        return find_recipe("finetune", name).with_settings(**lr)
+    for key, value in settings.items():
+        if key not in HEAD_SETTINGS:
+            raise UsageError(
+                f"{option(key, value)} has no effect with {option('source', str(source))}, which fits a classifier: "
+                f"accepted are {', '.join(HEAD_SETTINGS)}. {option('tune', 'all')} trains all layers."
+            )
+    return Recipe(source=str(source), tune="head", flip="random")
 
 
 def check_unchanged(folder: RunFolder, stored: Recipe, requested: Recipe) -> None:
@@ -206,73 +255,6 @@ def check_unchanged(folder: RunFolder, stored: Recipe, requested: Recipe) -> Non
                 f"{folder.path} was started with {key}={value}, got {key}={values[key]}: a resumed run keeps its "
                 "recipe. Resume it without recipe and settings, or start a new run."
             )
-
-
-def load_dataset(
-    data: str | Path | Dataset, recipe: Recipe, root: str | Path | None, channels: int | None = None
-) -> Dataset:
-    """Open the data, with `channels` if given, and hold out a validation split if it has none."""
-    if isinstance(data, Dataset):
-        dataset = data
-        if recipe.size is not None and dataset.size != (recipe.size, recipe.size):
-            rows, columns = dataset.size
-            raise UsageError(
-                f"size={recipe.size} differs from the Dataset's {rows}x{columns}: resize it, or leave size out."
-            )
-        if recipe.fit not in ("auto", dataset.decode_options.fit):
-            raise UsageError(
-                f"fit={recipe.fit} has no effect on a Dataset: pass it to open_data, or leave fit out of the settings."
-            )
-    else:
-        where = Path(root) if root is not None else None
-        fit = None if recipe.fit == "auto" else recipe.fit
-        dataset = open_data(
-            data,
-            root=where,
-            size=recipe.size,
-            channels=channels,
-            fit=fit,
-            seed=recipe.seed,
-            val_fraction=recipe.val_fraction,
-        )
-    dataset.split("train")
-    dataset = with_validation(dataset, recipe.val_fraction, recipe.seed)
-    return with_duplicate_notes(dataset) if isinstance(data, Dataset) else dataset
-
-
-def make_model(dataset: Dataset, recipe: Recipe, device: torch.device) -> Network:
-    """Create the recipe's network for the data, initialised from its seed; raises UsageError on a mismatch."""
-    side = min(dataset.size)
-    default = DEFAULT_MODEL.get(dataset.name, "nin_tiny" if side <= NIN_TINY_MAX_SIDE else "nin_photo")
-    options: dict[str, Any] = {key: getattr(recipe, key) for key in MODEL_OPTIONS if getattr(recipe, key) is not None}
-    options["size"] = dataset.size
-    if recipe.norm != "network":
-        options["norm"] = None if recipe.norm == "none" else recipe.norm
-    if recipe.width != 1.0:
-        options["width"] = recipe.width
-    if recipe.head != "gap":
-        options["head"] = recipe.head
-    seed_torch(recipe.seed, device)
-    model = create_model(
-        default if recipe.model == "auto" else recipe.model,
-        num_classes=dataset.num_classes,
-        in_channels=dataset.channels,
-        **options,
-    )
-    if recipe.sizes and dataset.size[0] != dataset.size[1]:
-        raise UsageError(
-            f"sizes needs square images, and these have {dataset.size[0]}x{dataset.size[1]}: leave sizes out."
-        )
-    for height, width in (dataset.size, *((side, side) for side in recipe.sizes)):
-        model.check_input(torch.empty(1, dataset.channels, height, width, device="meta"))
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model
-
-
-def make_preprocessing(dataset: Dataset, recipe: Recipe) -> Preprocessing:
-    """Create the recipe's preprocessing and fit it on the training images."""
-    preprocessing = Preprocessing.create(recipe.preprocessing, dataset.channels, dataset.size, dataset.decode_options)
-    return preprocessing.fit(dataset.split("train").images)
 
 
 def choose_device(recipe: Recipe) -> torch.device:

@@ -17,8 +17,9 @@ from mlpconv.data import open_data
 from mlpconv.data.as_trained import open_as_trained
 from mlpconv.data.decode import decode, from_pil, header, largest_value
 from mlpconv.decode_options import DecodeOptions
-from mlpconv.fitting import make_model, make_preprocessing
 from mlpconv.training import Recipe
+from mlpconv.training.network import make_model
+from mlpconv.training.run_data import make_preprocessing
 
 RNG = np.random.RandomState(3)
 

@@ -19,11 +19,12 @@ from mlpconv.data.as_trained import open_as_trained
 from mlpconv.data.decode import decode
 from mlpconv.decode_options import FITS, DecodeOptions
 from mlpconv.errors import UsageError
-from mlpconv.fitting import load_dataset, make_model, make_preprocessing
 from mlpconv.maps import Box, Peak, in_file
 from mlpconv.models import create_model
 from mlpconv.preprocessing import Preprocessing
 from mlpconv.training import Recipe
+from mlpconv.training.network import make_model
+from mlpconv.training.run_data import load_dataset, make_preprocessing
 
 WIDE = np.repeat(np.arange(0, 240, 2, dtype=np.uint8)[None], 30, axis=0)  # (30, 120), darker on the left
 

@@ -135,7 +135,7 @@ def test_every_choice_refuses_other_words_with_a_suggestion(key: str):
     with pytest.raises(UsageError, match=f"^{key}='{options[0]}x' is not accepted: did you mean '{options[0]}'"):
         Recipe().with_settings(**{key: options[0] + "x"})
     for option in options:
-        fits = {"milestones": (1,)} if option == "steps" else {}
+        fits = {"steps": {"milestones": (1,)}}.get(option, {"source": "squeezenet"} if key == "tune" else {})
         assert getattr(Recipe().with_settings(**{key: option}, **fits), key) == option
 
 

@@ -20,8 +20,36 @@ if TYPE_CHECKING:
 
 __all__ = ["train"]
 
-NAMES = ("recipe", "epochs", "out", "resume", "precision", "device", "on_collapse")
+NAMES = ("recipe", "epochs", "out", "resume", "precision", "device", "on_collapse", "tune", "balance", "add_classes")
 FLAGS = {name: f"--{name.replace('_', '-')}" for name in NAMES} | {"source": "--from"}
+
+DataDir = Annotated[
+    Path | None,
+    Parameter("--data", help="Folder with the files of a named data set, if they are not in the cache."),
+]
+OnCollapse = Annotated[
+    str | None, Parameter(help="Action when training collapses at loss ln(classes): stop or repair.")
+]
+From = Annotated[
+    str | None,
+    Parameter(
+        "--from",
+        help="Initial weights: scratch (random), a shipped network such as efficientnet_lite0 or squeezenet, a model "
+        "file or run folder, or auto, which compares them; the default for a folder without --recipe, --epochs, --set.",
+    ),
+]
+Tune = Annotated[
+    str | None,
+    Parameter(
+        help="Layers trained with --from NETWORK: head (the default: a classifier is fitted on its features, without "
+        "epochs), last (the last third, by the recipe finetune) or all."
+    ),
+]
+Balance = Annotated[Switch, Parameter(help="Fit the classifier with the same total weight for every class.")]
+AddClasses = Annotated[
+    Switch, Parameter(help="Keep the classes of the network in --from with their weights, and fit only the new ones.")
+]
+CacheGB = Annotated[float | None, Parameter(help="Most gigabytes of disk for cached features; default 2.")]
 
 
 def train(
@@ -33,16 +61,18 @@ def train(
     out: Path | None = None,
     set_: Annotated[tuple[str, ...], Parameter(name="--set", consume_multiple=True)] = (),
     resume: Switch = False,
-    data_dir: Annotated[Path | None, Parameter(name="--data")] = None,
+    data_dir: DataDir = None,
     precision: str | None = None,
     device: str | None = None,
-    on_collapse: str | None = None,
-    from_: Annotated[str | None, Parameter(name="--from")] = None,
+    on_collapse: OnCollapse = None,
+    from_: From = None,
+    tune: Tune = None,
+    balance: Balance = False,
+    add_classes: AddClasses = False,
+    cache_gb: CacheGB = None,
     json: Switch = False,
 ) -> None:
-    """Train a network on a named data set, or on a folder with one folder of images per class.
-
-    All results are written to one run folder: the model file, metrics.csv, checkpoints, and report.html.
+    """Train a network on a named data set or a folder with one folder of images per class; write a run folder.
 
     Parameters
     ----------
@@ -59,24 +89,22 @@ def train(
         docs/training.md explains them.
     resume
         Resume the run in --out, or the newest run of this data set; start a new run if there is none.
-    data_dir
-        Folder with the files of a named data set, if they are not in the cache.
     precision
         Compute dtype: auto (bf16 if it is clearly faster on this machine, measured once and cached), fp32 or bf16.
     device
         Device: auto, cpu or cuda.
-    on_collapse
-        Action when training collapses at loss ln(classes): stop or repair.
-    from_
-        Fit only a new classifier on the features of a pretrained network: efficientnet_lite0 or squeezenet.
     json
         Print one JSON object per epoch, and one at the end.
     """
     from mlpconv.cli.training_output import make_progress
     from mlpconv.fitting import fit
 
-    settings = merge_settings(set_, epochs=epochs, precision=precision, device=device, on_collapse=on_collapse)
-    settings |= {"out": out, "resume": resume, "data_root": data_dir, "source": from_}
+    settings = merge_settings(
+        set_, epochs=epochs, precision=precision, device=device, on_collapse=on_collapse,
+        source=from_, tune=tune, balance=balance or None, add_classes=add_classes or None,
+    )  # fmt: skip
+    settings |= {"out": out, "resume": resume, "data_root": data_dir}
+    settings |= {} if cache_gb is None else {"cache_gb": cache_gb}
     with worded(CommandLine(data, data_dir)):
         run = fit(data, recipe, progress=make_progress(json), **settings)
     if environ.get("RANK", "0") == "0":  # torchrun: rank 0 prints
@@ -141,11 +169,11 @@ def print_summary(run: Run) -> None:
     if best["val_accuracy"] is None:
         console.print(f"training accuracy [bold]{best['train_accuracy']:.2%}[/]; there is no validation split")
     else:
-        epoch = f" (best epoch: {best['epoch']} of {run.history[-1]['epoch']})" if run.history else ""
+        epochs = run.history[-1]["epoch"]
+        epoch = f" (best epoch: {best['epoch']} of {epochs})" if epochs else ""
         console.print(f"validation accuracy [bold]{best['val_accuracy']:.2%}[/]{epoch}")
     folder = escape(shlex.quote(str(run.folder)))
-    seconds = f"{run.history[-1]['seconds']:.0f} s; " if run.history else ""
-    console.print(f"{seconds}results in [bold]{folder}[/]")
+    console.print(f"{run.history[-1]['seconds']:.0f} s; results in [bold]{folder}[/]")
     console.print(f"  report    {escape(shlex.quote(str(run.folder / 'report.html')))}")
     console.print(f"  predict   mlpconv predict {folder} IMAGE...")
     console.print(f"  maps      mlpconv maps {folder} IMAGE...")

@@ -31,6 +31,7 @@ class RunParts:
     data: Mapping[str, Any]
     evaluation: Mapping[str, Any]
     environment: Mapping[str, Any]
+    choice: Mapping[str, Any]
     history: tuple[Mapping[str, str], ...]
     figures: Mapping[str, bytes]
     classifier: Classifier | None
@@ -61,6 +62,7 @@ def read_run(folder: Path, classifier: Classifier | None = None) -> RunParts:
         _mapping(folder / "data.json"),
         _mapping(folder / "evaluation.json"),
         _mapping(folder / "environment.json"),
+        _mapping(folder / "choice.json"),
         _history(folder / "metrics.csv"),
         {name: content for name, content in figures.items() if content.startswith(PNG)},
         _classifier(folder / "model.safetensors", classifier),

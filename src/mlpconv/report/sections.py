@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlpconv.data.catalog import CATALOG
+from mlpconv.report.choice import COLUMNS, candidate_rows
 from mlpconv.report.page import Html, element, figure, section, table
 from mlpconv.report.run_contents import RunParts, number
 from mlpconv.training.recipe import Recipe
@@ -39,6 +40,7 @@ def sections(run: RunParts) -> Html:
     """Return all sections below the headline."""
     all_sections = (
         notes(run),
+        choice(run),
         usage(run),
         picture(run, "curves", "Training", "Loss and error by epoch", "Loss and error by epoch. " + OVERFITTING),
         evaluation(run),
@@ -111,8 +113,9 @@ def _time(run: RunParts) -> Html:
     seconds = number(last, "seconds")
     if seconds is None:
         return NOTHING
-    speeds = sorted(speed for row in run.history if (speed := number(row, "images_per_second")) is not None)
-    epochs = f"{len(run.history)} epoch{'s' if len(run.history) > 1 else ''}"
+    trained = [row for row in run.history if number(row, "epoch") != 0]
+    speeds = sorted(speed for row in trained if (speed := number(row, "images_per_second")) is not None)
+    epochs = f"{len(trained)} epoch{'s' if len(trained) > 1 else ''}" if trained else "a fitted classifier"
     label = f"{epochs}, {speeds[len(speeds) // 2]:,.0f} images/s" if speeds else epochs
     return _tile(_duration(seconds), label)
 
@@ -129,6 +132,16 @@ def notes(run: RunParts) -> Html:
     if not isinstance(sentences, list) or not sentences:
         return NOTHING
     return section("About the data", element("ul", *(element("li", str(sentence)) for sentence in sentences)))
+
+
+def choice(run: RunParts) -> Html:
+    """Return the candidates that were compared for the initial weights."""
+    source, reason = run.choice.get("source"), run.choice.get("reason")
+    if not isinstance(source, str) or not isinstance(reason, str):
+        return NOTHING
+    rows = candidate_rows(run.choice)
+    text = f"This run starts from {source}: {reason}."
+    return section("Initial weights", element("p", text), table(COLUMNS, rows, "numbers") if rows else None)
 
 
 def usage(run: RunParts) -> Html:

@@ -50,7 +50,7 @@ def draw(
     """Draw the figures of a run into a folder."""
     from mlpconv import plots  # matplotlib: not needed where the report is left out
 
-    if history:
+    if history and history[-1]["epoch"] != 0:  # a fitted classifier has no curves
         plots.save_figure(plots.curves(history), figures / "curves.png")
     plots.save_figure(plots.confusion(evaluation.confusion, classifier.classes), figures / "confusion.png")
     plots.save_figure(plots.filters(classifier.model.first_conv.weight.detach().cpu().numpy()), figures / "filters.png")

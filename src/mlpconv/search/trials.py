@@ -16,11 +16,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from mlpconv.analysis import profile
 from mlpconv.data import Dataset
 from mlpconv.errors import UsageError
-from mlpconv.fitting import make_model
 from mlpconv.search.journal import file_lock, try_lock
 from mlpconv.search.space import Range
 from mlpconv.search.studies import StudyFolder
 from mlpconv.training import Recipe
+from mlpconv.training.network import make_model
 
 __all__ = ["Limits", "NetworkCost", "behind", "cost_of", "epoch_key", "errors_of", "take_trial"]
 

@@ -13,7 +13,7 @@ from optuna.trial import Trial, TrialState
 
 from mlpconv.data import Dataset
 from mlpconv.errors import Interrupted, MissingSplit, MlpconvError, TrainingError, UsageError
-from mlpconv.fitting import Run, data_name, fit, load_dataset
+from mlpconv.fitting import Run, fit
 from mlpconv.search.outcome import SearchResult, draw, read_result, write_result
 from mlpconv.search.space import Range, parse_space, settings_of
 from mlpconv.search.studies import Definition, StudyFolder, cannot_write, open_study
@@ -22,6 +22,7 @@ from mlpconv.text import option
 from mlpconv.training import Progress, Recipe, find_recipe
 from mlpconv.training.plan import apply_settings
 from mlpconv.training.progress import EpochMetrics
+from mlpconv.training.run_data import data_name, load_dataset
 
 __all__ = ["SearchResult", "run_search"]
 
@@ -145,8 +146,10 @@ class Worker:
             with take_trial(self.study, self.folder, self.ranges, limit, self.base.seed, self.excess) as trial:
                 if trial is None:
                     return
-                self.train(trial, deadline)
-                write_result(self.study, self.folder, self.ranges, self.base)
+                try:
+                    self.train(trial, deadline)
+                finally:
+                    write_result(self.study, self.folder, self.ranges, self.base)
 
     def train(self, trial: Trial, deadline: float | None) -> None:
         """Run or continue a trial, and record how it ended; at the deadline it stays open, to be continued."""

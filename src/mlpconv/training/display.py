@@ -19,6 +19,9 @@ class LogProgress(Progress):
     def __init__(self, bar: Progress | None = None) -> None:
         self.bar, self._display = bar, bar or Progress()
 
+    def features(self, done: int, total: int) -> None:
+        self._display.features(done, total)
+
     def begin(self, steps: int, done: int, epochs: int) -> None:
         self._display.begin(steps, done, epochs)
 

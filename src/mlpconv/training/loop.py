@@ -18,7 +18,7 @@ from mlpconv.errors import Interrupted, NonFiniteError
 from mlpconv.models.base import Network
 from mlpconv.text import option, resume_hint
 from mlpconv.training import checkpoint, health
-from mlpconv.training.freeze import freeze
+from mlpconv.training.freeze import freeze, train_mode
 from mlpconv.training.progress import EpochMetrics, Progress
 from mlpconv.training.recipe import Recipe
 from mlpconv.training.schedule import lr_factor
@@ -70,7 +70,7 @@ class Trainer:
     def run(self) -> None:
         """Train to the last step; raises CollapseError, NonFiniteError, CheckpointError or Interrupted."""
         state = self.state
-        state.model.train()
+        train_mode(state.model, self.recipe)
         self.progress.begin(self.steps, state.step, self.recipe.epochs)
         try:
             with self.stop:
@@ -233,7 +233,7 @@ class Trainer:
         self.state.eval_model.eval()
         with torch.inference_mode(), autocast(self.state.precision, self.loader.device):
             scores = self.scores(split)
-        self.state.model.train()
+        train_mode(self.state.model, self.recipe)
         return sum(loss for loss, _ in scores) / len(split), sum(correct for _, correct in scores) / len(split)
 
     def scores(self, split: Split) -> list[tuple[float, int]]:

@@ -159,21 +159,27 @@ def make_optimizers(model: nn.Module, recipe: Recipe) -> Optimizers:
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Return up to five parameter groups with their learning-rate `scale`; `matrix` marks weights for Muon."""
+    """Return the parameter groups with their learning-rate `scale`; `matrix` marks weights for Muon.
+
+    There are up to five, and more with `layer_decay`, which scales the layers in their order in the network.
+    """
     last = getattr(model, "last_layer", None)
-    groups: dict[tuple[bool, bool, bool], list[Tensor]] = {}
-    for module in model.modules():
+    layers = [module for module in model.modules() if module._parameters]
+    groups: dict[tuple[bool, bool, bool, float], list[Tensor]] = {}
+    for index, module in enumerate(layers):
+        depth = index / max(len(layers) - 1, 1)  # 0..1, from the first layer to the last
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
                 weight = name == "weight" and parameter.ndim > 1
-                key = (weight, module is last, isinstance(module, nn.Conv2d))
+                decay = recipe.layer_decay ** (1 - depth)
+                key = (weight, module is last, isinstance(module, nn.Conv2d), decay)
                 groups.setdefault(key, []).append(parameter)
     return [
         {
             "params": parameters,
-            "scale": (1.0 if weight else recipe.bias_lr) * (recipe.last_lr if is_last else 1.0),
+            "scale": (1.0 if weight else recipe.bias_lr) * (recipe.last_lr if is_last else 1.0) * decay,
             "weight_decay": recipe.weight_decay if weight else 0.0,
             "matrix": weight and convolution and not is_last,
         }
-        for (weight, is_last, convolution), parameters in groups.items()
+        for (weight, is_last, convolution, decay), parameters in groups.items()
     ]

@@ -33,7 +33,18 @@ class TerminalBar(Progress):
             transient=True,
         )
         self.task: TaskID | None = None
+        self.feature_bar: Bar | None = None
         self.per_epoch, self.epochs = 1, 1
+
+    def features(self, done: int, total: int) -> None:
+        if self.feature_bar is None:
+            columns = (TextColumn("features"), BarColumn(), TextColumn("{task.completed:,.0f} of {task.total:,.0f}"))
+            self.feature_bar = Bar(*columns, TimeRemainingColumn(compact=True), console=self.console, transient=True)
+            self.feature_bar.add_task("", total=total)
+            self.feature_bar.start()
+        self.feature_bar.update(self.feature_bar.task_ids[0], completed=done, total=total)
+        if done >= total:
+            self.end()
 
     def begin(self, steps: int, done: int, epochs: int) -> None:
         self.per_epoch, self.epochs = max(steps // epochs, 1), epochs
@@ -56,7 +67,9 @@ class TerminalBar(Progress):
         self.console.print(text, style="dim", markup=False)
 
     def end(self) -> None:
-        self.bar.stop()
+        for bar in filter(None, (self.bar, self.feature_bar)):
+            bar.stop()
+        self.feature_bar = None
 
 
 class NotebookBar(Progress):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlpconv.errors import UsageError, did_you_mean
+from mlpconv.training.combinations import check_combination
 
 __all__ = ["Recipe", "find_recipe", "list_recipes", "parse_setting", "read_recipe"]
 
@@ -36,6 +37,13 @@ def setting(default: Any, text: str, low: float | None = None, high: float | Non
 class Recipe:
     """All settings of a training run; raises UsageError for an invalid value or settings that exclude one another."""
 
+    # the initial weights
+    source: str = setting("scratch", "initial weights: scratch (random), a shipped network, or a model file")
+    tune: Literal["head", "last", "all"] = setting(
+        "all", "trained layers: head (the classifier, fitted without epochs), last (the last third) or all"
+    )
+    add_classes: bool = setting(False, "keep the source's classes and their weights, and fit only new classes")
+    balance: bool = setting(False, "fit the classifier with the same total weight for every class (tune=head)")
     # the network
     model: str = setting("auto", "network architecture; auto selects one for the data")
     width: float = setting(1.0, "width multiplier of the hidden channels", 0.01, 16)
@@ -87,6 +95,7 @@ class Recipe:
     weight_decay: float = setting(5e-4, "weight decay; never applied to biases and norms", 0, 100)
     bias_lr: float = setting(1.0, "learning-rate multiplier for biases and norms", 0, 1000)
     last_lr: float = setting(1.0, "learning-rate multiplier for the last layer", 0, 1000)
+    layer_decay: float = setting(1.0, "learning-rate multiplier of the first layer; geometric in between", 1e-6, 1)
     schedule: Literal["constant", "linear", "cosine", "onecycle", "steps"] = setting(
         "onecycle", "learning-rate schedule"
     )
@@ -187,32 +196,6 @@ def check_range(name: str, value: Any, low: float | None, high: float | None) ->
         return
     if not low <= value <= high:  # also refuses NaN
         raise UsageError(f"{name}={shorten(value)} is out of range: accepted are {low} to {high}.")
-
-
-def check_combination(recipe: Recipe) -> None:
-    """Raise UsageError for settings that are valid alone and exclude one another."""
-    if recipe.lr == 0:
-        raise UsageError("lr=0 trains nothing: give a learning rate above 0.")
-    if recipe.schedule == "steps" and not recipe.milestones:
-        raise UsageError(
-            "schedule=steps needs milestones, the epochs after which the learning rate drops, like milestones=200,230."
-        )
-    if recipe.milestones and recipe.schedule != "steps":
-        raise UsageError(f"milestones are for schedule=steps, not for schedule={recipe.schedule}: drop one of the two.")
-    if any(epoch < 1 for epoch in recipe.milestones):
-        raise UsageError(f"milestones={shorten(recipe.milestones)} is not accepted: milestones are epochs, 1 or more.")
-    if any(not 1 <= side <= 4096 for side in recipe.sizes):
-        raise UsageError(f"sizes={shorten(recipe.sizes)} is not accepted: sizes are image sides in pixels, 1 to 4096.")
-    ascending = list(recipe.freeze) == sorted(recipe.freeze)
-    if len(recipe.freeze) > 2 or not ascending or any(not 0 <= fraction <= 1 for fraction in recipe.freeze):
-        raise UsageError(
-            f"freeze={shorten(recipe.freeze)} is not accepted: give one or two fractions of the run, from 0 to 1 and "
-            "ascending, like freeze=0.3,0.75."
-        )
-    if recipe.sizes and "zca" in recipe.preprocessing:
-        raise UsageError(
-            "sizes and zca exclude one another: ZCA whitening is fitted to one image size. Drop one of the two."
-        )
 
 
 def from_text(text: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,10 +33,13 @@ from mlpconv.training.step import BatchLoader
 from mlpconv.training.step_engine import check_engine, choose_engine
 from mlpconv.training.whitening import whiten
 
-__all__ = ["initial_state", "run_training"]
+__all__ = ["Start", "initial_state", "run_training"]
+
+Start = Callable[[], tuple[EpochMetrics | None, dict[str, Any]]]
+"""Prepare a run; return the metrics of the network before the first step, and what the model file records of it."""
 
 WHITENING_IMAGES, WHITENING_VALUES = 2000, 1 << 23  # maximum training images for whitening, and maximum values in them
-ENVIRONMENT = "environment.json"
+ENVIRONMENT, START = "environment.json", "start.json"
 
 
 def run_training(
@@ -46,8 +51,12 @@ def run_training(
     device: torch.device,
     resume: bool,
     progress: Progress,
+    start: Start | None = None,
 ) -> list[EpochMetrics]:
-    """Train `model` in a locked run folder, from the start or, with `resume`, a checkpoint; return the history."""
+    """Train `model` in a locked run folder, from the start or, with `resume`, a checkpoint; return the history.
+
+    `start` is called before the first step. With tune=head, its result is that of the run.
+    """
     check_engine(recipe, device)
     group = current()
     keep_freed_memory()
@@ -57,6 +66,18 @@ def run_training(
         require_empty(folder.path)  # another process may have run here before the lock was taken
         folder.write_json("data.json", data_summary(dataset))
         folder.write_json("recipe.json", recipe.to_dict())  # last: the run can be resumed from here on
+    first: EpochMetrics | None = None
+    if start is not None and stored is None:
+        first, facts = start()
+        folder.write_json(START, facts)
+    info = model_info(dataset, recipe) | (folder.read_json(START) if start is not None else {})
+    keep = partial(keep_best, folder, dataset, preprocessing, info)
+    if first is not None:
+        folder.write_history([first])
+        keep(model, first)
+        if recipe.tune == "head":
+            folder.write_json(ENVIRONMENT, describe() | {"precision": info["precision"]})
+            return [first]
     split = dataset.split("train")
     sampler = Sampler(len(split), recipe.batch_size, recipe.seed)
     loader = BatchLoader(split, preprocessing, recipe, sampler, recipe.epochs * sampler.steps_per_epoch, device)
@@ -69,20 +90,9 @@ def run_training(
     engine, message = choose_engine(state.model, lambda: loader(state.step), recipe, state.precision, device)
     if message:
         progress.note(message)
-    info = model_info(dataset, recipe)
-
-    def keep(best: Network, row: EpochMetrics) -> None:
-        if not folder.writes:
-            return
-        size = (dataset.channels, *dataset.size)
-        best_info = info | {"metrics": row}
-        try:
-            modelfile.save(folder.model, best, preprocessing, classes=dataset.classes, input_size=size, info=best_info)
-        except OSError as error:
-            raise RunFolderError(
-                f"{folder.model} cannot be written ({error.strerror}): free disk space. {resume_hint(folder.path)}"
-            ) from error
-
+    if first is not None:
+        state.history, state.best = [first], first
+        state.seconds, state.cpu_seconds = first["seconds"], first["cpu_seconds"]
     validation = dataset.splits.get("val")
     parts = (state, loader, validation, recipe, folder.checkpoints, keep, folder.write_history, progress, engine)
     trainer = Trainer(*parts) if group is None and recipe.virtual_shards == 1 else ShardedTrainer(group, *parts)
@@ -95,6 +105,26 @@ def agree(group: Group, state: State, preprocessing: Preprocessing, dataset: Dat
     group.check_same("images", bytes.fromhex(dataset.fingerprint[:32]))
     state.precision = group.broadcast(state.precision.encode() if group.rank == 0 else None).decode()
     group.copy_from_first([*state.model.state_dict().values(), *preprocessing.state_dict().values()])
+
+
+def keep_best(
+    folder: RunFolder,
+    dataset: Dataset,
+    preprocessing: Preprocessing,
+    info: dict[str, Any],
+    best: Network,
+    row: EpochMetrics,
+) -> None:
+    """Write the model file of a run: the best network so far, with its metrics."""
+    if not folder.writes:
+        return
+    size, facts = (dataset.channels, *dataset.size), info | {"metrics": row}
+    try:
+        modelfile.save(folder.model, best, preprocessing, classes=dataset.classes, input_size=size, info=facts)
+    except OSError as error:
+        raise RunFolderError(
+            f"{folder.model} cannot be written ({error.strerror}): free disk space. {resume_hint(folder.path)}"
+        ) from error
 
 
 def load_checkpoint(folder: RunFolder, dataset: Dataset, progress: Progress) -> checkpoint.Checkpoint | None:

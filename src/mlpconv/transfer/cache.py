@@ -22,11 +22,13 @@ from torch import Tensor
 from mlpconv.data.storage import cache_folder
 from mlpconv.files import write_atomic
 
-__all__ = ["FeatureCache", "hash_of"]
+__all__ = ["GIGABYTES", "FeatureCache", "hash_of"]
 
 SUFFIX = ".features"
 NAME = "features"
 GIGABYTE = 10**9
+GIGABYTES = 2.0
+"""The default limit."""
 
 
 def hash_of(parts: Iterable[str | NDArray[Any] | Tensor]) -> str:
@@ -47,7 +49,7 @@ def hash_of(parts: Iterable[str | NDArray[Any] | Tensor]) -> str:
 class FeatureCache:
     """Features (N, D) by key, in a folder of at most `gigabytes`; nothing is kept at 0."""
 
-    def __init__(self, gigabytes: float = 2.0, folder: Path | None = None) -> None:
+    def __init__(self, gigabytes: float = GIGABYTES, folder: Path | None = None) -> None:
         self.most_bytes = int(gigabytes * GIGABYTE)
         self.folder = cache_folder() / "features" if folder is None else folder
 
@@ -59,6 +61,10 @@ class FeatureCache:
             features = compute()
             self._keep(path, features)
         return features
+
+    def remembering(self) -> FeatureCache:
+        """Return the same cache with its entries in memory too, for several uses of the same features in one run."""
+        return _Remembering(self)
 
     def _keep(self, path: Path, features: Tensor) -> None:
         """Write an entry and remove the oldest beyond the limit; a full or read-only disk keeps nothing."""
@@ -77,6 +83,18 @@ class FeatureCache:
             total += path.stat().st_size
             if total > self.most_bytes:
                 path.unlink(missing_ok=True)
+
+
+class _Remembering(FeatureCache):
+    """A cache of which nothing is computed or read twice."""
+
+    def __init__(self, cache: FeatureCache) -> None:
+        self.cache, self.known = cache, dict[str, Tensor]()
+
+    def get(self, key: str, compute: Callable[[], Tensor]) -> Tensor:
+        if key not in self.known:
+            self.known[key] = self.cache.get(key, compute)
+        return self.known[key]
 
 
 def _read(path: Path) -> Tensor | None:

@@ -13,7 +13,7 @@ from mlpconv.models.base import Network
 from mlpconv.preprocessing import Preprocessing
 from mlpconv.transfer.cache import FeatureCache, hash_of
 
-__all__ = ["extract", "frozen_hash"]
+__all__ = ["extract", "feature_precision", "frozen_hash", "outputs"]
 
 BATCH = 50
 
@@ -44,20 +44,29 @@ def extract(
     `flip` flips the images horizontally; `precision` is "fp32" or "bf16". A `cache` returns the stored
     features of the same images and weights. `progress` receives the number of images done.
     """
+
+    def compute() -> Tensor:
+        return outputs(network, preprocessing, images, pooled, flip=flip, precision=precision, progress=progress)
+
+    def pooled(x: Tensor) -> Tensor:
+        return network.forward_features(x).float().mean((2, 3))
+
     if cache is None:
-        return _computed(network, preprocessing, images, flip, precision, progress)
-    key = hash_of([frozen_hash(network, preprocessing), images, f"flip {flip}", precision])
-    return cache.get(key, lambda: _computed(network, preprocessing, images, flip, precision, progress))
+        return compute()
+    return cache.get(hash_of([frozen_hash(network, preprocessing), images, f"flip {flip}", precision]), compute)
 
 
-def _computed(
+def outputs(
     network: Network,
     preprocessing: Preprocessing,
     images: NDArray[np.uint8],
-    flip: bool,
-    precision: str,
-    progress: Callable[[int], None] | None,
+    forward: Callable[[Tensor], Tensor],
+    *,
+    flip: bool = False,
+    precision: str = "fp32",
+    progress: Callable[[int], None] | None = None,
 ) -> Tensor:
+    """Return `forward` of the preprocessed images (N, C, H, W), on the CPU, in eval mode and without gradients."""
     device = next(network.parameters()).device
     training = [module for module in (*network.modules(), *preprocessing.modules()) if module.training]
     network.eval()
@@ -68,11 +77,20 @@ def _computed(
             for start in range(0, len(images), BATCH):
                 pixels = torch.from_numpy(np.array(images[start : start + BATCH])).to(device)
                 x = preprocessing(pixels.flip(3) if flip else pixels)
-                maps = network.forward_features(x.contiguous(memory_format=torch.channels_last))
-                parts.append(maps.float().mean((2, 3)).cpu())
+                parts.append(forward(x.contiguous(memory_format=torch.channels_last)).float().cpu())
                 if progress is not None:
                     progress(min(start + BATCH, len(images)))
     finally:
         for module in training:
             module.training = True
     return torch.cat(parts).clone()
+
+
+def feature_precision(precision: str, device: torch.device) -> str:
+    """Return the compute dtype of features: for "auto", bf16 on a device with bfloat16 units, else fp32."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    units = (getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return "bf16" if any(units) else "fp32"

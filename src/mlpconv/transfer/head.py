@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import unwrap
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -52,26 +52,48 @@ def fit_head(
     *,
     penalty: float | None = None,
     weights: Tensor | None = None,
+    fixed: tuple[Tensor, Tensor] | None = None,
     seed: int = 0,
 ) -> Head:
     """Fit a classifier of `num_classes` on the features of images, each seen in one or more views.
 
     `views` are (N, D) each, row i of every one of image i (flipped, say); `labels` are (N,); `weights` (N,) weigh the
     images, all the same if None. Without a `penalty`, the one of the least cross-validated log loss is taken; all views
-    of an image are in the same fold.
+    of an image are in the same fold. `fixed` are the weight (F, D) and bias (F,) of the first F classes, which stay.
     """
+    if fixed is None:
+        fixed = torch.empty(0, views[0].shape[1]), torch.empty(0)
+    new = num_classes - len(fixed[1])
     stacked = torch.cat([view.float() for view in views])
     mean, deviation = stacked.mean(0), stacked.std(0, correction=0)
     scale = torch.where(deviation > FLOOR, 1 / deviation.clamp_min(FLOOR), torch.zeros_like(deviation))
     z, y = (stacked - mean) * scale, labels.repeat(len(views))
     w = torch.ones(len(y)) if weights is None else weights.float().repeat(len(views))
+    rows = _Rows(z, stacked @ fixed[0].T + fixed[1], y, w)
     log_losses: dict[float, float] = {}
     if penalty is None:
-        log_losses = _cross_validated(z, y, w, num_classes, folds_of(labels, FOLDS, seed).repeat(len(views)))
+        log_losses = _cross_validated(rows, new, folds_of(labels, FOLDS, seed).repeat(len(views)))
         penalty = min(log_losses, key=lambda key: log_losses[key])
-    weight, bias = _solve(z, y, w, penalty, _zeros(z, num_classes))
+    weight, bias = _solve(rows, penalty, _zeros(z, new))
     weight = weight * scale
-    return Head(weight, bias - weight @ mean, penalty, log_losses)
+    return Head(torch.cat([fixed[0], weight]), torch.cat([fixed[1], bias - weight @ mean]), penalty, log_losses)
+
+
+class _Rows(NamedTuple):
+    """Images to fit on: standardised features (N, D), logits of fixed classes (N, F), labels (N,), weights (N,)."""
+
+    z: Tensor
+    fixed: Tensor
+    y: Tensor
+    w: Tensor
+
+    def where(self, mask: Tensor) -> _Rows:
+        return _Rows(*(part[mask] for part in self))
+
+    def losses(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """Return the log loss (N,) of each image with these weights of the other classes."""
+        logits = torch.cat([self.fixed, self.z @ weight.T + bias], 1)
+        return F.cross_entropy(logits, self.y, reduction="none")
 
 
 def folds_of(labels: Tensor, folds: int, seed: int) -> Tensor:
@@ -86,19 +108,18 @@ def folds_of(labels: Tensor, folds: int, seed: int) -> Tensor:
     return fold
 
 
-def _cross_validated(z: Tensor, y: Tensor, w: Tensor, num_classes: int, fold: Tensor) -> dict[float, float]:
+def _cross_validated(rows: _Rows, new: int, fold: Tensor) -> dict[float, float]:
     """Return the log loss of held-out images for each penalty, from the largest until it rises twice."""
-    tested = range(FOLDS) if len(y) <= MOST_FOLDED else range(1)
-    start = {held: _zeros(z, num_classes) for held in tested}
+    tested = range(FOLDS) if len(rows.y) <= MOST_FOLDED else range(1)
+    start = {held: _zeros(rows.z, new) for held in tested}
     log_losses: dict[float, float] = {}
     for penalty in PENALTIES:
         total = count = 0.0
         for held in tested:
-            inside, outside = fold != held, fold == held
-            start[held] = _solve(z[inside], y[inside], w[inside], penalty, start[held])
-            weight, bias = start[held]
-            losses = F.cross_entropy(z[outside] @ weight.T + bias, y[outside], reduction="none")
-            total, count = total + float((losses * w[outside]).sum()), count + float(w[outside].sum())
+            outside = rows.where(fold == held)
+            start[held] = _solve(rows.where(fold != held), penalty, start[held])
+            total += float((outside.losses(*start[held]) * outside.w).sum())
+            count += float(outside.w.sum())
         log_losses[penalty] = total / count
         recent = list(log_losses.values())[-3:]
         if len(recent) == 3 and recent[0] < recent[1] < recent[2]:
@@ -110,10 +131,10 @@ def _zeros(z: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     return torch.zeros(num_classes, z.shape[1]), torch.zeros(num_classes)
 
 
-def _solve(z: Tensor, y: Tensor, w: Tensor, penalty: float, start: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _solve(rows: _Rows, penalty: float, start: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Minimise the weighted mean log loss + penalty / 2 * |weight|^2 from a start, by L-BFGS."""
     weight, bias = (part.clone().requires_grad_() for part in start)
-    w = w / w.sum()
+    w = rows.w / rows.w.sum()
     solver = torch.optim.LBFGS(
         [weight, bias],
         max_iter=ITERATIONS,
@@ -126,9 +147,7 @@ def _solve(z: Tensor, y: Tensor, w: Tensor, penalty: float, start: tuple[Tensor,
     def loss() -> Tensor:
         for parameter in (weight, bias):
             parameter.grad = None
-        value = (
-            F.cross_entropy(z @ weight.T + bias, y, reduction="none") * w
-        ).sum() + penalty / 2 * weight.square().sum()
+        value = (rows.losses(weight, bias) * w).sum() + penalty / 2 * weight.square().sum()
         value.backward()
         return value.detach()
 
