@@ -1,6 +1,6 @@
 """From a model file to production: export it, run it without torch, serve it.
 
-`export` writes ONNX and OpenVINO files from a model file and needs torch. Everything else runs without it: `predictor`
+`exporting` writes ONNX and OpenVINO files from a model file and needs torch. The rest runs without it: `predictor`
 classifies images with such a file, `server` answers HTTP requests, `guard` keeps any ASGI application within limits.
 """
 
@@ -9,13 +9,25 @@ from __future__ import annotations
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from mlpconv.deploy.exporting import Exported as Exported
+    from mlpconv.deploy.exporting import export as export
     from mlpconv.deploy.guard import Guard as Guard
     from mlpconv.deploy.limits import Limits as Limits
+    from mlpconv.deploy.predictor import Predictor as Predictor
     from mlpconv.deploy.runner import serve_app as serve_app
+    from mlpconv.deploy.source import source_from_network as source_from_network
 
-_MODULE_OF = {"Guard": "guard", "Limits": "limits", "serve_app": "runner"}
+_MODULE_OF = {
+    "Exported": "exporting",
+    "Guard": "guard",
+    "Limits": "limits",
+    "Predictor": "predictor",
+    "export": "exporting",
+    "serve_app": "runner",
+    "source_from_network": "source",
+}
 
-__all__ = ["Guard", "Limits", "serve_app"]
+__all__ = ["Exported", "Guard", "Limits", "Predictor", "export", "serve_app", "source_from_network"]
 
 
 def __getattr__(name: str) -> object:
