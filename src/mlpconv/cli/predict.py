@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -28,7 +28,7 @@ def predict(
     recursive: bool = True,
     batch_size: int = 128,
     tta_flip: Switch = False,
-    engine: EngineName | None = None,
+    engine: Literal["auto", "onnxruntime", "openvino"] | None = None,
     csv: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     json: Switch = False,
 ) -> int:

@@ -15,11 +15,12 @@ from uvicorn import Config, Server
 
 from mlpconv.deploy.connection import GuardedProtocol
 from mlpconv.deploy.guard import Guard
-from mlpconv.errors import first_line
+from mlpconv.errors import ServerError, first_line
 
 __all__ = ["DrainingServer", "run_until_signal"]
 
-MALFORMED = "Invalid HTTP request received."
+# A malformed request is logged by its connection, a failed start is raised.
+REPORTED_ELSEWHERE = ("Invalid HTTP request received.", "Traceback", "Application startup failed")
 SPARE_FILES = 256  # file descriptors beside those of the connections
 
 
@@ -38,6 +39,8 @@ async def run_until_signal(guard: Guard, listener: socket.socket, on_start: Call
     logger.propagate = False
     try:
         await DrainingServer(config, guard, on_start).serve([listener])
+    except SystemExit:  # the application's lifespan failed to start
+        raise ServerError("The application did not start; its log has the cause.") from None
     finally:
         logger.removeHandler(handler)
 
@@ -85,7 +88,7 @@ class _JsonHandler(logging.Handler):
         self.guard = guard
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.getMessage() == MALFORMED:  # the connection has logged it, with an id
+        if record.getMessage().startswith(REPORTED_ELSEWHERE):
             return
         error = record.exc_info[1] if record.exc_info else None
         note = f"{type(error).__name__}: {first_line(error)}" if error is not None else record.getMessage().strip()

@@ -65,14 +65,21 @@ class Guard:
     """An ASGI application that answers for `app` within `limits`.
 
     `hosts` are the accepted values of the Host header, without port (None: any); a page of another origin cannot reach
-    a local server by renaming it. `log` gets one dictionary per request. The application finds this guard as
-    `scope["mlpconv.guard"]`, and `draining` says that the server is about to stop.
+    a local server by renaming it. `log` gets one dictionary per request. Requests for a path in `probes` are answered
+    also by a busy server. The application finds this guard as `scope["mlpconv.guard"]`, and `draining` says that the
+    server is about to stop.
     """
 
     def __init__(
-        self, app: App, limits: Limits | None = None, *, hosts: Collection[str] | None = None, log: Log = log_to_stderr
+        self,
+        app: App,
+        limits: Limits | None = None,
+        *,
+        hosts: Collection[str] | None = None,
+        log: Log = log_to_stderr,
+        probes: Collection[str] = (),
     ) -> None:
-        self.app, self.limits, self.log = app, limits or Limits(), log
+        self.app, self.limits, self.log, self.probes = app, limits or Limits(), log, frozenset(probes)
         self.hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
         self.draining = False
         self.running = 0
@@ -97,7 +104,8 @@ class _Exchange:
         self.receive, self.send = receive, send
         self.id = secrets.token_hex(8)
         self.status = 0
-        self.finished = self.replaced = False
+        self.finished = False
+        self.replaced: MutableMapping[str, Any] | None = None
         self.keep_alive = True
         self.bytes_in = self.bytes_out = 0
         self.note: str | None = None
@@ -134,12 +142,14 @@ class _Exchange:
 
     async def _run_app(self, body: bytes) -> None:
         """Run the application on a received body, if there is a place, and until the deadline."""
-        if self.guard.running >= self.limits.requests:
+        if self.guard.running >= self.limits.requests and self.scope["path"] not in self.guard.probes:
             raise Refusal(503, "busy", BUSY)
         self.guard.running += 1
         try:
             async with asyncio.timeout(self.limits.answer_seconds):
                 await self.guard.app(self.scope, self._replay(body), self._send)
+                if self.replaced is not None:
+                    await self._replace(self.replaced)
         except TimeoutError as error:
             if self.status:
                 raise
@@ -205,19 +215,21 @@ class _Exchange:
         return receive
 
     async def _send(self, message: MutableMapping[str, Any]) -> None:
-        """Pass a message of the application's response on; an error in text or HTML is replaced by one in JSON."""
-        if message["type"] != "http.response.start":
-            if not self.replaced:
-                await self._pass_on(message)
+        """Pass a message of the application on; keep an error in text or HTML for `_replace`."""
+        if self.replaced is not None:
             return
-        kinds = [value for name, value in message.get("headers", []) if name.lower() == b"content-type"]
-        if message["status"] >= HTTPStatus.BAD_REQUEST and not any(b"json" in kind for kind in kinds):
-            self.replaced = True
-            phrase = HTTPStatus(message["status"]).phrase
-            kept = [(name, value) for name, value in message["headers"] if name.lower() == b"allow"]
-            await self._refuse(Refusal(message["status"], phrase.lower().replace(" ", "_"), f"{phrase}."), kept)
-        else:
-            await self._pass_on(message)
+        if message["type"] == "http.response.start" and message["status"] >= HTTPStatus.BAD_REQUEST:
+            kinds = [value for name, value in message.get("headers", []) if name.lower() == b"content-type"]
+            if not any(b"json" in kind for kind in kinds):
+                self.replaced = message
+                return
+        await self._pass_on(message)
+
+    async def _replace(self, message: MutableMapping[str, Any]) -> None:
+        """Answer with an error of the application in the guard's format; it may have raised a Refusal instead."""
+        phrase = HTTPStatus(message["status"]).phrase
+        kept = [(name, value) for name, value in message.get("headers", []) if name.lower() == b"allow"]
+        await self._refuse(Refusal(message["status"], phrase.lower().replace(" ", "_"), f"{phrase}."), kept)
 
     async def _pass_on(self, message: MutableMapping[str, Any]) -> None:
         """Send a message of a response; its head gets the request's id and the default headers."""

@@ -25,12 +25,14 @@ def serve_app(
     limits: Limits | None = None,
     hosts: Collection[str] | None = None,
     log: Log = log_to_stderr,
+    probes: Collection[str] = (),
     announce: Callable[[str], None] | None = None,
 ) -> None:
     """Serve an ASGI application behind a Guard until SIGTERM or Ctrl-C; what was accepted is answered first.
 
     `port` 0 chooses a free one. `announce` is called with the URL once the server accepts connections. `hosts` are the
-    accepted Host headers; None accepts any, but only local ones if `host` is a local address. Raises ServerError if
+    accepted Host headers; None accepts any, but only local ones if `host` is a local address. Paths in `probes` are
+    answered also when the server is busy. Raises ServerError if
     the address is in use or not of this machine, UsageError for a port out of range.
     """
     try:
@@ -40,7 +42,7 @@ def serve_app(
     limits = limits or Limits()
     if hosts is None and host in LOCAL_HOSTS:
         hosts = LOCAL_HOSTS
-    guard = Guard(app, limits, hosts=hosts, log=log)
+    guard = Guard(app, limits, hosts=hosts, log=log, probes=probes)
     listener = listen(host, port, limits.connections)
     from mlpconv.deploy.draining import run_until_signal
 
