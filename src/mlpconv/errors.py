@@ -9,6 +9,8 @@ MlpconvError                the base class: catch it to catch them all
 ├── ModelFileError          a model file that is missing, damaged, hostile or of another format
 ├── SurgeryError            a network that an operation cannot change, or not exactly
 ├── RunFolderError          a run folder that is in use, not empty or not writable
+├── ExportError             a model that cannot be exported, or an exported file that cannot be used
+├── ServerError             a server that cannot start
 ├── CheckpointError         no valid checkpoint to resume from
 └── TrainingError           training that cannot continue
     ├── CollapseError       the loss stays at ln(classes) with dead category maps
@@ -35,6 +37,7 @@ __all__ = [
     "CollapseError",
     "DataError",
     "DownloadError",
+    "ExportError",
     "ImageError",
     "Interrupted",
     "MissingSplit",
@@ -42,6 +45,7 @@ __all__ = [
     "ModelFileError",
     "NonFiniteError",
     "RunFolderError",
+    "ServerError",
     "SurgeryError",
     "TrainingError",
     "UsageError",
@@ -91,6 +95,14 @@ class SurgeryError(MlpconvError):
 
 class RunFolderError(MlpconvError):
     """A run folder that is in use, not empty or not writable."""
+
+
+class ExportError(MlpconvError):
+    """A model that cannot be exported, or an exported file that cannot be used."""
+
+
+class ServerError(MlpconvError):
+    """A server that cannot start."""
 
 
 class CheckpointError(MlpconvError):

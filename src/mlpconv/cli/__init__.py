@@ -31,6 +31,15 @@ VERBS = {
     "surgery": ("mlpconv.cli.surgery:surgery", "Rewrite a network and prove that its outputs stay the same."),
     "search": ("mlpconv.cli.search:search", "Search recipe settings for networks of low error and low cost."),
     "data": ("mlpconv.cli.data:app", "List the data sets, or download one."),
+    "export": ("mlpconv.cli.export:export", "Write a model as ONNX or OpenVINO, in float32 or int8, and check it."),
+    "serve": ("mlpconv.cli.serve:serve", "Serve an exported model over HTTP."),
+}
+
+# Package -> the extra that installs it.
+EXTRAS = {
+    "train": ("torch", "matplotlib"),
+    "export": ("onnx", "onnxscript", "onnxruntime"),
+    "serve": ("starlette", "uvicorn", "httptools", "prometheus_client"),
 }
 
 DISK_TROUBLE = {
@@ -131,7 +140,10 @@ def _explain_missing(module: str) -> str:
     """Explain a missing module; those of the standard library cannot be installed."""
     if module.partition(".")[0] in sys.stdlib_module_names:
         return f"this Python lacks the module {module!r}: run mlpconv on {SYSTEMS} (on Windows, in WSL)."
-    return f"the Python package {module!r} is missing: install it with pip install {module}"
+    package = module.partition(".")[0]
+    extra = next((name for name, packages in EXTRAS.items() if package in packages), None)
+    wanted = package if extra is None else f"'mlpconv[{extra}]'"
+    return f"the Python package {package!r} is missing: install it with pip install {wanted}"
 
 
 def _explain_os_error(error: OSError) -> str:

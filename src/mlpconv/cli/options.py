@@ -10,7 +10,10 @@ from cyclopts import Parameter
 
 from mlpconv.errors import UsageError
 
-__all__ = ["Model", "Switch", "check_can_be_written", "check_from_one", "image_size", "shipped_names"]
+__all__ = [
+    "AnyModel", "Model", "Switch", "check_can_be_written", "check_from_one", "image_size", "is_exported",
+    "shipped_names",
+]  # fmt: skip
 
 Switch = Annotated[bool, Parameter(negative=())]
 """A flag that is off by default and has no --no- form."""
@@ -25,6 +28,19 @@ Model = Annotated[
     str, Parameter(help=f"A model file, a run folder, or the name of a shipped network: {', '.join(shipped_names())}.")
 ]
 """The network that a verb uses."""
+AnyModel = Annotated[
+    str,
+    Parameter(
+        help="A model file, a run folder, a file from `mlpconv export` (.onnx or .xml), or the name of a shipped "
+        f"network: {', '.join(shipped_names())}."
+    ),
+]
+"""The network of a verb that also runs exported files."""
+
+
+def is_exported(model: str) -> bool:
+    """Return whether a model is named like an exported file."""
+    return Path(model).suffix.lower() in (".onnx", ".xml")
 
 
 def check_from_one(**options: int) -> None:

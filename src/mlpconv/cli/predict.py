@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from mlpconv.cli.options import Model, Switch, check_from_one
+from mlpconv.cli.options import AnyModel, Switch, check_from_one, is_exported
 
 if TYPE_CHECKING:
+    from mlpconv.deploy.predictor import Predictor
+    from mlpconv.deploy.runtime import EngineName
     from mlpconv.inference import Classifier
 
 __all__ = ["predict"]
@@ -19,13 +21,14 @@ FAILED = 1
 
 
 def predict(
-    model: Model,
+    model: AnyModel,
     /,
     *images: str,
     top: int = 3,
     recursive: bool = True,
     batch_size: int = 128,
     tta_flip: Switch = False,
+    engine: Literal["auto", "onnxruntime", "openvino"] | None = None,
     csv: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     json: Switch = False,
 ) -> int:
@@ -46,12 +49,13 @@ def predict(
         Images per batch.
     tta_flip
         Average the logits of each image and its horizontal flip.
+    engine
+        For an exported file: what runs it. auto (default) takes the faster one of those installed.
     csv
         Write a CSV file; - writes to standard output.
     json
         Print a JSON list with one object per image.
     """
-    from mlpconv import inference
     from mlpconv.cli.bar import Bar
     from mlpconv.cli.paths import find_images
     from mlpconv.cli.reading import say_left_out
@@ -59,7 +63,7 @@ def predict(
     check_from_one(top=top, batch_size=batch_size)
     if csv is not None:
         _check_csv(csv, json)
-    classifier = inference.load(model)
+    classifier = _open(model, engine)
     listing = find_images(images, recursive)
     files = listing.files
     say_left_out(listing)
@@ -78,6 +82,21 @@ def predict(
     return FAILED if len(rows) < len(files) or listing.unreadable else 0
 
 
+def _open(model: str, engine: EngineName | None) -> Classifier | Predictor:
+    """Open an exported file without importing torch, or a model file."""
+    from mlpconv.errors import UsageError
+
+    if is_exported(model):
+        from mlpconv.deploy.predictor import Predictor
+
+        return Predictor(model, engine=engine or "auto")
+    if engine is not None:
+        raise UsageError(f"--engine is for exported files (.onnx, .xml); {model!r} is run by torch.")
+    from mlpconv import inference
+
+    return inference.load(model)
+
+
 def _check_csv(target: str, json: bool) -> None:
     """Raise UsageError for a --csv target that cannot be written, before anything is computed."""
     from mlpconv.cli.paths import check_target
@@ -91,7 +110,9 @@ def _check_csv(target: str, json: bool) -> None:
         check_target(Path(target), "--csv")
 
 
-def _predict_batch(classifier: Classifier, files: Sequence[Path], top: int, tta_flip: bool) -> list[dict[str, Any]]:
+def _predict_batch(
+    classifier: Classifier | Predictor, files: Sequence[Path], top: int, tta_flip: bool
+) -> list[dict[str, Any]]:
     """Return one row per readable file; report the others on stderr."""
     from mlpconv.cli.reading import say_skipped
 

@@ -7,6 +7,6 @@ runs a network faster on a CPU, `dispatch` decides when to use it.
 from __future__ import annotations
 
 from mlpconv.inference.classifier import Classifier, load
-from mlpconv.inference.predictions import Prediction, Predictions
+from mlpconv.predictions import Prediction, Predictions
 
 __all__ = ["Classifier", "Prediction", "Predictions", "load"]

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from mlpconv.errors import ImageError, ModelFileError, UsageError, did_you_mean
 from mlpconv.inference.dispatch import Dispatcher, modules_of, state_of
 from mlpconv.inference.pixels import as_pixels, batches, items
-from mlpconv.inference.predictions import Predictions
 from mlpconv.modelfile import read
 from mlpconv.modelfile.parts import Size, check_parts
+from mlpconv.predictions import Predictions
 from mlpconv.preprocessing import Preprocessing
 from mlpconv.text import printable
 from mlpconv.threads import one_thread, survive_fork

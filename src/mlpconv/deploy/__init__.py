@@ -1,0 +1,39 @@
+"""From a model file to production: export it, run it without torch, serve it.
+
+`exporting` writes ONNX and OpenVINO files from a model file and needs torch. The rest runs without it: `predictor`
+classifies images with such a file, `server` answers HTTP requests, `guard` keeps any ASGI application within limits.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:
+    from mlpconv.deploy.exporting import Exported as Exported
+    from mlpconv.deploy.exporting import export as export
+    from mlpconv.deploy.guard import Guard as Guard
+    from mlpconv.deploy.limits import Limits as Limits
+    from mlpconv.deploy.predictor import Predictor as Predictor
+    from mlpconv.deploy.runner import serve_app as serve_app
+    from mlpconv.deploy.source import source_from_network as source_from_network
+
+_MODULE_OF = {
+    "Exported": "exporting",
+    "Guard": "guard",
+    "Limits": "limits",
+    "Predictor": "predictor",
+    "export": "exporting",
+    "serve_app": "runner",
+    "source_from_network": "source",
+}
+
+__all__ = ["Exported", "Guard", "Limits", "Predictor", "export", "serve_app", "source_from_network"]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name on first use; raises AttributeError for any other name."""
+    from importlib import import_module
+
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

@@ -1,0 +1,83 @@
+"""Compare the outputs of an exported file with those of torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mlpconv.data.digits import read_digits
+from mlpconv.data.inputs import read_pixels
+from mlpconv.deploy.onnx_graph import PixelsToOutputs
+from mlpconv.deploy.predictor import Predictor
+from mlpconv.errors import ExportError
+from mlpconv.threads import one_thread
+
+__all__ = ["MAX_DIFFERENCE", "Parity", "compare_with_torch", "sample_pixels"]
+
+MAX_DIFFERENCE = 1e-4
+"""Largest accepted difference of a logit or map value, relative to the largest logit."""
+COUNT = 16  # images of each kind
+ODD_BATCH = 3  # a batch size that was not traced
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How the outputs of an exported file differ from those of torch."""
+
+    images: int
+    """Number of images compared: random pixels, photographs or digits, constant images."""
+    logits: float
+    """Largest difference of a logit, relative to the largest logit."""
+    maps: float
+    """Largest difference of a map value, relative to the largest logit; 0 without maps."""
+    probabilities: float
+    """Largest absolute difference of a probability."""
+    same_class: bool
+    """Whether the most probable class of every image is the same."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-able form."""
+        return asdict(self)
+
+
+def sample_pixels(input_size: tuple[int, int, int], real: Pixels | None = None) -> Pixels:
+    """Return images (N, C, H, W) to compare on: random, real (default: embedded digits), black and white."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (COUNT, *input_size), dtype=np.uint8)
+    if real is None or not len(real):
+        from mlpconv.decode_options import DEFAULT_DECODING
+
+        digits = read_digits()["test"].images[:COUNT, 0]
+        real = np.stack([read_pixels(digit, input_size, DEFAULT_DECODING) for digit in digits])
+    flat = np.stack([np.full(input_size, value, np.uint8) for value in (0, 255)])
+    return np.concatenate([noise, real[: 4 * COUNT], flat])
+
+
+@one_thread()
+def compare_with_torch(graph: PixelsToOutputs, predictor: Predictor, pixels: Pixels) -> Parity:
+    """Compare an exported file with torch on uint8 pixels (N, C, H, W), alone and in batches.
+
+    The classes of two images are compared only if torch separates them by more than the difference of the logits.
+    """
+    outputs = list(graph.outputs)
+    with torch.no_grad():
+        expected = [tensor.numpy() for tensor in graph(torch.from_numpy(pixels))]
+        plain = graph.network(graph.preprocessing(torch.from_numpy(pixels))).numpy()
+    batches = [*np.array_split(pixels, range(1, 3)), *[pixels[:ODD_BATCH]]]
+    actual = [np.concatenate(parts) for parts in zip(*(predictor.outputs(x, outputs) for x in batches), strict=True)]
+    expected = [np.concatenate([values, values[:ODD_BATCH]]) for values in (expected[0], plain, *expected[2:])]
+    if not all(np.isfinite(values).all() for values in expected):
+        raise ExportError("The network outputs NaN or infinity: its weights are too large. Retrain it.")
+    largest = float(np.abs(expected[1]).max()) or 1.0
+    differences = [float(np.abs(a - b).max()) for a, b in zip(actual, expected, strict=True)]
+    top = np.sort(expected[1], 1)
+    clear = top[:, -1] - top[:, -2] > 2 * differences[1] if top.shape[1] > 1 else np.ones(len(top), bool)
+    same = bool((actual[0].argmax(1) == expected[1].argmax(1))[clear].all())
+    maps = differences[2] / largest if len(differences) > 2 else 0.0
+    return Parity(len(pixels), differences[1] / largest, maps, differences[0], same)

@@ -1,0 +1,97 @@
+"""The network to export, with its preprocessing and class names: from a model file, or any PyTorch network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from mlpconv.errors import SurgeryError, UsageError, first_line
+from mlpconv.inference import Classifier, load
+from mlpconv.models.external import create_external, is_external
+from mlpconv.preprocessing import Preprocessing
+
+__all__ = ["Source", "open_source", "source_from_network"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network in eval mode with all that an exported file stores about it."""
+
+    name: str
+    model: nn.Module
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+    input_size: tuple[int, int, int]
+    min_size: int = 1
+    fixed_size: bool = False
+    info: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    classifier: Classifier | None = None
+
+
+def open_source(model: str | os.PathLike[str] | Classifier) -> Source:
+    """Return the network of a classifier, a model file, a run folder, or the name of shipped weights.
+
+    A network of another library, such as timm:resnet18, has random weights. Raises ModelFileError for a file that
+    cannot be read, UsageError for an unknown name or a library that is not installed.
+    """
+    if isinstance(model, Classifier):
+        return _from_classifier(model)
+    name = os.fspath(model)
+    if not is_external(name):
+        return _from_classifier(load(name))
+    network, input_size = create_external(name)
+    classes = [str(index) for index in range(_count_classes(network, input_size))]
+    source = source_from_network(network, Preprocessing(["scale"], input_size[0], input_size[1:]), classes, input_size)
+    return Source(**{**vars(source), "name": name, "notes": (f"{name} has random weights.", *source.notes)})
+
+
+def source_from_network(
+    model: nn.Module, preprocessing: Preprocessing, classes: Sequence[str], input_size: tuple[int, int, int]
+) -> Source:
+    """Return any network (N, C, H, W) -> logits (N, K) for export, with category maps if `pool_head` can expose them.
+
+    Raises UsageError for an unfitted preprocessing.
+    """
+    from mlpconv.surgery import pool_head
+
+    if not preprocessing.ready:
+        raise UsageError("The preprocessing is not fitted: call fit(training images) before exporting.")
+    notes: tuple[str, ...] = ()
+    model = model.eval()
+    if not hasattr(model, "category_maps"):
+        try:
+            model = pool_head(model, input_size, latency=False).model
+        except SurgeryError as error:
+            notes = (f"The file has no category maps: {first_line(error)}.",)
+    name = type(model).__name__
+    return Source(name, model, preprocessing.eval(), tuple(classes), input_size, notes=notes)
+
+
+def _from_classifier(classifier: Classifier) -> Source:
+    network = classifier.model
+    return Source(
+        name=network.config.name,
+        model=network,
+        preprocessing=classifier.preprocessing,
+        classes=classifier.classes,
+        input_size=classifier.input_size,
+        min_size=network.min_size,
+        fixed_size=network.fixed_size or "zca" in classifier.preprocessing.names,
+        info=classifier.info,
+        classifier=classifier,
+    )
+
+
+def _count_classes(network: nn.Module, input_size: tuple[int, int, int]) -> int:
+    import torch
+
+    with torch.no_grad():
+        logits = network.eval()(torch.zeros(2, *input_size))
+    if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
+        raise UsageError("The network does not return logits (N, K): export it from Python, with its head replaced.")
+    return int(logits.shape[1])
