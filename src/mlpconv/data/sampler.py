@@ -44,8 +44,10 @@ class Sampler:
     def indices(self, step: int) -> Tensor:
         """Return the indices (N,) of the images of a step."""
         position = step % self.steps_per_epoch
+        count, longer = divmod(self.length, self.steps_per_epoch)  # the first batches have one image more
+        start = position * count + min(position, longer)
         order = permutation(self.length, self.seed, self.epoch(step))
-        return torch.tensor_split(order, self.steps_per_epoch)[position]
+        return order[start : start + count + (position < longer)]
 
 
 @lru_cache(maxsize=2)
