@@ -1,4 +1,4 @@
-"""`mlpconv data`: list the named data sets, download one, and pack a folder into tar shards."""
+"""`mlpconv data`: list the named data sets, download one, and pack images into tar shards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = App(name="data", help="List the named data sets, download one, or pack a folder into tar shards.")
+app = App(name="data", help="List the named data sets, download one, or pack images into tar shards.")
 
 
 @app.command(name="list")
@@ -96,12 +96,12 @@ def pack(
     seed: int = 0,
     json: Switch = False,
 ) -> None:
-    """Pack a folder of class folders into tar shards (webdataset's format), which train without being unpacked.
+    """Pack a folder or Parquet files into tar shards (webdataset's format), which train without being unpacked.
 
     Parameters
     ----------
     folder
-        A folder with class folders, or with train/, val/ and test/.
+        A folder with class folders, or with train/, val/ and test/; or a Parquet file, or a folder of them.
     out
         A new folder for the shards: train-000000.tar, val-000000.tar, ...
     per_shard

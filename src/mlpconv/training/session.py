@@ -56,7 +56,7 @@ def run_training(
         folder.write_json("data.json", data_summary(dataset))
         folder.write_json("recipe.json", recipe.to_dict())  # last: the run can be resumed from here on
     split = dataset.split("train")
-    sampler = Sampler(len(split), recipe.batch_size, recipe.seed)
+    sampler = Sampler(len(split), recipe.batch_size, recipe.seed, recipe.shuffle_window)
     loader = BatchLoader(split, preprocessing, recipe, sampler, recipe.epochs * sampler.steps_per_epoch, device)
     precision = recorded_precision(folder, progress) if resume else None
     state = initial_state(model, loader, recipe, stored, progress, precision)
