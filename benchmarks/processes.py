@@ -29,7 +29,7 @@ from mlpconv.models import create_model
 from mlpconv.training import Recipe
 from mlpconv.training.optim import make_optimizers
 from mlpconv.training.process_group import Group
-from mlpconv.training.shards import ShardedStep
+from mlpconv.training.sharded_step import ShardedStep
 from mlpconv.training.step import train_step
 
 PARAMETERS, BATCH, STEPS, EXCHANGES = 966_986, 64, 12, 30

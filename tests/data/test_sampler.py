@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlpconv.data.sampler import Batch, Sampler, prefetch
+from mlpconv.data.augment import generator
+from mlpconv.data.sampler import Batch, Sampler, permutation, prefetch
 
 
 def numbered(step: int) -> Batch:
@@ -149,3 +150,27 @@ def test_a_worker_flushes_denormals_as_the_trainer_does():
     products = [int(batch.images) for batch in made]  # as bits: to read such a number flushes it too
     assert products == [0] * 3
     assert int((tiny * 1e-10).view(torch.int32)) != 0
+
+
+# --- windows
+
+
+@given(length=st.integers(1, 499), window=st.integers(1, 600), seed=st.integers(0, 99))
+def test_windows_are_read_one_after_another(length: int, window: int, seed: int):
+    order = torch.cat([Sampler(length, 7, seed, window).indices(step) for step in range(-(-length // 7))])
+    assert sorted(order.tolist()) == list(range(length))
+    visited = torch.unique_consecutive(order // window)
+    assert sorted(visited.tolist()) == list(range(-(-length // window)))  # each window once
+
+
+def test_windows_are_shuffled_within_and_among_and_anew_in_each_epoch():
+    first, second = (torch.cat([Sampler(600, 50, 1, 100).indices(12 * e + s) for s in range(12)]) for e in (0, 1))
+    assert not torch.equal(first, second)
+    assert torch.unique_consecutive(first // 100).tolist() != list(range(6))
+    assert (first[:100].diff() < 0).sum() > 30
+
+
+def test_a_full_shuffle_is_the_order_of_before():
+    """The order of a seed is part of every published result."""
+    assert Sampler(10, 4, 0).indices(0).tolist() == torch.tensor_split(permutation(10, 0, 0), 3)[0].tolist()
+    assert torch.equal(permutation(10, 0, 0), torch.randperm(10, generator=generator(0, "order", 0)))

@@ -25,5 +25,5 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def __call__(self, done: int) -> None:
+    def __call__(self, done: float) -> None:
         self._progress.update(self._task, completed=done)

@@ -1,4 +1,4 @@
-"""`mlpconv data`: list the named data sets and download one."""
+"""`mlpconv data`: list the named data sets, download one, and pack images into tar shards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = App(name="data", help="List the named data sets, or download one.")
+app = App(name="data", help="List the named data sets, download one, or pack images into tar shards.")
 
 
 @app.command(name="list")
@@ -84,6 +84,47 @@ def prepare(
         _print_json({"name": name, "folder": str(root), "files": [str(path) for path in paths]})
     else:
         _print_ready(entry, paths, to)
+
+
+@app.command
+def pack(
+    folder: Path,
+    /,
+    *,
+    out: Path,
+    per_shard: int = 10_000,
+    seed: int = 0,
+    json: Switch = False,
+) -> None:
+    """Pack a folder or Parquet files into tar shards (webdataset's format), which train without being unpacked.
+
+    Parameters
+    ----------
+    folder
+        A folder with class folders, or with train/, val/ and test/; or a Parquet file, or a folder of them.
+    out
+        A new folder for the shards: train-000000.tar, val-000000.tar, ...
+    per_shard
+        Images in a shard.
+    seed
+        Seed of the order of the images.
+    json
+        Print a JSON object with the paths of the shards.
+    """
+
+    from mlpconv.cli.bar import Bar
+    from mlpconv.data.pack import pack as pack_folder
+
+    with Bar("packing", 1) as bar:
+        packed = pack_folder(
+            folder, out, per_shard=per_shard, seed=seed, progress=lambda done, total: bar(done / total)
+        )
+    if json:
+        _print_json({"shards": [str(path) for path in packed.shards], "images": packed.images, "notes": packed.notes})
+        return
+    for note in packed.notes:
+        print(note)
+    print(f"{packed.images:,} images in {len(packed.shards):,} shards: mlpconv train {out}")
 
 
 def _row(entry: Published, root: Path) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from json import dumps
 from os import environ
 from pathlib import Path
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["train"]
 
 NAMES = ("recipe", "epochs", "out", "resume", "precision", "device", "on_collapse", "tune", "balance", "add_classes")
+Memory = Annotated[
+    str | None, Parameter(help="Memory for the images of tar shards, such as 4G (default: a quarter of what is free).")
+]
 FLAGS = {name: f"--{name.replace('_', '-')}" for name in NAMES} | {"source": "--from"}
 
 DataDir = Annotated[
@@ -70,6 +75,7 @@ def train(
     balance: Balance = False,
     add_classes: AddClasses = False,
     cache_gb: CacheGB = None,
+    memory: Memory = None,
     json: Switch = False,
 ) -> None:
     """Train a network on a named data set or a folder with one folder of images per class; write a run folder.
@@ -77,7 +83,8 @@ def train(
     Parameters
     ----------
     data
-        digits, mnist, fashion_mnist, cifar10, cifar100, svhn, or a folder (with class folders, or train/ and val/).
+        digits, mnist, fashion_mnist, cifar10, cifar100, svhn; a folder (of class folders, or train/ and val/); or
+        tar shards, such as shards/*.tar.
     recipe
         Training recipe: fast (the default), best, paper, or a JSON file.
     epochs
@@ -105,10 +112,20 @@ def train(
     )  # fmt: skip
     settings |= {"out": out, "resume": resume, "data_root": data_dir}
     settings |= {} if cache_gb is None else {"cache_gb": cache_gb}
-    with worded(CommandLine(data, data_dir)):
+    with worded(CommandLine(data, data_dir)), limited(memory):
         run = fit(data, recipe, progress=make_progress(json), **settings)
     if environ.get("RANK", "0") == "0":  # torchrun: rank 0 prints
         (print_json if json else print_summary)(run)
+
+
+def limited(memory: str | None) -> AbstractContextManager[None]:
+    """Limit the memory of images in tar shards to a size such as 4G; raises UsageError for anything else."""
+    from mlpconv.data.shards import memory_limit
+
+    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,3})?)\s*([kmgt]?)b?", (memory or "0").strip().lower())
+    if match is None:
+        raise UsageError(f"--memory is {memory!r}; expected a size such as 500M or 4G.")
+    return memory_limit(None if memory is None else int(float(match[1]) * 1000 ** " kmgt".index(match[2] or " ")))
 
 
 def merge_settings(pairs: tuple[str, ...], **flags: object) -> dict[str, Any]:

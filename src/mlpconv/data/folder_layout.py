@@ -16,7 +16,9 @@ from pathlib import Path
 from mlpconv.errors import DataError
 from mlpconv.text import composed, printable
 
-__all__ = ["EXTENSIONS", "MAX_NAMED", "ScannedSplit", "abbreviated", "has_images", "scan_folder", "subfolders"]
+__all__ = [
+    "EXTENSIONS", "MAX_NAMED", "ScannedSplit", "abbreviated", "has_images", "scan_folder", "split_word", "subfolders",
+]  # fmt: skip
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".ppm", ".pgm", ".pbm", ".pnm")
 SYSTEM_FOLDERS = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found")  # never a class
@@ -63,6 +65,12 @@ def scan_folder(folder: Path) -> tuple[dict[str, ScannedSplit], list[str]]:
     if outputs:
         notes.append(f"left out, written by mlpconv: {_first_paths(outputs, folder)}.")
     return splits, notes
+
+
+def split_word(name: str) -> str | None:
+    """Return the split that the first word of a file name says, as in val-000, None if it says none."""
+    words = re.findall(r"[a-z]+", name.lower())
+    return _SPLIT_OF.get(words[0]) if words else None
 
 
 def subfolders(folder: Path) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,6 +15,7 @@ from mlpconv.data.dataset import Dataset, Split, make_dataset
 from mlpconv.data.decode import from_pil
 from mlpconv.data.folder import open_folder
 from mlpconv.data.published import open_named, refuse_pickles
+from mlpconv.data.shards import find_shards, open_shards
 from mlpconv.data.storage import allocate
 from mlpconv.data.validation import HoldOutRule
 from mlpconv.errors import DataError, UsageError, did_you_mean
@@ -37,7 +39,7 @@ def open_data(
     bits: int | None = None,
     membership: HoldOutRule | None = None,
 ) -> Dataset:
-    """Open a named data set (digits, mnist, ...) or a folder of class folders.
+    """Open a named data set (digits, mnist, ...), a folder of class folders, or tar shards ("shards/*.tar").
 
     `root` is the folder of the named sets (default: the cache, $MLPCONV_DATA or ~/.cache/mlpconv). `size` is the side
     of the square images in pixels, `channels` 1 or 3, `fit` how images are resized (crop, pad or stretch) and `bits`
@@ -51,21 +53,14 @@ def open_data(
     if isinstance(spec, str) and spec in CATALOG:
         return _convert(open_named(spec, None if root is None else Path(root)), size, channels, classes)
     folder = Path(spec)
+    options: dict[str, Any] = {"size": size, "channels": channels, "classes": classes, "fit": fit, "bits": bits}
+    options |= {"seed": seed, "val_fraction": val_fraction, "max_bad": max_bad, "membership": membership}
     try:
+        if (shards := find_shards(spec)) is not None:
+            return open_shards(shards, **options)
         if folder.is_dir():
             refuse_pickles(folder)
-            return open_folder(
-                folder,
-                size=size,
-                channels=channels,
-                classes=classes,
-                seed=seed,
-                val_fraction=val_fraction,
-                max_bad=max_bad,
-                fit=fit,
-                bits=bits,
-                membership=membership,
-            )
+            return open_folder(folder, **options)
         exists = folder.exists()
     except (OSError, ValueError) as error:
         raise DataError(f"{str(spec)!r} cannot be read: {str(error).lower()}.") from error

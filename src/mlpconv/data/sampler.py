@@ -31,6 +31,8 @@ class Sampler:
     length: int
     batch_size: int
     seed: int
+    window: int = 0
+    """Images that are read together (see `windowed`); 0 for a full shuffle."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -44,14 +46,26 @@ class Sampler:
     def indices(self, step: int) -> Tensor:
         """Return the indices (N,) of the images of a step."""
         position = step % self.steps_per_epoch
-        order = permutation(self.length, self.seed, self.epoch(step))
-        return torch.tensor_split(order, self.steps_per_epoch)[position]
+        count, longer = divmod(self.length, self.steps_per_epoch)  # the first batches have one image more
+        start = position * count + min(position, longer)
+        order = permutation(self.length, self.seed, self.epoch(step), self.window)
+        return order[start : start + count + (position < longer)]
 
 
 @lru_cache(maxsize=2)
-def permutation(length: int, seed: int, epoch: int) -> Tensor:
+def permutation(length: int, seed: int, epoch: int, window: int = 0) -> Tensor:
     """Return the order (length,) of the images in an epoch."""
-    return torch.randperm(length, generator=generator(seed, "order", epoch))
+    rng = generator(seed, "order", epoch)
+    return torch.randperm(length, generator=rng) if window == 0 else windowed(length, window, rng)
+
+
+def windowed(length: int, window: int, rng: torch.Generator) -> Tensor:
+    """Return an order that visits windows of consecutive images one after another, shuffled within and among them."""
+    count = -(-length // window)
+    position = torch.empty(count, dtype=torch.int64)
+    position[torch.randperm(count, generator=rng)] = torch.arange(count)  # of each window
+    keys = position[torch.arange(length) // window] + torch.rand(length, generator=rng, dtype=torch.float64)
+    return keys.argsort(stable=True)
 
 
 def prefetch(load: Callable[[int], Batch], start: int, stop: int, workers: int) -> Iterator[Batch]:

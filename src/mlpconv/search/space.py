@@ -18,7 +18,7 @@ __all__ = ["SETTINGS", "Range", "parse_space", "settings_of"]
 # These change how a run is measured, how long it trains or where it runs: pass them with --set.
 FIXED = (
     "epochs min_steps val_fraction seed precision device workers eval_every checkpoint_minutes on_collapse engine "
-    "virtual_shards reduce"
+    "virtual_shards gradient_sum shuffle_window"
 ).split()
 SETTINGS = [
     item.name

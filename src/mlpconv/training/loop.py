@@ -85,7 +85,7 @@ class Trainer:
     def batches(self) -> Iterator[Batch]:
         """Yield the remaining batches; report how long the loop waits for each."""
         start = time.perf_counter()
-        for batch in prefetch(self.loader, self.state.step, self.steps, self.recipe.workers):
+        for batch in prefetch(self.loader, self.state.step, self.steps, self.loader.workers):
             self.progress.batch(time.perf_counter() - start)
             yield batch
             start = time.perf_counter()

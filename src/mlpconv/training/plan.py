@@ -11,7 +11,7 @@ from mlpconv.errors import UsageError
 from mlpconv.text import option
 from mlpconv.training.process_group import current
 from mlpconv.training.recipe import MAX_EPOCHS, Recipe
-from mlpconv.training.shards import check_shards, resolve_shards
+from mlpconv.training.sharded_step import check_shards, resolve_shards
 
 __all__ = ["apply_settings", "plan_notes", "resolve_plan"]
 

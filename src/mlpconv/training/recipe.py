@@ -88,6 +88,7 @@ class Recipe:
         0, "minimum number of steps: small data sets get more epochs, unless you set epochs", 0, 10_000_000
     )
     batch_size: int = setting(128, "images per step", 1, 65_536)
+    shuffle_window: int = setting(0, "images shuffled together, for slow disks; 0 shuffles all", 0, 100_000_000)
     optimizer: Literal["sgd", "adamw", "muon"] = setting("sgd", "optimizer")
     lr: float = setting(0.05, "peak learning rate (muon: step size relative to the norm of a weight)", 0, 1e6)
     momentum: float = setting(0.9, "momentum; beta1 of AdamW", 0, 0.9999)

@@ -8,6 +8,7 @@ from pathlib import Path
 from mlpconv.data import Dataset, open_data
 from mlpconv.data.catalog import CATALOG
 from mlpconv.data.duplicates import with_duplicate_notes
+from mlpconv.data.shard_images import fitting_sample
 from mlpconv.data.validation import with_validation
 from mlpconv.errors import UsageError
 from mlpconv.preprocessing import Preprocessing
@@ -63,4 +64,4 @@ def load_dataset(
 def make_preprocessing(dataset: Dataset, recipe: Recipe) -> Preprocessing:
     """Create the recipe's preprocessing and fit it on the training images."""
     preprocessing = Preprocessing.create(recipe.preprocessing, dataset.channels, dataset.size, dataset.decode_options)
-    return preprocessing.fit(dataset.split("train").images)
+    return preprocessing.fit(fitting_sample(dataset.split("train").images))

@@ -79,7 +79,7 @@ def run_training(
             folder.write_json(ENVIRONMENT, describe() | {"precision": info["precision"]})
             return [first]
     split = dataset.split("train")
-    sampler = Sampler(len(split), recipe.batch_size, recipe.seed)
+    sampler = Sampler(len(split), recipe.batch_size, recipe.seed, recipe.shuffle_window)
     loader = BatchLoader(split, preprocessing, recipe, sampler, recipe.epochs * sampler.steps_per_epoch, device)
     precision = recorded_precision(folder, progress) if resume else None
     state = initial_state(model, loader, recipe, stored, progress, precision)

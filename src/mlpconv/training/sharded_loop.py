@@ -13,7 +13,7 @@ from mlpconv.data import Split
 from mlpconv.data.sampler import Batch
 from mlpconv.training.loop import EVAL_BATCH, Trainer
 from mlpconv.training.process_group import Group
-from mlpconv.training.shards import ShardedStep
+from mlpconv.training.sharded_step import ShardedStep
 from mlpconv.training.step import Outcome
 
 __all__ = ["ShardedTrainer"]

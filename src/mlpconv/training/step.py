@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from mlpconv.data import Split
 from mlpconv.data.augment import Augmentation, augment, generator, mixup, resize
 from mlpconv.data.sampler import Batch, Sampler
+from mlpconv.data.shard_images import is_streamed
 from mlpconv.models.base import Network
 from mlpconv.models.googlenet import GoogLeNet
 from mlpconv.preprocessing import Preprocessing
@@ -53,7 +54,10 @@ class BatchLoader:
         self.preprocessing, self.recipe, self.sampler, self.steps = preprocessing, recipe, sampler, steps
         self.augmentation = Augmentation(recipe.crop, recipe.crop_mode, recipe.flip, recipe.cutout)
         self.device = device
-        if device.type != "cpu":
+        self.streamed = is_streamed(split.images)
+        if device.type != "cpu" and self.streamed:
+            self.labels = self.labels.to(device)
+        elif device.type != "cpu":
             self.images, self.labels = torch.from_numpy(np.array(split.images)).to(device), self.labels.to(device)
 
     def __call__(self, step: int) -> Batch:
@@ -67,11 +71,16 @@ class BatchLoader:
             images = images.contiguous(memory_format=torch.channels_last)
         return Batch(images, self.labels[index.to(self.labels.device, non_blocking=True)])
 
+    @property
+    def workers(self) -> int:
+        """The threads that load batches ahead: at least two for images that are decoded for each batch."""
+        return max(self.recipe.workers, 2) if self.streamed else self.recipe.workers
+
     def gather(self, index: Tensor) -> Tensor:
         """Return the raw images with these indices (N,), on the device."""
         if isinstance(self.images, Tensor):
             return self.images[index.to(self.images.device, non_blocking=True)]
-        return torch.from_numpy(self.images[index.numpy()])
+        return torch.from_numpy(self.images[index.numpy()]).to(self.device)
 
     def side(self, step: int) -> int | None:
         """Return the image side at a step with progressive resizing, else None."""

@@ -14,7 +14,7 @@ from mlpconv.models import create_model
 from mlpconv.training import Recipe
 from mlpconv.training.optim import make_optimizers
 from mlpconv.training.process_group import tree_sum
-from mlpconv.training.shards import ShardedStep, check_shards, resolve_shards
+from mlpconv.training.sharded_step import ShardedStep, check_shards, resolve_shards
 from mlpconv.training.step import train_step
 
 
