@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,9 @@ def test_a_run_stores_the_name_and_predicts_without_the_weights(
     own.write_bytes(weights.read_bytes())
     run = fit(stripes(), source="timm:test_resnet", weights=str(own), report=False, precision="fp32")
     own.unlink()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: pytest.fail("no network"))
+    hub = import_module("huggingface_hub")
+    for name in ("model_info", "hf_hub_download"):
+        monkeypatch.setattr(hub, name, lambda *_, **__: pytest.fail("no network"))
     again = mlpconv.load(run.folder)
     assert again.model.config == TimmConfig("timm:test_resnet", 2, 3, (SIDE, SIDE))
     images = torch.from_numpy(np.array(stripes().split("train").images[:5]))
@@ -139,10 +141,10 @@ def test_weights_that_do_not_fit_are_refused(timm: Any, weights: Path, tmp_path:
 def test_offline_the_message_says_what_to_do(
     timm: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def unknown(*_: object) -> None:
-        raise socket.gaierror(-2, "Name or service not known")
+    def unknown(*_: object, **__: object) -> None:
+        raise OSError(-2, "Name or service not known")
 
-    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(import_module("huggingface_hub"), "model_info", unknown)
     with pytest.raises(DownloadError, match="cannot be downloaded"):
         open_source("timm:test_resnet")
     assert main(["train", "digits", "--from", "timm:test_resnet"]) == 1

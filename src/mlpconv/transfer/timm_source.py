@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +22,7 @@ __all__ = ["open_timm"]
 
 HUB, FILE = "huggingface.co", "model.safetensors"
 MAX_BYTES = 4 << 30
+TIMEOUT = 10.0  # seconds
 PICKLES = (".pth", ".pt", ".bin", ".pkl", ".ckpt")
 
 
@@ -77,7 +77,7 @@ def _from_hub(name: str, hub_id: str | None) -> dict[str, Tensor]:
     cached = hub.try_to_load_from_cache(hub_id, FILE)
     try:
         if not isinstance(cached, str):
-            socket.getaddrinfo(HUB, 443)  # the hub's own client tries for a minute
+            hub.model_info(hub_id, timeout=TIMEOUT)  # fails at once offline, where a download is tried for a minute
             cached = hub.hf_hub_download(hub_id, FILE)
     except Exception as error:  # of any of the libraries below the hub's client
         raise DownloadError(f"The weights of {name} cannot be downloaded ({first_line(error)}): {advice}.") from error
