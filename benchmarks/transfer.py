@@ -56,6 +56,12 @@ def measure(folder: Path, per_class: int, seed: int, settings: dict[str, Any]) -
     return {"accuracy": accuracy, "first": first, "cpu_seconds": round(cpu_seconds, 1), "seconds": round(seconds, 1)}
 
 
+def stored() -> dict[str, Any]:
+    """Return the rows measured before."""
+    path = RESULTS / "transfer.json"
+    return json.loads(path.read_text())["result"] if path.is_file() else {}
+
+
 def main() -> None:
     """Measure the requested combinations and add them to the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -67,8 +73,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    stored = RESULTS / "transfer.json"
-    rows: dict[str, Any] = json.loads(stored.read_text())["result"] if stored.is_file() else {}
     with tempfile.TemporaryDirectory() as top:
         cifar = mlpconv.open_data("cifar100", root=args.data, val_fraction=0)
         folders = {kind: make_folder(cifar, kind, Path(top)) for kind in args.folders}
@@ -80,9 +84,9 @@ def main() -> None:
                         settings = {"source": source} | ({} if source in ("scratch", "auto") else {"tune": tune})
                         runs = [measure(folder, per_class, seed, settings) for seed in range(args.seeds)]
                         key = f"{kind}, {per_class} a class, {source}, {tune}"
-                        rows[key] = {name: spread([run[name] for run in runs]) for name in runs[0]}
-                        print(key, {name: round(value["mean"], 4) for name, value in rows[key].items()}, flush=True)
-                        write_result("transfer", rows)
+                        row = {name: spread([run[name] for run in runs]) for name in runs[0]}
+                        print(key, {name: round(value["mean"], 4) for name, value in row.items()}, flush=True)
+                        write_result("transfer", stored() | {key: row})
 
 
 if __name__ == "__main__":

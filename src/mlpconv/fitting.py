@@ -42,7 +42,7 @@ from mlpconv.transfer.source import TUNED_LR, Source, open_source
 
 __all__ = ["Run", "fit"]
 
-HEAD_SETTINGS = (*AUTO_SETTINGS, "size", "flip", "balance", "add_classes", "tune")
+HEAD_SETTINGS = (*AUTO_SETTINGS, "size", "flip", "balance", "add_classes", "tune", "weights")
 PILOT_STEPS = 250  # of training from random weights, to compare it with pretrained features
 # A resumed run may change these: they do not affect the result. The effect of min_steps is in the number of epochs.
 CHANGEABLE_ON_RESUME = ("workers", "checkpoint_minutes", "min_steps")
@@ -107,7 +107,7 @@ def fit(
     base = stored if stored is not None and recipe is None else resolve_recipe(recipe, name, source, settings)
     requested = apply_settings(base, settings if source is None else {"source": str(source)} | settings)
     check_processes(requested)
-    origin = None if requested.source == SCRATCH else open_source(requested.source)
+    origin = None if requested.source == SCRATCH else open_source(requested.source, requested.weights)
     dataset, requested = open_for_run(data, data_root, requested, stored, origin, choice)
     plan = noted_plan(requested, dataset, base.min_steps, progress)
     if existing is not None and stored is not None:

@@ -22,7 +22,19 @@ if TYPE_CHECKING:
 
 __all__ = ["train"]
 
-NAMES = ("recipe", "epochs", "out", "resume", "precision", "device", "on_collapse", "tune", "balance", "add_classes")
+NAMES = (
+    "recipe",
+    "epochs",
+    "out",
+    "resume",
+    "precision",
+    "device",
+    "on_collapse",
+    "tune",
+    "balance",
+    "add_classes",
+    "weights",
+)
 Memory = Annotated[
     str | None, Parameter(help="Memory for the images of tar shards, such as 4G (default: a quarter of what is free).")
 ]
@@ -42,6 +54,10 @@ From = Annotated[
         help="Initial weights: scratch (random), a shipped network such as efficientnet_lite0 or squeezenet, a model "
         "file or run folder, or auto, which compares them; the default for a folder without --recipe, --epochs, --set.",
     ),
+]
+Weights = Annotated[
+    str | None,
+    Parameter(help="safetensors file with the weights of --from timm:NAME; without it, they are downloaded."),
 ]
 Tune = Annotated[
     str | None,
@@ -71,6 +87,7 @@ def train(
     device: str | None = None,
     on_collapse: OnCollapse = None,
     from_: From = None,
+    weights: Weights = None,
     tune: Tune = None,
     balance: Balance = False,
     add_classes: AddClasses = False,
@@ -108,7 +125,7 @@ def train(
 
     settings = merge_settings(
         set_, epochs=epochs, precision=precision, device=device, on_collapse=on_collapse,
-        source=from_, tune=tune, balance=balance or None, add_classes=add_classes or None,
+        source=from_, weights=weights, tune=tune, balance=balance or None, add_classes=add_classes or None,
     )  # fmt: skip
     settings |= {"out": out, "resume": resume, "data_root": data_dir}
     settings |= {} if cache_gb is None else {"cache_gb": cache_gb}

@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from mlpconv.errors import UsageError, did_you_mean
 
-__all__ = ["create_external", "import_vision", "is_external", "weightless"]
+__all__ = ["create_external", "create_timm", "import_vision", "is_external", "weightless"]
 
 IMAGENET = (3, 224, 224)
 VISION = "pip install 'mlpconv[vision]'"
@@ -97,6 +97,15 @@ def _from_timm(name: str) -> Sized:
     network = timm.create_model(name, pretrained=False)
     channels, rows, columns = getattr(network, "default_cfg", {}).get("input_size", IMAGENET)
     return network, (channels, rows, columns)
+
+
+def create_timm(name: str, **options: Any) -> nn.Module:
+    """Create a timm architecture with random weights; raises UsageError for an unknown name."""
+    timm = import_vision("timm")
+    network: nn.Module = timm.create_model(
+        _accepted_name("timm", name, timm.list_models()), pretrained=False, **options
+    )
+    return network
 
 
 def _accepted_name(library: str, name: str, accepted: list[str]) -> str:

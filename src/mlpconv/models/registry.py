@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mlpconv.errors import UsageError, did_you_mean
-from mlpconv.models import efficientnet_lite, googlenet, linear, nin, squeezenet
+from mlpconv.models import efficientnet_lite, googlenet, linear, nin, squeezenet, timm_network
 from mlpconv.models.base import Config, Network
 from mlpconv.models.blocks import NINConfig, widened
 from mlpconv.models.validate import LIMITS, choice, integer, multiplier, sides
@@ -87,6 +87,10 @@ _FAMILIES: dict[str, _Family] = {
         _COMMON | {"norm": "None or batch: batch norm after every convolution"},
     ),
 }
+_OF_OTHERS: dict[str, _Family] = {
+    "timm": _Family(timm_network.TimmNetwork, timm_network.TimmConfig.from_dict, {}),
+}
+"""Families that a model file may name and `create_model` does not create."""
 FAMILY_OPTIONS: dict[str, dict[str, str]] = {name: family.options for name, family in _FAMILIES.items()}
 """The options of `create_model` for each family, each with its help."""
 
@@ -129,5 +133,6 @@ def create_model(name: str, *, pretrained: bool = False, **options: Any) -> Netw
 def build(config: Mapping[str, Any]) -> Network:
     """Return the network of a configuration written by `to_dict()`; raise UsageError for anything else."""
     name = config.get("family") if isinstance(config, Mapping) else None
-    family = _FAMILIES[choice("A network's family", name, _FAMILIES)]
+    families = _FAMILIES | _OF_OTHERS
+    family = families[choice("A network's family", name, families)]
     return family.network(family.from_dict(config))

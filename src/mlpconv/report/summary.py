@@ -20,6 +20,7 @@ from mlpconv.training.progress import EpochMetrics
 __all__ = ["summarise"]
 
 MISTAKES = 15
+MAX_BATCH, BATCH_VALUES = 128, 1 << 21
 MAP_IMAGES = 6  # on the sheet of category maps
 
 
@@ -30,7 +31,7 @@ def summarise(folder: Path, classifier: Classifier, dataset: Dataset, history: S
     """
     name = next(name for name in ("val", "test", "train") if name in dataset.splits)
     split = dataset.split(name)
-    evaluation = evaluate(classifier, split)
+    evaluation = evaluate(classifier, split, batch_size=batch_for(split))
     figures = folder / "figures"
     try:
         figures.mkdir(exist_ok=True)
@@ -42,6 +43,11 @@ def summarise(folder: Path, classifier: Classifier, dataset: Dataset, history: S
             f"the report in {folder} cannot be written ({error.strerror}); the model file is complete."
         ) from error
     return evaluation
+
+
+def batch_for(split: Split) -> int:
+    """Return how many images to evaluate at a time: 128, and fewer large ones, which would need gigabytes."""
+    return max(1, min(MAX_BATCH, BATCH_VALUES // max(1, split.images[:1].size)))
 
 
 def draw(

@@ -11,7 +11,7 @@ from mlpconv.text import option
 if TYPE_CHECKING:
     from mlpconv.training.recipe import Recipe
 
-__all__ = ["SCRATCH", "check_combination"]
+__all__ = ["SCRATCH", "TIMM", "check_combination"]
 
 SCRATCH = "scratch"
 """The source of a network with random weights."""
@@ -20,6 +20,7 @@ OF_THE_SOURCE = (
     "preprocessing",
 )  # fmt: skip
 """Settings that describe a new network: with pretrained weights, the source decides them."""
+TIMM = "timm:"
 MAX_PATH, MAX_SHOWN = 4096, 80
 
 
@@ -55,13 +56,18 @@ def check_source(recipe: Recipe) -> None:
     if not recipe.source or len(recipe.source) > MAX_PATH:
         raise UsageError(f"source={_short(recipe.source)} is not accepted: give the name of a network or a model file.")
     if recipe.source == SCRATCH:
-        for name in ("tune", "add_classes", "balance"):
+        for name in ("weights", "tune", "add_classes", "balance"):
             value = getattr(recipe, name)
             if value != _default(recipe, name):
                 raise UsageError(
                     f"{option(name, value)} needs pretrained weights: name them, {option('source', 'NETWORK')}."
                 )
         return
+    if recipe.weights is not None and not recipe.source.startswith(TIMM):
+        raise UsageError(
+            f"{option('weights', recipe.weights)} is for a network of timm, as {option('source', 'timm:resnet18')}; "
+            f"{option('source', recipe.source)} has its own weights: drop one of the two."
+        )
     for name in OF_THE_SOURCE:
         if getattr(recipe, name) != _default(recipe, name):
             raise UsageError(

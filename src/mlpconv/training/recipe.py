@@ -38,7 +38,8 @@ class Recipe:
     """All settings of a training run; raises UsageError for an invalid value or settings that exclude one another."""
 
     # the initial weights
-    source: str = setting("scratch", "initial weights: scratch (random), a shipped network, or a model file")
+    source: str = setting("scratch", "initial weights: scratch (random), a shipped network, a model file or timm:NAME")
+    weights: str | None = setting(None, "safetensors file with the weights of timm:NAME; null downloads them")
     tune: Literal["head", "last", "all"] = setting(
         "all", "trained layers: head (the classifier, fitted without epochs), last (the last third) or all"
     )

@@ -15,7 +15,8 @@ from mlpconv.transfer.cache import FeatureCache, hash_of
 
 __all__ = ["extract", "feature_precision", "frozen_hash", "outputs"]
 
-BATCH = 50
+MAX_BATCH, BATCH_VALUES = 50, 1 << 21
+"""Images at a time, and the most values in them: large images would need gigabytes."""
 
 
 def frozen_hash(network: Network, preprocessing: Preprocessing) -> str:
@@ -71,15 +72,16 @@ def outputs(
     training = [module for module in (*network.modules(), *preprocessing.modules()) if module.training]
     network.eval()
     preprocessing.eval()
+    batch = max(1, min(MAX_BATCH, BATCH_VALUES // images[:1].size)) if len(images) else 1
     parts = []
     try:
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            for start in range(0, len(images), BATCH):
-                pixels = torch.from_numpy(np.array(images[start : start + BATCH])).to(device)
+            for start in range(0, len(images), batch):
+                pixels = torch.from_numpy(np.array(images[start : start + batch])).to(device)
                 x = preprocessing(pixels.flip(3) if flip else pixels)
                 parts.append(forward(x.contiguous(memory_format=torch.channels_last)).float().cpu())
                 if progress is not None:
-                    progress(min(start + BATCH, len(images)))
+                    progress(min(start + batch, len(images)))
     finally:
         for module in training:
             module.training = True

@@ -19,8 +19,10 @@ from mlpconv.models.base import Network
 from mlpconv.models.weights import pretrained_names
 from mlpconv.preprocessing import Preprocessing
 from mlpconv.text import option
+from mlpconv.training.combinations import TIMM
 from mlpconv.training.freeze import freeze_all_but_last
 from mlpconv.training.recipe import Recipe
+from mlpconv.transfer.timm_source import open_timm
 
 __all__ = ["BACKBONES", "SIZE", "Source", "open_source"]
 
@@ -93,9 +95,14 @@ class Source:
         return preprocessing
 
 
-def open_source(name: str | Path) -> Source:
-    """Open a shipped network by name, a model file or a run folder; raise UsageError if there is none."""
+def open_source(name: str | Path, weights: str | None = None) -> Source:
+    """Open a shipped network by name, a model file, a run folder, or timm:NAME with `weights` or those of the hub.
+
+    Raises UsageError if there is none, ModelFileError for a damaged file, DownloadError if the hub cannot be reached.
+    """
     text = os.fspath(name)
+    if text.startswith(TIMM):
+        return Source(text, open_timm(text, weights))
     try:
         return Source(text, inference.load(text))
     except ModelFileError:
@@ -103,7 +110,7 @@ def open_source(name: str | Path) -> Source:
             raise
         suggestion = did_you_mean(text[:60], pretrained_names())
         raise UsageError(
-            f"There is no source {text[:300]!r}; {suggestion} Or give a model file or a run folder."
+            f"There is no source {text[:300]!r}; {suggestion} Or give a model file, a run folder or timm:NAME."
         ) from None
 
 
