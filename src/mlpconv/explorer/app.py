@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from importlib import resources
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 from mlpconv.errors import ImageError, MlpconvError, UsageError
 
@@ -133,8 +132,7 @@ def _api(subject: Subject) -> list[Any]:
         if request.headers.get("content-type") != "application/octet-stream":
             raise UsageError("Send the bytes of an image as application/octet-stream.")
         body = await _bounded_body(request)
-        name = unquote(request.headers.get("x-file-name", ""))
-        await run_in_threadpool(subject.add, body, name)
+        await run_in_threadpool(subject.add, body, request.query_params.get("name", ""))
         return JSONResponse({"images": subject.names})
 
     return [

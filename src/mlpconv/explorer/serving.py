@@ -36,6 +36,7 @@ def serve(app: Starlette, port: int, announce: Callable[[str], None]) -> None:
         listening = config.bind_socket()
     except SystemExit:  # uvicorn's answer to a port that cannot be bound
         raise UsageError(f"Port {port} of {HOST} is in use: pass another one with --port, or 0 for any.") from None
+    listening.listen(CONNECTIONS)  # a browser that is faster than the server waits instead of being refused
     announce(f"http://{HOST}:{listening.getsockname()[1]}/")
     with suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listening])

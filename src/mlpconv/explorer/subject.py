@@ -27,6 +27,7 @@ KEPT = 3
 """Forward passes that are kept, so that asking for more layers of one costs nothing."""
 
 Weights = dict[str, tuple[Tensor, Tensor | None]]
+Values = dict[fx.Node, Any]
 
 
 class Subject:
@@ -47,7 +48,7 @@ class Subject:
         self.names: list[str] = []
         self.pixels: list[Tensor] = []
         self._lock = threading.Lock()
-        self._passes: OrderedDict[tuple[int, str], list[Tensor]] = OrderedDict()
+        self._passes: OrderedDict[tuple[int, str], Values] = OrderedDict()
 
     def add(self, image: Any, name: str) -> int:
         """Add an image (whatever `Classifier.pixels` reads) under a name; return its number.
@@ -90,16 +91,22 @@ class Subject:
         unknown = [step for step in steps if not 0 <= step < len(self.program.steps)]
         if unknown:
             raise UsageError(f"There is no step {unknown[0]}; there are {len(self.program.steps)}, numbered from 0.")
-        key = (image, edits)
+        changed = apply(parse_edits(edits, self.program), self.program)
         with self._lock:
-            if key not in self._passes:
-                changed = apply(parse_edits(edits, self.program), self.program)
-                self._passes[key] = forward(self.program, self.input(image), changed)
-                while len(self._passes) > KEPT:
-                    self._passes.popitem(last=False)
-            self._passes.move_to_end(key)
-            values = self._passes[key]
-        return [values[step].reshape(self.program.steps[step]["shape"]) for step in steps]
+            values = self._pass(image, "", {}) if not changed else self._pass(image, edits, changed)
+        nodes = self.program.nodes
+        return [values[nodes[step]].reshape(self.program.steps[step]["shape"]) for step in steps]
+
+    def _pass(self, image: int, edits: str, changed: Weights) -> Values:
+        """Return the values of a forward pass; with edits, only what they can change is computed."""
+        key = (image, edits)
+        if key not in self._passes:
+            known = self._pass(image, "", {}) if changed else {}
+            self._passes[key] = forward(self.program, self.input(image), changed, known)
+            while len(self._passes) > KEPT:
+                self._passes.popitem(last=False)
+        self._passes.move_to_end(key)
+        return self._passes[key]
 
     def weights(self, step: int, edits: str) -> Tensor:
         """Return the weights of a step as one vector: weight and bias, or scale, shift, mean and variance of a norm.
@@ -155,24 +162,31 @@ def norm_vector(norm: nn.BatchNorm2d) -> Tensor:
     return torch.cat([scale, shift, mean, variance])
 
 
-def forward(program: Program, image: Tensor, changed: Weights) -> list[Tensor]:
-    """Return the output of every step for one image (1, C, H, W), with changed weights of some modules."""
-    runner = _Runner(program.graph, changed)
+def forward(program: Program, image: Tensor, changed: Weights, known: Values | None = None) -> Values:
+    """Return the value of every node for one image (1, C, H, W), with changed weights of some modules.
+
+    `known` are the values without changes; those that the changes cannot reach are used again.
+    """
+    runner = _Runner(program.graph, changed, known or {})
     with torch.inference_mode():
         runner.run(image)
-    return [runner.values[node] for node in program.nodes]
+    return runner.values
 
 
 class _Runner(fx.Interpreter):
     """Run the graph node by node and keep every value."""
 
-    def __init__(self, graph: fx.GraphModule, changed: Weights) -> None:
+    def __init__(self, graph: fx.GraphModule, changed: Weights, known: Values) -> None:
         super().__init__(graph, garbage_collect_values=False)
-        self.changed = changed
-        self.values: dict[fx.Node, Any] = {}
+        self.changed, self.known = changed, known
+        self.values: Values = {}
+        self.reached: set[fx.Node] = set()
 
     def run_node(self, n: fx.Node) -> Any:
-        self.values[n] = super().run_node(n)
+        if n.target in self.changed or not self.reached.isdisjoint(n.all_input_nodes):
+            self.reached.add(n)
+        reuse = n in self.known and n not in self.reached
+        self.values[n] = self.known[n] if reuse else super().run_node(n)
         return self.values[n]
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -2,7 +2,7 @@
 
 import {MOST, compute, parseChain, parseChanges, writeChain, writeChanges} from "./chain.js";
 import {chainForm} from "./chain-form.js";
-import {calm, codeBlock, counted, dataTable, disclosure, h, minus, numberField, selectField, short} from "./dom.js";
+import {calm, codeBlock, counted, dataTable, disclosure, h, minus, numberField, replace, selectField, short} from "./dom.js";
 import {Inspector, describe} from "./inspector.js";
 import {TensorPicture, extentOf} from "./picture.js";
 import {PRESETS} from "./presets.js";
@@ -10,7 +10,7 @@ import {layersOf, receptiveBoxes} from "./program.js";
 import {integer, writeState} from "./state.js";
 import {chainCode} from "./torch-code.js";
 
-const DRAWN = 32, IMAGES = [["mixed", "digits by a formula"], ["edge", "a vertical edge"], ["detectors", "a cat and a dog detector"]];
+const DRAWN = 24, IMAGES = [["mixed", "digits by a formula"], ["edge", "a vertical edge"], ["detectors", "a cat and a dog detector"]];
 const NAMES = {a: "First network", b: "Second network"};
 
 export class Arithmetic {
@@ -77,7 +77,7 @@ export class Arithmetic {
       href: presetAddress(one), "aria-current": one.id === preset?.id ? "true" : undefined,
     }, one.title)));
     const stages = ["a", "b"].filter((key) => this.results[key]).map((key) => this.stage(key));
-    this.element.replaceChildren(
+    replace(this.element,
       choose,
       h("div", {class: "lead"}, h("h2", {}, preset?.title ?? "Your own layers"),
         h("p", {}, preset?.text ?? "Choose the layers below. Point at any output cell to see what it reads and how its value adds up.")),
@@ -259,7 +259,7 @@ export class Arithmetic {
   }
 
   codes() {
-    return h("section", {class: "card"}, h("h3", {}, "As PyTorch"), h("p", {class: "quiet"}, "This code runs and gives the tensor above, in double precision."),
+    return h("section", {class: "card codes"}, h("h3", {}, "As PyTorch"), h("p", {class: "quiet"}, "This code runs and gives the tensor above, in double precision."),
       ["a", "b"].filter((key) => this.results[key]).map((key) => codeBlock(this.results.b ? NAMES[key] : "Code", chainCode(this.shape, this.data, this.results[key]))));
   }
 }
@@ -270,13 +270,13 @@ export function sizeText([channels, rows, columns]) {
 
 // Pixels of a cell: numbers fit into small tensors of few channels.
 function cellSize([channels, rows, columns]) {
-  const side = Math.max(rows, columns), room = channels <= 2 ? 200 : channels <= 9 ? 170 : 90;
+  const side = Math.max(rows, columns), room = channels <= 2 ? 200 : channels <= 9 ? 170 : 60;
   return Math.max(1, Math.min(26, Math.floor(room / side)));
 }
 
 // Width of a tensor whose channels are laid out about as wide as high.
 function wanted(shape) {
-  const drawn = Math.min(shape[0], DRAWN), across = drawn <= 3 ? drawn : Math.ceil(Math.sqrt(drawn));
+  const drawn = Math.min(shape[0], DRAWN), across = drawn <= 3 ? drawn : Math.ceil(1.2 * Math.sqrt(drawn));
   return Math.max(120, across * (shape[2] * cellSize(shape) + 6) - 6);
 }
 

@@ -117,7 +117,7 @@ function pixel(kind, c, y, x, columns) {
   return (5 * c + 3 * y + 7 * x + y * x * (c + 1)) % 10;
 }
 
-// Weights by formula, -2 to 2, and biases -1 to 1; then the changes {"0": value, "b0": value} of one layer.
+// Weights by formula, -3 to 3, and biases -1 to 1; then the changes {"0": value, "b0": value} of one layer.
 export function makeWeights(step, changes = {}) {
   const outs = step.shape[0], [ins, kh, kw] = step.linear ? step.from : [step.in / step.groups, ...step.kernel];
   const weight = new Float64Array(outs * ins * kh * kw), bias = new Float64Array(outs);
@@ -125,7 +125,7 @@ export function makeWeights(step, changes = {}) {
     bias[o] = (o % 3) - 1;
     for (let i = 0; i < ins; i++) {
       for (let u = 0; u < kh; u++) {
-        for (let v = 0; v < kw; v++, at++) weight[at] = ((3 * o + 5 * i + 2 * u + 7 * v + o * i) % 5) - 2;
+        for (let v = 0; v < kw; v++, at++) weight[at] = ((3 * o + 2 * i + 4 * u + 5 * v + o * i + i * i) % 7) - 3;
       }
     }
   }

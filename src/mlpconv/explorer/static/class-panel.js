@@ -1,6 +1,6 @@
 // The probabilities, and one class: its map, where it peaks, and which channels speak for and against it there.
 
-import {h, percent, short} from "./dom.js";
+import {h, percent, replace, short} from "./dom.js";
 import {TensorPicture} from "./picture.js";
 import {explainConv} from "./program.js";
 
@@ -28,7 +28,7 @@ export class ClassPanel {
     const order = [...chances.keys()].sort((a, b) => chances[b] - chances[a]);
     this.chosen = Number.isInteger(Number(network.values.class ?? NaN)) && classes[Number(network.values.class)] !== undefined ? Number(network.values.class) : order[0];
     const shown = [...new Set([...order.slice(0, TOP), this.chosen])];
-    this.bars.replaceChildren(...shown.map((k) => {
+    replace(this.bars, ...shown.map((k) => {
       const bar = h("i", {class: "bar plus"});
       bar.style.width = `${100 * chances[k]}%`;
       return h("button", {type: "button", "aria-pressed": String(k === this.chosen), onclick: () => this.pick(k)},
@@ -36,7 +36,7 @@ export class ClassPanel {
     }));
     const select = h("select", {"aria-label": "Class", onchange: () => this.pick(Number(select.value))},
       classes.map((name, k) => h("option", {value: k, selected: k === this.chosen}, name)));
-    this.choice.replaceChildren(select);
+    replace(this.choice, select);
     const maps = network.maps;
     this.map.element.hidden = this.channels.hidden = !maps;
     if (!maps) {
@@ -45,7 +45,7 @@ export class ClassPanel {
     }
     const output = network.outputs.get(maps.last.id), [, rows, columns] = output.shape;
     this.note.textContent = `The mean of this map, ${short(network.outputs.get(network.steps[network.steps.length - 1].id).data[this.chosen], 4)}, is the logit of the class.`;
-    this.map.show(output, {first: this.chosen, limit: 1, cell: Math.max(2, Math.min(44, Math.floor(176 / Math.max(rows, columns))))});
+    this.map.show(output, {first: this.chosen, limit: 1, cell: Math.min(44, 176 / Math.max(rows, columns))});
     this.evidence({c: this.chosen, ...network.peak(this.chosen)});
   }
 
@@ -64,9 +64,9 @@ export class ClassPanel {
     this.map.mark({cell});
     const sorted = [...terms].sort((a, b) => b.value - a.value);
     const group = (title, list) => h("div", {}, h("h4", {}, title), list.length ? list.map((term) => this.channel(term, before)) : h("p", {class: "quiet"}, "none"));
-    this.channels.replaceChildren(group("for it here", sorted.slice(0, 4).filter((term) => term.value > 0)),
+    replace(this.channels, group("for it here", sorted.slice(0, 4).filter((term) => term.value > 0)),
       group("against it here", sorted.slice(-4).reverse().filter((term) => term.value < 0)));
-    for (const {picture, channel} of this.small) picture.show(before, {first: channel, limit: 1, cell: Math.max(1, Math.floor(40 / Math.max(...before.shape.slice(1)))), numbers: false});
+    for (const {picture, channel} of this.small) picture.show(before, {first: channel, limit: 1, cell: 40 / Math.max(...before.shape.slice(1)), numbers: false});
     this.small = [];
   }
 

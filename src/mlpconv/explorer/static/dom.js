@@ -22,6 +22,11 @@ function fill(element, attributes, children) {
   return element;
 }
 
+// Replace the children of an element; null and false stand for nothing.
+export function replace(element, ...children) {
+  element.replaceChildren(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+}
+
 let count = 0;
 
 // A labelled control: the label is visible and belongs to the control.

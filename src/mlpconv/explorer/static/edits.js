@@ -53,9 +53,9 @@ export function canBeIdentity(step) {
 }
 
 // The weights of a convolution after all edits of it, in order.
-export function edited(step, {weight, bias}, edits) {
-  const own = edits.filter((edit) => edit.step === step.id);
-  if (!own.length) return {weight, bias};
+export function edited(step, weights, edits) {
+  const own = edits.filter((edit) => edit.step === step.id), {weight, bias} = weights;
+  if (!own.length) return weights;
   let result = {weight: Float64Array.from(weight), bias: bias && Float64Array.from(bias)};
   for (const edit of own) result = editOne(step, result, edit);
   return result;

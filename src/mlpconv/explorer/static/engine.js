@@ -50,8 +50,8 @@ export class ServerEngine {
   }
 
   async addImage(file) {
-    const headers = {"content-type": "application/octet-stream", "x-file-name": encodeURIComponent(file.name).slice(0, 200)};
-    this.model.images = (await (await request("api/images", {method: "POST", headers, body: file})).json()).images;
+    const headers = {"content-type": "application/octet-stream"}, name = encodeURIComponent(file.name.slice(0, 100));
+    this.model.images = (await (await request(`api/images?name=${name}`, {method: "POST", headers, body: file})).json()).images;
     return this.model.images.length - 1;
   }
 

@@ -1,6 +1,6 @@
 // One output cell, explained: what it reads, and the products, sum, norm and activation that make its value.
 
-import {exact, field, h, plural, short} from "./dom.js";
+import {exact, field, h, plural, replace, short} from "./dom.js";
 import {TensorPicture, extentOf} from "./picture.js";
 import {explainConv, explainPool, tailValues} from "./program.js";
 import {allProducts, sumBars} from "./sums.js";
@@ -53,8 +53,8 @@ export class Inspector {
     this.heading.textContent = `${this.title(layer)}: ${where}${flat ? "" : `, row ${cell.y + 1}, column ${cell.x + 1}`}`;
     const inputs = step.inputs.map((id) => outputs.get(id));
     this.trio.hidden = true;
-    this.controls.replaceChildren();
-    this.more.replaceChildren();
+    replace(this.controls);
+    replace(this.more);
     if (step.op === "conv") this.showConv(view, inputs[0]);
     else if (["maxpool", "avgpool", "mean"].includes(step.op)) this.showPool(view, inputs[0]);
     else this.showOther(view, inputs);
@@ -74,7 +74,7 @@ export class Inspector {
       label: `channel ${term.channel + 1}`, value: term.value,
       factors: single ? [short(term.taps[0].input), short(term.taps[0].weight)] : [],
     }));
-    this.sum.replaceChildren(sumBars({terms, bias: step.bias ? result.bias : undefined, sum: result.sum, after, order: this.order,
+    replace(this.sum, sumBars({terms, bias: step.bias ? result.bias : undefined, sum: result.sum, after, order: this.order,
       columns: single ? ["input", "weight", "product"] : [`${area} products`],
       onTerm: (index) => {
         this.term = index;
@@ -82,7 +82,7 @@ export class Inspector {
       }}));
     if (!result.terms[this.term]) this.term = strongest(result.terms);
     this.paintTerm();
-    this.more.replaceChildren(allProducts(result.terms, result.bias));
+    replace(this.more, allProducts(result.terms, result.bias));
   }
 
   paintTerm() {
@@ -116,7 +116,7 @@ export class Inspector {
       this.order = this.order === "size" ? "channel" : "size";
       this.show(this.shown);
     }}, "In channel order");
-    this.controls.replaceChildren(field("Input channel", channel), field("Its weight", weight), order);
+    replace(this.controls, field("Input channel", channel), field("Its weight", weight), order);
   }
 
   showPool({layer, cell}, x) {
@@ -130,7 +130,7 @@ export class Inspector {
     }));
     const table = maximum ? maxTable(terms, result.value, after)
       : sumBars({terms, sum: result.value, after, order: this.order, columns: ["value", "weight", "product"]});
-    this.sum.replaceChildren(table);
+    replace(this.sum, table);
   }
 
   showOther({layer, cell, outputs}, inputs) {
@@ -141,7 +141,7 @@ export class Inspector {
     }[step.op] ?? `${step.module ?? describe(step)}: the page shows its output, not how it is computed.`;
     const [, rows, columns] = output.shape, at = (cell.c * rows + cell.y) * columns + cell.x;
     const lines = step.op === "add" ? inputs.map((x, i) => [["first", "second"][i], x.data[at]]) : [];
-    this.sum.replaceChildren(h("dl", {class: "values"},
+    replace(this.sum, h("dl", {class: "values"},
       [...lines, ["value", output.data[at]]].flatMap(([name, number]) => [h("dt", {}, name), h("dd", {title: exact(number)}, short(number, 6))])));
   }
 }

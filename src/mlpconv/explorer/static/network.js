@@ -1,7 +1,7 @@
 // A trained network: every layer's channels, and behind any of their cells how its value is made.
 
 import {ClassPanel} from "./class-panel.js";
-import {codeBlock, counted, dataTable, disclosure, h, percent, plural, short} from "./dom.js";
+import {codeBlock, counted, dataTable, disclosure, h, percent, plural, replace, short} from "./dom.js";
 import {EditPanel} from "./edit-panel.js";
 import {parseEdits, removed, writeEdits} from "./edits.js";
 import {Inspector, describe} from "./inspector.js";
@@ -149,7 +149,7 @@ export class Network {
       h("figure", {}, h("figcaption", {}, "receptive field"), this.field.element), h("figure", {}, this.largeName = h("figcaption", {}, "channel"), this.large.element));
     const side = h("div", {class: "side"}, pair, this.inspector.element, this.edits_.element, this.code);
     this.sizeBy = h("button", {type: "button", onclick: () => this.write({by: this.by === "macs" ? "params" : undefined})});
-    this.element.replaceChildren(
+    replace(this.element,
       h("div", {class: "lead"}, h("h2", {}, this.model.name), this.cost, this.strip, this.message),
       h("div", {class: "columns"}, h("div", {class: "overview"}, this.classes.element,
         h("section", {"aria-label": "Layers"}, h("div", {class: "row"}, h("h3", {}, "Layers"), this.sizeBy), legend(), this.list)), side),
@@ -204,8 +204,8 @@ export class Network {
     const {images} = this.model;
     const add = h("input", {type: "file", accept: "image/png,image/jpeg,image/webp,image/bmp", multiple: true, class: "unseen", id: "add-image",
       onchange: (event) => this.add([...event.target.files])});
-    this.strip.replaceChildren(...images.map((name, i) => h("button", {type: "button", "aria-pressed": String(i === this.image),
-      onclick: () => this.write({image: i || undefined, cell: undefined})}, h("span", {class: "thumb", id: `thumb-${i}`}), h("span", {class: "name"}, name))),
+    replace(this.strip, ...images.map((name, i) => h("button", {type: "button", "aria-pressed": String(i === this.image),
+      onclick: () => this.write({image: i || undefined, cell: undefined})}, h("span", {class: "thumb", id: `thumb-${i}`, "aria-hidden": "true"}), h("span", {class: "name"}, name))),
     this.model.canAdd ? h("span", {class: "adder"}, add, h("label", {for: "add-image"}, "Add an image")) : null);
     images.forEach((_, i) => this.engine.pixels(i).then((pixels) => document.getElementById(`thumb-${i}`)?.replaceChildren(colourImage(pixels)), () => {}));
     this.sizeBy.textContent = this.by === "macs" ? "Bars show multiply-adds" : "Bars show parameters";
@@ -218,7 +218,7 @@ export class Network {
       bar.style.width = `${(100 * cost[this.by]) / most}%`;
       note.textContent = cost.macs || cost.params ? `${counted(cost.macs)} multiply-adds, ${counted(cost.params)} parameters` : "";
     }
-    this.code.replaceChildren(h("section", {class: "card"}, h("h3", {}, "As PyTorch"), codeBlock(this.edits.length ? `With ${plural(this.edits.length, "edit")}` : "Without edits",
+    replace(this.code, h("section", {class: "card codes"}, h("h3", {}, "As PyTorch"), codeBlock(this.edits.length ? `With ${plural(this.edits.length, "edit")}` : "Without edits",
       editCode(this.model.source, this.edits, this.steps))));
   }
 
@@ -232,7 +232,7 @@ export class Network {
     const [channels, rows, columns] = output.shape, side = Math.max(rows, columns), extent = extentOf(output);
     this.pictures.get(layer).scale.textContent = `strongest colour: ${short(extent, 3)}`;
     this.pictures.get(layer).picture.show(output, {extent,
-      cell: side === 1 ? 14 : Math.max(1, Math.min(8, Math.floor(56 / side))), limit: this.open_.has(layer) ? Math.min(channels, MORE) : DRAWN,
+      cell: side === 1 ? 14 : Math.min(8, side > 56 ? 56 / side : Math.floor(56 / side)), limit: this.open_.has(layer) ? Math.min(channels, MORE) : DRAWN,
       first: this.at.layer === layer && this.at.c >= DRAWN && !this.open_.has(layer) ? Math.min(this.at.c, channels - DRAWN) : 0, numbers: false,
     });
   }
@@ -249,10 +249,10 @@ export class Network {
       if (other === layer) picture.mark({cell: {c, y, x}});
       else picture.mark(box && direct ? {windows: [{channels: [0, Infinity], box}]} : {});
     }
-    this.field.show(this.pixels, {image: true, limit: 1, cell: Math.max(1, Math.floor(176 / Math.max(...this.pixels.shape.slice(1))))});
+    this.field.show(this.pixels, {image: true, limit: 1, cell: 176 / Math.max(...this.pixels.shape.slice(1))});
     this.field.mark({windows: [{channels: [0, 1], box: boxes.get(0) ?? [0, 0, 0, 0]}]});
     this.large.show(output, {first: c, limit: 1, extent: before?.layer === layer && this.extent ? this.extent : (this.extent = extentOf(output)),
-      cell: Math.max(1, Math.floor(176 / Math.max(...output.shape.slice(1)))), numbers: output.shape[1] <= 8});
+      cell: 176 / Math.max(...output.shape.slice(1)), numbers: output.shape[1] <= 8});
     this.large.mark({cell: {c, y, x}});
     this.largeName.textContent = this.namesOf(layer)?.[c] ?? `channel ${c + 1}`;
     await this.explain(at);

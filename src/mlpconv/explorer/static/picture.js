@@ -47,7 +47,7 @@ export class TensorPicture {
   layout() {
     const [, rows, columns] = this.tensor.shape, [first, end] = this.shown;
     this.width = this.element.clientWidth;
-    const cell = Math.max(1, Math.min(this.options.cell ?? 8, Math.floor((this.width || 600) / columns)));
+    const fit = Math.min(this.options.cell ?? 8, (this.width || 600) / columns), cell = fit >= 1 ? Math.floor(fit) : fit;
     const across = Math.max(1, Math.min(end - first, Math.floor(((this.width || 600) + GAP) / (columns * cell + GAP))));
     const down = Math.ceil((end - first) / across);
     return {cell, across, width: across * (columns * cell + GAP) - GAP, height: down * (rows * cell + GAP) - GAP};
@@ -73,7 +73,7 @@ export class TensorPicture {
     this.pad.style.height = `${height}px`;
     const context = this.base.getContext("2d"), extent = this.options.extent ?? extentOf(this.tensor);
     const source = this.options.image ? colourImage(this.tensor) : raster(this.tensor, first, end, extent, colours);
-    context.imageSmoothingEnabled = false;
+    context.imageSmoothingEnabled = cell < 1; // a map larger than its tile
     for (let c = first; c < end; c++) {
       const [left, top] = this.origin(c);
       context.drawImage(source, 0, (c - first) * rows, columns, rows, left, top, columns * cell, rows * cell);

@@ -40,9 +40,9 @@ function imageLines(data) {
 function fillLines(convs) {
   if (!convs.length) return [];
   return [
-    "def fill(layer, shape):", "    \"\"\"Set weights of -2 to 2 and biases of -1 to 1.\"\"\"",
+    "def fill(layer, shape):", "    \"\"\"Set weights of -3 to 3 and biases of -1 to 1.\"\"\"",
     "    o, i, u, v = torch.meshgrid(*map(torch.arange, shape), indexing=\"ij\")",
-    "    weight = (3 * o + 5 * i + 2 * u + 7 * v + o * i) % 5 - 2",
+    "    weight = (3 * o + 2 * i + 4 * u + 5 * v + o * i + i * i) % 7 - 3",
     "    layer.weight.data = weight.double().reshape(layer.weight.shape)",
     "    layer.bias.data = (torch.arange(shape[0]) % 3 - 1).double()", "",
   ];

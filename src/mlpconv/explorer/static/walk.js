@@ -1,6 +1,6 @@
 // "Why 1x1": one idea a step; the playground or the network beside the text moves with it.
 
-import {h} from "./dom.js";
+import {h, replace} from "./dom.js";
 import {PRESETS} from "./presets.js";
 import {integer, writeState} from "./state.js";
 
@@ -35,11 +35,11 @@ export class Walk {
       h("div", {class: "row"}, h("button", {type: "button", disabled: this.at === 1, onclick: go(this.at - 1)}, "Back"),
         h("button", {type: "button", class: "strong", disabled: this.at === STEPS.length, onclick: go(this.at + 1)}, "Next")), h("ol", {class: "dots", "aria-label": "Steps"}, dots));
     if (step.network && !this.network) {
-      this.element.replaceChildren(text, h("p", {class: "card"}, "This step needs a network: start with mlpconv explore digits."));
+      replace(this.element, text, h("p", {class: "card"}, "This step needs a network: start with mlpconv explore digits."));
       return;
     }
     const shown = step.network ? this.network : this.playground;
-    this.element.replaceChildren(text, shown.element);
+    replace(this.element, text, shown.element);
     await shown.open(step.network ? {} : this.valuesOf(step), {embedded: true});
   }
 
