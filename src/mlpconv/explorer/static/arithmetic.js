@@ -48,8 +48,8 @@ export class Arithmetic {
     const key = this.values.cell?.[0] === "b" && this.results.b ? "b" : "a", groups = this.results[key].groups;
     const [, layer, c, y, x] = /^[ab](\d+)\.(\d+)\.(\d+)\.(\d+)$/.exec(this.values.cell ?? "") ?? [];
     const group = groups[integer(layer, 0, groups.length - 1, Math.min(1, groups.length - 1))], shape = group.last.shape;
-    const middle = (size) => Math.floor((size - 1) / 2);
-    return {key, group, c: integer(c, 0, shape[0] - 1, 0), y: integer(y, 0, shape[1] - 1, middle(shape[1])), x: integer(x, 0, shape[2] - 1, middle(shape[2]))};
+    const row = integer(y, 0, shape[1] - 1, middle(shape[1])), column = integer(x, 0, shape[2] - 1, middle(shape[2]));
+    return {key, group, c: integer(c, 0, shape[0] - 1, strongest(this.results[key].outputs.get(group.last.id), row, column)), y: row, x: column};
   }
 
   // Write the current state to the address; a new state is a new step of the history.
@@ -262,6 +262,18 @@ export class Arithmetic {
     return h("section", {class: "card codes"}, h("h3", {}, "As PyTorch"), h("p", {class: "quiet"}, "This code runs and gives the tensor above, in double precision."),
       ["a", "b"].filter((key) => this.results[key]).map((key) => codeBlock(this.results.b ? NAMES[key] : "Code", chainCode(this.shape, this.data, this.results[key]))));
   }
+}
+
+function middle(size) {
+  return Math.floor((size - 1) / 2);
+}
+
+// The channel with the largest value at one position.
+function strongest(output, y, x) {
+  if (!output) return 0;
+  const [channels, rows, columns] = output.shape;
+  const values = Array.from({length: channels}, (_, c) => output.data[(c * rows + y) * columns + x]);
+  return values.indexOf(Math.max(...values));
 }
 
 export function sizeText([channels, rows, columns]) {

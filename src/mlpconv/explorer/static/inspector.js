@@ -1,7 +1,7 @@
 // One output cell, explained: what it reads, and the products, sum, norm and activation that make its value.
 
 import {exact, field, h, plural, replace, short} from "./dom.js";
-import {TensorPicture, extentOf} from "./picture.js";
+import {TensorPicture} from "./picture.js";
 import {explainConv, explainPool, tailValues} from "./program.js";
 import {allProducts, sumBars} from "./sums.js";
 import {tensor} from "./tensor.js";
@@ -150,16 +150,18 @@ function strongest(terms) {
   return terms.reduce((best, term, i) => (Math.abs(term.value) > Math.abs(terms[best].value) ? i : best), 0);
 }
 
+// The values of a window as bars from zero; the largest stays.
 function maxTable(terms, value, after) {
-  const scale = extentOf({data: terms.map((term) => term.value)});
+  const values = terms.map((term) => term.value), low = Math.min(0, ...values), span = Math.max(0, ...values) - low || 1;
+  const line = (kind, name, one, bar) => h("tr", {class: kind}, h("th", {scope: "row"}, name),
+    h("td", {class: "value", title: exact(one)}, short(one)), h("td", {class: "track", "aria-hidden": "true"}, bar));
   const rows = terms.slice(0, 25).map((term) => {
-    const bar = h("i", {class: term.value === value ? "bar plus" : "bar faint"});
-    bar.style.left = "0";
-    bar.style.width = `${Math.max(0, (100 * term.value) / scale)}%`;
-    return h("tr", {class: term.value === value ? "result" : "term"}, h("th", {scope: "row"}, term.label),
-      h("td", {class: "value", title: exact(term.value)}, short(term.value)), h("td", {class: "track", "aria-hidden": "true"}, bar));
+    const best = term.value === value, bar = h("i", {class: `bar ${best ? (value < 0 ? "minus" : "plus") : "faint"}`});
+    bar.style.left = `${(100 * (Math.min(0, term.value) - low)) / span}%`;
+    bar.style.width = `max(1px, ${(100 * Math.abs(term.value)) / span}%)`;
+    return line(best ? "largest" : "term", term.label, term.value, bar);
   });
-  const ends = [{label: "largest", value}, ...after].map((line) => h("tr", {class: "result"}, h("th", {scope: "row"}, line.label),
-    h("td", {class: "value", title: exact(line.value)}, short(line.value)), h("td", {})));
-  return h("table", {class: "sum"}, h("thead", {}, h("tr", {}, ["", "value", "size"].map((name) => h("th", {scope: "col"}, name)))), h("tbody", {}, rows, ends));
+  const ends = [{label: "largest", value}, ...after].map((one) => line("result", one.label, one.value, null));
+  const head = h("tr", {}, ["", "value", "size"].map((name) => h("th", {scope: "col"}, name)));
+  return h("table", {class: "sum"}, h("thead", {}, head), h("tbody", {}, rows, ends));
 }

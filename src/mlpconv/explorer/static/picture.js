@@ -81,7 +81,7 @@ export class TensorPicture {
       context.strokeStyle = colours.rule;
       context.strokeRect(left + 0.5, top + 0.5, columns * cell - 1, rows * cell - 1);
     }
-    if (this.options.numbers !== false && cell >= LEGIBLE) this.paintNumbers(context, extent, colours);
+    if (this.options.numbers !== false && !this.options.image && cell >= LEGIBLE) this.paintNumbers(context, extent, colours);
     this.paintMarks();
   }
 
