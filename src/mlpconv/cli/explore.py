@@ -1,0 +1,115 @@
+"""`mlpconv explore`: see a network's numbers in the browser, and the arithmetic of 1x1 convolutions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from mlpconv.cli.options import Switch, shipped_names
+
+if TYPE_CHECKING:
+    from mlpconv.explorer import Subject
+
+__all__ = ["explore"]
+
+PORT = 8230
+FAILED = 1
+
+
+def explore(
+    model: Annotated[
+        str | None,
+        Parameter(help=f"A model file, a run folder, or the name of a shipped network: {', '.join(shipped_names())}. "
+                       "Without one, the page has the playground alone."),
+    ] = None,
+    /,
+    *images: str,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    export: Path | None = None,
+    port: int | None = None,
+    open_browser: Annotated[bool, Parameter(name="--open", negative=())] = False,
+    force: Switch = False,
+) -> int:  # fmt: skip
+    """Explore a network in the browser: every layer's channels, and behind any cell the sum that makes its value.
+
+    The page is served on this machine alone, at 127.0.0.1, and loads nothing from elsewhere. Ctrl-C ends it.
+
+    Parameters
+    ----------
+    images
+        Image files, folders of images, or quoted patterns. Default: some held-out images, where there are any.
+    data
+        Named data set or folder whose held-out images the accuracy is measured on. Default: the data set that the
+        network was trained on, if it is on this machine.
+    data_dir
+        Folder with the files of a named data set, if they are not in the cache.
+    export
+        Write the page to this folder as a static site, and exit; it works from a file system and on any web server.
+    port
+        Port of the page. Default: 8230, or a free one if that is in use.
+    open_browser
+        Open the page in the default browser.
+    force
+        Overwrite an existing site.
+    """
+    from mlpconv.explorer import export_site
+
+    subject, complete = (None, True) if model is None else _subject(model, images, data, data_dir)
+    if export is not None:
+        size = export_site(subject, export, force=force)
+        print(f"Written: {export / 'index.html'} ({size / 1e6:.1f} MB)")
+        return 0 if complete else FAILED
+    _serve(subject, port, open_browser)
+    return 0 if complete else FAILED
+
+
+def _subject(model: str, images: tuple[str, ...], data: str | None, root: Path | None) -> tuple[Subject, bool]:
+    """Return the network with its images, and whether every image could be read."""
+    from mlpconv import inference
+    from mlpconv.cli.paths import find_images
+    from mlpconv.cli.reading import readable, say_left_out
+    from mlpconv.explorer import Subject
+    from mlpconv.explorer.held_out import find_held_out, some_images
+    from mlpconv.explorer.subject import MAX_IMAGES
+
+    classifier = inference.load(model)
+    held_out, why = find_held_out(classifier, data, root)
+    subject = Subject(classifier, model, held_out, why)
+    if not images:
+        for name, pixels in some_images(classifier, held_out):
+            subject.add(pixels, name)
+        return subject, True
+    listing = find_images(images, recursive=True)
+    say_left_out(listing)
+    files = listing.files[:MAX_IMAGES]
+    added = sum(1 for _ in readable(files, lambda file: subject.add(file, file.name)))
+    if not added:
+        from mlpconv.errors import ImageError
+
+        raise ImageError("None of the images can be read.")
+    return subject, added == len(files)
+
+
+def _serve(subject: Subject | None, port: int | None, open_browser: bool) -> None:
+    """Serve the page until Ctrl-C; without --port, a port in use is no obstacle."""
+    from mlpconv.errors import UsageError
+    from mlpconv.explorer import make_app
+    from mlpconv.explorer.serving import serve
+
+    def announce(address: str) -> None:
+        print(f"The page is at {address} (Ctrl-C ends it).", flush=True)
+        if open_browser:
+            import webbrowser
+
+            webbrowser.open(address)
+
+    app = make_app(subject)
+    try:
+        serve(app, PORT if port is None else port, announce)
+    except UsageError:
+        if port is not None:
+            raise
+        serve(app, 0, announce)

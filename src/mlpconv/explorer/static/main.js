@@ -1,0 +1,32 @@
+// Start the page: three views, chosen by the address.
+
+import {Arithmetic} from "./arithmetic.js";
+import {h} from "./dom.js";
+import {Network} from "./network.js";
+import {readState} from "./state.js";
+import {Walk} from "./walk.js";
+
+const TITLES = {network: "Network", arithmetic: "Arithmetic", why: "Why 1 × 1"};
+
+// engine: the source of the network's numbers, or null for the playground alone.
+export function start(engine) {
+  const arithmetic = new Arithmetic(), network = engine ? new Network(engine) : null;
+  const views = {...(network ? {network} : {}), arithmetic, why: new Walk(arithmetic, network)};
+  const tabs = document.getElementById("tabs"), main = document.getElementById("main");
+  const links = Object.entries(TITLES).filter(([key]) => views[key]).map(([key, title]) => [key, h("a", {href: `#/${key}`}, title)]);
+  tabs.replaceChildren(...links.map(([, link]) => link));
+  const show = async () => {
+    const {view, values} = readState(), name = views[view] ? view : Object.keys(views)[0];
+    for (const [key, link] of links) link.toggleAttribute("aria-current", key === name);
+    if (main.firstElementChild !== views[name].element) main.replaceChildren(views[name].element);
+    document.title = `${TITLES[name]} · mlpconv`;
+    await views[name].open(values);
+  };
+  addEventListener("hashchange", show);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
+  return show();
+}
+
+export function fail(message) {
+  document.getElementById("main").replaceChildren(h("p", {class: "trouble", role: "alert"}, message));
+}
