@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
+from torch import nn
 
 from mlpconv.analysis import profile
 from mlpconv.claims.schema import Arm, Check, Claim, Comparison
@@ -19,14 +19,11 @@ FIRE = "1x1:8 [ 1x1:16 | 3x3:16 ]"
 def naive_cost(_: np.random.Generator) -> float:
     """Count the multiply-adds of GoogLeNet's first module (28 x 28 x 192) with and without its reductions."""
     wide, bottleneck = 0, 0
-    with torch.device("meta"):
-        for kernel, reduction, filters in ((3, 96, 128), (5, 16, 32)):
-            direct = torch.nn.Conv2d(192, filters, kernel, padding=kernel // 2)
-            pair = torch.nn.Sequential(
-                torch.nn.Conv2d(192, reduction, 1), torch.nn.Conv2d(reduction, filters, kernel, padding=kernel // 2)
-            )
-            wide += profile(direct, (192, 28, 28)).totals.macs
-            bottleneck += profile(pair, (192, 28, 28)).totals.macs
+    for kernel, reduction, filters in ((3, 96, 128), (5, 16, 32)):
+        direct = nn.Conv2d(192, filters, kernel, padding=kernel // 2)
+        pair = nn.Sequential(nn.Conv2d(192, reduction, 1), nn.Conv2d(reduction, filters, kernel, padding=kernel // 2))
+        wide += profile(direct, (192, 28, 28)).totals.macs
+        bottleneck += profile(pair, (192, 28, 28)).totals.macs
     return abs(wide - 293_830_656) + abs(bottleneck - 113_598_464)
 
 
