@@ -12,8 +12,9 @@ from torch import Tensor
 from mlpconv.claims.networks import Shape
 from mlpconv.data import open_data
 from mlpconv.data.validation import stratified
+from mlpconv.errors import DataError
 
-__all__ = ["BUDGET", "Budget", "Images", "load_images", "on_canvas", "tuning_images"]
+__all__ = ["BUDGET", "Budget", "Images", "available", "load_images", "on_canvas", "tuning_images"]
 
 TUNE_FRACTION = 0.2
 TUNE_SEED = 21
@@ -60,6 +61,15 @@ class Images:
     test: Tensor
     test_labels: Tensor
     shape: Shape
+
+
+def available(name: str) -> bool:
+    """Return whether the files of a data set are there."""
+    try:
+        open_data(BUDGET[name].data)
+    except DataError:
+        return False
+    return True
 
 
 @functools.lru_cache(maxsize=2)

@@ -34,7 +34,8 @@ from mlpconv.models.initialise import init_convs, init_linear
 
 __all__ = ["Branches", "Shape", "build", "cost_of_words", "scale_words"]
 
-CONV = re.compile(r"(\d+)x\1:(\d+|K)(?:/(\d+))?(-?)")
+CONV = re.compile(r"([1-9]\d*)x\1:([1-9]\d*|K)(?:/([1-9]\d*))?(-?)")
+COUNT = re.compile(r"[1-9]\d*")
 WIDTH = re.compile(r"(?<=:)\d+")
 DROPOUT = 0.5
 PLAIN: dict[str, Callable[[], nn.Module | None]] = {
@@ -127,9 +128,9 @@ def _layer(token: str, shape: Shape) -> tuple[nn.Module, Shape]:
     if match := CONV.fullmatch(token):
         return _convolution(int(match[1]), match[2], int(match[3] or 1), bool(match[4]), shape)
     kind, _, width = token.partition(":")
-    if kind == "fc" and width:
+    if kind == "fc" and (width == "K" or COUNT.fullmatch(width)):
         return _fully_connected(width, shape)
-    if kind in REDUCTIONS and width.isdigit():
+    if kind in REDUCTIONS and COUNT.fullmatch(width):
         return REDUCTIONS[kind](shape.channels, int(width)), shape._replace(channels=int(width))
     if token not in PLAIN:
         accepted = [*PLAIN, "3x3:16", "1x1:K", "fc:K", *(f"{name}:8" for name in REDUCTIONS)]

@@ -40,7 +40,7 @@ class Finding:
     """After Holm's correction."""
     verdict: str
     needed: int
-    """Paired runs that would decide, by the spread of these."""
+    """Paired runs that would decide, if mean and spread stay as they are."""
 
     @property
     def confirms(self) -> bool:
@@ -121,7 +121,8 @@ def _judge_set(
     for position, (differences, evidence) in measured.items():
         file, comparison = declared[position]
         p, q = float(p_difference[position]), float(p_equivalence[position])
-        needed = pairs_needed(evidence.deviation, comparison.margin[data], len(declared))
+        distance = max(abs(evidence.mean), comparison.margin[data] - abs(evidence.mean))
+        needed = max(evidence.n + 1, pairs_needed(evidence.deviation, distance, len(declared)))
         finding = Finding(
             comparison, data, tuple(differences), evidence, p, q, verdict(evidence, comparison.expect, p, q), needed
         )

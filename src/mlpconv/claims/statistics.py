@@ -42,6 +42,7 @@ LEAST_PAIRS = 10
 MOST_EXACT = 16
 """Up to this many pairs all 2**n sign flips are tried; beyond, 99,999 random ones with a fixed seed."""
 RANDOM_FLIPS = 99_999
+FLIPS_AT_A_TIME = 10_000
 ROUNDING = 1e-9
 """Relative tolerance within which two sums of flipped differences are equal."""
 
@@ -69,10 +70,14 @@ def _signs(n: int) -> Floats:
 
 
 def _random_sign_flip(values: Floats) -> Floats:
-    result = stats.permutation_test(
-        (values,), np.sum, permutation_type="samples", n_resamples=RANDOM_FLIPS, axis=-1, rng=np.random.default_rng(0)
-    )
-    return np.asarray(result.pvalue)
+    p_values = [
+        stats.permutation_test(
+            (row,), np.sum, permutation_type="samples", n_resamples=RANDOM_FLIPS, batch=FLIPS_AT_A_TIME,
+            vectorized=True, rng=np.random.default_rng(0),
+        ).pvalue
+        for row in values.reshape(-1, values.shape[-1])
+    ]  # fmt: skip
+    return np.asarray(p_values).reshape(values.shape[:-1])
 
 
 def paired_interval(differences: npt.ArrayLike, level: float = 1 - ALPHA) -> tuple[Floats, Floats]:
@@ -91,7 +96,8 @@ def two_one_sided(differences: npt.ArrayLike, margin: npt.ArrayLike) -> Floats:
     distance = bound - np.abs(values.mean(-1))
     error = values.std(-1, ddof=1) / math.sqrt(n)
     # Identical differences have no spread: the mean is then either within the margin or not.
-    t = np.divide(distance, error, out=np.copysign(np.full_like(distance, np.inf), distance), where=error > 0)
+    certain = np.asarray(np.copysign(np.inf, distance))
+    t = np.divide(distance, error, out=certain, where=error > 0)
     return np.asarray(stats.t.sf(t, n - 1))
 
 
@@ -106,15 +112,16 @@ def holm(p_values: npt.ArrayLike) -> Floats:
 
 
 def pairs_needed(deviation: float, margin: float, tests: int) -> int:
-    """Return the number of pairs that tells an effect of the size of the margin from none, with a power of 80 %.
+    """Return the number of pairs that tells means apart by this margin, with a power of 80 %.
 
     `deviation` is the standard deviation of the differences, `tests` the number that Holm's correction is for. Normal
-    approximation, plus the two pairs by which the t-test differs from it at these levels.
+    approximation, plus the pairs by which a test with an unknown deviation differs from it (half the squared quantile).
     """
     level = ALPHA / max(tests, 1)
-    quantiles = float(stats.norm.ppf(1 - level / 2) + stats.norm.ppf(POWER))
+    quantile = float(stats.norm.ppf(1 - level / 2))
+    quantiles = quantile + float(stats.norm.ppf(POWER))
     exact = math.ceil(math.log2(2 / level))  # fewer pairs cannot reach the level by sign flips
-    return max(LEAST_PAIRS, exact, math.ceil((quantiles * deviation / margin) ** 2) + 2)
+    return max(LEAST_PAIRS, exact, math.ceil((quantiles * deviation / margin) ** 2 + quantile**2 / 2) + 1)
 
 
 @dataclass(frozen=True)

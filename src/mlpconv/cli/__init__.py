@@ -29,6 +29,7 @@ VERBS = {
     "maps": ("mlpconv.cli.maps:maps", "Draw class activation maps (CAM): where in an image each class was seen."),
     "profile": ("mlpconv.cli.profile:profile", "Count parameters, multiply-adds and memory, layer by layer."),
     "surgery": ("mlpconv.cli.surgery:surgery", "Rewrite a network and prove that its outputs stay the same."),
+    "claims": ("mlpconv.cli.claims:app", "Test what is said about 1x1 convolutions: experiments with a verdict."),
     "data": ("mlpconv.cli.data:app", "List the data sets, or download one."),
 }
 
