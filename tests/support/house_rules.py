@@ -16,7 +16,7 @@ __all__ = [
 # Data flows one way: a package imports itself and the packages before it. `python tests/support/imports.py` draws it.
 ORDER = """
 text errors files threads decode_options layers receptive_field models preprocessing data modelfile inference
-training transfer evaluation maps plots report fitting search explorer cli
+training transfer evaluation maps plots report fitting search claims explorer cli
 """.split()
 MAY_IMPORT = {package: set(ORDER[: position + 1]) for position, package in enumerate(ORDER)}
 MAY_IMPORT["analysis"] = {"errors", "layers", "receptive_field", "analysis"}
@@ -25,7 +25,7 @@ for _package in ("evaluation", "maps", "plots"):  # they read a model file, whoe
     MAY_IMPORT[_package] -= {"training", "transfer"}
 MAY_IMPORT["plots"] |= {"analysis"}
 MAY_IMPORT["search"] |= {"analysis"}
-for _package in ("explorer", "cli"):
+for _package in ("claims", "explorer", "cli"):
     MAY_IMPORT[_package] |= {"analysis", "surgery"}
 ENTRY_POINTS = {"__init__", "__main__"}  # they may import every package
 

@@ -30,6 +30,7 @@ VERBS = {
     "profile": ("mlpconv.cli.profile:profile", "Count parameters, multiply-adds and memory, layer by layer."),
     "surgery": ("mlpconv.cli.surgery:surgery", "Rewrite a network and prove that its outputs stay the same."),
     "search": ("mlpconv.cli.search:search", "Search recipe settings for networks of low error and low cost."),
+    "claims": ("mlpconv.cli.claims:app", "Test what is said about 1x1 convolutions: experiments with a verdict."),
     "explore": ("mlpconv.cli.explore:explore", "See a network's numbers in the browser, and 1x1 arithmetic."),
     "data": ("mlpconv.cli.data:app", "List the data sets, or download one."),
     "export": ("mlpconv.cli.export:export", "Write a model as ONNX or OpenVINO, in float32 or int8, and check it."),

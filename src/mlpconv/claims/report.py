@@ -1,0 +1,192 @@
+"""The report of the claims: one HTML page with a verdict table, then each claim with its figure."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlpconv.claims.results import Finding, Judged, overall
+from mlpconv.claims.schema import BUDGETS
+from mlpconv.claims.statistics import LEAST_PAIRS
+from mlpconv.plots.constructions import CONSTRUCTIONS, construction
+from mlpconv.plots.paired import paired
+from mlpconv.plots.style import save_figure
+from mlpconv.report.page import Child, Html, document, element, figure, section, table
+
+__all__ = ["UNITS", "figures_of", "html_report", "panels_of", "sentence", "verdict_of"]
+
+UNITS = {"error": "points of error", "gap": "points of test minus training error", "train_error": "points of error"}
+NOT_RUN = "not run"
+STYLE = """<style>
+.verdict { display: inline-block; border-radius: 6px; padding: 0 0.45rem; font-size: 0.85rem; white-space: nowrap;
+  border: 1px solid var(--rule); color: var(--quiet); }
+.proved, .supported { color: #00795a; border-color: #00795a; }
+.refuted { color: var(--warm); border-color: var(--warm); }
+.equivalent { color: var(--accent); border-color: var(--accent); }
+@media (prefers-color-scheme: dark) { .proved, .supported { color: #4fc9a4; border-color: #4fc9a4; } }
+.verdicts td, .verdicts th { padding: 0.13rem 0.9rem 0.13rem 0; } .verdicts { font-size: 0.88rem; }
+.verdicts a { color: inherit; text-decoration-color: var(--rule); } blockquote { margin: 0 0 0.8rem; padding-left: 1rem;
+  border-left: 3px solid var(--accent); max-width: 44rem; font-size: 1.05rem; }
+@media (max-width: 34rem) { .verdicts td, .verdicts th { padding-right: 0.45rem; } .verdict { padding: 0 0.25rem;
+  font-size: 0.74rem; } .verdicts { font-size: 0.8rem; } td:first-child { max-width: none; } }
+</style>"""
+LEGEND = (
+    "proved: exact, tried in float64 on 1,000 random cases. supported: the difference is in the claimed direction "
+    "(exact sign-flip test, Holm's correction over all comparisons of the data set, 5 %). refuted: it is significant "
+    "in the other direction, or where no difference is claimed. equivalent: smaller than the smallest effect of "
+    "interest (two one-sided tests). undecided: neither; the page names the number of pairs that would decide. "
+    f"indicated: fewer than {LEAST_PAIRS} pairs. Each hypothesis was fixed, and its hash published, before its runs."
+)
+
+
+def verdict_of(judged: Judged, data: str) -> str:
+    """Return the verdict of a claim on a data set, or on its checks for "exact"; empty if it is not about that."""
+    claim = judged.file.claim
+    if data == "exact":
+        if not claim.checks:
+            return ""
+        return {True: "proved", False: "not proved", None: NOT_RUN}[judged.proved]
+    if not claim.comparisons or data not in claim.data:
+        return ""
+    return overall(judged.findings[data]) if data in judged.findings else NOT_RUN
+
+
+def sentence(finding: Finding) -> str:
+    """Return what a comparison found, in one sentence."""
+    evidence, unit = finding.evidence, UNITS.get(finding.comparison.metric, finding.comparison.metric)
+    numbers = f"{evidence.mean:+.2f} [{evidence.low:+.2f}, {evidence.high:+.2f}] {unit}, n = {evidence.n}"
+    tests = f"p = {finding.p_difference:.2g} of a difference, {finding.p_equivalence:.2g} of equivalence"
+    more = f"; about {finding.needed} pairs would decide" if finding.verdict in ("undecided", "indicated") else ""
+    return f"{finding.verdict}: {numbers} ({tests}{more})"
+
+
+def panels_of(judged: Judged) -> dict[str, list[dict[str, Any]]]:
+    """Return the comparisons of a claim by data set, as `plots.paired` takes them."""
+    return {data: [_row(finding) for finding in findings] for data, findings in judged.findings.items()}
+
+
+def _row(finding: Finding) -> dict[str, Any]:
+    comparison, evidence = finding.comparison, finding.evidence
+    return {
+        "name": comparison.name, "differences": finding.differences, "mean": evidence.mean, "low": evidence.low,
+        "high": evidence.high, "margin": comparison.margin[finding.data], "expect": comparison.expect,
+        "unit": UNITS.get(comparison.metric, comparison.metric), "verdict": finding.verdict,
+    }  # fmt: skip
+
+
+def figures_of(judged: Judged, folder: Path) -> dict[str, Path]:
+    """Draw the figures of a claim to a folder: the construction of an exact one, and its paired differences."""
+    name, drawn = judged.file.claim.name, {}
+    if name in CONSTRUCTIONS:
+        drawn["construction"] = save_figure(construction(name), folder / f"{name}.png")
+    if judged.findings:
+        drawn["paired"] = save_figure(paired(panels_of(judged)), folder / f"{name}-paired.png")
+    return drawn
+
+
+def html_report(claims: Sequence[Judged]) -> str:
+    """Return the page: it makes no request, and follows the reader's choice of light or dark."""
+    hours = sum(result["cpu_seconds"] for judged in claims for result in judged.results.values()) / 3600
+    counted = f"{len(claims)} claims, {sum(len(f) for j in claims for f in j.findings.values())} comparisons"
+    return document(
+        "Claims about 1x1 convolutions",
+        Html(STYLE),
+        element("h1", "Claims about 1x1 convolutions"),
+        element("p", f"{counted}, {hours:.1f} CPU hours of training.", class_="quiet"),
+        _verdict_table(claims),
+        element("p", LEGEND, class_="quiet"),
+        *(_claim(judged) for judged in claims),
+    )
+
+
+def _verdict_table(claims: Sequence[Judged]) -> Html:
+    rows = []
+    for judged in claims:
+        claim = judged.file.claim
+        title = element("a", claim.title, href=f"#{claim.name}")
+        cells: list[Child] = [str(claim.number or ""), title]
+        rows.append([*cells, *(_badge(verdict_of(judged, data)) for data in ("exact", *BUDGETS))])
+    return table(["", "claim", "exact", "digits", "MNIST", "CIFAR-10"], rows, "verdicts")
+
+
+def _badge(verdict: str) -> Child:
+    return element("span", verdict, class_=f"verdict {verdict.replace(' ', '-')}") if verdict else ""
+
+
+def _claim(judged: Judged) -> Html:
+    claim = judged.file.claim
+    title = f"{claim.number}. {claim.title}" if claim.number else claim.title
+    return element(
+        "div",
+        section(
+            title,
+            element("blockquote", claim.words),
+            element("p", f"Source: {claim.source}", class_="quiet"),
+            element("p", claim.method),
+            *_pictures(judged),
+            *_checks(judged),
+            *_measurements(judged),
+            element("p", element("b", "What would change the verdict: "), claim.overturn),
+            element("pre", f"mlpconv claims run {claim.name}"),
+        ),
+        id=claim.name,
+    )
+
+
+def _pictures(judged: Judged) -> Iterator[Html]:
+    captions = {
+        "construction": "The construction.",
+        "paired": "Each small dot is a pair of runs with the same seed and data; the large dot is the mean with its "
+        "95 % interval. The grey band holds differences smaller than the smallest effect of interest.",
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for kind, path in figures_of(judged, Path(folder)).items():
+            alternative = f"{captions[kind]} {judged.file.claim.title}"
+            yield figure(path.read_bytes(), alternative, captions[kind], class_="narrow")
+
+
+def _checks(judged: Judged) -> Iterator[Html]:
+    if judged.exact is None:
+        return
+    rows = [
+        (check["statement"], f"{check['cases']:,}", f"{check['worst']:.1e}", f"{check['bound']:.0e}")
+        for check in judged.exact["checks"]
+    ]
+    yield table(["statement", "cases", "largest deviation", "bound"], rows, "numbers")
+    yield from _stale(judged, judged.exact)
+
+
+def _measurements(judged: Judged) -> Iterator[Html]:
+    for data in judged.file.claim.data if judged.file.claim.comparisons else ():
+        if data not in judged.results:
+            yield element("p", f"No result on {data}.", class_="quiet")
+            continue
+        result = judged.results[data]
+        lines = [
+            element("li", element("b", f"{finding.comparison.name}: "), sentence(finding))
+            for finding in judged.findings[data]
+        ]
+        yield element("p", element("b", data), f": {result['budget']}.")
+        yield element("ul", *lines)
+        yield element("details", element("summary", "The networks"), _arms(result))
+        yield from _stale(judged, result)
+
+
+def _stale(judged: Judged, result: dict[str, Any]) -> Iterator[Html]:
+    if judged.is_stale(result):
+        yield element(
+            "p", "The hypothesis has changed since this result: run the claim again.", class_="verdict refuted"
+        )
+
+
+def _arms(result: dict[str, Any]) -> Html:
+    rows = []
+    for name, arm in result["arms"].items():
+        errors = arm["values"]["error"]
+        rows.append(
+            (name, arm["words"], f"{arm['parameters']:,}", f"{arm['macs'] / 1e6:.2f} M", f"{arm['learning_rate']:g}",
+             f"{sum(errors) / len(errors):.2f} %")
+        )  # fmt: skip
+    return table(["arm", "layers", "parameters", "multiply-adds", "learning rate", "mean error"], rows, "numbers")

@@ -1,0 +1,166 @@
+"""Read the results of claims, and decide: Holm's correction over all comparisons of a data set, then verdicts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlpconv.claims.catalog import ClaimFile
+from mlpconv.claims.schema import BUDGETS, Comparison
+from mlpconv.claims.statistics import Evidence, holm, pairs_needed, summarize, verdict
+from mlpconv.errors import DataError, UsageError
+
+__all__ = ["Finding", "Judged", "differences_of", "judge_all", "overall", "read_predictions", "result_path"]
+
+ORDER = ("refuted", "undecided", "indicated", "equivalent", "supported")
+"""The verdict on a claim with several comparisons is the first of these that one of them has."""
+
+
+def result_path(folder: Path, data: str, name: str) -> Path:
+    """Return the file of a result."""
+    return folder / data / f"{name}.json"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One comparison on one data set with its verdict."""
+
+    comparison: Comparison
+    data: str
+    differences: tuple[float, ...]
+    evidence: Evidence
+    p_difference: float
+    """After Holm's correction."""
+    p_equivalence: float
+    """After Holm's correction."""
+    verdict: str
+    needed: int
+    """Paired runs that would decide, if mean and spread stay as they are."""
+
+    @property
+    def confirms(self) -> bool:
+        """Whether the verdict is what the claim says."""
+        return self.verdict == ("equivalent" if self.comparison.expect == "same" else "supported")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Everything known about a claim."""
+
+    file: ClaimFile
+    exact: dict[str, Any] | None
+    """The stored result of the checks."""
+    results: dict[str, dict[str, Any]]
+    """The stored result by data set."""
+    findings: dict[str, tuple[Finding, ...]]
+
+    @property
+    def proved(self) -> bool | None:
+        """Whether every check stayed within its bound; None without a result."""
+        if self.exact is None:
+            return None
+        return all(check["worst"] <= check["bound"] for check in self.exact["checks"])
+
+    def is_stale(self, result: dict[str, Any]) -> bool:
+        """Return whether the hypothesis has changed since a result."""
+        return bool(result["hypothesis"] != self.file.hypothesis)
+
+
+def overall(findings: Sequence[Finding]) -> str:
+    """Return the verdict on a claim from those on its comparisons."""
+    if all(finding.confirms for finding in findings):
+        return "equivalent" if all(finding.comparison.expect == "same" for finding in findings) else "supported"
+    open_ones = [finding.verdict for finding in findings if not finding.confirms]
+    return min(open_ones, key=ORDER.index)
+
+
+def judge_all(files: Sequence[ClaimFile], folder: Path) -> list[Judged]:
+    """Read all results in a folder and return each claim with its verdicts; raise DataError for a damaged file.
+
+    Holm's correction counts every comparison that the claims declare for a data set, measured or not: to look only at
+    what has been run would make each verdict easier.
+    """
+    stored = {(file.claim.name, data): _read(folder, data, file) for file in files for data in ("exact", *BUDGETS)}
+    findings: dict[tuple[str, str], tuple[Finding, ...]] = {}
+    for data in BUDGETS:
+        findings |= _judge_set(files, data, stored)
+    return [
+        Judged(
+            file,
+            stored[file.claim.name, "exact"],
+            {data: result for data in BUDGETS if (result := stored[file.claim.name, data]) is not None},
+            {data: findings[file.claim.name, data] for data in BUDGETS if (file.claim.name, data) in findings},
+        )
+        for file in files
+    ]
+
+
+def _judge_set(
+    files: Iterable[ClaimFile], data: str, stored: dict[tuple[str, str], dict[str, Any] | None]
+) -> dict[tuple[str, str], tuple[Finding, ...]]:
+    """Return the findings of all claims on one data set."""
+    declared = [
+        (file, comparison) for file in files if data in file.claim.data for comparison in file.claim.comparisons
+    ]
+    measured = {}
+    for position, (file, comparison) in enumerate(declared):
+        result = stored[file.claim.name, data]
+        if result is not None:
+            differences = differences_of(comparison, result)
+            measured[position] = differences, summarize(differences, comparison.margin[data])
+    p_difference, p_equivalence = np.ones(len(declared)), np.ones(len(declared))
+    for position, (_, evidence) in measured.items():
+        p_difference[position], p_equivalence[position] = evidence.p_difference, evidence.p_equivalence
+    p_difference, p_equivalence = holm(p_difference), holm(p_equivalence)
+    findings: dict[tuple[str, str], tuple[Finding, ...]] = {}
+    for position, (differences, evidence) in measured.items():
+        file, comparison = declared[position]
+        p, q = float(p_difference[position]), float(p_equivalence[position])
+        distance = max(abs(evidence.mean), comparison.margin[data] - abs(evidence.mean))
+        needed = max(evidence.n + 1, pairs_needed(evidence.deviation, distance, len(declared)))
+        finding = Finding(
+            comparison, data, tuple(differences), evidence, p, q, verdict(evidence, comparison.expect, p, q), needed
+        )
+        key = file.claim.name, data
+        findings[key] = (*findings.get(key, ()), finding)
+    return findings
+
+
+def differences_of(comparison: Comparison, result: dict[str, Any]) -> list[float]:
+    """Return treatment minus factor times control for each seed of a stored result."""
+    treatment = result["arms"][comparison.treatment]["values"][comparison.metric]
+    control = result["arms"][comparison.control]["values"][comparison.control_metric or comparison.metric]
+    return [float(a - comparison.factor * b) for a, b in zip(treatment, control, strict=True)]
+
+
+def _read(folder: Path, data: str, file: ClaimFile) -> dict[str, Any] | None:
+    path = result_path(folder, data, file.claim.name)
+    try:
+        result = json.loads(path.read_bytes())
+        complete = result["checks"] if data == "exact" else {name: result["arms"][name] for name in file.claim.arms}
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        command = f"mlpconv claims run {file.claim.name}"
+        raise DataError(
+            f"{str(path)!r} is damaged, or of another version of the claim: `{command}` writes it again."
+        ) from error
+    return result if complete else None
+
+
+def read_predictions(folder: Path, data: str, name: str) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """Return labels (N,), arm names, and predicted classes (arms, seeds, N); raise UsageError if there are none."""
+    path = result_path(folder, data, name).with_suffix(".npz")
+    if not path.is_file():
+        command = f"mlpconv claims run {name} --data {data} --out {folder}"
+        raise UsageError(f"There are no predictions of {name} on {data} in {str(folder)!r}: `{command}` makes them.")
+    try:
+        with np.load(path) as stored:
+            return stored["labels"], [str(arm) for arm in stored["arms"]], stored["predictions"]
+    except (ValueError, KeyError, OSError) as error:
+        raise DataError(f"{str(path)!r} is damaged: run the claim again.") from error

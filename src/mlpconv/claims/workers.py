@@ -1,0 +1,47 @@
+"""Run trials in several processes, one thread each; the number of processes changes no result."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+from mlpconv.claims.catalog import read_claim
+from mlpconv.claims.trial import Measured, Trial, run_trial
+
+__all__ = ["run_trials", "start_pool"]
+
+
+def run_trials(
+    trials: Sequence[Trial], claim_file: Path, pool: ProcessPoolExecutor | None
+) -> Iterator[tuple[Trial, Measured]]:
+    """Yield trials with their results as they finish: in the processes of a pool, or in this one without."""
+    if pool is None:
+        for trial in trials:
+            yield trial, _run(trial, claim_file)
+        return
+    futures = {pool.submit(_run, trial, claim_file): trial for trial in trials}
+    try:
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def start_pool(workers: int) -> ProcessPoolExecutor | None:
+    """Return a pool of fresh processes that leave Ctrl-C to this one; None for a single worker."""
+    if workers == 1:
+        return None
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_ignore_interrupts)
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _run(trial: Trial, claim_file: Path) -> Measured:
+    measure = read_claim(claim_file).claim.measure if trial.measure else None
+    return run_trial(trial, measure)
