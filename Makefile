@@ -46,7 +46,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	  echo "mlpconv needs Python 3.11 or newer; $(PYTHON) is older or missing. Name another: make PYTHON=python3.12"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing mlpconv into $(VENV) (once; torch is large)"
-	@$(BIN)/python -m pip install --quiet --editable .
+	@$(BIN)/python -m pip install --quiet --editable '.[train]'
 	@touch $@
 
 $(VENV)/.ready-bench: $(VENV)/.ready-dev
@@ -54,5 +54,5 @@ $(VENV)/.ready-bench: $(VENV)/.ready-dev
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
-	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --editable '.[train,export,openvino,serve,dev]'
 	@touch $@

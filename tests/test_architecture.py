@@ -44,6 +44,15 @@ def test_the_package_keeps_every_rule(path: Path) -> None:
     assert not problems, "\n".join(problems)
 
 
+RUNNING = [path for path in (PACKAGE / "deploy").glob("*.py") if path.stem not in (rules.EXPORTING | {"__init__"})]
+
+
+@pytest.mark.parametrize("path", RUNNING, ids=lambda path: path.name)
+def test_what_runs_exported_models_needs_no_torch(path: Path) -> None:
+    problems = violations(path, (rules.without_torch,), "deploy")
+    assert not problems, "\n".join(problems)
+
+
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(TOP)))
 def test_scripts_are_short_and_documented(path: Path) -> None:
     problems = violations(path, (rules.sizes, rules.docstrings), "script")
@@ -79,7 +88,7 @@ def test_submodules_of_surgery_import_only_lower_levels() -> None:
     assert {name: graph[name] & operations for name in operations if graph[name] & operations} == {}
 
 
-def test_only_the_downloader_imports_a_network_library() -> None:
+def test_only_the_downloader_and_the_server_import_a_network_library() -> None:
     network = {"socket", "ssl", "http", "urllib", "ftplib", "smtplib", "asyncio", "requests", "httpx"}
     importers = {}
     for path in SOURCES:
@@ -90,7 +99,17 @@ def test_only_the_downloader_imports_a_network_library() -> None:
             importers[str(path.relative_to(PACKAGE))] = used
         if "mlpconv.data.download" in names:
             importers[str(path.relative_to(PACKAGE))] = {"download"}
-    expected = {"data/download.py": {"http", "urllib"}, "cli/data.py": {"download"}}
+    expected = {
+        "data/download.py": {"http", "urllib"},
+        "cli/data.py": {"download"},
+        "deploy/connection.py": {"asyncio", "http"},
+        "deploy/draining.py": {"asyncio", "socket"},
+        "deploy/guard.py": {"asyncio", "http"},
+        "deploy/runner.py": {"asyncio", "socket"},
+        "deploy/wire.py": {"asyncio", "socket"},
+        "deploy/worker.py": {"socket"},
+        "deploy/worker_pool.py": {"asyncio", "socket"},
+    }
     assert importers == expected
 
 
@@ -139,6 +158,10 @@ BAD = {
     "the package itself from inside": (rules.import_order, "modelfile", "from mlpconv import fit"),
     "a relative import": (rules.import_order, "models", "from . import nin"),
     "analysis imports a network": (rules.import_order, "analysis", "from mlpconv.models.registry import create_model"),
+    "a server that imports torch": (rules.without_torch, "deploy", "def f():\n    import torch.nn"),
+    "a server that imports torch, from": (rules.without_torch, "deploy", "from torch import nn"),
+    "a server that imports a network": (rules.without_torch, "deploy", "from mlpconv.inference import load"),
+    "a server that imports the export": (rules.without_torch, "deploy", "from mlpconv.deploy.source import Source"),
     "a long file": (rules.sizes, "layers", "x = 1\n" * 301),
     "a long function": (rules.sizes, "layers", "def f():\n" + "    x = 1\n" * 60),
     "assert": (rules.bans, "layers", "assert True"),
@@ -189,6 +212,7 @@ GOOD = {
         "modelfile",
         "from mlpconv.errors import ModelFileError\nfrom mlpconv import layers",
     ),
+    "a server that imports the decoder": (rules.without_torch, "deploy", "from mlpconv.data.decode import decode"),
     "an import in cli": (
         rules.import_order,
         "cli",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import onnx
@@ -32,12 +31,9 @@ def graph(model: nn.Sequential, batch: int, side: int) -> bytes:
         elif isinstance(layer, nn.ReLU):
             nodes.append(helper.make_node("Relu", [value], [output]))
         elif isinstance(layer, nn.MaxPool2d):
-            shape: dict[str, Any] = {
-                "kernel_shape": [layer.kernel_size] * 2,
-                "strides": [layer.stride] * 2,
-                "ceil_mode": 1,
-            }
-            nodes.append(helper.make_node("MaxPool", [value], [output], **shape))
+            size, strides = [layer.kernel_size] * 2, [layer.stride] * 2
+            pool = helper.make_node("MaxPool", [value], [output], kernel_shape=size, strides=strides, ceil_mode=1)
+            nodes.append(pool)
         elif isinstance(layer, nn.AdaptiveAvgPool2d):
             nodes.append(helper.make_node("GlobalAveragePool", [value], [output]))
         elif isinstance(layer, nn.Flatten):

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 from support.imports import dotted, imported
 
 __all__ = [
-    "ENTRY_POINTS", "MAY_IMPORT", "ORDER", "Rule", "bans", "docstrings", "import_effects", "import_order",
-    "public_names", "sizes", "timed_assertions", "vacuous_tests",
+    "ENTRY_POINTS", "EXPORTING", "MAY_IMPORT", "ORDER", "Rule", "bans", "docstrings", "import_effects", "import_order",
+    "public_names", "sizes", "timed_assertions", "vacuous_tests", "without_torch",
 ]  # fmt: skip
 
 # Data flows one way: a package imports itself and the packages before it. `python tests/support/imports.py` draws it.
 ORDER = """
-text errors files threads decode_options layers receptive_field models preprocessing data modelfile inference
-training transfer evaluation maps plots report fitting search claims explorer cli
+text errors files threads decode_options predictions layers receptive_field models preprocessing data modelfile
+inference training transfer evaluation maps plots report fitting search claims deploy explorer cli
 """.split()
 MAY_IMPORT = {package: set(ORDER[: position + 1]) for position, package in enumerate(ORDER)}
 MAY_IMPORT["analysis"] = {"errors", "layers", "receptive_field", "analysis"}
@@ -25,8 +25,12 @@ for _package in ("evaluation", "maps", "plots"):  # they read a model file, whoe
     MAY_IMPORT[_package] -= {"training", "transfer"}
 MAY_IMPORT["plots"] |= {"analysis"}
 MAY_IMPORT["search"] |= {"analysis"}
+MAY_IMPORT["deploy"] |= {"surgery"}
 for _package in ("claims", "explorer", "cli"):
     MAY_IMPORT[_package] |= {"analysis", "surgery"}
+# What runs where torch is not installed: the modules of deploy, except those that export.
+EXPORTING = {"calibration", "exporting", "onnx_graph", "parity", "quantize", "source", "variants"}
+WITHOUT_TORCH = {"text", "errors", "files", "decode_options", "predictions", "data", "deploy"}
 ENTRY_POINTS = {"__init__", "__main__"}  # they may import every package
 
 FILE_LINES, FUNCTION_LINES = 300, 60
@@ -45,6 +49,21 @@ def import_order(tree: ast.Module, source: str, package: str) -> Iterator[str]:
     for target, line in imported(tree):
         if target not in MAY_IMPORT[package]:
             yield f"line {line}: {package} imports {target}, which does not come before it"
+
+
+def without_torch(tree: ast.Module, source: str, package: str) -> Iterator[str]:
+    """For a module of deploy that does not export: neither torch, nor modules that may import it."""
+    for target, line in imported(tree):
+        if target not in WITHOUT_TORCH:
+            yield f"line {line}: {target} may import torch"
+    for target, line in imported(tree, "mlpconv.deploy"):
+        if target in EXPORTING:
+            yield f"line {line}: deploy.{target} imports torch"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import) and any(alias.name.split(".")[0] == "torch" for alias in node.names):
+            yield f"line {node.lineno}: torch"
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torch":
+            yield f"line {node.lineno}: torch"
 
 
 def sizes(tree: ast.Module, source: str, package: str) -> Iterator[str]:

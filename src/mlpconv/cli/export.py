@@ -52,8 +52,7 @@ def export(
     json
         Print one JSON object.
     """
-    from mlpconv.deploy.exporting import export as export_file
-    from mlpconv.deploy.exporting import suffix_of
+    from mlpconv.deploy.exporting import export_variants, suffix_of
     from mlpconv.deploy.metadata import VARIANTS
     from mlpconv.deploy.source import open_source
 
@@ -68,10 +67,7 @@ def export(
     source = open_source(model)
     needs_images = any(name.endswith("int8") for name in variants)
     calibration = _calibration(source, calibrate, images, data_dir) if needs_images else None
-    exported = [
-        export_file(source, file, variant, calibration=calibration)
-        for file, variant in zip(files, variants, strict=True)
-    ]
+    exported = export_variants(source, dict(zip(variants, files, strict=True)), calibration)
     table = _measured(exported, calibration) if to == "all" else []
     if json:
         _print_json(exported, table)

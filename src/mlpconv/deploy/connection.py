@@ -15,11 +15,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mlpconv.deploy.guard import BUSY, Guard, Refusal, error_bytes
 
-__all__ = ["GuardedProtocol"]
+__all__ = ["MOST_CLOSING", "GuardedProtocol"]
 
 LINGER_SECONDS = 1.0  # a refused client may be sending still: it gets this long to read the answer
 FREE_CHUNKS, MIN_CHUNK = 1000, 128  # chunks of a body beyond the first must have this many bytes on average
 MAX_PIPELINED = 16
+MOST_CLOSING = 3  # times the limit of connections: refused ones that may still read their answer
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -39,9 +40,10 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Accept a connection, unless too many are open."""
         self.guard = cast("Guard", self.config.loaded_app)
-        full = len(self.connections) >= self.guard.limits.connections
+        limit, closing = self.guard.limits.connections, self.guard.lingering
+        full = len(self.connections) - closing >= limit
         super().connection_made(cast("asyncio.Transport", _Transport(transport, self)))
-        if full and self.guard.lingering >= self.guard.limits.connections:
+        if full and closing >= MOST_CLOSING * limit:
             transport.abort()
         elif full:
             self.refuse(Refusal(503, "busy", BUSY))

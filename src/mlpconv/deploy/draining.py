@@ -13,7 +13,7 @@ from types import FrameType
 
 from uvicorn import Config, Server
 
-from mlpconv.deploy.connection import GuardedProtocol
+from mlpconv.deploy.connection import MOST_CLOSING, GuardedProtocol
 from mlpconv.deploy.guard import Guard
 from mlpconv.errors import ServerError, first_line
 
@@ -27,7 +27,7 @@ SPARE_FILES = 256  # file descriptors beside those of the connections
 async def run_until_signal(guard: Guard, listener: socket.socket, on_start: Callable[[], None]) -> None:
     """Answer the connections of a listening socket until SIGTERM or SIGINT, then drain."""
     limits = guard.limits
-    _allow_files(2 * limits.connections + SPARE_FILES)
+    _allow_files((1 + MOST_CLOSING) * limits.connections + SPARE_FILES)
     config = Config(
         guard, interface="asgi3", http=GuardedProtocol, ws="none", log_config=None, access_log=False,
         server_header=False, timeout_keep_alive=max(1, round(limits.idle_seconds)), backlog=limits.connections,

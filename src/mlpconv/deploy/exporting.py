@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from mlpconv.errors import ExportError, UsageError, did_you_mean
 from mlpconv.files import write_atomic
 from mlpconv.inference import Classifier
 
-__all__ = ["Exported", "export", "suffix_of"]
+__all__ = ["Exported", "export", "export_variants", "suffix_of"]
 
 
 @dataclass(frozen=True)
@@ -61,37 +61,58 @@ def export(
     `calibration`. The file is compared with torch before it gets its name. Raises ExportError for a network that cannot
     be exported, or whose exported outputs differ; UsageError for an unknown format or an `out` of another extension.
     """
-    path = Path(out)
-    if path.suffix.lower() != suffix_of(to):
-        raise UsageError(f"{str(path)!r} is not a name for {to}: give a file that ends in {suffix_of(to)}.")
-    for engine in {"onnxruntime", "openvino"} if to == "openvino-int8" else {to.replace("onnx", "onnxruntime")}:
-        require_engine(engine.removesuffix("-int8"))
     source = model if isinstance(model, Source) else open_source(model)
-    if to.endswith("int8") and calibration is None:
-        raise UsageError(f"{to} needs images to calibrate on: give a data set, or a folder of images.")
+    return export_variants(source, {to: Path(out)}, calibration)[0]
+
+
+def export_variants(source: Source, files: Mapping[str, Path], calibration: Calibration | None) -> list[Exported]:
+    """Export a network to several formats, each with its file; raise as `export` does."""
+    for variant, path in files.items():
+        if path.suffix.lower() != suffix_of(variant):
+            raise UsageError(f"{str(path)!r} is not a name for {variant}: give a file ending in {suffix_of(variant)}.")
+        if variant.endswith("int8") and calibration is None:
+            raise UsageError(f"{variant} needs images to calibrate on: give a data set, or a folder of images.")
+        for engine in {_engine_of(variant)} | ({"onnxruntime"} if variant.endswith("int8") else set()):
+            require_engine(engine)
     graph = PixelsToOutputs(source)
     written = onnx_graph(graph)
     metadata = Metadata(
-        name=source.name, variant=to, classes=source.classes, input_size=source.input_size, outputs=written.outputs,
-        min_size=source.min_size if written.any_size else min(source.input_size[1:]), any_size=written.any_size,
-        decode_options=source.preprocessing.decode_options, preprocessing=source.preprocessing.names,
-        checks={"opset": OPSET}, info=dict(source.info),
+        name=source.name, variant="onnx", classes=source.classes, input_size=source.input_size,
+        outputs=written.outputs, min_size=source.min_size if written.any_size else min(source.input_size[1:]),
+        any_size=written.any_size, decode_options=source.preprocessing.decode_options,
+        preprocessing=source.preprocessing.names, checks={"opset": OPSET}, info=dict(source.info),
     )  # fmt: skip
-    with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".export-") as folder:
-        stage = Path(folder)
-        parity = result = None
-        content = written.content
-        if calibration is not None and to.endswith("int8"):
-            content, result = quantized(graph, content, metadata, calibration, stage)
-            metadata = replace(metadata, checks={**metadata.checks, **result.to_dict()})
-        write = _write_onnx if to.startswith("onnx") else _write_ir
-        size, publish = write(content, metadata, stage, path)
-        if not to.endswith("int8"):
-            parity = _checked(graph, stage, to)
-            metadata = replace(metadata, checks={**metadata.checks, **parity.to_dict()})
-            size, publish = write(content, metadata, stage, path)
-        publish()
-    return Exported(path, to, size, metadata, parity, result, source.notes)
+    exported = []
+    for variant, path in files.items():
+        with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".export-") as folder:
+            described = replace(metadata, variant=variant)
+            result = _export(graph, written.content, described, Path(folder), path, calibration)
+            exported.append(replace(result, notes=source.notes))
+    return exported
+
+
+def _export(
+    graph: PixelsToOutputs,
+    content: bytes,
+    metadata: Metadata,
+    stage: Path,
+    path: Path,
+    calibration: Calibration | None,
+) -> Exported:
+    """Write one file in the folder `stage`, check it, then move it to `path`."""
+    write = _write_onnx if metadata.variant.startswith("onnx") else _write_ir
+    parity = result = None
+    if calibration is not None and metadata.variant.endswith("int8"):
+        content, result = quantized(graph, content, metadata, calibration, stage)
+        checks = result.to_dict()
+    else:
+        write(content, metadata, stage, path)
+        parity = _checked(graph, stage, metadata.variant)
+        checks = parity.to_dict()
+    metadata = replace(metadata, checks={**metadata.checks, **checks})
+    size, publish = write(content, metadata, stage, path)
+    publish()
+    return Exported(path, metadata.variant, size, metadata, parity, result)
 
 
 def _checked(graph: PixelsToOutputs, stage: Path, variant: str) -> Parity:

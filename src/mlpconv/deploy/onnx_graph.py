@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mlpconv.deploy.source import Source
 from mlpconv.errors import ExportError, UsageError, first_line
 
-__all__ = ["OPSET", "GraphBytes", "PixelsToOutputs", "onnx_graph"]
+__all__ = ["OPSET", "GraphBytes", "PixelsToOutputs", "onnx_graph", "other_size"]
 
 OPSET = 20
 MAX_TERMS = 30  # operations in the expression of a map's size
@@ -66,6 +66,15 @@ class PixelsToOutputs(nn.Module):
         logits = maps.mean((2, 3)) if self.maps_are_logits else self.network(x)
         return logits.softmax(1), logits, maps
 
+    def accepts_other_sizes(self) -> bool:
+        """Return whether the network accepts images of another size than `input_size`."""
+        try:
+            with torch.no_grad():
+                self(torch.zeros(1, *other_size(self.input_size), dtype=torch.uint8))
+        except Exception:  # noqa: BLE001  (whatever a network raises for a wrong size)
+            return False
+        return True
+
     def _maps(self, x: Tensor) -> Tensor:
         """Return the category maps; raise AttributeError or UsageError for a network without them."""
         category_maps: Any = self.network.category_maps
@@ -73,6 +82,11 @@ class PixelsToOutputs(nn.Module):
 
     def _preprocessed(self, images: Tensor) -> Tensor:
         return self.preprocessing.run(images, len(self.preprocessing.steps))
+
+
+def other_size(input_size: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Return the shape of somewhat larger images, for checks."""
+    return input_size[0], input_size[1] + 6, input_size[2] + 9
 
 
 def onnx_graph(graph: PixelsToOutputs) -> GraphBytes:
@@ -86,7 +100,7 @@ def onnx_graph(graph: PixelsToOutputs) -> GraphBytes:
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
         raise ExportError(MISSING.format(error.name)) from None
-    if not graph.fixed_size:
+    if not graph.fixed_size and graph.accepts_other_sizes():
         with suppress(ExportError):  # the network works at one size only, or its trace cannot be generalised
             return GraphBytes(_serialised(graph, any_size=True), graph.outputs, True)
     return GraphBytes(_serialised(graph, any_size=False), graph.outputs, False)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mlpconv.data.digits import read_digits
 from mlpconv.data.inputs import read_pixels
-from mlpconv.deploy.onnx_graph import PixelsToOutputs
+from mlpconv.deploy.onnx_graph import PixelsToOutputs, other_size
 from mlpconv.deploy.predictor import Predictor
 from mlpconv.errors import ExportError
 from mlpconv.threads import one_thread
@@ -24,6 +24,7 @@ COUNT = 16  # images of each kind
 ODD_BATCH = 3  # a batch size that was not traced
 
 Pixels = NDArray[np.uint8]
+Arrays = list[NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -61,23 +62,36 @@ def sample_pixels(input_size: tuple[int, int, int], real: Pixels | None = None) 
 
 @one_thread()
 def compare_with_torch(graph: PixelsToOutputs, predictor: Predictor, pixels: Pixels) -> Parity:
-    """Compare an exported file with torch on uint8 pixels (N, C, H, W), alone and in batches.
+    """Compare an exported file with torch on uint8 pixels (N, C, H, W): alone, in batches, and at another size.
 
-    The classes of two images are compared only if torch separates them by more than the difference of the logits.
+    The classes of an image are compared only if torch separates its best two by more than the difference of the logits.
     """
-    outputs = list(graph.outputs)
+    batches = [pixels[:1], pixels[1:2], pixels[2:], pixels[:ODD_BATCH]]
+    if predictor.metadata.any_size:
+        shape = (ODD_BATCH, *other_size(graph.input_size))
+        batches.append(np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8))
+    pairs = [_compare(graph, predictor, batch) for batch in batches]
+    largest = max(float(np.abs(expected[1]).max()) for expected, _ in pairs) or 1.0
+    differences = [max(float(np.abs(e[k] - a[k]).max()) for e, a in pairs) for k in range(len(graph.outputs))]
+    same = all(_same_class(expected[1], actual[1], differences[1]) for expected, actual in pairs)
+    maps = differences[2] / largest if len(differences) > 2 else 0.0
+    return Parity(sum(len(batch) for batch in batches), differences[1] / largest, maps, differences[0], same)
+
+
+def _compare(graph: PixelsToOutputs, predictor: Predictor, pixels: Pixels) -> tuple[Arrays, Arrays]:
+    """Return the outputs of torch and of the file; the logits of torch are those of the network called directly."""
     with torch.no_grad():
         expected = [tensor.numpy() for tensor in graph(torch.from_numpy(pixels))]
-        plain = graph.network(graph.preprocessing(torch.from_numpy(pixels))).numpy()
-    batches = [*np.array_split(pixels, range(1, 3)), *[pixels[:ODD_BATCH]]]
-    actual = [np.concatenate(parts) for parts in zip(*(predictor.outputs(x, outputs) for x in batches), strict=True)]
-    expected = [np.concatenate([values, values[:ODD_BATCH]]) for values in (expected[0], plain, *expected[2:])]
+        expected[1] = graph.network(graph.preprocessing(torch.from_numpy(pixels))).numpy()
     if not all(np.isfinite(values).all() for values in expected):
         raise ExportError("The network outputs NaN or infinity: its weights are too large. Retrain it.")
-    largest = float(np.abs(expected[1]).max()) or 1.0
-    differences = [float(np.abs(a - b).max()) for a, b in zip(actual, expected, strict=True)]
-    top = np.sort(expected[1], 1)
-    clear = top[:, -1] - top[:, -2] > 2 * differences[1] if top.shape[1] > 1 else np.ones(len(top), bool)
-    same = bool((actual[0].argmax(1) == expected[1].argmax(1))[clear].all())
-    maps = differences[2] / largest if len(differences) > 2 else 0.0
-    return Parity(len(pixels), differences[1] / largest, maps, differences[0], same)
+    return expected, predictor.outputs(pixels, list(graph.outputs))
+
+
+def _same_class(expected: NDArray[np.float32], actual: NDArray[np.float32], difference: float) -> bool:
+    """Return whether logits (N, K) have the same largest entry wherever the difference cannot decide it."""
+    if expected.shape[1] == 1:
+        return True
+    top = np.sort(expected, 1)
+    clear = top[:, -1] - top[:, -2] > 2 * difference
+    return bool((actual.argmax(1) == expected.argmax(1))[clear].all())
