@@ -14,7 +14,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from mlpconv.claims.catalog import list_claims
+from mlpconv.claims.claim_files import list_claims
 from mlpconv.claims.report import figures_of
 from mlpconv.claims.results import judge_all
 from mlpconv.files import json_bytes, write_atomic

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlpconv.claims.catalog import list_claims
+from mlpconv.claims.claim_files import list_claims
 from mlpconv.claims.results import judge_all, read_predictions
 
 TOP = Path(__file__).resolve().parents[2]

@@ -12,7 +12,7 @@ import torch
 
 from mlpconv.claims import workers
 from mlpconv.claims.budget import BUDGET, load_images, on_canvas, tuning_images
-from mlpconv.claims.catalog import find_claim
+from mlpconv.claims.claim_files import find_claim
 from mlpconv.claims.results import judge_all, read_predictions
 from mlpconv.claims.run_cache import DamagedRun, RunCache
 from mlpconv.claims.runner import LEAST_SEEDS, RunSettings, count_steps, run_claims

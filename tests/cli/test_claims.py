@@ -11,7 +11,7 @@ import pytest
 from support.claim_results import write_result
 
 from mlpconv.claims import trial, workers
-from mlpconv.claims.catalog import find_claim
+from mlpconv.claims.claim_files import find_claim
 from mlpconv.cli import main
 
 SMALL = '''

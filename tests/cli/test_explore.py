@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import mlpconv.explorer.serving
+import mlpconv.deploy
 from mlpconv.cli import main
-from mlpconv.errors import UsageError
+from mlpconv.errors import ServerError
 
 
 @pytest.fixture
@@ -23,11 +23,11 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Record what would be served instead of serving it."""
     calls: list[Any] = []
 
-    def serve(app: Any, port: int, announce: Any) -> None:
+    def serve(app: Any, *, port: int, announce: Any, **_: Any) -> None:
         calls.append((app, port))
         announce(f"http://127.0.0.1:{port}/")
 
-    monkeypatch.setattr(mlpconv.explorer.serving, "serve", serve)
+    monkeypatch.setattr(mlpconv.deploy, "serve_app", serve, raising=False)
     return calls
 
 
@@ -49,15 +49,15 @@ def test_a_second_explorer_takes_a_free_port(
 ) -> None:
     ports: list[int] = []
 
-    def serve(app: Any, port: int, announce: Any) -> None:
+    def serve(app: Any, *, port: int, announce: Any, **_: Any) -> None:
         ports.append(port)
         if port:
-            raise UsageError(f"Port {port} of 127.0.0.1 is in use.")
+            raise ServerError(f"Port {port} of 127.0.0.1 is in use.")
 
-    monkeypatch.setattr(mlpconv.explorer.serving, "serve", serve)
+    monkeypatch.setattr(mlpconv.deploy, "serve_app", serve, raising=False)
     assert main(["explore"]) == 0
     assert ports == [8230, 0]
-    assert main(["explore", "--port", "8230"]) == 2
+    assert main(["explore", "--port", "8230"]) == 1
     assert "in use" in capsys.readouterr().err
 
 
@@ -119,7 +119,7 @@ def test_the_server_answers_on_this_machine_and_ends_with_ctrl_c() -> None:
             with urllib.request.urlopen(address, timeout=30) as page:
                 assert b"mlpconv" in page.read()
             foreign = urllib.request.Request(address, headers={"Host": "evil.example"})
-            with pytest.raises(urllib.error.HTTPError, match="400") as refused:
+            with pytest.raises(urllib.error.HTTPError, match="421") as refused:
                 urllib.request.urlopen(foreign, timeout=30)
             refused.value.close()
             process.send_signal(signal.SIGINT)

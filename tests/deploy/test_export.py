@@ -18,23 +18,23 @@ import mlpconv
 from mlpconv.cli import main
 from mlpconv.deploy import onnx_file, quantize
 from mlpconv.deploy.calibration import calibration_from_data
+from mlpconv.deploy.exportable import Exportable, exportable_from_network, open_exportable
 from mlpconv.deploy.exporting import export
 from mlpconv.deploy.metadata import Metadata
 from mlpconv.deploy.onnx_graph import PixelsToOutputs
 from mlpconv.deploy.parity import MAX_DIFFERENCE, compare_with_torch, sample_pixels
 from mlpconv.deploy.predictor import Predictor
-from mlpconv.deploy.source import Source, open_source, source_from_network
 from mlpconv.errors import ExportError, UsageError
 from mlpconv.preprocessing import Preprocessing
 
 
-def small_network(*layers: nn.Module, **changes: object) -> Source:
+def small_network(*layers: nn.Module, **changes: object) -> Exportable:
     """A network of the given layers for images 3 x 11 x 13, for export."""
     torch.manual_seed(0)
-    source = source_from_network(
+    source = exportable_from_network(
         nn.Sequential(*layers), Preprocessing(["scale"], 3, (11, 13)), list("abcde"), (3, 11, 13)
     )
-    return Source(**{**vars(source), **changes})
+    return Exportable(**{**vars(source), **changes})
 
 
 POOLED = (nn.Conv2d(3, 7, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(7, 5))
@@ -85,7 +85,7 @@ def test_a_fully_connected_head_has_no_maps_and_one_size(tmp_path: Path) -> None
 def test_preprocessing_is_part_of_the_graph(names: list[str], tmp_path: Path) -> None:
     images = np.random.default_rng(1).integers(0, 256, (40, 3, 11, 13), dtype=np.uint8)
     preprocessing = Preprocessing(names, 3, (11, 13)).fit(images)
-    source = source_from_network(nn.Sequential(*POOLED), preprocessing, list("abcde"), (3, 11, 13))
+    source = exportable_from_network(nn.Sequential(*POOLED), preprocessing, list("abcde"), (3, 11, 13))
     result = export(source, tmp_path / "prepared.onnx")
     assert result.parity is not None
     assert result.parity.logits < MAX_DIFFERENCE
@@ -114,7 +114,7 @@ def test_a_file_whose_outputs_differ_is_not_written(tmp_path: Path, monkeypatch:
 
 
 def test_the_comparison_sees_a_wrong_weight(digits_onnx: Path) -> None:
-    source = open_source("digits")
+    source = open_exportable("digits")
     with torch.no_grad():
         source.model.last_layer.bias[3] += 0.01
     predictor = Predictor(digits_onnx, engine="onnxruntime", threads=1)
@@ -123,7 +123,7 @@ def test_the_comparison_sees_a_wrong_weight(digits_onnx: Path) -> None:
 
 
 def test_int8_is_smaller_and_its_loss_is_measured(tmp_path: Path, digits_onnx: Path) -> None:
-    source = open_source("digits")
+    source = open_exportable("digits")
     result = export(source, tmp_path / "d.onnx", "onnx-int8", calibration=calibration_from_data(source))
     assert result.bytes < digits_onnx.stat().st_size / 2
     assert result.quantized is not None
@@ -135,7 +135,7 @@ def test_int8_is_smaller_and_its_loss_is_measured(tmp_path: Path, digits_onnx: P
 
 
 def test_int8_that_loses_accuracy_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = open_source("digits")
+    source = open_exportable("digits")
     monkeypatch.setattr(quantize, "MAX_LOSS", -1.0)
     with pytest.raises(ExportError, match="loses too much accuracy"):
         export(source, tmp_path / "d.onnx", "onnx-int8", calibration=calibration_from_data(source))

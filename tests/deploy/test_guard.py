@@ -181,7 +181,7 @@ def test_limits_must_be_positive_numbers(value: Any) -> None:
 
 
 def test_addresses_that_cannot_be_used_are_explained() -> None:
-    from mlpconv.deploy.runner import listen
+    from mlpconv.deploy.serving import listen
 
     with listen("127.0.0.1", 0, 8) as listener:
         port = listener.getsockname()[1]

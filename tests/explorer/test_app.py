@@ -15,7 +15,6 @@ import mlpconv
 from mlpconv.errors import UsageError
 from mlpconv.explorer import Subject, make_app
 from mlpconv.explorer import app as routes
-from mlpconv.explorer.serving import serve
 
 BYTES = {"content-type": "application/octet-stream"}
 
@@ -152,15 +151,6 @@ def test_a_network_without_held_out_images_says_so() -> None:
     client = TestClient(make_app(Subject(mlpconv.load("digits"), "digits", None, "Nothing is held out.")))
     assert client.get("/api/model").json()["heldOut"] == {"count": 0, "why": "Nothing is held out."}
     assert client.get("/api/accuracy").json()["message"] == "Nothing is held out."
-
-
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # uvicorn leaves its socket to the collector
-def test_a_port_in_use_is_named(address: str) -> None:
-    port = int(address.rpartition(":")[2])
-    with pytest.raises(UsageError, match=f"Port {port} of 127.0.0.1 is in use"):
-        serve(make_app(None), port, print)
 
 
 def test_the_input_is_preprocessed_as_in_prediction(digits: Subject) -> None:

@@ -17,7 +17,7 @@ import mlpconv
 from mlpconv.cli import main
 from mlpconv.data import Dataset, Split
 from mlpconv.errors import MissingSplit, RunFolderError, TrainingError, UsageError
-from mlpconv.search import Limits, run_search, worker
+from mlpconv.search import CostLimits, run_search, worker
 from mlpconv.search import trials as search_trials
 from mlpconv.search.trials import NetworkCost, behind, epoch_key
 from mlpconv.training import Recipe, find_recipe
@@ -100,7 +100,7 @@ def test_the_same_seed_gives_the_same_search(finished: Any, data: Dataset, tmp_p
 
 
 def test_limits_are_kept_and_refused_trials_are_not_counted(data: Dataset, tmp_path: Path) -> None:
-    limits = Limits(macs=40_000)
+    limits = CostLimits(macs=40_000)
     result = run_search(data, ["width=0.1..0.9"], out=tmp_path / "s", trials=3, limits=limits, **FAST)
     trained = [row for row in result.trials if row.state != "refused"]
     assert len(trained) == 3
@@ -112,12 +112,12 @@ def test_limits_are_kept_and_refused_trials_are_not_counted(data: Dataset, tmp_p
 def test_limits_that_no_network_keeps(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search_trials, "MAX_REFUSED", 12)
     with pytest.raises(UsageError, match="none of 12 sampled networks .* raise the limits"):
-        run_search(data, ["width=0.1..0.9"], out=tmp_path / "s", trials=1, limits=Limits(parameters=10), **FAST)
+        run_search(data, ["width=0.1..0.9"], out=tmp_path / "s", trials=1, limits=CostLimits(parameters=10), **FAST)
 
 
 def test_excess() -> None:
-    assert Limits().excess(NetworkCost(5, 5)) == 0
-    assert Limits(macs=4, parameters=10).excess(NetworkCost(5, 5)) == 0.25
+    assert CostLimits().excess(NetworkCost(5, 5)) == 0
+    assert CostLimits(macs=4, parameters=10).excess(NetworkCost(5, 5)) == 0.25
 
 
 class Row:
@@ -182,7 +182,7 @@ def test_the_end_of_the_time_leaves_a_trial_open_and_it_continues(
     [
         ({"over": ["width=0.1..0.7", "depth=1..3"]}, r"over width=0.1..0.6 depth=1..3, not over width=0.1..0.7"),
         ({"epochs": 3}, "with epochs=2, got epochs=3"),
-        ({"limits": Limits(macs=9)}, "max_macs=None, got 9"),
+        ({"limits": CostLimits(macs=9)}, "max_macs=None, got 9"),
     ],
 )
 def test_another_search_in_the_folder_is_refused(

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from mlpconv.claims.budget import BUDGET, load_images
-from mlpconv.claims.catalog import ClaimFile
+from mlpconv.claims.claim_files import ClaimFile
 from mlpconv.claims.networks import Shape, cost_of_words, scale_words
 from mlpconv.claims.results import result_path
 from mlpconv.claims.run_cache import DamagedRun, RunCache

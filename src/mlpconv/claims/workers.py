@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-from mlpconv.claims.catalog import read_claim
+from mlpconv.claims.claim_files import read_claim
 from mlpconv.claims.trial import Measured, Trial, run_trial
 
 __all__ = ["run_trials", "start_pool"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["explore"]
 
 PORT = 8230
+ANSWER_SECONDS = 120.0  # the accuracy of an edited network on its held-out images may take a while
 FAILED = 1
 
 
@@ -95,9 +96,9 @@ def _subject(model: str, images: tuple[str, ...], data: str | None, root: Path |
 
 def _serve(subject: Subject | None, port: int | None, open_browser: bool) -> None:
     """Serve the page until Ctrl-C; without --port, a port in use is no obstacle."""
-    from mlpconv.errors import UsageError
+    from mlpconv.deploy import Limits, serve_app
+    from mlpconv.errors import ServerError
     from mlpconv.explorer import make_app
-    from mlpconv.explorer.serving import serve
 
     def announce(address: str) -> None:
         print(f"The page is at {address} (Ctrl-C ends it).", flush=True)
@@ -106,10 +107,13 @@ def _serve(subject: Subject | None, port: int | None, open_browser: bool) -> Non
 
             webbrowser.open(address)
 
-    app = make_app(subject)
+    def quiet(_entry: dict[str, Any]) -> None:
+        """Log nothing: the page makes many requests."""
+
+    app, limits = make_app(subject), Limits(answer_seconds=ANSWER_SECONDS)
     try:
-        serve(app, PORT if port is None else port, announce)
-    except UsageError:
+        serve_app(app, port=PORT if port is None else port, limits=limits, log=quiet, announce=announce)
+    except ServerError:
         if port is not None:
             raise
-        serve(app, 0, announce)
+        serve_app(app, port=0, limits=limits, log=quiet, announce=announce)

@@ -11,9 +11,9 @@ from cyclopts import Parameter
 from mlpconv.cli.options import Model, Switch
 
 if TYPE_CHECKING:
+    from mlpconv.deploy.exportable import Exportable
     from mlpconv.deploy.exporting import Exported
     from mlpconv.deploy.quantize import Calibration
-    from mlpconv.deploy.source import Source
     from mlpconv.deploy.variants import Variant
 
 __all__ = ["export"]
@@ -52,9 +52,9 @@ def export(
     json
         Print one JSON object.
     """
+    from mlpconv.deploy.exportable import open_exportable
     from mlpconv.deploy.exporting import export_variants, suffix_of
     from mlpconv.deploy.metadata import VARIANTS
-    from mlpconv.deploy.source import open_source
 
     variants = VARIANTS if to == "all" else (to,)
     stem = _stem(model)
@@ -64,7 +64,7 @@ def export(
     else:
         files = [out if out is not None else Path(f"{stem}{_mark(to)}{suffix_of(to)}")]
     _check_files(files, model)
-    source = open_source(model)
+    source = open_exportable(model)
     needs_images = any(name.endswith("int8") for name in variants)
     calibration = _calibration(source, calibrate, images, data_dir) if needs_images else None
     exported = export_variants(source, dict(zip(variants, files, strict=True)), calibration)
@@ -96,7 +96,7 @@ def _check_files(files: list[Path], model: str) -> None:
             raise UsageError(f"--out {str(file)!r} is the model itself: give another file.")
 
 
-def _calibration(source: Source, data: str | None, images: tuple[str, ...], root: Path | None) -> Calibration:
+def _calibration(source: Exportable, data: str | None, images: tuple[str, ...], root: Path | None) -> Calibration:
     """Return the images to calibrate on."""
     from mlpconv.cli.paths import expand
     from mlpconv.deploy.calibration import calibration_from_data, calibration_from_files

@@ -111,13 +111,13 @@ def run(
     data: str, over: tuple[str, ...], limits: tuple[int | None, int | None], to_stderr: bool, options: dict[str, Any]
 ) -> SearchResult:
     """Run the search; print a line for every trial."""
-    from mlpconv.search import Limits, run_search
+    from mlpconv.search import CostLimits, run_search
 
     def log(text: str) -> None:
         print(text, file=sys.stderr if to_stderr else sys.stdout, flush=True)
 
     with worded(SearchLine()):
-        return run_search(data, over, limits=Limits(*limits), log=log, **options)
+        return run_search(data, over, limits=CostLimits(*limits), log=log, **options)
 
 
 class SearchLine(Wording):

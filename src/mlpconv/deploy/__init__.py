@@ -9,13 +9,13 @@ from __future__ import annotations
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from mlpconv.deploy.exportable import exportable_from_network as exportable_from_network
     from mlpconv.deploy.exporting import Exported as Exported
     from mlpconv.deploy.exporting import export as export
     from mlpconv.deploy.guard import Guard as Guard
     from mlpconv.deploy.limits import Limits as Limits
     from mlpconv.deploy.predictor import Predictor as Predictor
-    from mlpconv.deploy.runner import serve_app as serve_app
-    from mlpconv.deploy.source import source_from_network as source_from_network
+    from mlpconv.deploy.serving import serve_app as serve_app
 
 _MODULE_OF = {
     "Exported": "exporting",
@@ -23,11 +23,11 @@ _MODULE_OF = {
     "Limits": "limits",
     "Predictor": "predictor",
     "export": "exporting",
-    "serve_app": "runner",
-    "source_from_network": "source",
+    "serve_app": "serving",
+    "exportable_from_network": "exportable",
 }
 
-__all__ = ["Exported", "Guard", "Limits", "Predictor", "export", "serve_app", "source_from_network"]
+__all__ = ["Exported", "Guard", "Limits", "Predictor", "export", "exportable_from_network", "serve_app"]
 
 
 def __getattr__(name: str) -> object:

@@ -12,8 +12,8 @@ from mlpconv.data import Split
 from mlpconv.data.as_trained import open_as_trained
 from mlpconv.data.catalog import CATALOG
 from mlpconv.data.inputs import read_pixels
+from mlpconv.deploy.exportable import Exportable
 from mlpconv.deploy.quantize import Calibration
-from mlpconv.deploy.source import Source
 from mlpconv.errors import DataError, UsageError
 from mlpconv.evaluation import align_labels
 
@@ -24,7 +24,7 @@ FEWEST = 8
 SEED = 0
 
 
-def calibration_from_data(source: Source, data: str | None = None, root: Path | None = None) -> Calibration:
+def calibration_from_data(source: Exportable, data: str | None = None, root: Path | None = None) -> Calibration:
     """Return training images of a data set to calibrate on, and images of its val, test or train split to measure on.
 
     `data` and `root` are those of `open_data`; the default is the data that the model file names. Raises UsageError if
@@ -47,7 +47,7 @@ def calibration_from_data(source: Source, data: str | None = None, root: Path | 
     return Calibration(images, held_out.images[:HELD_OUT], held_out.labels[:HELD_OUT], described)
 
 
-def calibration_from_files(source: Source, files: Sequence[Path]) -> Calibration:
+def calibration_from_files(source: Exportable, files: Sequence[Path]) -> Calibration:
     """Return every second image file to calibrate on, and the others, without labels, to measure on.
 
     Raises UsageError for too few files, ImageError for a file that cannot be read.
@@ -60,7 +60,7 @@ def calibration_from_files(source: Source, files: Sequence[Path]) -> Calibration
     return Calibration(pixels[::2], pixels[1::2], None, f"{len(files)} image files")
 
 
-def _named_data(source: Source) -> str:
+def _named_data(source: Exportable) -> str:
     """Return the data that the model file names, if it can be opened by name."""
     named = source.info.get("data")
     if isinstance(named, str) and (named in CATALOG or Path(named).is_dir()):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mlpconv.deploy.exportable import Exportable, open_exportable
 from mlpconv.deploy.ir_file import seal_ir
 from mlpconv.deploy.metadata import VARIANTS, Metadata
 from mlpconv.deploy.onnx_file import MAX_FILE, seal
@@ -16,7 +17,6 @@ from mlpconv.deploy.parity import MAX_DIFFERENCE, Parity, compare_with_torch, sa
 from mlpconv.deploy.predictor import Predictor
 from mlpconv.deploy.quantize import Calibration, Quantized, quantized
 from mlpconv.deploy.runtime import EngineName, require_engine
-from mlpconv.deploy.source import Source, open_source
 from mlpconv.errors import ExportError, UsageError, did_you_mean
 from mlpconv.files import write_atomic
 from mlpconv.inference import Classifier
@@ -48,7 +48,7 @@ def suffix_of(variant: str) -> str:
 
 
 def export(
-    model: str | os.PathLike[str] | Classifier | Source,
+    model: str | os.PathLike[str] | Classifier | Exportable,
     out: str | os.PathLike[str],
     to: str = "onnx",
     *,
@@ -56,16 +56,16 @@ def export(
 ) -> Exported:
     """Export a classifier to `out`: pixels in; probabilities, logits and category maps out.
 
-    `model` is a classifier, a model file, a run folder, the name of shipped weights, or a `source_from_network` of any
-    network. `to` is onnx, openvino, onnx-int8 or openvino-int8 (an .xml file with a .bin file beside it); int8 needs
-    `calibration`. The file is compared with torch before it gets its name. Raises ExportError for a network that cannot
-    be exported, or whose exported outputs differ; UsageError for an unknown format or an `out` of another extension.
+    `model` is a classifier, a model file, a run folder, the name of shipped weights, or `exportable_from_network` of
+    any network. `to` is onnx, openvino, onnx-int8 or openvino-int8 (an .xml file with a .bin file beside it); int8
+    needs `calibration`. The file is compared with torch before it gets its name. Raises ExportError for a network that
+    cannot be exported, or whose exported outputs differ; UsageError for an unknown format or an `out` of another extension.
     """
-    source = model if isinstance(model, Source) else open_source(model)
+    source = model if isinstance(model, Exportable) else open_exportable(model)
     return export_variants(source, {to: Path(out)}, calibration)[0]
 
 
-def export_variants(source: Source, files: Mapping[str, Path], calibration: Calibration | None) -> list[Exported]:
+def export_variants(source: Exportable, files: Mapping[str, Path], calibration: Calibration | None) -> list[Exported]:
     """Export a network to several formats, each with its file; raise as `export` does."""
     for variant, path in files.items():
         if path.suffix.lower() != suffix_of(variant):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from mlpconv.deploy.source import Source
+from mlpconv.deploy.exportable import Exportable
 from mlpconv.errors import ExportError, UsageError, first_line
 
 __all__ = ["OPSET", "GraphBytes", "PixelsToOutputs", "onnx_graph", "other_size"]
@@ -34,7 +34,7 @@ class GraphBytes(NamedTuple):
 class PixelsToOutputs(nn.Module):
     """uint8 pixels (N, C, H, W) -> probabilities (N, K), logits (N, K) and, if there are any, maps (N, K, h, w)."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Exportable) -> None:
         super().__init__()
         self.preprocessing, self.network, self.fixed_size = source.preprocessing, source.model, source.fixed_size
         self.input_size = source.input_size

@@ -26,7 +26,7 @@ from mlpconv.deploy.metadata import Metadata
 from mlpconv.deploy.metrics import Metrics
 from mlpconv.deploy.onnx_file import read_onnx
 from mlpconv.deploy.open_api import open_api
-from mlpconv.deploy.runner import serve_app
+from mlpconv.deploy.serving import serve_app
 from mlpconv.deploy.worker_pool import Job, Result, WorkerPool
 from mlpconv.errors import ServerError, UsageError
 

@@ -38,7 +38,7 @@ def static_files() -> dict[str, bytes]:
 def make_app(subject: Subject | None) -> Starlette:
     """Return the ASGI app of the page; with None it has the playground alone.
 
-    The app answers any host: `mlpconv.explorer.serving` puts it behind a check of the Host header.
+    The app answers any host: `mlpconv.deploy.serve_app` puts it behind a check of the Host header.
     """
     from starlette.applications import Starlette
     from starlette.middleware import Middleware

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from mlpconv.search.searching import SearchResult, run_search
 from mlpconv.search.studies import Definition
-from mlpconv.search.trials import Limits
-from mlpconv.search.worker import SearchResult, run_search
+from mlpconv.search.trials import CostLimits
 
-__all__ = ["Definition", "Limits", "SearchResult", "run_search"]
+__all__ = ["CostLimits", "Definition", "SearchResult", "run_search"]

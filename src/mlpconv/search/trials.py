@@ -22,7 +22,7 @@ from mlpconv.search.studies import StudyFolder
 from mlpconv.training import Recipe
 from mlpconv.training.network import make_model
 
-__all__ = ["Limits", "NetworkCost", "behind", "cost_of", "epoch_key", "errors_of", "take_trial"]
+__all__ = ["CostLimits", "NetworkCost", "behind", "cost_of", "epoch_key", "errors_of", "take_trial"]
 
 MAX_REFUSED = 100  # proposals in a row that exceed the limits or cannot be built
 STARTUP = 10  # trials at random before the sampler learns from them
@@ -38,7 +38,7 @@ class NetworkCost:
 
 
 @dataclass(frozen=True)
-class Limits:
+class CostLimits:
     """The largest accepted cost; None for no limit."""
 
     macs: int | None = None

@@ -18,7 +18,7 @@ from mlpconv.surgery.heads.layout import Layout, channels_last_rows, layout_of_m
 from mlpconv.surgery.heads.linear_steps import LinearSteps
 from mlpconv.surgery.heads.modules import as_map_norm
 from mlpconv.surgery.heads.pools import pools_cells, window_averages
-from mlpconv.surgery.heads.rows import Trial, cells_of, rows_of
+from mlpconv.surgery.heads.rows import StepTest, cells_of, rows_of
 from mlpconv.surgery.tracing.graph import module_of, shape_of
 from mlpconv.surgery.tracing.ops import MAP, Kind, argument_of, describe, op_kind, op_name
 from mlpconv.surgery.tracing.tracer import drop_shape_queries
@@ -143,10 +143,10 @@ class Rewriter(LinearSteps, ABC):
         cells = self.call(cells_of, rows, like.base)
         return like.renumbered(cells, value.shape[1:].numel(), tuple(value.shape[1:]))
 
-    def trial(self, node: fx.Node) -> Trial:
+    def trial(self, node: fx.Node) -> StepTest:
         """Return a numerical test of the step on random rows."""
         shapes = {source: tuple(self.layouts[source].index.shape) for source in self.inputs_of(node)}
-        return Trial(node, shapes, self.edits.root, self.shadow)
+        return StepTest(node, shapes, self.edits.root, self.shadow)
 
     def pool_or_reduction(self, node: fx.Node) -> Layout:
         """Rewrite a pool, or a sum, mean or maximum over the channels of one cell."""

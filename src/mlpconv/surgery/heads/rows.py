@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from mlpconv.surgery.tracing.graph import attribute
 
-__all__ = ["Trial", "cells_of", "rows_of"]
+__all__ = ["StepTest", "cells_of", "rows_of"]
 
 COUNT = 13
 SEED = 13124400
@@ -40,7 +40,7 @@ def cells_of(rows: Tensor, maps: Tensor) -> Tensor:
     return rows.reshape(images, height, width, rows.shape[1:].numel()).permute(0, 3, 1, 2)
 
 
-class Trial:
+class StepTest:
     """A numerical test of one step of a head on random rows."""
 
     def __init__(

@@ -14,11 +14,11 @@ from mlpconv.inference import Classifier, load
 from mlpconv.models.external import create_external, is_external
 from mlpconv.preprocessing import Preprocessing
 
-__all__ = ["Source", "open_source", "source_from_network"]
+__all__ = ["Exportable", "exportable_from_network", "open_exportable"]
 
 
 @dataclass(frozen=True)
-class Source:
+class Exportable:
     """A network in eval mode with all that an exported file stores about it."""
 
     name: str
@@ -33,7 +33,7 @@ class Source:
     classifier: Classifier | None = None
 
 
-def open_source(model: str | os.PathLike[str] | Classifier) -> Source:
+def open_exportable(model: str | os.PathLike[str] | Classifier) -> Exportable:
     """Return the network of a classifier, a model file, a run folder, or the name of shipped weights.
 
     A network of another library, such as timm:resnet18, has random weights. Raises ModelFileError for a file that
@@ -46,13 +46,15 @@ def open_source(model: str | os.PathLike[str] | Classifier) -> Source:
         return _from_classifier(load(name))
     network, input_size = create_external(name)
     classes = [str(index) for index in range(_count_classes(network, input_size))]
-    source = source_from_network(network, Preprocessing(["scale"], input_size[0], input_size[1:]), classes, input_size)
-    return Source(**{**vars(source), "name": name, "notes": (f"{name} has random weights.", *source.notes)})
+    source = exportable_from_network(
+        network, Preprocessing(["scale"], input_size[0], input_size[1:]), classes, input_size
+    )
+    return Exportable(**{**vars(source), "name": name, "notes": (f"{name} has random weights.", *source.notes)})
 
 
-def source_from_network(
+def exportable_from_network(
     model: nn.Module, preprocessing: Preprocessing, classes: Sequence[str], input_size: tuple[int, int, int]
-) -> Source:
+) -> Exportable:
     """Return any network (N, C, H, W) -> logits (N, K) for export, with category maps if `pool_head` can expose them.
 
     Raises UsageError for an unfitted preprocessing.
@@ -69,12 +71,12 @@ def source_from_network(
         except SurgeryError as error:
             notes = (f"The file has no category maps: {first_line(error)}.",)
     name = type(model).__name__
-    return Source(name, model, preprocessing.eval(), tuple(classes), input_size, notes=notes)
+    return Exportable(name, model, preprocessing.eval(), tuple(classes), input_size, notes=notes)
 
 
-def _from_classifier(classifier: Classifier) -> Source:
+def _from_classifier(classifier: Classifier) -> Exportable:
     network = classifier.model
-    return Source(
+    return Exportable(
         name=network.config.name,
         model=network,
         preprocessing=classifier.preprocessing,

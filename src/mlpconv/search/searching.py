@@ -17,7 +17,7 @@ from mlpconv.fitting import Run, fit
 from mlpconv.search.outcome import SearchResult, draw, read_result, write_result
 from mlpconv.search.space import Range, parse_space, settings_of
 from mlpconv.search.studies import Definition, StudyFolder, cannot_write, open_study
-from mlpconv.search.trials import Limits, behind, cost_of, epoch_key, errors_of, take_trial
+from mlpconv.search.trials import CostLimits, behind, cost_of, epoch_key, errors_of, take_trial
 from mlpconv.text import option
 from mlpconv.training import Progress, Recipe, find_recipe
 from mlpconv.training.plan import apply_settings
@@ -40,7 +40,7 @@ def run_search(
     out: str | Path | None = None,
     seconds: float | None = None,
     trials: int | None = None,
-    limits: Limits | None = None,
+    limits: CostLimits | None = None,
     store: str | None = None,
     prune: bool = True,
     data_root: str | Path | None = None,
@@ -65,7 +65,7 @@ def run_search(
     dataset = source.open(base)
     if "val" not in dataset.splits:
         raise MissingSplit(f"{dataset.name} has no val split to compare trials on: set val_fraction above 0.")
-    limits = limits or Limits()
+    limits = limits or CostLimits()
     definition = Definition(
         dataset.name,
         dataset.fingerprint,
@@ -123,7 +123,7 @@ class Worker:
         ranges: Sequence[Range],
         base: Recipe,
         source: Source,
-        limits: Limits,
+        limits: CostLimits,
         prune: bool,
         log: Callable[[str], object],
     ) -> None:
