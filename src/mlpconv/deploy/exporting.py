@@ -59,7 +59,8 @@ def export(
     `model` is a classifier, a model file, a run folder, the name of shipped weights, or `exportable_from_network` of
     any network. `to` is onnx, openvino, onnx-int8 or openvino-int8 (an .xml file with a .bin file beside it); int8
     needs `calibration`. The file is compared with torch before it gets its name. Raises ExportError for a network that
-    cannot be exported, or whose exported outputs differ; UsageError for an unknown format or an `out` of another extension.
+    cannot be exported, or whose exported outputs differ; UsageError for an unknown format or an `out` of another
+    extension.
     """
     source = model if isinstance(model, Exportable) else open_exportable(model)
     return export_variants(source, {to: Path(out)}, calibration)[0]
