@@ -145,8 +145,10 @@ class Worker:
             with take_trial(self.study, self.folder, self.ranges, limit, self.base.seed, self.excess) as trial:
                 if trial is None:
                     return
-                self.train(trial, deadline)
-                write_result(self.study, self.folder, self.ranges, self.base)
+                try:
+                    self.train(trial, deadline)
+                finally:
+                    write_result(self.study, self.folder, self.ranges, self.base)
 
     def train(self, trial: Trial, deadline: float | None) -> None:
         """Run or continue a trial, and record how it ended; at the deadline it stays open, to be continued."""
