@@ -47,12 +47,12 @@ def data() -> Dataset:
 @pytest.fixture(scope="module")
 def finished(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Any:
     out = tmp_path_factory.mktemp("search") / "study"
-    return run_search(data, ["width=0.1..0.6", "depth=1..3"], out=out, trials=9, prune=False, **FAST)
+    return run_search(data, ["width=0.1..0.6", "depth=1..3"], out=out, trials=8, prune=False, **FAST)
 
 
 def test_the_front_has_no_beaten_trial_and_misses_none(finished: Any) -> None:
     rows = [row for row in finished.trials if row.state == "complete"]
-    assert len(rows) == 9
+    assert len(rows) == 8
     for row in finished.front:
         better = [r for r in rows if (r.macs, r.error) != (row.macs, row.error)]
         assert not any(r.macs <= row.macs and r.error <= row.error for r in better)
@@ -72,7 +72,7 @@ def test_the_files_of_a_search(finished: Any) -> None:
     folder = finished.folder
     with open(folder / "trials.csv", newline="") as file:
         table = list(csv.DictReader(file))
-    assert [int(row["trial"]) for row in table] == list(range(9))
+    assert [int(row["trial"]) for row in table] == list(range(8))
     assert {path.name for path in (folder / "recipes").iterdir()} == {
         f"trial-{row.number:04d}.json" for row in finished.front
     }
@@ -93,10 +93,10 @@ def test_the_recipe_of_a_trial_trains_it_again(finished: Any, data: Dataset, tmp
 
 def test_the_same_seed_gives_the_same_search(finished: Any, data: Dataset, tmp_path: Path) -> None:
     ranges = ["width=0.1..0.6", "depth=1..3"]
-    first = run_search(data, ranges, out=tmp_path / "again", trials=2, prune=False, **FAST)
-    again = run_search(data, ranges, out=tmp_path / "again", trials=4, prune=False, **FAST)
-    assert len(first.trials) == 2
-    assert again.trials == finished.trials[:4]
+    first = run_search(data, ranges, out=tmp_path / "again", trials=1, prune=False, **FAST)
+    again = run_search(data, ranges, out=tmp_path / "again", trials=3, prune=False, **FAST)
+    assert len(first.trials) == 1
+    assert again.trials == finished.trials[:3]
 
 
 def test_limits_are_kept_and_refused_trials_are_not_counted(data: Dataset, tmp_path: Path) -> None:
@@ -135,20 +135,24 @@ def test_a_trial_is_behind_the_median_of_cheaper_ones() -> None:
     assert not behind(rows, 4, 100, 2, 0.9)  # a trial is no rival of itself
 
 
-def test_a_bad_trial_is_pruned(data: Dataset, tmp_path: Path) -> None:
+def test_a_bad_trial_is_pruned(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_trials, "MIN_RIVALS", 2)
     settings = {**FAST, "epochs": 4}
     ranges = ["lr=0.000001,0.05"]
-    result = run_search(data, ranges, out=tmp_path / "s", trials=9, width=0.1, optimizer="sgd", **settings)
+    result = run_search(data, ranges, out=tmp_path / "s", trials=6, width=0.1, optimizer="sgd", **settings)
     assert {row.state for row in result.trials} == {"complete", "pruned"}
     assert all(row.settings["lr"] == 0.000001 for row in result.trials if row.state == "pruned")
 
 
-def test_failing_trials_are_recorded_and_stop_the_search_after_ten(data: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="10 trials failed in a row; the last one: .* became (nan|inf|NaN)"):
+def test_failing_trials_are_recorded_and_stop_the_search(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "MAX_FAILURES", 3)
+    with pytest.raises(TrainingError, match="3 trials failed in a row; the last one: .* became (nan|inf|NaN)"):
         run_search(data, ["lr=10000.0..100000.0"], out=tmp_path / "s", trials=50, optimizer="sgd", width=0.2, **FAST)
     with open(tmp_path / "s" / "trials.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["state"] for row in rows] == ["failed"] * 10
+    assert [row["state"] for row in rows] == ["failed"] * 3
     assert all(row["reason"] for row in rows)
 
 

@@ -22,7 +22,7 @@ from mlpconv.data import Dataset, Split
 from mlpconv.search import run_search
 
 OVER = ["width=0.1..0.5", "depth=1..3", "lr=0.01..0.2"]
-SETTINGS = {"epochs": 4, "batch_size": 8, "precision": "fp32", "checkpoint_minutes": 0}
+SETTINGS = {"epochs": 3, "batch_size": 16, "precision": "fp32", "checkpoint_minutes": 0}
 TIMEOUT = 240.0  # seconds
 
 

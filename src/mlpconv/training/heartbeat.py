@@ -12,6 +12,7 @@ import platform
 import signal
 import sys
 import threading
+import time
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +26,7 @@ PERIOD = 0.5  # seconds between beats
 SILENT = 10  # own beats without one of the watched process, after which it counts as hung
 GRACE = 1.5  # seconds that the main thread gets to end by itself
 STORE_SECONDS = 4.0  # after which the store does not answer
+LINGER = {"done": 60, "failed": 4}  # periods that rank 0 waits for the others at the end
 VERDICT = "mlpconv/verdict"
 
 
@@ -97,6 +99,17 @@ class Heartbeat:
         if self.stuck < SILENT:  # the store would block
             with suppress(RuntimeError):
                 self.beat(state, reason)
+                self.linger(state)
+
+    def linger(self, state: str) -> None:
+        """Keep the store, which may live in rank 0, until the others have ended, or have read why this one failed."""
+        if self.rank or self.size == 1:
+            return
+        for _ in range(LINGER[state]):
+            others = [self.read(rank) for rank in range(1, self.size)]
+            if all(member.state != "running" or member.is_dead for member in others):
+                return
+            time.sleep(PERIOD)
 
     def name(self, rank: int) -> str:
         """Return a process as text: its rank, host and process id."""
