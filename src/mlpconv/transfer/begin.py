@@ -7,6 +7,7 @@ from typing import Any
 from mlpconv.data import Dataset
 from mlpconv.models.base import Network
 from mlpconv.preprocessing import Preprocessing
+from mlpconv.text import option
 from mlpconv.training.progress import EpochMetrics, Progress
 from mlpconv.training.recipe import Recipe
 from mlpconv.training.run_folder import RunFolder
@@ -65,7 +66,8 @@ def start_run(
         progress.end()  # remove the bar
         raise
     what = "evaluated" if source.keeps_classifier(dataset, recipe) else "fitted"
-    progress.note(f"classifier of {source.name} {what} in {row['seconds']:.1f} s, in {facts['precision']}")
+    more = f"; {option('tune', 'all')} trains all layers" if recipe.tune == "head" else ""
+    progress.note(f"classifier of {source.name} {what} in {row['seconds']:.1f} s, in {facts['precision']}{more}")
     if recipe.add_classes and dataset.split("train").labels.min() >= len(source.classifier.classes):
         progress.warn(
             "There are no training images of the known classes, so nothing tells the new ones from them: images of "
