@@ -174,7 +174,8 @@ def probe_table(content: dict[str, Any]) -> str:
 def transfer_table(content: dict[str, Any]) -> str:
     """Return the table of runs from pretrained weights."""
     text = "\n`python benchmarks/transfer.py --per-class 10 30 100`: runs of `mlpconv.fit`, 20 images of each "
-    text += f"class of these folders held out; mean ± standard deviation over n splits, {content['date']}, one thread.\n\n"
+    text += "class of these folders held out; mean ± standard deviation over n splits, "
+    text += f"{content['date']}, one thread.\n\n"
     text += cells("folder", "training images of a class", "initial weights", "`--tune`", "accuracy", "CPU seconds", "n")
     text += "|---" * 7 + "|\n"
     for name, row in sorted(content["result"].items()):
