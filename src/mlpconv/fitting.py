@@ -37,7 +37,7 @@ from mlpconv.training.seeding import keeping_random_states, seed_torch
 from mlpconv.training.session import run_training
 from mlpconv.transfer.begin import make_start
 from mlpconv.transfer.cache import GIGABYTES, FeatureCache
-from mlpconv.transfer.choose import AUTO_SETTINGS, SourceCandidate, SourceChoice, choose, is_automatic
+from mlpconv.transfer.choose import AUTO, AUTO_SETTINGS, SourceCandidate, SourceChoice, choose, is_automatic
 from mlpconv.transfer.classes import check_classes, with_classes
 from mlpconv.transfer.source import TUNED_LR, Source, open_source
 
@@ -107,7 +107,7 @@ def fit(
         choice = choose_source(data, data_root, settings, features, progress)
         source, (settings, choice) = choice.source, choice.settle(settings)
     base = stored if stored is not None and recipe is None else resolve_recipe(recipe, name, source, settings)
-    requested = apply_settings(base, settings if source is None else {"source": str(source)} | settings)
+    requested = apply_settings(base, settings if source in (None, AUTO) else {"source": str(source)} | settings)
     origin = None if requested.source == SCRATCH else open_source(requested.source, requested.weights)
     dataset, requested = open_for_run(data, data_root, requested, stored, origin, choice)
     plan = noted_plan(requested, dataset, base.min_steps, progress)

@@ -61,7 +61,7 @@ def test_photographs_get_pretrained_features(here: Path, capsys: pytest.CaptureF
     assert "<td>squeezenet</td>" in report
     assert "a fitted classifier" in report
     before = mlpconv.load("run").model.last_layer.weight
-    assert main(["train", "photos", "--out", "run", "--resume"]) == 0  # the choice stands
+    assert main(["train", "photos", "--from", "auto", "--out", "run", "--resume"]) == 0  # the choice stands
     assert "squeezenet" not in capsys.readouterr().out
     assert bool((mlpconv.load("run").model.last_layer.weight == before).all())
 

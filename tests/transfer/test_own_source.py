@@ -174,6 +174,16 @@ def test_sources_that_do_not_fit_are_refused(source: Path, tmp_path: Path) -> No
     assert not (tmp_path / "runs").exists()
 
 
+def test_classes_of_one_and_two_images(source: Path) -> None:
+    data = stripes(classes=3, images=31).split("train")
+    rare = [*np.flatnonzero(data.labels == 0), 1, 2, 5]  # the others once and twice
+    few = make_dataset("few", ("a", "b", "c"), {"train": Split(data.images[rare], data.labels[rare])})
+    for fraction in (0.0, 0.3):
+        run = fit(few, source=source, val_fraction=fraction, report=False)
+        assert run.classifier.info["metrics"]["train_accuracy"] > 0.7
+        assert all(np.isfinite(run.classifier.predict(data.images).probabilities).ravel())
+
+
 def test_balance_weighs_classes_equally(source: Path) -> None:
     data = stripes(classes=2, images=60)
     rare = np.concatenate(
