@@ -57,8 +57,10 @@ def start_run(
     started: Started | None = None,
 ) -> tuple[EpochMetrics, dict[str, Any]]:
     """Do `start_from`, show its progress and note its result; or use what was `started` to choose this source."""
+    hint = f"only the classifier is fitted; {option('tune', 'all')} trains all layers, slower and often better"
     if started is not None and started.head is not None:
         set_classifier(network, started.head)
+        progress.note(hint)
         return started.row, started.facts
     try:
         row, facts, _ = start_from(source, network, preprocessing, dataset, recipe, cache, progress.features)
@@ -66,13 +68,14 @@ def start_run(
         progress.end()  # remove the bar
         raise
     what = "evaluated" if source.keeps_classifier(dataset, recipe) else "fitted"
-    more = f"; {option('tune', 'all')} trains all layers" if recipe.tune == "head" else ""
-    progress.note(f"classifier of {source.name} {what} in {row['seconds']:.1f} s, in {facts['precision']}{more}")
+    progress.note(f"classifier of {source.name} {what} in {row['seconds']:.1f} s, in {facts['precision']}")
     if recipe.add_classes and dataset.split("train").labels.min() >= len(source.classifier.classes):
         progress.warn(
             "There are no training images of the known classes, so nothing tells the new ones from them: images of "
             "known classes may get the new labels. Add some of their images."
         )
-    if recipe.tune != "head":
+    if recipe.tune == "head" and not recipe.add_classes:
+        progress.note(hint)
+    elif recipe.tune != "head":
         progress.epoch(row, recipe.epochs)
     return row, facts
