@@ -165,6 +165,10 @@ def test_sources_that_do_not_fit_are_refused(source: Path, tmp_path: Path) -> No
         fit(stripes(), SOURCE, out=name, report=False, epochs=1, **settings)
     with pytest.raises(UsageError, match="has a fully connected head on all positions"):
         fit(stripes(classes=2), source="head")
+    fit(stripes(), SOURCE, out="relu", report=False, epochs=1, last_relu=True)
+    with pytest.raises(UsageError, match=r"relu has a ReLU after its class maps \(last_relu=True\)"):
+        fit(stripes(classes=4), source="relu", add_classes=True)
+    assert fit(stripes(classes=4), source="relu", out="fitted", report=False).classifier.model.config.last_relu is False
     small = np.zeros((9, 3, 11, 11), np.uint8)
     with pytest.raises(UsageError, match="ZCA whitening for images of 13x13: pass size=13"):
         fit(make_dataset("small", ("a", "b"), {"train": Split(small, np.arange(9) % 2)}), source="preprocessing")
