@@ -14,6 +14,8 @@ import mlpconv
 from mlpconv.data import Dataset, Split, make_dataset
 from mlpconv.errors import ModelFileError, UsageError
 from mlpconv.fitting import fit
+from mlpconv.models.reconfigure import set_ranks
+from mlpconv.models.registry import build
 from mlpconv.training import Progress, Recipe
 
 SIDE = 13
@@ -201,3 +203,16 @@ def test_balance_weighs_classes_equally(source: Path) -> None:
         run = fit(unequal, source=source, val_fraction=0, balance=balance, report=False)
         shares.append(run.classifier.predict(noise).probabilities[:, 0].mean())
     assert shares[0] < 0.2 < 0.35 < shares[1]
+
+
+def test_a_factorized_network_gets_a_whole_classifier(source: Path, tmp_path: Path) -> None:
+    old = mlpconv.load(source)
+    network = build(old.model.config.to_dict())
+    set_ranks(network, {"blocks.2.convs.2": (2, 0)})
+    factorized = build(network.config.to_dict())
+    path = tmp_path / "factorized.safetensors"
+    mlpconv.save(path, factorized, old.preprocessing, classes=old.classes, input_size=old.input_size, info={})
+    run = fit(stripes(classes=4), source=path, report=False)
+    assert run.classifier.model.last_layer.weight.shape == (4, factorized.num_features, 1, 1)
+    with pytest.raises(UsageError, match="has a classifier of several layers"):
+        fit(stripes(classes=4), source=path, add_classes=True)
