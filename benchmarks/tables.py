@@ -173,12 +173,17 @@ def probe_table(content: dict[str, Any]) -> str:
 
 def transfer_table(content: dict[str, Any]) -> str:
     """Return the table of runs from pretrained weights."""
-    text = f"\nTen classes, 20 held-out images each; `benchmarks/transfer.py`, {content['date']}, one thread.\n\n"
-    text += cells("folder, training images, initial weights, trained", "accuracy", "epoch 0", "CPU seconds", "n")
-    text += "|---" * 5 + "|\n"
-    for name, row in content["result"].items():
-        spreads = [f"{row[key]['mean']:.1%} ± {100 * row[key]['sd']:.1f}" for key in ("accuracy", "first")]
-        text += cells(name, *spreads, f"{row['cpu_seconds']['mean']:.0f}", row["accuracy"]["n"])
+    text = "\n`python benchmarks/transfer.py --per-class 10 30 100`: runs of `mlpconv.fit`, 20 images of each "
+    text += "class of these folders held out; mean ± standard deviation over n splits, "
+    text += f"{content['date']}, one thread.\n\n"
+    text += cells("folder", "training images of a class", "initial weights", "`--tune`", "accuracy", "CPU seconds", "n")
+    text += "|---" * 7 + "|\n"
+    for name, row in sorted(content["result"].items()):
+        folder, images, source, tune = name.split(", ")
+        accuracy = f"{row['accuracy']['mean']:.1%} ± {100 * row['accuracy']['sd']:.1f}"
+        images = str(min(int(images.split()[0]), 80))
+        seconds = f"{row['cpu_seconds']['mean']:.0f}"
+        text += cells(folder, images, f"`{source}`", f"`{tune}`", accuracy, seconds, row["accuracy"]["n"])
     return text
 
 

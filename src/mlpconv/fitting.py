@@ -36,13 +36,13 @@ from mlpconv.training.session import run_training
 from mlpconv.training.shared_folder import folder_type
 from mlpconv.transfer.begin import make_start
 from mlpconv.transfer.cache import GIGABYTES, FeatureCache
-from mlpconv.transfer.choose import AUTO_SETTINGS, SourceCandidate, SourceChoice, choose, is_automatic
+from mlpconv.transfer.choose import AUTO, AUTO_SETTINGS, SourceCandidate, SourceChoice, choose, is_automatic
 from mlpconv.transfer.classes import check_classes, with_classes
 from mlpconv.transfer.source import TUNED_LR, Source, open_source
 
 __all__ = ["Run", "fit"]
 
-HEAD_SETTINGS = (*AUTO_SETTINGS, "size", "flip", "balance", "add_classes", "tune", "weights")
+HEAD_SETTINGS = (*AUTO_SETTINGS, "size", "flip", "balance", "add_classes", "weights")
 PILOT_STEPS = 250  # of training from random weights, to compare it with pretrained features
 # A resumed run may change these: they do not affect the result. The effect of min_steps is in the number of epochs.
 CHANGEABLE_ON_RESUME = ("workers", "checkpoint_minutes", "min_steps")
@@ -103,9 +103,9 @@ def fit(
         if target is not None and not resume:
             require_empty(target)  # before minutes of computing
         choice = choose_source(data, data_root, settings, features, progress)
-        source, settings = choice.source, settings | choice.settings
+        source, (settings, choice) = choice.source, choice.settle(settings)
     base = stored if stored is not None and recipe is None else resolve_recipe(recipe, name, source, settings)
-    requested = apply_settings(base, settings if source is None else {"source": str(source)} | settings)
+    requested = apply_settings(base, settings if source in (None, AUTO) else {"source": str(source)} | settings)
     check_processes(requested)
     origin = None if requested.source == SCRATCH else open_source(requested.source, requested.weights)
     dataset, requested = open_for_run(data, data_root, requested, stored, origin, choice)
@@ -158,6 +158,7 @@ def choose_source(
     progress: Progress,
 ) -> SourceChoice:
     """Compare the pretrained networks, and training from random weights if it may be better; note the results."""
+    settings = {key: value for key, value in settings.items() if key != "tune"}  # all candidates are compared alike
     recipe = Recipe().with_settings(**settings)
 
     @cache
@@ -201,7 +202,7 @@ def open_for_run(
     choice: SourceChoice | None,
 ) -> tuple[Dataset, Recipe]:
     """Open the data as the network takes it; return it with the requested recipe, whose `size` is then resolved."""
-    if choice is not None:
+    if choice is not None and choice.dataset is not None:
         return choice.dataset, requested
     if origin is None:
         return load_dataset(data, stored or requested, root), requested
@@ -232,6 +233,10 @@ def resolve_recipe(
     """
     if isinstance(recipe, Recipe):
         return recipe
+    if recipe is None and "tune" in settings and source in (None, SCRATCH):
+        raise UsageError(
+            f"{option('tune', settings['tune'])} needs pretrained weights: name them, {option('source', 'NETWORK')}."
+        )
     if recipe is not None or source is None or source == SCRATCH:
         return find_recipe(recipe or "fast", name)
     if settings.get("tune", "head") != "head":

@@ -149,6 +149,36 @@ def test_a_terminal_shows_a_bar_on_stderr(monkeypatch: pytest.MonkeyPatch) -> No
     shown.end()
 
 
+def test_a_terminal_shows_the_features_in_a_bar_of_their_own() -> None:
+    bar = TerminalBar()
+    bar.console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    shown = LogProgress(bar)
+    shown.features(30, 120)
+    assert bar.feature_bar is not None
+    text = Console(width=100, file=io.StringIO(), record=True)
+    text.print(bar.feature_bar)
+    assert "features" in (line := text.export_text())
+    assert "30 of 120" in line
+    first = bar.feature_bar
+    shown.features(120, 120)
+    assert bar.feature_bar is None
+    assert first.finished
+    shown.features(1, 7)  # another network
+    shown.end()
+    assert bar.feature_bar is None
+
+
+def test_a_notebook_shows_the_features_before_the_steps(cell: Cell) -> None:
+    bar = NotebookBar()
+    for done in (50, 100, 120):
+        bar.features(done, 120)
+    assert cell.outputs[-1]["text/plain"] == "features of 120 of 120 images"
+    assert 'value="120" max="120"' in cell.outputs[-1]["text/html"]
+    bar.begin(steps=8, done=0, epochs=2)
+    assert cell.outputs[-1]["text/plain"].startswith("epoch 1/2")
+    assert cell.shown == 1
+
+
 def test_without_a_stderr_there_is_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)  # pythonw, some services
     assert default_progress(bar=True).bar is None  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ from torch import nn
 from mlpconv.models import create_model
 from mlpconv.models.base import Network
 from mlpconv.training import Recipe, find_recipe
-from mlpconv.training.optim import Muon, Optimizers, make_optimizers, orthogonal
+from mlpconv.training.optim import Muon, Optimizers, make_optimizers, orthogonal, parameter_groups
 
 MUON_STEPS = Muon([nn.Parameter(torch.zeros(1, 1))], lr=1.0).defaults["steps"]
 PRIMES = [(2, 3), (7, 5), (31, 47), (47, 31), (13, 211), (1, 17), (17, 1)]
@@ -283,3 +283,16 @@ def test_set_lr_scales_every_group():
     first = rates(optimizers, model)
     optimizers.set_lr(0.25)
     assert rates(optimizers, model) == {name: (rate / 2, decay) for name, (rate, decay) in first.items()}
+
+
+def test_layer_decay_lowers_the_learning_rate_of_early_layers_geometrically() -> None:
+    model = create_model("nin_tiny", in_channels=3, norm=None)
+    groups = parameter_groups(model, Recipe(layer_decay=0.01, last_lr=3.0, bias_lr=2.0))
+    scale = {id(parameter): group["scale"] for group in groups for parameter in group["params"]}
+    layers = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert len(layers) == 9
+    for index, layer in enumerate(layers):
+        expected = 0.01 ** (1 - index / 8) * (3.0 if layer is model.last_layer else 1.0)
+        assert scale[id(layer.weight)] == pytest.approx(expected)
+        assert scale[id(layer.bias)] == pytest.approx(2 * expected)
+    assert len(parameter_groups(model, Recipe())) <= 5

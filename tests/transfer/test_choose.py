@@ -15,7 +15,8 @@ from mlpconv.data import Split, make_dataset
 from mlpconv.errors import UsageError
 from mlpconv.report.choice import candidate_rows, choice_lines
 from mlpconv.training import Progress, Recipe
-from mlpconv.transfer.choose import is_automatic, size_for, unlike_photographs
+from mlpconv.transfer.choose import SourceChoice, is_automatic, size_for, unlike_photographs
+from mlpconv.transfer.start import Started
 
 COUNT = 11
 
@@ -60,7 +61,7 @@ def test_photographs_get_pretrained_features(here: Path, capsys: pytest.CaptureF
     assert "<td>squeezenet</td>" in report
     assert "a fitted classifier" in report
     before = mlpconv.load("run").model.last_layer.weight
-    assert main(["train", "photos", "--out", "run", "--resume"]) == 0  # the choice stands
+    assert main(["train", "photos", "--from", "auto", "--out", "run", "--resume"]) == 0  # the choice stands
     assert "squeezenet" not in capsys.readouterr().out
     assert bool((mlpconv.load("run").model.last_layer.weight == before).all())
 
@@ -74,6 +75,21 @@ def test_drawings_are_compared_with_training_from_random_weights(here: Path) -> 
     best = max(row["correct"] for row in choice["candidates"])
     assert choice["source"] == [row["source"] for row in choice["candidates"] if row["correct"] == best][-1]
     assert "unlike photographs (they have 9x9 pixels)" in choice["reason"]
+
+
+def test_the_depth_of_training_is_the_users(capsys: pytest.CaptureFixture[str]) -> None:
+    data = make_dataset("x", ("a", "b"), {"train": Split(np.zeros((4, 3, 8, 8), np.uint8), np.arange(4) % 2)})
+    fitted = {"tune": "head", "size": 224, "flip": "none"}
+    choice = SourceChoice("squeezenet", fitted, "why", (), data, Started({}, {}, None))
+    assert choice.settle({"seed": 3}) == (fitted | {"seed": 3}, choice)
+    assert choice.settle({"seed": 3, "tune": "head"}) == (fitted | {"seed": 3}, choice)
+    settings, left = choice.settle({"seed": 3, "tune": "last"})
+    assert settings == {"seed": 3, "tune": "last", "flip": "none"}
+    assert (left.source, left.dataset, left.started) == ("squeezenet", None, None)
+    random = SourceChoice("scratch", {}, "why", (), data)
+    assert random.settle({"seed": 3, "tune": "last"}) == ({"seed": 3}, random)
+    assert main(["train", "digits", "--tune", "all"]) == 2
+    assert "--tune all needs pretrained weights: name them, --from NETWORK" in capsys.readouterr().err
 
 
 def test_without_validation_images_nothing_is_compared(here: Path) -> None:
@@ -101,6 +117,7 @@ def test_a_folder_with_content_is_refused_before_anything_is_computed(
         ("photos", None, None, {}, True),
         (Path("photos"), None, None, {"seed": 3, "precision": "fp32", "device": "cpu", "val_fraction": 0.1}, True),
         ("photos", None, "auto", {"fit": "pad"}, True),
+        ("photos", None, None, {"tune": "all"}, True),
         ("digits", None, "auto", {}, True),
         ("photos", "fast", None, {}, False),
         ("photos", Recipe(), None, {}, False),

@@ -14,6 +14,8 @@ import mlpconv
 from mlpconv.data import Dataset, Split, make_dataset
 from mlpconv.errors import ModelFileError, UsageError
 from mlpconv.fitting import fit
+from mlpconv.models.reconfigure import set_ranks
+from mlpconv.models.registry import build
 from mlpconv.training import Progress, Recipe
 
 SIDE = 13
@@ -165,6 +167,10 @@ def test_sources_that_do_not_fit_are_refused(source: Path, tmp_path: Path) -> No
         fit(stripes(), SOURCE, out=name, report=False, epochs=1, **settings)
     with pytest.raises(UsageError, match="has a fully connected head on all positions"):
         fit(stripes(classes=2), source="head")
+    fit(stripes(), SOURCE, out="relu", report=False, epochs=1, last_relu=True)
+    with pytest.raises(UsageError, match=r"relu has a ReLU after its class maps \(last_relu=True\)"):
+        fit(stripes(classes=4), source="relu", add_classes=True)
+    assert fit(stripes(classes=4), source="relu", out="fitted", report=False).classifier.model.config.last_relu is False
     small = np.zeros((9, 3, 11, 11), np.uint8)
     with pytest.raises(UsageError, match="ZCA whitening for images of 13x13: pass size=13"):
         fit(make_dataset("small", ("a", "b"), {"train": Split(small, np.arange(9) % 2)}), source="preprocessing")
@@ -172,6 +178,16 @@ def test_sources_that_do_not_fit_are_refused(source: Path, tmp_path: Path) -> No
         (tmp_path / "nothing").mkdir()
         fit(stripes(), source="nothing")
     assert not (tmp_path / "runs").exists()
+
+
+def test_classes_of_one_and_two_images(source: Path) -> None:
+    data = stripes(classes=3, images=31).split("train")
+    rare = [*np.flatnonzero(data.labels == 0), 1, 2, 5]  # the others once and twice
+    few = make_dataset("few", ("a", "b", "c"), {"train": Split(data.images[rare], data.labels[rare])})
+    for fraction in (0.0, 0.3):
+        run = fit(few, source=source, val_fraction=fraction, report=False)
+        assert run.classifier.info["metrics"]["train_accuracy"] > 0.7
+        assert all(np.isfinite(run.classifier.predict(data.images).probabilities).ravel())
 
 
 def test_balance_weighs_classes_equally(source: Path) -> None:
@@ -187,3 +203,16 @@ def test_balance_weighs_classes_equally(source: Path) -> None:
         run = fit(unequal, source=source, val_fraction=0, balance=balance, report=False)
         shares.append(run.classifier.predict(noise).probabilities[:, 0].mean())
     assert shares[0] < 0.2 < 0.35 < shares[1]
+
+
+def test_a_factorized_network_gets_a_whole_classifier(source: Path, tmp_path: Path) -> None:
+    old = mlpconv.load(source)
+    network = build(old.model.config.to_dict())
+    set_ranks(network, {"blocks.2.convs.2": (2, 0)})
+    factorized = build(network.config.to_dict())
+    path = tmp_path / "factorized.safetensors"
+    mlpconv.save(path, factorized, old.preprocessing, classes=old.classes, input_size=old.input_size, info={})
+    run = fit(stripes(classes=4), source=path, report=False)
+    assert run.classifier.model.last_layer.weight.shape == (4, factorized.num_features, 1, 1)
+    with pytest.raises(UsageError, match="has a classifier of several layers"):
+        fit(stripes(classes=4), source=path, add_classes=True)

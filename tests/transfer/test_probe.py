@@ -149,7 +149,7 @@ def test_a_run_from_a_pretrained_network(
         (["--from", "squeezenet", "--epochs", "3"], "--epochs 3 has no effect with --from squeezenet"),
         (["--from", "auto", "--recipe", "best"], "--recipe best has no effect with --from auto"),
         (["--from", "auto", "--epochs", "3"], "--epochs 3 has no effect with --from auto"),
-        (["--tune", "last"], "--tune last needs pretrained weights: name them, --from NETWORK"),
+        (["--recipe", "fast", "--tune", "last"], "--tune last needs pretrained weights: name them, --from NETWORK"),
         (["--from", "squeezenet", "--tune", "some"], "tune='some' is not accepted"),
         (["--from", "squeezenet", "--tune", "all", "--balance"], "--balance is for a classifier that is fitted alone"),
         (["--from", "squeezenet", "--tune", "all", "--set", "model=nin_tiny"], "--set model=nin_tiny has no effect"),

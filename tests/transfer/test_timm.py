@@ -161,3 +161,12 @@ def test_offline_the_message_says_what_to_do(
 def test_a_hostile_name_in_a_model_file_is_refused(name: object) -> None:
     with pytest.raises(UsageError, match="timm:ARCHITECTURE is accepted"):
         build({"family": "timm", "name": name, "num_classes": 3})
+
+
+def test_norms_can_be_folded(timm: Any, original: Any, weights: Path) -> None:
+    network = open_source("timm:test_resnet", str(weights)).classifier.model
+    folded = mlpconv.surgery.fold(network, (3, SIDE, SIDE)).model
+    assert not [module for module in folded.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    images = torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(folded(images), original(images), rtol=1e-3, atol=1e-3)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mlpconv.analysis.input_shape import check_input_shape, input_shape_of
 from mlpconv.models import Network
 from mlpconv.models.reconfigure import fold_network
+from mlpconv.models.timm_network import TimmNetwork
 from mlpconv.surgery.folding.rules import Folding
 from mlpconv.surgery.proof.compare import Proof, in_float64, random_images
 from mlpconv.surgery.proof.prove import prove
@@ -47,7 +48,7 @@ def fold(model: nn.Module, input_shape: tuple[int, int, int] | None = None, imag
     model = check_model(model)
     shape = check_input_shape(input_shape or input_shape_of(model))
     folded: nn.Module
-    if isinstance(model, Network):
+    if isinstance(model, Network) and not isinstance(model, TimmNetwork):
         folded, names, kept = fold_network(model)
         proof = prove(model, folded, shape, images, precise=fold_network(in_float64(model))[0])
     else:

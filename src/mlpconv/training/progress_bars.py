@@ -82,8 +82,15 @@ class NotebookBar(Progress):
         self.state = self.last = ""
         self.drawn_at = self.started_at = 0.0
         self.first = 0
+        self.preparing = False
+
+    def features(self, done: int, total: int) -> None:
+        self.steps, self.done, self.preparing = total, done, True
+        if time.monotonic() - self.drawn_at >= REDRAW_SECONDS or done >= total:
+            self.draw()
 
     def begin(self, steps: int, done: int, epochs: int) -> None:
+        self.preparing = False
         self.steps, self.done, self.first, self.epochs = steps, done, done, epochs
         self.per_epoch = max(steps // epochs, 1)
         self.started_at = time.monotonic()
@@ -104,6 +111,8 @@ class NotebookBar(Progress):
 
     def text(self) -> str:
         """Return epoch, percentage of the steps, loss, accuracy and remaining minutes as one line."""
+        if self.preparing:
+            return f"features of {self.done:,} of {self.steps:,} images"
         epoch = min(self.done // self.per_epoch + 1, self.epochs)
         completed = self.done - self.first
         left = (time.monotonic() - self.started_at) * (self.steps - self.done) / completed if completed else 0.0

@@ -7,6 +7,7 @@ from typing import Any
 from mlpconv.data import Dataset
 from mlpconv.models.base import Network
 from mlpconv.preprocessing import Preprocessing
+from mlpconv.text import option
 from mlpconv.training.progress import EpochMetrics, Progress
 from mlpconv.training.recipe import Recipe
 from mlpconv.training.run_folder import RunFolder
@@ -56,8 +57,10 @@ def start_run(
     started: Started | None = None,
 ) -> tuple[EpochMetrics, dict[str, Any]]:
     """Do `start_from`, show its progress and note its result; or use what was `started` to choose this source."""
+    hint = f"only the classifier is fitted; {option('tune', 'all')} trains all layers, slower and often better"
     if started is not None and started.head is not None:
         set_classifier(network, started.head)
+        progress.note(hint)
         return started.row, started.facts
     try:
         row, facts, _ = start_from(source, network, preprocessing, dataset, recipe, cache, progress.features)
@@ -71,6 +74,8 @@ def start_run(
             "There are no training images of the known classes, so nothing tells the new ones from them: images of "
             "known classes may get the new labels. Add some of their images."
         )
-    if recipe.tune != "head":
+    if recipe.tune == "head" and not recipe.add_classes:
+        progress.note(hint)
+    elif recipe.tune != "head":
         progress.epoch(row, recipe.epochs)
     return row, facts

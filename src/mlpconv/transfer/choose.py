@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ __all__ = [
 ]
 
 AUTO = "auto"
-AUTO_SETTINGS = ("fit", "val_fraction", "seed", "precision", "device")
-"""The settings with which the source is still chosen automatically: they belong to no way of training."""
+AUTO_SETTINGS = ("fit", "val_fraction", "seed", "precision", "device", "tune")
+"""The settings with which the source is still chosen automatically."""
 CHANNELS = 3
 FAST_SIZE = 128  # pixels, for the smaller network
 SIZES = ((5_000, SIZE), (20_000, 160))  # up to so many images, this side; above
@@ -73,10 +73,20 @@ class SourceChoice:
     settings: dict[str, Any]
     reason: str
     candidates: tuple[SourceCandidate, ...]
-    dataset: Dataset
-    """The data as the chosen network takes it."""
+    dataset: Dataset | None
+    """The data as the chosen network takes it; None if the run needs it in another size."""
     started: Started | None = None
     """The classifier of the chosen network, if it was fitted to compare it."""
+
+    def settle(self, settings: Mapping[str, Any]) -> tuple[dict[str, Any], SourceChoice]:
+        """Return the settings of the run for those of the user, and the choice with what the run can use of it."""
+        rest = {key: value for key, value in settings.items() if key != "tune"}
+        if self.source == SCRATCH:
+            return rest, self
+        if settings.get("tune", "head") == "head":
+            return rest | self.settings, self
+        tuned = {"tune": settings["tune"], "flip": self.settings["flip"]}
+        return rest | tuned, replace(self, dataset=None, started=None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""

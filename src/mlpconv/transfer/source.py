@@ -72,8 +72,10 @@ class Source:
                 f"open it with open_data(..., channels={self.channels})."
             )
         if not self.keeps_classifier(dataset, recipe):
-            check_pooled(network, self.name)
+            if recipe.add_classes:
+                check_pooled(network, self.name)  # its classifier stays
             network.reset_classifier(dataset.num_classes)
+            check_pooled(network, self.name)
         if recipe.tune == "last":
             freeze_all_but_last(network)
         return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
@@ -115,11 +117,18 @@ def open_source(name: str | Path, weights: str | None = None) -> Source:
 
 
 def check_pooled(network: Network, name: str) -> None:
-    """Raise UsageError unless the classifier of a network takes the spatial mean of its features."""
-    if network.fixed_size or network.last_layer.weight[0].numel() != network.num_features:
+    """Raise UsageError unless the logits of a network are linear in the spatial mean of its features."""
+    layer, reason = network.last_layer, ""
+    if network.fixed_size:
+        reason = "has a fully connected head on all positions of its feature maps"
+    elif getattr(network.config, "last_relu", False):
+        reason = "has a ReLU after its class maps (last_relu=True)"
+    elif layer.weight[0].numel() != network.num_features:
+        reason = "has a classifier of several layers"
+    elif layer.bias is None:
+        reason = "has a classifier without bias"
+    if reason:
         raise UsageError(
-            f"{name} has a fully connected head on all positions of its feature maps, so no classifier can be fitted "
-            "on their mean: give a network with head='gap'."
+            f"{name} {reason}: its logits are not linear in the mean of its features, so no classes can be fitted. "
+            "Give another network."
         )
-    if network.last_layer.bias is None:
-        raise UsageError(f"the classifier of {name} has no bias, and a fitted one needs it: give another network.")

@@ -86,8 +86,8 @@ def fitted_head(source: Source, views: list[Tensor], dataset: Dataset, recipe: R
     fixed = None
     if recipe.add_classes:
         layer = source.classifier.model.last_layer
-        bias = layer.bias if layer.bias is not None else torch.zeros(len(layer.weight))
-        fixed = layer.weight.detach().flatten(1), bias.detach()
+        if layer.bias is not None:
+            fixed = layer.weight.detach().flatten(1), layer.bias.detach()
     return fit_head(views, labels, dataset.num_classes, weights=weights, fixed=fixed, seed=recipe.seed)
 
 
