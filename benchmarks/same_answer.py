@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import RESULTS, machine
+from common import write_result
 from PIL import Image
 
 import mlpconv
@@ -82,15 +82,10 @@ def main() -> None:
     files = encoded(arguments.data, arguments.images)
     options = classifier.preprocessing.decode_options
     chunks = [files[start : start + BATCH] for start in range(0, len(files), BATCH)]
-    different = sum(
-        int(
-            (
-                classifier.pixels(chunk).numpy()
-                != [read_pixels(file, classifier.input_size, options) for file in chunk]
-            ).sum()
-        )
-        for chunk in chunks
-    )
+    different = 0
+    for chunk in chunks:
+        pixels = [read_pixels(file, classifier.input_size, options) for file in chunk]
+        different += int((classifier.pixels(chunk).numpy() != np.stack(pixels)).sum())
     expected = np.concatenate([np.asarray(classifier.predict(chunk, precision="fp32")) for chunk in chunks])
     with tempfile.TemporaryDirectory() as folder:
         onnx, xml = Path(folder) / "model.onnx", Path(folder) / "model.xml"
@@ -109,14 +104,9 @@ def main() -> None:
                 "largest_difference": float(np.abs(rows - expected).max()),
             }
             print(f"{name}: {results[name]}", flush=True)
-    command = (
-        f"python benchmarks/same_answer.py --images {len(files)} --model {arguments.model} --data {arguments.data}"
-    )
-    document = {
-        "command": command, "machine": machine(), "images": len(files), "reference": "Classifier.predict, fp32",
-        "different_pixels": different, "results": results,
-    }  # fmt: skip
-    (RESULTS / "same_answer.json").write_text(json.dumps(document, indent=1) + "\n")
+    write_result("same_answer", {
+        "images": len(files), "reference": "Classifier.predict, fp32", "different_pixels": different, "ways": results,
+    })  # fmt: skip
 
 
 def predicted(predictor: Predictor, chunks: list[list[bytes]]) -> Rows:
