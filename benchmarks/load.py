@@ -9,12 +9,15 @@ are those of the log of the server. Writes results/load.json.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import os
 import re
+import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -131,6 +134,37 @@ def lost_at_sigterm(model: Path, folder: Path, image: bytes, clients: int = 8) -
     return counts
 
 
+def crowd(process: subprocess.Popen[str], port: int, count: int = 10_000) -> dict[str, Any]:
+    """Open many connections that send nothing; return what became of them, and how many files the server had open."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    count, most = min(count, hard - 100), 0
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for index in range(count):
+            clients.append(stack.enter_context(socket.create_connection(("127.0.0.1", port), 30)))
+            if index % 200 == 0:
+                most = max(most, len(os.listdir(f"/proc/{process.pid}/fd")))
+        answers = [first_bytes(client) for client in clients]
+    connection = HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("GET", "/v2/health/ready")
+    return {
+        "opened": count,
+        "answers": {answer: answers.count(answer) for answer in sorted(set(answers))},
+        "most_files_of_the_server": most,
+        "status_afterwards": connection.getresponse().status,
+    }
+
+
+def first_bytes(client: socket.socket) -> str:
+    """Return the status that an idle connection gets in the end, or "closed"."""
+    client.settimeout(30)
+    try:
+        return client.recv(12)[9:].decode() or "closed"
+    except OSError:
+        return "closed"
+
+
 def memory(pid: int) -> float:
     """Return the resident memory of a process and its workers in MB."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -178,6 +212,8 @@ def main() -> None:
                 print(row, flush=True)
             result["soak_mb"] = soak(process, port, script, arguments.soak)
             result["soak_seconds"] = arguments.soak
+            result["crowd"] = crowd(process, port)
+            print(result["crowd"], flush=True)
         result["sigterm"] = lost_at_sigterm(model, folder, stream.getvalue())
         print(result["soak_mb"], result["sigterm"])
     write_result("load", result)
