@@ -3,6 +3,7 @@
 #   make test        the tests, without the slow ones        make test-slow   the slow tests
 #   make coverage    the tests, with their line and branch coverage; fails below the floor in pyproject.toml
 #   make lint        ruff and mypy                           make bench       the measurements behind the README
+#   make attacks     hostile traffic against the server, at length, and against uvicorn and granian without our guard
 #   make clean       remove the environment and all caches (never runs/)
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow coverage lint bench clean
+.PHONY: demo test test-slow coverage lint bench attacks clean
 
 demo: $(VENV)/.ready
 	@$(BIN)/python examples/demo.py
@@ -36,6 +37,10 @@ bench: $(VENV)/.ready-bench
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/memory.py digits
+
+attacks: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest tests/attacks/test_http.py
+	$(BIN)/python benchmarks/attacks.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .benchmarks .coverage .coverage.*

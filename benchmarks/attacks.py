@@ -5,7 +5,6 @@ python benchmarks/attacks.py        writes results/attacks.json and the table of
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -14,7 +13,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from common import RESULTS, machine
+from common import write_result
 from http_attacks import ATTACKS, PATIENCE, canary
 
 SERVERS = ("guard", "uvicorn", "granian")
@@ -75,8 +74,7 @@ def main() -> None:
     """Attack each server; write the results and the table."""
     os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[1] / "src")
     results = {server: attack(server) for server in SERVERS}
-    document = {"command": "python benchmarks/attacks.py", "patience_seconds": PATIENCE, "machine": machine()}
-    (RESULTS / "attacks.json").write_text(json.dumps(document | {"results": results}, indent=1) + "\n")
+    write_result("attacks", {"patience_seconds": PATIENCE, "servers": results})
     rows = ["| what is sent | " + " | ".join(TITLES) + " |", "|---|---|---|---|"]
     rows += [f"| {name} | " + " | ".join(results[server][name] for server in SERVERS) + " |" for name in ATTACKS]
     rows += ["", f'A number is the status of the answer; "held open" means for at least {PATIENCE:g} seconds, with a']

@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from support.guards import GUARDS, Mutant
+from support.server_guards import SERVER_GUARDS
 
 TOP = Path(__file__).resolve().parents[1]
 SRC = TOP / "src" / "mlpconv"
@@ -249,6 +250,7 @@ MUTANTS = (
         "inference/test_classifier.py::test_it_computes_in_eval_mode_whatever_the_mode",
     ),
     *GUARDS,
+    *SERVER_GUARDS,
 )
 
 

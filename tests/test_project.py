@@ -61,7 +61,7 @@ def test_the_licence_is_the_same_everywhere() -> None:
 def test_every_make_target_in_the_documents_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (TOP / "Makefile").read_text(), re.MULTILINE))
     pages = [TOP / "README.md", TOP / "CONTRIBUTING.md", TOP / ".ci" / "run", *(TOP / "docs").glob("*.md")]
-    pattern = r"\bmake (demo|test(?:-slow)?|coverage|lint|bench|clean)\b"
+    pattern = r"\bmake (demo|test(?:-slow)?|coverage|lint|bench|attacks|clean)\b"
     mentioned = {target for page in pages for target in re.findall(pattern, page.read_text())}
     assert {"demo", "test", "test-slow", "coverage", "lint"} <= mentioned <= targets
 

@@ -61,8 +61,8 @@ _MODULE_OF = {
     "write_report": "report",
 }
 _SUBMODULES = (
-    "analysis", "data", "errors", "evaluation", "inference", "layers", "maps", "modelfile", "models", "plots",
-    "preprocessing", "search", "surgery", "transfer",
+    "analysis", "claims", "data", "deploy", "errors", "evaluation", "explorer", "inference", "layers", "maps",
+    "modelfile", "models", "plots", "preprocessing", "search", "surgery", "transfer",
 )  # fmt: skip
 
 __all__ = [  # noqa: PLE0604  (the names are strings, read from the table above)

@@ -89,7 +89,10 @@ def test_debug_raises_the_exception(run_failing: Any, monkeypatch: pytest.Monkey
 def test_a_missing_package_is_named() -> None:
     error = ImportError("Cannot import module 'mlpconv.cli.train'")
     error.__cause__ = ModuleNotFoundError("No module named 'torch'", name="torch")
-    assert cli.explain(error) == ("the Python package 'torch' is missing: install it with pip install torch", 1)
+    assert cli.explain(error) == (
+        "the Python package 'torch' is missing: install it with pip install 'mlpconv[train]'",
+        1,
+    )
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ def test_the_command_line_exports_and_predicts(tmp_path: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["digits", "--out", "x.txt"], "ends in .onnx"),
+        (["digits", "--out", "x.txt"], "ending in .onnx"),
         (["digits", "--out", "missing/x.onnx"], "does not exist"),
         (["squeezenet", "--to", "onnx-int8", "--out", "x.onnx"], "give --calibrate DATA or --images FILES"),
         (["nothing", "--out", "x.onnx"], "no file or folder"),
@@ -286,6 +286,24 @@ def test_weights_in_other_files_are_refused(attack: object, digits_onnx: Path, t
     path = tmp_path / "x.onnx"
     path.write_bytes(onnx_file.seal(model.SerializeToString(), metadata))
     with pytest.raises(ExportError, match="external data|sparse data"):
+        Predictor(path)
+
+
+def test_a_graph_that_the_metadata_do_not_describe_is_refused(digits_onnx: Path, tmp_path: Path) -> None:
+    content, metadata = metadata_of(digits_onnx)
+    model = onnx.load_from_string(content)
+    del model.graph.output[2]
+    path = tmp_path / "x.onnx"
+    path.write_bytes(onnx_file.seal(model.SerializeToString(), metadata))
+    with pytest.raises(ExportError, match="do not describe"):
+        Predictor(path, engine="onnxruntime")
+
+
+def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.onnx"
+    with path.open("wb") as file:
+        file.truncate(onnx_file.MAX_FILE + 1)
+    with pytest.raises(ExportError, match="is larger than"):
         Predictor(path)
 
 

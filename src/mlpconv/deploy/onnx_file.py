@@ -8,6 +8,7 @@ Files with external data are refused, as a runtime would read other files of the
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,12 +43,13 @@ def read_exported(path: Path) -> bytes:
     """Read a file of at most 2 GB; raise ExportError if it cannot be read."""
     try:
         with open_regular(path) as file:
-            content = file.read(MAX_FILE + 1)
+            size = os.fstat(file.fileno()).st_size
+            content = file.read() if size <= MAX_FILE else b""
     except FileNotFoundError:
         raise ExportError(f"There is no file {str(path)!r}: give a file from `mlpconv export`.") from None
     except NotRegularError as error:
         raise ExportError(f"{str(path)!r} is {error.strerror}: give a file from `mlpconv export`.") from None
-    if len(content) > MAX_FILE:
+    if size > MAX_FILE:
         raise ExportError(f"{str(path)!r} is larger than {MAX_FILE:,} bytes.")
     return content
 

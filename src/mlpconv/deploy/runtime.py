@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mlpconv.deploy.ir_file import read_ir
 from mlpconv.deploy.metadata import Metadata
-from mlpconv.deploy.onnx_file import read_onnx
+from mlpconv.deploy.onnx_file import EXPORT_AGAIN, read_onnx
 from mlpconv.errors import ExportError, UsageError, did_you_mean, first_line
 
 __all__ = ["ENGINES", "EngineName", "Runtime", "installed_engines", "open_runtime", "require_engine"]
@@ -50,6 +50,8 @@ class OnnxRuntime:
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads > 1 else "1")
         self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        self.inputs = [item.name for item in self.session.get_inputs()]
+        self.outputs = [item.name for item in self.session.get_outputs()]
         self.name = f"onnxruntime {onnxruntime.__version__}"
 
     def run(self, pixels: Pixels, outputs: Sequence[str]) -> Outputs:
@@ -71,13 +73,14 @@ class OpenVino:
             model = core.read_model(content, openvino.Tensor(np.frombuffer(weights, np.uint8)))
         settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         self.request = core.compile_model(model, "CPU", settings).create_infer_request()
-        self.names = [next(iter(output.names)) for output in model.outputs]
+        self.inputs = [next(iter(item.names), "") for item in model.inputs]
+        self.outputs = [next(iter(item.names), "") for item in model.outputs]
         self.name = f"openvino {openvino.__version__.split('-')[0]}"
 
     def run(self, pixels: Pixels, outputs: Sequence[str]) -> Outputs:
         """Return the named outputs for uint8 pixels (N, C, H, W)."""
         self.request.infer({"images": pixels}, share_inputs=True)
-        return [np.array(self.request.get_output_tensor(self.names.index(name)).data) for name in outputs]
+        return [np.array(self.request.get_output_tensor(self.outputs.index(name)).data) for name in outputs]
 
 
 def installed_engines() -> list[str]:
@@ -101,7 +104,7 @@ def open_runtime(path: Path, engine: EngineName = "auto", threads: int | None = 
             raise UsageError(f"{str(path)!r} is a file of OpenVINO; onnxruntime reads .onnx files.")
         require_engine("openvino")
         metadata, content, weights = read_ir(path)
-        runtime = _load(path, lambda: OpenVino(content, weights, threads))
+        runtime = _load(path, metadata, lambda: OpenVino(content, weights, threads))
         return metadata, runtime, f"{runtime.name}: the file is in its format"
     metadata, onnx = read_onnx(path)
     makers: dict[str, Callable[[], Runtime]] = {
@@ -110,12 +113,12 @@ def open_runtime(path: Path, engine: EngineName = "auto", threads: int | None = 
     }
     if engine != "auto":
         require_engine(engine)
-        runtime = _load(path, makers[engine])
+        runtime = _load(path, metadata, makers[engine])
         return metadata, runtime, f"{runtime.name}: as requested"
     found = installed_engines()
     if not found:
         raise UsageError("Neither onnxruntime nor openvino is installed: pip install 'mlpconv[serve]'.")
-    return metadata, *_fastest([_load(path, makers[name]) for name in found], metadata)
+    return metadata, *_fastest([_load(path, metadata, makers[name]) for name in found], metadata)
 
 
 def require_engine(engine: str) -> None:
@@ -124,12 +127,15 @@ def require_engine(engine: str) -> None:
         raise UsageError(f"{engine} is not installed; install it with: pip install {engine}.")
 
 
-def _load(path: Path, make: Callable[[], Any]) -> Any:
-    """Load a graph; the messages of the engines have many lines, of which the first says what is wrong."""
+def _load(path: Path, metadata: Metadata, make: Callable[[], Any]) -> Any:
+    """Load a graph; raise ExportError if that fails, or its inputs and outputs are not those that the metadata name."""
     try:
-        return make()
-    except Exception as error:  # the engines define their own exceptions
+        runtime = make()
+    except Exception as error:  # the engines define their own exceptions, with messages of many lines
         raise ExportError(f"The file {str(path)!r} cannot be loaded ({first_line(error)}).") from error
+    if runtime.inputs != ["images"] or not set(metadata.outputs) <= set(runtime.outputs):
+        raise ExportError(f"The file {str(path)!r} has a graph that its metadata do not describe. {EXPORT_AGAIN}")
+    return runtime
 
 
 def _fastest(runtimes: list[Any], metadata: Metadata) -> tuple[Any, str]:

@@ -25,7 +25,7 @@ function element(tag, properties, ...children) {
 }
 
 // The part of the image that the network sees: the middle of it, all of it with bars, or all of it stretched.
-function paintImage(canvas, image, fit) {
+function paintImage(canvas, image, fit, grey) {
   const pen = canvas.getContext("2d");
   pen.clearRect(0, 0, canvas.width, canvas.height);
   let [w, h] = [canvas.width, canvas.height];
@@ -35,7 +35,9 @@ function paintImage(canvas, image, fit) {
     [w, h] = [image.width * scale, image.height * scale];
   }
   pen.imageSmoothingEnabled = image.width > 64;
+  pen.filter = grey ? "grayscale(1) brightness(1.1) contrast(0.8)" : "none";
   pen.drawImage(image, (canvas.width - w) / 2, (canvas.height - h) / 2, w, h);
+  pen.filter = "none";
 }
 
 // Orange where the map speaks for the class, blue where it speaks against it.
@@ -44,7 +46,7 @@ function paintMap(canvas, map, largest) {
   const pixels = new ImageData(small.width, small.height);
   map.flat().forEach((value, index) => {
     const color = value > 0 ? [230, 110, 0] : [0, 90, 200];
-    pixels.data.set([...color, Math.min(200, (Math.abs(value) / largest) * 200)], 4 * index);
+    pixels.data.set([...color, (Math.abs(value) / largest) ** 1.5 * 220], 4 * index);
   });
   small.getContext("2d").putImageData(pixels, 0, 0);
   const pen = canvas.getContext("2d");
@@ -58,7 +60,7 @@ function showPrediction(card, image, answer, fit) {
   const values = answer.top.flatMap((entry) => (entry.map || []).flat()).map(Math.abs);
   const largest = Math.max(...values, 1e-9);
   const paint = (entry) => {
-    paintImage(canvas, image, fit);
+    paintImage(canvas, image, fit, Boolean(entry.map));
     if (entry.map) paintMap(canvas, entry.map, largest);
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", entry.map ? "Where the network saw " + entry.label : "The image");
