@@ -166,3 +166,13 @@ def test_a_port_in_use_is_named(address: str) -> None:
 def test_the_input_is_preprocessed_as_in_prediction(digits: Subject) -> None:
     expected = digits.classifier.preprocessing(digits.pixels[2][None])
     torch.testing.assert_close(digits.input(2), expected.double())
+
+
+def test_a_second_network_has_routes_of_its_own_and_gets_every_image() -> None:
+    first, second = (Subject(mlpconv.load(name), name) for name in ("digits", "nin_mnist"))
+    client = TestClient(make_app(first, second))
+    assert 'data-other="yes"' in client.get("/").text
+    assert client.get("/api/other/model").json()["name"] == "nin_mnist"
+    assert client.post("/api/images?name=x", content=png(np.eye(8, dtype=np.uint8)), headers=BYTES).status_code == 200
+    assert (first.names, second.names) == (["x"], ["x"])
+    assert len(client.get("/api/other/pixels?image=0").content) == 28 * 28

@@ -46,6 +46,8 @@ class Subject:
             if hasattr(module, "inplace"):
                 setattr(module, "inplace", False)  # noqa: B010  the values before an activation are shown too
         self.names: list[str] = []
+        self.images: list[Any] = []
+        """What was added, for a second network to decode at its own size."""
         self.pixels: list[Tensor] = []
         self._lock = threading.Lock()
         self._passes: OrderedDict[tuple[int, str], Values] = OrderedDict()
@@ -59,6 +61,7 @@ class Subject:
         with self._lock:
             if len(self.names) >= MAX_IMAGES:
                 raise UsageError(f"There are {MAX_IMAGES} images already; restart mlpconv explore to begin again.")
+            self.images.append(image)
             self.pixels.append(pixels[0])
             self.names.append(printable(name)[:100] or "image")
             return len(self.names) - 1

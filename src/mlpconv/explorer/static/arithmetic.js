@@ -8,6 +8,7 @@ import {TensorPicture, extentOf} from "./picture.js";
 import {PRESETS} from "./presets.js";
 import {layersOf, receptiveBoxes} from "./program.js";
 import {integer, writeState} from "./state.js";
+import {channelTable, sizeText} from "./text.js";
 import {chainCode} from "./torch-code.js";
 
 const DRAWN = 24, IMAGES = [["mixed", "digits by a formula"], ["edge", "a vertical edge"], ["detectors", "a cat and a dog detector"]];
@@ -116,7 +117,7 @@ export class Arithmetic {
       const few = shape[0] > DRAWN ? h("span", {class: "quiet"}, `${DRAWN} of ${counted(shape[0])} channels drawn`) : null;
       const figure = h("figure", {class: "tensor"},
         h("figcaption", {}, h("b", {}, title), h("span", {class: "shape"}, sizeText(shape)), few), picture.element,
-        disclosure("Values", () => this.valueTable(result, group)));
+        disclosure("Values", () => channelTable(result.outputs.get(group.last.id), this.at.group === group ? this.at.c : 0)));
       figure.style.flexBasis = `${wanted(shape)}px`;
       flow.append(figure);
     }
@@ -137,13 +138,6 @@ export class Arithmetic {
         this.changes.b = {};
         this.write();
       }}, "Remove the second network") : null);
-  }
-
-  valueTable(result, group) {
-    const c = this.at?.group === group ? this.at.c : 0, {shape: [, rows, columns], data} = result.outputs.get(group.last.id) ?? {shape: [0, 0, 0]};
-    const [down, across] = [Math.min(rows, 64), Math.min(columns, 64)];
-    const lines = Array.from({length: down}, (_, y) => [`row ${y + 1}`, ...Array.from({length: across}, (__, x) => short(data[(c * rows + y) * columns + x]))]);
-    return dataTable(`Channel ${c + 1}`, ["", ...Array.from({length: across}, (_, x) => String(x + 1))], lines);
   }
 
   draw() {
@@ -276,10 +270,6 @@ function strongest(output, y, x) {
   return values.indexOf(Math.max(...values));
 }
 
-export function sizeText([channels, rows, columns]) {
-  return `${rows}\u2009×\u2009${columns}\u2009×\u2009${channels}`;
-}
-
 // Pixels of a cell: numbers fit into small tensors of few channels.
 function cellSize([channels, rows, columns]) {
   const side = Math.max(rows, columns), room = channels <= 2 ? 200 : channels <= 9 ? 170 : 60;
@@ -304,7 +294,7 @@ function costFormula(step, macs) {
   return h("span", {}, h("span", {class: "quiet"}, minus(factors.join("\u2009·\u2009")), " = "), counted(macs));
 }
 
-export function presetAddress(preset) {
+function presetAddress(preset) {
   const query = Object.entries(preset.values).map(([key, value]) => `${key}=${value}`);
   return `#/arithmetic?preset=${preset.id}&${query.join("&")}`;
 }

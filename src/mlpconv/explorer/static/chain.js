@@ -53,7 +53,7 @@ export function writeChain(layers) {
 }
 
 // Steps of a chain for an input [C, H, W]; `error` says which layer cannot follow.
-export function stepsOf(shape, layers) {
+function stepsOf(shape, layers) {
   const steps = [{id: 0, op: "input", name: "input", inputs: [], shape}];
   for (const [index, layer] of layers.entries()) {
     const before = steps[index];
@@ -101,7 +101,7 @@ function poolStep({op, kernel, stride}, [channels, rows, columns]) {
 const CAT = "000000094000489000380000000000000000", DOG = "000000004000008000000000000680000890";
 export const DETECTORS = [CAT, DOG].map((text) => [...text].map(Number));
 
-export function makeImage([channels, rows, columns], kind) {
+function makeImage([channels, rows, columns], kind) {
   const image = tensor([channels, rows, columns]);
   for (let c = 0, i = 0; c < channels; c++) {
     for (let y = 0; y < rows; y++) {
@@ -118,7 +118,7 @@ function pixel(kind, c, y, x, columns) {
 }
 
 // Weights by formula, -3 to 3, and biases -1 to 1; then the changes {"0": value, "b0": value} of one layer.
-export function makeWeights(step, changes = {}) {
+function makeWeights(step, changes = {}) {
   const outs = step.shape[0], [ins, kh, kw] = step.linear ? step.from : [step.in / step.groups, ...step.kernel];
   const weight = new Float64Array(outs * ins * kh * kw), bias = new Float64Array(outs);
   for (let o = 0, at = 0; o < outs; o++) {

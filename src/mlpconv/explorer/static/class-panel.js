@@ -14,6 +14,9 @@ export class ClassPanel {
     this.channels = h("div", {class: "evidence"});
     this.note = h("p", {class: "quiet"});
     this.choice = h("div", {class: "row fields"});
+    this.select = h("select", {"aria-label": "Class", onchange: () => this.pick(Number(this.select.value))},
+      network.model.classes.map((name, k) => h("option", {value: k}, name)));
+    this.choice.append(this.select);
     this.element = h("section", {class: "card classes", "aria-label": "Classes"}, h("h3", {}, "Classes"), 
       h("div", {class: "class-grid"}, h("div", {}, this.bars, this.choice), h("div", {}, this.map.element, this.note)), this.channels);
   }
@@ -34,9 +37,7 @@ export class ClassPanel {
       return h("button", {type: "button", "aria-pressed": String(k === this.chosen), onclick: () => this.pick(k)},
         h("span", {class: "name"}, classes[k]), h("span", {class: "track", "aria-hidden": "true"}, bar), h("span", {class: "value"}, percent(chances[k])));
     }));
-    const select = h("select", {"aria-label": "Class", onchange: () => this.pick(Number(select.value))},
-      classes.map((name, k) => h("option", {value: k, selected: k === this.chosen}, name)));
-    replace(this.choice, select);
+    this.select.value = this.chosen;
     const maps = network.maps;
     this.map.element.hidden = this.channels.hidden = !maps;
     if (!maps) {

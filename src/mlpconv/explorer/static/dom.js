@@ -1,14 +1,8 @@
 // Build elements and format numbers. Text is always set as text, never as HTML: names come from files.
 
-const SVG = "http://www.w3.org/2000/svg";
-
 // h("button", {class: "x", onclick: f, disabled: true}, "text", child, ...)
 export function h(tag, attributes = {}, ...children) {
   return fill(document.createElement(tag), attributes, children);
-}
-
-export function svg(tag, attributes = {}, ...children) {
-  return fill(document.createElementNS(SVG, tag), attributes, children);
 }
 
 function fill(element, attributes, children) {
@@ -105,7 +99,7 @@ export const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches
 // A button that copies text, with the text shown.
 export function codeBlock(title, text) {
   const said = h("span", {class: "quiet", role: "status"});
-  const code = h("pre", {tabindex: "0", "aria-label": title}, text);
+  const code = h("pre", {tabindex: "0", role: "group", "aria-label": title}, text);
   const copy = async () => {
     try {
       await navigator.clipboard.writeText(code.textContent);

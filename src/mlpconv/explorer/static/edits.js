@@ -21,7 +21,7 @@ export function parseEdits(text, steps) {
   return edits;
 }
 
-export function fits(edit, step) {
+function fits(edit, step) {
   if (step?.op !== "conv") return false;
   const perFilter = filterSize(step);
   if (edit.kind === "identity") return canBeIdentity(step);
@@ -39,7 +39,7 @@ export function writeEdits(edits) {
   }).join(",");
 }
 
-export function filterSize(step) {
+function filterSize(step) {
   return (step.in / step.groups) * step.kernel[0] * step.kernel[1];
 }
 
@@ -87,7 +87,7 @@ export function removed(edits) {
 }
 
 // The closest matrix of this rank (Eckart and Young): project on the first eigenvectors of the smaller Gram matrix.
-export function lowRank(matrix, rows, columns, rank) {
+function lowRank(matrix, rows, columns, rank) {
   if (rank >= Math.min(rows, columns)) return matrix;
   const wide = rows <= columns, n = wide ? rows : columns;
   const at = wide ? (i, k) => matrix[i * columns + k] : (i, k) => matrix[k * columns + i];

@@ -13,9 +13,11 @@ async function request(path, options) {
 }
 
 export class ServerEngine {
-  static async open() {
+  // base: where the network's routes are; a second network has its own.
+  static async open(base = "api") {
     const engine = new ServerEngine();
-    engine.model = await (await request("api/model")).json();
+    engine.base = base;
+    engine.model = await (await request(`${base}/model`)).json();
     engine.cache = new Map();
     return engine;
   }
@@ -23,13 +25,13 @@ export class ServerEngine {
   async pixels(image) {
     const {shape} = this.model.steps[0];
     return this.kept(`pixels ${image}`, async () =>
-      tensor(shape, Uint8Array.from(new Uint8Array(await (await request(`api/pixels?image=${image}`)).arrayBuffer()))));
+      tensor(shape, Uint8Array.from(new Uint8Array(await (await request(`${this.base}/pixels?image=${image}`)).arrayBuffer()))));
   }
 
   // Outputs of the steps with these ids: Map of id to tensor.
   async outputs(image, edits, ids) {
     const query = `image=${image}&edits=${encodeURIComponent(writeEdits(edits))}&steps=${ids.join(",")}`;
-    const data = new Float64Array(await (await request(`api/outputs?${query}`)).arrayBuffer());
+    const data = new Float64Array(await (await request(`${this.base}/outputs?${query}`)).arrayBuffer());
     const result = new Map(), byId = new Map(this.model.steps.map((step) => [step.id, step]));
     let at = 0;
     for (const id of ids) {
@@ -42,11 +44,11 @@ export class ServerEngine {
 
   async weights(step, edits) {
     const own = edits.filter((edit) => edit.step === step.id), query = `step=${step.id}&edits=${encodeURIComponent(writeEdits(own))}`;
-    return this.kept(query, async () => parts(step, new Float64Array(await (await request(`api/weights?${query}`)).arrayBuffer())));
+    return this.kept(query, async () => parts(step, new Float64Array(await (await request(`${this.base}/weights?${query}`)).arrayBuffer())));
   }
 
   async accuracy(edits) {
-    return (await request(`api/accuracy?edits=${encodeURIComponent(writeEdits(edits))}`)).json();
+    return (await request(`${this.base}/accuracy?edits=${encodeURIComponent(writeEdits(edits))}`)).json();
   }
 
   async addImage(file) {
@@ -139,7 +141,7 @@ export class SiteEngine {
 }
 
 // Wilson's 95 % interval of an accuracy, as in mlpconv.evaluation.
-export function wilson(correct, n) {
+function wilson(correct, n) {
   const z = 1.959963984540054, share = correct / n, scale = 1 + (z * z) / n;
   const centre = (share + (z * z) / (2 * n)) / scale;
   const reach = (z / scale) * Math.sqrt((share * (1 - share)) / n + (z * z) / (4 * n * n));

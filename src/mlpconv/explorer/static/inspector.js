@@ -6,7 +6,7 @@ import {explainConv, explainPool, tailValues} from "./program.js";
 import {allProducts, sumBars} from "./sums.js";
 import {tensor} from "./tensor.js";
 
-export const FUNCTIONS = {relu: "ReLU", relu6: "ReLU6", leaky_relu: "leaky ReLU", elu: "ELU", silu: "SiLU", sigmoid: "sigmoid", tanh: "tanh"};
+const FUNCTIONS = {relu: "ReLU", relu6: "ReLU6", leaky_relu: "leaky ReLU", elu: "ELU", silu: "SiLU", sigmoid: "sigmoid", tanh: "tanh"};
 
 export function describe(step) {
   if (step.linear) return "fully connected layer";
@@ -162,6 +162,6 @@ function maxTable(terms, value, after) {
     return line(best ? "largest" : "term", term.label, term.value, bar);
   });
   const ends = [{label: "largest", value}, ...after].map((one) => line("result", one.label, one.value, null));
-  const head = h("tr", {}, ["", "value", "size"].map((name) => h("th", {scope: "col"}, name)));
+  const head = h("tr", {}, ["position", "value", "size"].map((name) => h("th", {scope: "col"}, name)));
   return h("table", {class: "sum"}, h("thead", {}, head), h("tbody", {}, rows, ends));
 }

@@ -1,15 +1,15 @@
 // A trained network: every layer's channels, and behind any of their cells how its value is made.
 
 import {ClassPanel} from "./class-panel.js";
-import {codeBlock, counted, dataTable, disclosure, h, percent, plural, replace, short} from "./dom.js";
+import {codeBlock, counted, disclosure, h, percent, plural, replace, selectField, short} from "./dom.js";
 import {EditPanel} from "./edit-panel.js";
 import {parseEdits, removed, writeEdits} from "./edits.js";
 import {Inspector, describe} from "./inspector.js";
 import {TensorPicture, colourImage, extentOf} from "./picture.js";
 import {classMaps, costOf, deadChannels, downstream, kindOf, layersOf, receptiveBoxes} from "./program.js";
 import {integer, writeState} from "./state.js";
-import {sizeText} from "./arithmetic.js";
 import {softmax} from "./tensor.js";
+import {channelTable, sizeText} from "./text.js";
 import {editCode} from "./torch-code.js";
 
 const DRAWN = 24, MORE = 256;
@@ -148,7 +148,7 @@ export class Network {
     const pair = h("div", {class: "card pair"},
       h("figure", {}, h("figcaption", {}, "receptive field"), this.field.element), h("figure", {}, this.largeName = h("figcaption", {}, "channel"), this.large.element));
     const side = h("div", {class: "side"}, pair, this.inspector.element, this.edits_.element, this.code);
-    this.sizeBy = h("button", {type: "button", onclick: () => this.write({by: this.by === "macs" ? "params" : undefined})});
+    this.sizeBy = h("div", {});
     replace(this.element,
       h("div", {class: "lead"}, h("h2", {}, this.model.name), this.cost, this.strip, this.message),
       h("div", {class: "columns"}, h("div", {class: "overview"}, this.classes.element,
@@ -180,16 +180,9 @@ export class Network {
       h("div", {class: "row head"}, h("span", {class: `kind k-${kindOf(layer.head)}`, role: "img", "aria-label": KINDS[kindOf(layer.head)]}), h("b", {}, layer.head.name), h("span", {}, name),
         h("span", {class: "shape"}, sizeText(layer.last.shape))),
       h("div", {class: "row"}, h("span", {class: "track", "aria-hidden": "true"}, bar), note), picture.element,
-      h("div", {class: "row under"}, all, scale, disclosure("Values", () => this.valueTable(layer))));
+      h("div", {class: "row under"}, all, scale, disclosure("Values", () => channelTable(this.outputs.get(layer.last.id), this.at.layer === layer ? this.at.c : 0))));
     this.pictures.set(layer, {picture, bar, note, item, scale});
     return item;
-  }
-
-  valueTable(layer) {
-    const c = this.at.layer === layer ? this.at.c : 0, {shape: [, rows, columns], data} = this.outputs.get(layer.last.id);
-    const down = Math.min(rows, 64), across = Math.min(columns, 64);
-    const lines = Array.from({length: down}, (_, y) => [`row ${y + 1}`, ...Array.from({length: across}, (__, x) => short(data[(c * rows + y) * columns + x]))]);
-    return dataTable(`Channel ${c + 1}`, ["", ...Array.from({length: across}, (_, x) => String(x + 1))], lines);
   }
 
   costs() {
@@ -208,7 +201,8 @@ export class Network {
       onclick: () => this.write({image: i || undefined, cell: undefined})}, h("span", {class: "thumb", id: `thumb-${i}`, "aria-hidden": "true"}), h("span", {class: "name"}, name))),
     this.model.canAdd ? h("span", {class: "adder"}, add, h("label", {for: "add-image"}, "Add an image")) : null);
     images.forEach((_, i) => this.engine.pixels(i).then((pixels) => document.getElementById(`thumb-${i}`)?.replaceChildren(colourImage(pixels)), () => {}));
-    this.sizeBy.textContent = this.by === "macs" ? "Bars show multiply-adds" : "Bars show parameters";
+    replace(this.sizeBy, selectField("Bars show", this.by, [["macs", "multiply-adds"], ["params", "parameters"]],
+      (by) => this.write({by: by === "macs" ? undefined : by})));
     const costs = this.costs(), most = Math.max(1, ...[...costs.values()].map((cost) => cost[this.by]));
     const sum = (name) => [...costs.values()].reduce((n, cost) => n + cost[name], 0);
     const pointwise = this.layers.filter((layer) => kindOf(layer.head) === "1x1").reduce((n, layer) => n + costs.get(layer).macs, 0);

@@ -170,7 +170,7 @@ export function extentOf({data}) {
 
 // The colours of the style sheet; read again when light and dark change.
 let cached = {};
-export function palette(element) {
+function palette(element) {
   const key = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
   if (cached.key === key) return cached;
   const style = getComputedStyle(element), get = (name) => style.getPropertyValue(`--${name}`).trim();
@@ -201,7 +201,7 @@ function raster(tensor, first, end, extent, {rgb: {zero, plus, minus}}) {
 
 // An image (C, H, W) of values 0 to 255 in its own colours; one channel is grey.
 export function colourImage({shape: [channels, rows, columns], data}) {
-  const canvas = h("canvas", {width: columns, height: rows}), context = canvas.getContext("2d");
+  const canvas = h("canvas", {width: columns, height: rows, "aria-hidden": "true"}), context = canvas.getContext("2d");
   const pixels = context.createImageData(columns, rows), size = rows * columns;
   for (let i = 0; i < size; i++) {
     for (let k = 0; k < 3; k++) pixels.data[4 * i + k] = data[channels >= 3 ? k * size + i : i];

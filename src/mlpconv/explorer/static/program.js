@@ -3,9 +3,7 @@
 
 import {ACTIVATIONS, activate, add, affine, concatenate, conv2d, mean, padded, pool2d, poolWindow, tensor} from "./tensor.js";
 
-export const COMPUTED = ["conv", "norm", "act", "maxpool", "avgpool", "mean", "cat", "add", "pad", "flatten", "identity"];
-
-export function evaluate(step, inputs, weights) {
+function evaluate(step, inputs, weights) {
   const x = inputs[0];
   switch (step.op) {
     case "conv": return conv2d(x, weights.weight, weights.bias, step);
@@ -123,7 +121,7 @@ function union(a, b) {
 }
 
 // The cells of an input that a box of the output reads, clipped to the input.
-export function inputBox(step, [, rows, columns], [top, left, bottom, right]) {
+function inputBox(step, [, rows, columns], [top, left, bottom, right]) {
   if (["mean", "flatten", "other"].includes(step.op)) return [0, 0, rows, columns];
   if (step.op === "pad") {
     const clip = (value, high) => Math.min(Math.max(value, 0), high), [dx, , dy] = step.pad;

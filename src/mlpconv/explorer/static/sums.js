@@ -24,7 +24,7 @@ export function sumBars({terms, bias, sum, after = [], order = "size", columns =
     ...lines.map((line, i) => row(line, [ends[i], ends[i + 1]], place, columns.length - 1, onTerm)),
     ...results.map((result) => row({...result, kind: "result"}, [0, result.value], place, columns.length - 1)),
   ];
-  const head = h("tr", {}, ["", ...columns].map((name) => h("th", {scope: "col"}, name)), h("th", {scope: "col"}, "adding up"));
+  const head = h("tr", {}, ["term", ...columns].map((name) => h("th", {scope: "col"}, name)), h("th", {scope: "col"}, "adding up"));
   return h("table", {class: "sum"}, h("thead", {}, head), h("tbody", {}, body));
 }
 

@@ -105,6 +105,6 @@ function editLines(edit, step) {
   ];
 }
 
-export function pythonString(text) {
+function pythonString(text) {
   return JSON.stringify(text);
 }
