@@ -67,6 +67,9 @@ def test_the_model_outputs_and_weights_are_those_of_torch(client: TestClient, di
     conv = digits.classifier.model.get_submodule("blocks.0.convs.0")
     weights = np.frombuffer(client.get("/api/weights?step=1&edits=").content)
     np.testing.assert_array_equal(weights, np.r_[conv.weight.detach().numpy().ravel(), conv.bias.detach().numpy()])
+    one = np.frombuffer(client.get("/api/weights?step=1&edits=&filter=5").content)
+    np.testing.assert_array_equal(one, np.r_[conv.weight[5].detach().numpy().ravel(), conv.bias[5].item()])
+    assert client.get("/api/weights?step=1&filter=32").status_code == 422
     assert model["classes"] == list(digits.classifier.classes)
 
 

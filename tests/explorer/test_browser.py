@@ -319,14 +319,19 @@ def test_an_image_can_be_dropped_on_the_page(page: Any, tmp_path: Path) -> None:
 
 def test_a_network_without_class_maps_and_with_many_classes_is_explained(page: Any) -> None:
     torch.manual_seed(1)
-    model = create_model("nin_tiny", num_classes=8000, head="fc")
+    model = create_model("nin_tiny", num_classes=900, head="fc")
     chain = Preprocessing.create(["scale"], 1, (8, 8))
-    subject = Subject(mlpconv.Classifier(model, chain, [f"class {k}" for k in range(8000)], (1, 8, 8)), "many")
+    subject = Subject(mlpconv.Classifier(model, chain, [f"class {k}" for k in range(900)], (1, 8, 8)), "many")
     subject.add(np.eye(8, dtype=np.uint8), "line")
     with serving(make_app(subject)) as url:
         page.goto(url)
         page.wait_for_selector(READY)
         assert "no class maps" in page.locator(".classes").inner_text()
-        page.get_by_label("Class", exact=True).select_option("class 7999")
-        until(page, "location.hash.includes('class=7999')")
-        assert "class 7999" in page.locator(".probabilities").inner_text()
+        page.get_by_label("Class", exact=True).select_option("class 899")
+        until(page, "location.hash.includes('class=899')")
+        assert "class 899" in page.locator(".probabilities").inner_text()
+        last = len(subject.program.steps) - 1  # 3.2 million weights: only one filter of them is fetched
+        page.goto(f"{url}/#/network?cell={page.locator('.layers > li').count()}.7.0.0")
+        until(page, "document.querySelector('.inspector h3').textContent.includes('channel 8')")
+        shown = page.locator(".inspector .result .value").get_attribute("title").replace("\u2212", "-")
+        assert float(shown) == pytest.approx(float(subject.outputs(0, "", [last])[0][7]), abs=TOLERANCE)

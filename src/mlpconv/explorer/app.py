@@ -126,7 +126,8 @@ def _api(path: str, subject: Subject) -> list[Any]:
         return _raw(b"".join(value.contiguous().numpy().tobytes() for value in values))
 
     def weights(request: Request) -> Response:
-        values = subject.weights(_number(request, "step"), request.query_params.get("edits", ""))
+        only = _number(request, "filter") if "filter" in request.query_params else None
+        values = subject.weights(_number(request, "step"), request.query_params.get("edits", ""), only)
         return _raw(values.double().numpy().tobytes())
 
     def accuracy(request: Request) -> Response:

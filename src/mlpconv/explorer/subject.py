@@ -111,10 +111,10 @@ class Subject:
         self._passes.move_to_end(key)
         return self._passes[key]
 
-    def weights(self, step: int, edits: str) -> Tensor:
+    def weights(self, step: int, edits: str, only: int | None = None) -> Tensor:
         """Return the weights of a step as one vector: weight and bias, or scale, shift, mean and variance of a norm.
 
-        Raises UsageError for a step without weights.
+        `only` is a single filter of a convolution. Raises UsageError for a step without weights, or no such filter.
         """
         module = self.program.module(step) if 0 <= step < len(self.program.steps) else None
         if isinstance(module, nn.BatchNorm2d):
@@ -123,7 +123,10 @@ class Subject:
             raise UsageError(f"Step {step} has no weights.")
         changed = apply(parse_edits(edits, self.program), self.program)
         weight, bias = changed.get(self.program.steps[step]["name"], (module.weight.detach(), module.bias))
-        return torch.cat([part.detach().reshape(-1) for part in (weight, bias) if part is not None])
+        if only is not None and not 0 <= only < len(weight):
+            raise UsageError(f"There is no filter {only}; there are {len(weight)}, numbered from 0.")
+        rows = slice(None) if only is None else slice(only, only + 1)
+        return torch.cat([part.detach()[rows].reshape(-1) for part in (weight, bias) if part is not None])
 
     def accuracy(self, edits: str) -> dict[str, Any]:
         """Return the edited network's accuracy on the held-out images, with Wilson's 95 % interval.

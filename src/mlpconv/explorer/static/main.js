@@ -11,13 +11,23 @@ const TITLES = {network: "Network", compare: "Compare", arithmetic: "Arithmetic"
 
 // engine: the source of the network's numbers, or null for the playground alone; other: that of a second network.
 export function start(engine, other = null) {
-  const arithmetic = new Arithmetic(), network = engine ? new Network(engine) : null;
-  const views = {...(network ? {network} : {}), ...(other ? {compare: new Compare([engine, other])} : {}), arithmetic, why: new Walk(arithmetic, network)};
-  const tabs = document.getElementById("tabs"), main = document.getElementById("main");
-  const links = Object.entries(TITLES).filter(([key]) => views[key]).map(([key, title]) => [key, h("a", {href: `#/${key}`}, title)]);
+  const arithmetic = new Arithmetic(),
+    network = engine ? new Network(engine) : null;
+  const views = {
+    ...(network ? {network} : {}),
+    ...(other ? {compare: new Compare([engine, other])} : {}),
+    arithmetic,
+    why: new Walk(arithmetic, network),
+  };
+  const tabs = document.getElementById("tabs"),
+    main = document.getElementById("main");
+  const links = Object.entries(TITLES)
+    .filter(([key]) => views[key])
+    .map(([key, title]) => [key, h("a", {href: `#/${key}`}, title)]);
   tabs.replaceChildren(...links.map(([, link]) => link));
   const show = async () => {
-    const {view, values} = readState(), name = views[view] ? view : Object.keys(views)[0];
+    const {view, values} = readState(),
+      name = views[view] ? view : Object.keys(views)[0];
     for (const [key, link] of links) link.toggleAttribute("aria-current", key === name);
     if (main.firstElementChild !== views[name].element) main.replaceChildren(views[name].element);
     document.title = `${TITLES[name]} · mlpconv`;

@@ -8,7 +8,9 @@ export function readState(hash = location.hash) {
 function addressOf(view, values) {
   const kept = Object.entries(values).filter(([, value]) => value !== undefined && value !== null && value !== "");
   // Commas, dots and colons stay readable; URLSearchParams would escape them.
-  const query = kept.map(([key, value]) => `${key}=${encodeURIComponent(value).replace(/%2C/g, ",").replace(/%3A/g, ":")}`);
+  const query = kept.map(
+    ([key, value]) => `${key}=${encodeURIComponent(value).replace(/%2C/g, ",").replace(/%3A/g, ":")}`,
+  );
   return `#/${view}${query.length ? `?${query.join("&")}` : ""}`;
 }
 
