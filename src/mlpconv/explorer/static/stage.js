@@ -106,13 +106,14 @@ export class Stage {
 
 // Pixels of a cell: numbers fit into small tensors of few channels.
 function cellSize([channels, rows, columns]) {
-  const room = channels <= 2 ? 180 : channels <= 9 ? 140 : 60;
-  return Math.max(1, Math.min(26, Math.floor(room / Math.max(rows, columns))));
+  const room = channels <= 9 ? 165 : 60;
+  return Math.max(1, Math.min(22, Math.floor(room / Math.max(rows, columns))));
 }
 
 // Width of a tensor whose channels are laid out about as wide as high.
 function wanted(shape) {
-  const drawn = Math.min(shape[0], DRAWN), across = drawn <= 3 ? drawn : Math.ceil(1.2 * Math.sqrt(drawn));
+  const drawn = Math.min(shape[0], DRAWN), square = Math.sqrt(drawn);
+  const across = drawn <= 3 ? drawn : Math.ceil(drawn <= 9 ? square : 1.2 * square);
   return Math.max(120, across * (shape[2] * cellSize(shape) + GAP) - GAP);
 }
 
