@@ -34,7 +34,8 @@ export class Arithmetic {
     this.chains = {a: parseChain(values.a ?? "c3.4.p1-r-c1.2"), b: parseChain(values.b)};
     this.results = {};
     for (const key of this.chains.b.length ? ["a", "b"] : ["a"]) {
-      const changes = this.changes[key], result = compute(this.shape, this.data, this.chains[key], changes);
+      const changes = this.changes[key],
+        result = compute(this.shape, this.data, this.chains[key], changes);
       this.results[key] = {...result, changes, groups: layersOf(result.steps)};
     }
     this.build();
@@ -48,10 +49,12 @@ export class Arithmetic {
   // The cell in the address, or one in the middle of the first layer with a large value.
   startCell() {
     const [, named, index, c, y, x] = /^([ab])(\d+)\.(\d+)\.(\d+)\.(\d+)$/.exec(this.values.cell ?? "") ?? [];
-    const key = this.results[named] ? named : "a", {groups, outputs} = this.results[key];
+    const key = this.results[named] ? named : "a",
+      {groups, outputs} = this.results[key];
     const group = groups[integer(index, 0, groups.length - 1, Math.min(1, groups.length - 1))];
     const [channels, rows, columns] = group.last.shape;
-    const row = integer(y, 0, rows - 1, middle(rows)), column = integer(x, 0, columns - 1, middle(columns));
+    const row = integer(y, 0, rows - 1, middle(rows)),
+      column = integer(x, 0, columns - 1, middle(columns));
     const channel = strongest(outputs.get(group.last.id), row, column);
     return {key, group, c: integer(c, 0, channels - 1, channel), y: row, x: column};
   }
@@ -74,7 +77,8 @@ export class Arithmetic {
   }
 
   changeWeight(step, channel, index, value) {
-    const {key} = this.at, perFilter = (step.in / step.groups) * step.kernel[0] * step.kernel[1];
+    const {key} = this.at,
+      perFilter = (step.in / step.groups) * step.kernel[0] * step.kernel[1];
     (this.changes[key][step.id - 1] ??= {})[channel * perFilter + index] = value;
     this.write({cell: this.cellText(this.at)});
   }
@@ -83,18 +87,30 @@ export class Arithmetic {
     const preset = PRESETS.find((one) => one.id === this.values.preset);
     this.stages = Object.fromEntries(this.keys.map((key) => [key, new Stage(this, key)]));
     const stages = Object.values(this.stages);
-    replace(this.element, presetLinks(preset),
-      h("div", {class: "lead"},
-        h("h2", {}, preset?.title ?? "Your own layers"), h("p", {}, preset?.text ?? GREETING)),
-      h("div", {class: "columns"},
-        h("div", {class: "stages"}, stages.map((stage) => stage.element), this.compared(), this.codes()),
-        h("div", {class: "side"}, this.inspector.element, costSection(this.results))));
+    replace(
+      this.element,
+      presetLinks(preset),
+      h("div", {class: "lead"}, h("h2", {}, preset?.title ?? "Your own layers"), h("p", {}, preset?.text ?? GREETING)),
+      h(
+        "div",
+        {class: "columns"},
+        h(
+          "div",
+          {class: "stages"},
+          stages.map((stage) => stage.element),
+          this.compared(),
+          this.codes(),
+        ),
+        h("div", {class: "side"}, this.inspector.element, costSection(this.results)),
+      ),
+    );
     for (const stage of stages) stage.draw();
   }
 
   // Point at a cell: mark it, what it reads in the layer before, and in fainter lines everything before that.
   select(at, {pick = false} = {}) {
-    const {key, group, c, y, x} = at, {steps, outputs, weightsOf} = this.results[key];
+    const {key, group, c, y, x} = at,
+      {steps, outputs, weightsOf} = this.results[key];
     if (pick) this.player.stop();
     this.at = at;
     const boxes = receptiveBoxes(steps, group.head.id, y, x);
@@ -122,23 +138,34 @@ export class Arithmetic {
       return h("p", {class: "note"}, `The outputs have different shapes: ${shapes}.`);
     }
     const most = a.data.reduce((worst, value, i) => Math.max(worst, Math.abs(value - b.data[i])), 0);
-    return h("p", {class: "note"}, most === 0
-      ? "Both networks give the same output: every value is equal."
-      : `The outputs have the same shape and differ by up to ${short(most)}.`);
+    return h(
+      "p",
+      {class: "note"},
+      most === 0
+        ? "Both networks give the same output: every value is equal."
+        : `The outputs have the same shape and differ by up to ${short(most)}.`,
+    );
   }
 
   codes() {
     const blocks = this.keys.map((key) =>
-      codeBlock(this.results.b ? NAMES[key] : "Code", chainCode(this.shape, this.data, this.results[key])));
-    return h("section", {class: "card codes"}, h("h3", {}, "As PyTorch"),
-      h("p", {class: "quiet"}, "This code runs and gives the tensor above, in double precision."), blocks);
+      codeBlock(this.results.b ? NAMES[key] : "Code", chainCode(this.shape, this.data, this.results[key])),
+    );
+    return h(
+      "section",
+      {class: "card codes"},
+      h("h3", {}, "As PyTorch"),
+      h("p", {class: "quiet"}, "This code runs and gives the tensor above, in double precision."),
+      blocks,
+    );
   }
 }
 
 // [channels, rows, columns] of a text such as 6x6x3, within the limits of the page.
 function shapeOf(text) {
   const [rows, columns, channels] = (text ?? "6x6x3").split("x");
-  const height = integer(rows, 1, MOST.side, 6), width = integer(columns, 1, MOST.side, 6);
+  const height = integer(rows, 1, MOST.side, 6),
+    width = integer(columns, 1, MOST.side, 6);
   const most = Math.max(1, Math.floor(MOST.values / (height * width)));
   return [Math.min(integer(channels, 1, MOST.channels, 3), most), height, width];
 }
@@ -157,7 +184,9 @@ function strongest(output, y, x) {
 
 function presetLinks(chosen) {
   const links = PRESETS.map((preset) => {
-    const query = Object.entries(preset.values).map(([key, value]) => `${key}=${value}`).join("&");
+    const query = Object.entries(preset.values)
+      .map(([key, value]) => `${key}=${value}`)
+      .join("&");
     const current = preset === chosen ? "true" : undefined;
     return h("a", {href: `#/arithmetic?preset=${preset.id}&${query}`, "aria-current": current}, preset.title);
   });

@@ -88,7 +88,8 @@ export class ClassPanel {
   async evidence(cell) {
     const {network} = this,
       step = network.maps.head;
-    const weights = await network.weightsOf(step, cell.c), before = network.outputs.get(step.inputs[0]);
+    const weights = await network.weightsOf(step, cell.c),
+      before = network.outputs.get(step.inputs[0]);
     if (!before || !weights) return;
     const {terms} = explainConv(step, before, weights, cell.c, cell.y, cell.x);
     this.map.mark({cell});

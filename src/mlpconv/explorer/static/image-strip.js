@@ -3,7 +3,8 @@
 import {h, replace} from "./dom.js";
 import {colourImage} from "./picture.js";
 
-const AT_ONCE = 16, TYPES = "image/png,image/jpeg,image/webp,image/bmp";
+const AT_ONCE = 16,
+  TYPES = "image/png,image/jpeg,image/webp,image/bmp";
 
 export class ImageStrip {
   constructor(network) {
@@ -12,15 +13,25 @@ export class ImageStrip {
   }
 
   show() {
-    const {network} = this, {images, canAdd} = network.model;
-    replace(this.element, images.map((name, i) => this.button(name, i)), canAdd && this.adder());
+    const {network} = this,
+      {images, canAdd} = network.model;
+    replace(
+      this.element,
+      images.map((name, i) => this.button(name, i)),
+      canAdd && this.adder(),
+    );
   }
 
   button(name, i) {
-    const {network} = this, thumb = h("span", {class: "thumb", "aria-hidden": "true"});
-    network.engine.pixels(i).then((pixels) => thumb.replaceChildren(colourImage(pixels)), () => {});
+    const {network} = this,
+      thumb = h("span", {class: "thumb", "aria-hidden": "true"});
+    network.engine.pixels(i).then(
+      (pixels) => thumb.replaceChildren(colourImage(pixels)),
+      () => {},
+    );
     const choose = () => network.write({image: i || undefined, cell: undefined});
-    const chosen = String(i === network.image), label = h("span", {class: "name"}, name);
+    const chosen = String(i === network.image),
+      label = h("span", {class: "name"}, name);
     return h("button", {type: "button", "aria-pressed": chosen, onclick: choose}, thumb, label);
   }
 

@@ -84,7 +84,9 @@ export class Network {
 
   // Fetch what the image and the edits change. False after an error, or if a newer question came meanwhile.
   async ask() {
-    const question = this.question, ids = this.layers.map((layer) => layer.last.id), touched = this.touched();
+    const question = this.question,
+      ids = this.layers.map((layer) => layer.last.id),
+      touched = this.touched();
     const wanted = touched ? ids.filter((id) => touched.has(id)) : ids;
     this.element.setAttribute("aria-busy", "true");
     try {
@@ -109,7 +111,10 @@ export class Network {
   touched() {
     if (this.key?.split(" ")[0] !== String(this.image)) return null;
     const before = parseEdits(this.key.slice(this.key.indexOf(" ") + 1), this.steps);
-    return downstream(this.steps, [...before, ...this.edits].map((edit) => edit.step));
+    return downstream(
+      this.steps,
+      [...before, ...this.edits].map((edit) => edit.step),
+    );
   }
 
   // Weights of norms are needed at once; those of a convolution when its layer is chosen.
@@ -144,7 +149,10 @@ export class Network {
   }
 
   peak(c) {
-    const {shape: [, rows, columns], data} = this.outputs.get(this.maps.last.id);
+    const {
+      shape: [, rows, columns],
+      data,
+    } = this.outputs.get(this.maps.last.id);
     const values = data.subarray(c * rows * columns, (c + 1) * rows * columns);
     const at = values.indexOf(Math.max(...values));
     return {y: Math.floor(at / columns), x: at % columns};
@@ -177,21 +185,26 @@ export class Network {
     const field = h("figure", {}, h("figcaption", {}, "receptive field"), this.field.element);
     const pair = h("div", {class: "card pair"}, field, h("figure", {}, this.largeName, this.large.element));
     const side = h("div", {class: "side"}, pair, this.inspector.element, this.changes.element, this.code);
-    this.element = h("div", {class: "view network"},
+    this.element = h(
+      "div",
+      {class: "view network"},
       h("div", {class: "lead"}, h("h2", {}, this.model.name), this.totals, this.strip.element, this.message),
-      h("div", {class: "columns"},
-        h("div", {class: "overview"}, this.classes.element, this.list.element), side));
+      h("div", {class: "columns"}, h("div", {class: "overview"}, this.classes.element, this.list.element), side),
+    );
     this.strip.acceptDrops(this.element);
   }
 
   // Parameters and multiply-adds of each layer, with the edits.
   costs() {
-    const {dropped, changes} = removed(this.edits), dead = deadChannels(this.steps, dropped);
-    return new Map(this.layers.map((layer) => {
-      const parts = [layer.head, ...layer.tail].map((step) => costOf(step, dead, changes.get(step.id)));
-      const sum = (name) => parts.reduce((total, part) => total + part[name], 0);
-      return [layer, {params: sum("params"), macs: sum("macs")}];
-    }));
+    const {dropped, changes} = removed(this.edits),
+      dead = deadChannels(this.steps, dropped);
+    return new Map(
+      this.layers.map((layer) => {
+        const parts = [layer.head, ...layer.tail].map((step) => costOf(step, dead, changes.get(step.id)));
+        const sum = (name) => parts.reduce((total, part) => total + part[name], 0);
+        return [layer, {params: sum("params"), macs: sum("macs")}];
+      }),
+    );
   }
 
   paintTotals() {
@@ -199,8 +212,9 @@ export class Network {
     const sum = (name, some = this.layers) => some.reduce((total, layer) => total + costs.get(layer)[name], 0);
     const pointwise = this.layers.filter((layer) => kindOf(layer.head) === "1x1");
     const share = percent(sum("macs", pointwise) / (sum("macs") || 1), 0);
-    this.totals.textContent = `${counted(sum("params"))} parameters, ${counted(sum("macs"))} multiply-adds an image, `
-      + `${share} of them in 1 × 1 convolutions.`;
+    this.totals.textContent =
+      `${counted(sum("params"))} parameters, ${counted(sum("macs"))} multiply-adds an image, ` +
+      `${share} of them in 1 × 1 convolutions.`;
     this.strip.show();
     this.list.paintCosts(costs);
     const title = this.edits.length ? `With ${plural(this.edits.length, "edit")}` : "Without edits";
@@ -210,13 +224,16 @@ export class Network {
 
   // Point at one cell of a layer: mark it and what it reads, and explain its value.
   async choose(at, pick = false) {
-    const before = this.at, {layer, c, y, x} = at, output = this.outputs.get(layer.last.id);
+    const before = this.at,
+      {layer, c, y, x} = at,
+      output = this.outputs.get(layer.last.id);
     this.at = at;
     if (!output) return;
     const boxes = receptiveBoxes(this.steps, layer.head.id, y, x);
     if (before.layer !== layer || !this.extent) this.extent = extentOf(output);
     this.list.mark(at, boxes);
-    const [rows, columns] = this.pixels.shape.slice(1), side = Math.max(...output.shape.slice(1));
+    const [rows, columns] = this.pixels.shape.slice(1),
+      side = Math.max(...output.shape.slice(1));
     this.field.show(this.pixels, {image: true, limit: 1, cell: LARGE / Math.max(rows, columns)});
     this.field.mark({windows: [{channels: [0, 1], box: boxes.get(0) ?? [0, 0, 0, 0]}]});
     this.large.show(output, {first: c, limit: 1, extent: this.extent, cell: LARGE / side, numbers: side <= 8});
@@ -229,7 +246,8 @@ export class Network {
   }
 
   async explain(at) {
-    const {layer, c, y, x} = at, conv = layer.head.op === "conv";
+    const {layer, c, y, x} = at,
+      conv = layer.head.op === "conv";
     try {
       if (conv && !this.known(layer.head, c)) await this.weightsOf(layer.head, c);
     } catch (error) {

@@ -2,7 +2,9 @@
 
 import {calm, h} from "./dom.js";
 
-const SLOWEST = 350, WHOLE = 12000, FASTEST = 30; // milliseconds: of a cell, of all cells, between frames
+const SLOWEST = 350,
+  WHOLE = 12000,
+  FASTEST = 30; // milliseconds: of a cell, of all cells, between frames
 
 export class Player {
   constructor(playground) {
@@ -17,9 +19,12 @@ export class Player {
       this.stop();
       this.step(key);
     };
-    return h("div", {class: "row"},
+    return h(
+      "div",
+      {class: "row"},
       h("button", {type: "button", class: "play", hidden: calm(), onclick: play}, "Slide"),
-      h("button", {type: "button", onclick: next}, "Next cell"));
+      h("button", {type: "button", onclick: next}, "Next cell"),
+    );
   }
 
   // How many cells the animation has drawn when it is at this one; undefined when it does not run.
@@ -28,22 +33,29 @@ export class Player {
   }
 
   step(key) {
-    const {playground} = this, target = this.target(key), [, rows, columns] = target.group.last.shape;
-    const {at} = playground, here = at.key === key && at.group === target.group ? at.y * columns + at.x + 1 : 0;
+    const {playground} = this,
+      target = this.target(key),
+      [, rows, columns] = target.group.last.shape;
+    const {at} = playground,
+      here = at.key === key && at.group === target.group ? at.y * columns + at.x + 1 : 0;
     const next = here % (rows * columns);
     playground.select({...target, y: Math.floor(next / columns), x: next % columns});
   }
 
   // The chosen layer, or the first one where the input is chosen.
   target(key) {
-    const {at, results} = this.playground, {groups} = results[key];
+    const {at, results} = this.playground,
+      {groups} = results[key];
     if (at.key === key && at.group.head.op !== "input") return at;
     return {key, group: groups[Math.min(1, groups.length - 1)], c: 0, y: 0, x: 0};
   }
 
   play(key) {
-    const target = this.target(key), [, rows, columns] = target.group.last.shape, total = rows * columns;
-    const every = Math.min(SLOWEST, WHOLE / total), began = performance.now();
+    const target = this.target(key),
+      [, rows, columns] = target.group.last.shape,
+      total = rows * columns;
+    const every = Math.min(SLOWEST, WHOLE / total),
+      began = performance.now();
     this.playing = key;
     this.label();
     const tick = () => {

@@ -186,7 +186,8 @@ export function explainConv(step, x, weights, channel, y, col) {
     first = Math.floor(channel / (step.shape[0] / step.groups)) * perGroup;
   const [kh, kw] = step.kernel,
     [, rows, columns] = x.shape;
-  const terms = [], filter = channel - (weights.first ?? 0);
+  const terms = [],
+    filter = channel - (weights.first ?? 0);
   for (let c = 0; c < perGroup; c++) {
     const taps = [];
     let value = 0;

@@ -9,24 +9,37 @@ import {channelTable, sizeText} from "./text.js";
 
 export const NAMES = {a: "First network", b: "Second network"};
 export const IMAGES = [
-  ["mixed", "digits by a formula"], ["edge", "a vertical edge"], ["detectors", "a cat and a dog detector"],
+  ["mixed", "digits by a formula"],
+  ["edge", "a vertical edge"],
+  ["detectors", "a cat and a dog detector"],
 ];
-const DRAWN = 24, GAP = 6;
+const DRAWN = 24,
+  GAP = 6;
 
 export class Stage {
   constructor(playground, key) {
     Object.assign(this, {playground, key, result: playground.results[key], pictures: new Map()});
-    const both = Boolean(playground.results.b), {error, feasible, macs} = this.result;
+    const both = Boolean(playground.results.b),
+      {error, feasible, macs} = this.result;
     const trouble = error || (feasible ? "" : `${counted(macs)} multiply-adds are too many for this page to compute.`);
-    this.element = h("section", {class: "card stage", "aria-label": NAMES[key]},
+    this.element = h(
+      "section",
+      {class: "card stage", "aria-label": NAMES[key]},
       h("div", {class: "row"}, h("h3", {}, both ? NAMES[key] : "Network"), playground.player.buttons(key)),
       trouble && h("p", {class: "trouble", role: "alert"}, trouble),
-      h("div", {class: "flow"}, this.result.groups.map((group) => this.figure(group))),
-      h("div", {class: "chain"}, key === "a" && this.inputForm(), this.layerForms(), this.second(both)));
+      h(
+        "div",
+        {class: "flow"},
+        this.result.groups.map((group) => this.figure(group)),
+      ),
+      h("div", {class: "chain"}, key === "a" && this.inputForm(), this.layerForms(), this.second(both)),
+    );
   }
 
   figure(group) {
-    const {playground, key, result} = this, {shape} = group.last, input = group.head.op === "input";
+    const {playground, key, result} = this,
+      {shape} = group.last,
+      input = group.head.op === "input";
     const picture = new TensorPicture({
       name: `${NAMES[key]}, ${input ? "input" : `output of layer ${group.head.name}`}`,
       onPoint: (cell) => playground.select({key, group, ...cell}),
@@ -34,12 +47,19 @@ export class Stage {
     });
     this.pictures.set(group, picture);
     const chosen = () => (playground.at.group === group ? playground.at.c : 0);
-    const figure = h("figure", {class: "tensor"},
-      h("figcaption", {},
-        h("b", {}, [group.head, ...group.tail].map(describe).join(", ")), h("span", {class: "shape"}, sizeText(shape)),
-        shape[0] > DRAWN && h("span", {class: "quiet"}, `${DRAWN} of ${counted(shape[0])} channels drawn`)),
+    const figure = h(
+      "figure",
+      {class: "tensor"},
+      h(
+        "figcaption",
+        {},
+        h("b", {}, [group.head, ...group.tail].map(describe).join(", ")),
+        h("span", {class: "shape"}, sizeText(shape)),
+        shape[0] > DRAWN && h("span", {class: "quiet"}, `${DRAWN} of ${counted(shape[0])} channels drawn`),
+      ),
       picture.element,
-      disclosure("Values", () => channelTable(result.outputs.get(group.last.id), chosen())));
+      disclosure("Values", () => channelTable(result.outputs.get(group.last.id), chosen())),
+    );
     figure.style.flexBasis = `${wanted(shape)}px`;
     return figure;
   }
@@ -54,7 +74,8 @@ export class Stage {
   // `after`: the cell that the animation has reached, as a raster index; later cells are veiled.
   mark({group, c, y, x}, boxes, after) {
     for (const [other, picture] of this.pictures) {
-      const box = boxes.get(other.last.id), direct = group.head.inputs.includes(other.last.id);
+      const box = boxes.get(other.last.id),
+        direct = group.head.inputs.includes(other.last.id);
       const channels = direct ? readChannels(group.head, c) : [0, Infinity];
       if (other === group) picture.mark({cell: {c, y, x}, after});
       else picture.mark(box ? {windows: [{channels, box, quiet: !direct}]} : {});
@@ -66,7 +87,8 @@ export class Stage {
   }
 
   inputForm() {
-    const {playground} = this, [channels, rows, columns] = playground.shape;
+    const {playground} = this,
+      [channels, rows, columns] = playground.shape;
     const set = (index) => (value) => {
       playground.shape[index] = value;
       playground.write();
@@ -75,11 +97,14 @@ export class Stage {
       playground.data = value;
       playground.write();
     };
-    const fields = h("div", {class: "fields"},
+    const fields = h(
+      "div",
+      {class: "fields"},
       numberField("Rows", rows, [1, MOST.side], set(1)),
       numberField("Columns", columns, [1, MOST.side], set(2)),
       numberField("Channels", channels, [1, MOST.channels], set(0)),
-      selectField("Values", playground.data, IMAGES, choose));
+      selectField("Values", playground.data, IMAGES, choose),
+    );
     return h("fieldset", {class: "layer setup"}, h("legend", {}, "Input"), fields);
   }
 
@@ -96,11 +121,18 @@ export class Stage {
     const {playground, key} = this;
     if (key === "a" && both) return null;
     const title = key === "a" ? "Compare with a second network" : "Remove the second network";
-    return h("button", {type: "button", onclick: () => {
-      playground.chains.b = key === "a" ? playground.chains.a.map((layer) => ({...layer})) : [];
-      playground.changes.b = {};
-      playground.write();
-    }}, title);
+    return h(
+      "button",
+      {
+        type: "button",
+        onclick: () => {
+          playground.chains.b = key === "a" ? playground.chains.a.map((layer) => ({...layer})) : [];
+          playground.changes.b = {};
+          playground.write();
+        },
+      },
+      title,
+    );
   }
 }
 
@@ -112,7 +144,8 @@ function cellSize([channels, rows, columns]) {
 
 // Width of a tensor whose channels are laid out about as wide as high.
 function wanted(shape) {
-  const drawn = Math.min(shape[0], DRAWN), square = Math.sqrt(drawn);
+  const drawn = Math.min(shape[0], DRAWN),
+    square = Math.sqrt(drawn);
   const across = drawn <= 3 ? drawn : Math.ceil(drawn <= 9 ? square : 1.2 * square);
   return Math.max(120, across * (shape[2] * cellSize(shape) + GAP) - GAP);
 }
@@ -121,6 +154,7 @@ function wanted(shape) {
 function readChannels(step, c) {
   if (["maxpool", "avgpool", "mean"].includes(step.op)) return [c, c + 1];
   if (step.op !== "conv") return [0, Infinity];
-  const perGroup = step.in / step.groups, first = Math.floor(c / (step.shape[0] / step.groups)) * perGroup;
+  const perGroup = step.in / step.groups,
+    first = Math.floor(c / (step.shape[0] / step.groups)) * perGroup;
   return [first, first + perGroup];
 }
