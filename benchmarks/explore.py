@@ -26,7 +26,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic"]
 PICTURES = Path(__file__).resolve().parents[1] / "docs" / "images"
 VIEWS = {
     "explore-network": "#/network?image=2&cell=2.5.3.4",
-    "explore-arithmetic": "#/arithmetic?preset=all-channels&in=5x5x4&data=mixed&a=c1.4&b=c1.4.g4&cell=a1.2.1.1",
+    "explore-arithmetic": "#/arithmetic?in=6x6x3&a=c3.4.p1-r-c1.2&cell=a1.3.2.2",
 }
 HOVER = """async () => {
   const pads = [...document.querySelectorAll(".layers .tiles")], times = [];
@@ -105,7 +105,7 @@ def take_pictures(browser: Any) -> None:
     """Write the pictures of the documents."""
     with served("digits") as address:
         for name, view in VIEWS.items():
-            page = browser.new_page(viewport={"width": 1200, "height": 760}, device_scale_factor=1.5)
+            page = browser.new_page(viewport={"width": 1200, "height": 900}, device_scale_factor=1.25)
             page.goto(address + view)
             page.wait_for_selector(".inspector h3:not(:empty)")
             page.wait_for_timeout(500)

@@ -66,6 +66,9 @@ def test_the_model_outputs_and_weights_are_those_of_torch(client: TestClient, di
     conv = digits.classifier.model.get_submodule("blocks.0.convs.0")
     weights = np.frombuffer(client.get("/api/weights?step=1&edits=").content)
     np.testing.assert_array_equal(weights, np.r_[conv.weight.detach().numpy().ravel(), conv.bias.detach().numpy()])
+    one = np.frombuffer(client.get("/api/weights?step=1&edits=&filter=5").content)
+    np.testing.assert_array_equal(one, np.r_[conv.weight[5].detach().numpy().ravel(), conv.bias[5].item()])
+    assert client.get("/api/weights?step=1&filter=32").status_code == 422
     assert model["classes"] == list(digits.classifier.classes)
 
 
@@ -156,3 +159,13 @@ def test_a_network_without_held_out_images_says_so() -> None:
 def test_the_input_is_preprocessed_as_in_prediction(digits: Subject) -> None:
     expected = digits.classifier.preprocessing(digits.pixels[2][None])
     torch.testing.assert_close(digits.input(2), expected.double())
+
+
+def test_a_second_network_has_routes_of_its_own_and_gets_every_image() -> None:
+    first, second = (Subject(mlpconv.load(name), name) for name in ("digits", "nin_mnist"))
+    client = TestClient(make_app(first, second))
+    assert 'data-other="yes"' in client.get("/").text
+    assert client.get("/api/other/model").json()["name"] == "nin_mnist"
+    assert client.post("/api/images?name=x", content=png(np.eye(8, dtype=np.uint8)), headers=BYTES).status_code == 200
+    assert (first.names, second.names) == (["x"], ["x"])
+    assert len(client.get("/api/other/pixels?image=0").content) == 28 * 28

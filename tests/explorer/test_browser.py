@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from support.page import serving
 from support.small_networks import shaken
 
 import mlpconv
-from mlpconv.explorer import Subject, export_site
+from mlpconv.explorer import Subject, export_site, make_app
 from mlpconv.explorer.site import _site
 from mlpconv.models import create_model
 from mlpconv.preprocessing import Preprocessing
@@ -259,10 +261,6 @@ def test_everything_can_be_reached_with_the_keyboard(page: Any, address: str) ->
 
 
 def test_hostile_names_are_text(page: Any) -> None:
-    from mlpconv.explorer import make_app
-
-    from .conftest import serving
-
     loaded = mlpconv.load("digits")
     classes = ("<img src=x onerror=alert(1)>", "\u202eevil", *loaded.classes[2:])
     subject = Subject(mlpconv.Classifier(loaded.model, loaded.preprocessing, classes, loaded.input_size), "digits")
@@ -286,3 +284,54 @@ def test_no_view_is_wider_than_the_screen_and_every_control_has_a_name(
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate(script("nameless")) == []
     assert page.evaluate(script("repeated_ids")) == []
+
+
+def test_two_networks_are_compared_on_the_same_image(page: Any, digits: Subject, tmp_path: Path) -> None:
+    other = Subject(mlpconv.load("nin_mnist"), "nin_mnist")
+    for name, image in zip(digits.names, digits.images, strict=True):
+        other.add(image, name)
+    export_site(digits, tmp_path, other=other)
+    page.goto((tmp_path / "index.html").as_uri() + "#/compare?image=1")
+    page.wait_for_selector(".compare .layers canvas")
+    shown = page.locator(".compare .top").all_inner_texts()
+    for subject, text in zip((digits, other), shown, strict=True):
+        chances = F.softmax(subject.outputs(1, "", [len(subject.program.steps) - 1])[0].reshape(-1), 0)
+        best = int(chances.argmax())
+        assert text.startswith(f"{subject.classifier.classes[best]}: {float(chances[best]):.1%}".replace("%", " %"))
+
+
+def test_an_image_can_be_dropped_on_the_page(page: Any, tmp_path: Path) -> None:
+    subject = Subject(mlpconv.load("digits"), "digits")
+    subject.add(np.zeros((8, 8), np.uint8), "nothing")
+    Image.fromarray(np.random.default_rng(3).integers(0, 255, (31, 23), dtype=np.uint8)).save(tmp_path / "noise.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with serving(make_app(subject)) as url:
+        page.goto(url)
+        page.wait_for_selector(READY)
+        page.locator("#add-image").set_input_files(tmp_path / "noise.png")
+        page.wait_for_selector(".images button[aria-pressed=true] >> text=noise.png")
+        assert torch.equal(subject.pixels[1], subject.classifier.pixels(str(tmp_path / "noise.png"))[0])
+        page.locator("#add-image").set_input_files(tmp_path / "broken.png")
+        page.wait_for_selector(".network .trouble:not([hidden])")
+        assert "broken.png" in page.locator(".network .trouble").inner_text()
+        page.troubles[:] = [text for text in page.troubles if "422" not in text]  # the refusal of broken.png
+
+
+def test_a_network_without_class_maps_and_with_many_classes_is_explained(page: Any) -> None:
+    torch.manual_seed(1)
+    model = create_model("nin_tiny", num_classes=900, head="fc")
+    chain = Preprocessing.create(["scale"], 1, (8, 8))
+    subject = Subject(mlpconv.Classifier(model, chain, [f"class {k}" for k in range(900)], (1, 8, 8)), "many")
+    subject.add(np.eye(8, dtype=np.uint8), "line")
+    with serving(make_app(subject)) as url:
+        page.goto(url)
+        page.wait_for_selector(READY)
+        assert "no class maps" in page.locator(".classes").inner_text()
+        page.get_by_label("Class", exact=True).select_option("class 899")
+        until(page, "location.hash.includes('class=899')")
+        assert "class 899" in page.locator(".probabilities").inner_text()
+        last = len(subject.program.steps) - 1  # 3.2 million weights: only one filter of them is fetched
+        page.goto(f"{url}/#/network?cell={page.locator('.layers > li').count()}.7.0.0")
+        until(page, "document.querySelector('.inspector h3').textContent.includes('channel 8')")
+        shown = page.locator(".inspector .result .value").get_attribute("title").replace("\u2212", "-")
+        assert float(shown) == pytest.approx(float(subject.outputs(0, "", [last])[0][7]), abs=TOLERANCE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import mlpconv
 from mlpconv.errors import RunFolderError, SurgeryError, UsageError
 from mlpconv.explorer import Subject, export_site
 from mlpconv.explorer.app import static_files
-from mlpconv.explorer.bundle import bundle
+from mlpconv.explorer.bundle import EXPORT, IMPORT, bundle
 
 
 def test_a_site_has_all_files_and_says_its_size(digits: Subject, tmp_path: Path) -> None:
@@ -117,3 +118,22 @@ def test_batch_norm_travels_with_its_statistics() -> None:
     from mlpconv.explorer.subject import norm_vector
 
     assert norm_vector(norm).tolist() == [1] * 3 + [0] * 3 + [2] * 3 + [1] * 3
+
+
+def test_every_import_of_a_module_exists_and_is_used_and_every_export_is_imported() -> None:
+    scripts = {name: content.decode() for name, content in static_files().items() if name.endswith(".js")}
+    exports = {name: set(EXPORT.findall(text)) for name, text in scripts.items()}
+    unused = {(name, export) for name in exports for export in exports[name]}
+    for name, text in scripts.items():
+        body = IMPORT.sub("", text)
+        for words, source in IMPORT.findall(text):
+            for word in filter(None, (word.strip() for word in words.split(","))):
+                assert word in exports[source], (name, word)
+                assert re.search(rf"\b{word}\b", body), (name, word)
+                unused.discard((source, word))
+    assert unused == set()
+
+
+def test_no_module_of_the_page_is_long() -> None:
+    files = static_files().items()
+    assert {name for name, text in files if name.endswith(".js") and text.count(b"\n") > 300} == set()

@@ -367,4 +367,41 @@ GUARDS = (
         ' or node.op == "get_attr")',
         "surgery/test_convolutionalize.py::test_every_step_runs_once_for_every_spelling_of_flatten",
     ),
+    # What the explorer's page takes and writes
+    Mutant(
+        "explorer/app.py",
+        '        if request.headers.get("content-type") != "application/octet-stream":',
+        "        if False:",
+        "explorer/test_app.py::test_a_form_of_another_site_cannot_add_an_image",
+    ),
+    Mutant(
+        "explorer/app.py",
+        "        if size > MAX_BODY:",
+        "        if False:",
+        "explorer/test_app.py::test_a_body_without_end_is_cut_off",
+    ),
+    Mutant(
+        "explorer/subject.py",
+        "            if len(self.names) >= MAX_IMAGES:",
+        "            if False:",
+        "explorer/test_app.py::test_there_is_an_end_to_images",
+    ),
+    Mutant(
+        "explorer/serving.py",
+        "allowed_hosts=HOSTS",
+        'allowed_hosts=["*"]',
+        "cli/test_explore.py::test_the_server_answers_on_this_machine_and_ends_with_ctrl_c",
+    ),
+    Mutant(
+        "explorer/site.py",
+        "    if size > MOST_BYTES:",
+        "    if False:",
+        "explorer/test_site.py::test_a_site_that_is_too_large_is_not_written",
+    ),
+    Mutant(
+        "explorer/site.py",
+        "    if not force and folder.is_dir() and any(folder.iterdir()):",
+        "    if False:",
+        "explorer/test_site.py::test_a_folder_with_content_is_not_overwritten",
+    ),
 )

@@ -27,6 +27,7 @@ def explore(
     ] = None,
     /,
     *images: str,
+    compare: str | None = None,
     data: str | None = None,
     data_dir: Path | None = None,
     export: Path | None = None,
@@ -42,6 +43,8 @@ def explore(
     ----------
     images
         Image files, folders of images, or quoted patterns. Default: some held-out images, where there are any.
+    compare
+        A second model to show beside the first, on the same images.
     data
         Named data set or folder whose held-out images the accuracy is measured on. Default: the data set that the
         network was trained on, if it is on this machine.
@@ -56,14 +59,15 @@ def explore(
     force
         Overwrite an existing site.
     """
-    from mlpconv.explorer import export_site
-
     subject, complete = (None, True) if model is None else _subject(model, images, data, data_dir)
+    other = None if compare is None or subject is None else _beside(subject, compare, data, data_dir)
     if export is not None:
-        size = export_site(subject, export, force=force)
+        from mlpconv.explorer import export_site
+
+        size = export_site(subject, export, other=other, force=force)
         print(f"Written: {export / 'index.html'} ({size / 1e6:.1f} MB)")
         return 0 if complete else FAILED
-    _serve(subject, port, open_browser)
+    _serve(subject, other, port, open_browser)
     return 0 if complete else FAILED
 
 
@@ -94,7 +98,20 @@ def _subject(model: str, images: tuple[str, ...], data: str | None, root: Path |
     return subject, added == len(files)
 
 
-def _serve(subject: Subject | None, port: int | None, open_browser: bool) -> None:
+def _beside(first: Subject, model: str, data: str | None, root: Path | None) -> Subject:
+    """Return a second network with the images of the first."""
+    from mlpconv import inference
+    from mlpconv.explorer import Subject
+    from mlpconv.explorer.held_out import find_held_out
+
+    classifier = inference.load(model)
+    subject = Subject(classifier, model, *find_held_out(classifier, data, root))
+    for name, image in zip(first.names, first.images, strict=True):
+        subject.add(image, name)
+    return subject
+
+
+def _serve(subject: Subject | None, other: Subject | None, port: int | None, open_browser: bool) -> None:
     """Serve the page until Ctrl-C; without --port, a port in use is no obstacle."""
     from mlpconv.deploy import Limits, serve_app
     from mlpconv.errors import ServerError
@@ -110,7 +127,7 @@ def _serve(subject: Subject | None, port: int | None, open_browser: bool) -> Non
     def quiet(_entry: dict[str, Any]) -> None:
         """Log nothing: the page makes many requests."""
 
-    app, limits = make_app(subject), Limits(answer_seconds=ANSWER_SECONDS)
+    app, limits = make_app(subject, other), Limits(answer_seconds=ANSWER_SECONDS)
     try:
         serve_app(app, port=PORT if port is None else port, limits=limits, log=quiet, announce=announce)
     except ServerError:

@@ -35,8 +35,8 @@ def static_files() -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.name.rpartition(".")[2] in TYPES}
 
 
-def make_app(subject: Subject | None) -> Starlette:
-    """Return the ASGI app of the page; with None it has the playground alone.
+def make_app(subject: Subject | None, other: Subject | None = None) -> Starlette:
+    """Return the ASGI app of the page; with None it has the playground alone, with `other` a comparison.
 
     The app answers any host: `mlpconv.deploy.serve_app` puts it behind a check of the Host header.
     """
@@ -44,9 +44,13 @@ def make_app(subject: Subject | None) -> Starlette:
     from starlette.middleware import Middleware
     from starlette.routing import Route
 
-    routes = [Route("/", _index(subject)), Route("/static/{name}", _static())]
-    if subject is not None:
-        routes += _api(subject)
+    marks = {"network": subject, "other": other}
+    routes = [Route("/", _index([name for name, one in marks.items() if one is not None])), _static()]
+    subjects = [one for one in (subject, other) if one is not None]
+    for path, one in zip(("/api", "/api/other"), subjects, strict=False):
+        routes += _api(path, one)
+    if subjects:
+        routes.append(_images(subjects))
     handlers: Any = {MlpconvError: _explain}
     return Starlette(routes=routes, middleware=[Middleware(_Headers)], exception_handlers=handlers)
 
@@ -73,12 +77,13 @@ class _Headers:
         await self.app(scope, receive, with_headers)
 
 
-def _index(subject: Subject | None) -> Any:
+def _index(marks: list[str]) -> Any:
+    """Return the endpoint of the document, with a mark for each network that the server has."""
     from starlette.responses import Response
 
     page = static_files()["index.html"]
-    if subject is not None:
-        page = page.replace(b'data-network="no"', b'data-network="yes"')
+    for mark in marks:
+        page = page.replace(f'data-{mark}="no"'.encode(), f'data-{mark}="yes"'.encode())
 
     async def index(request: Request) -> Response:  # noqa: ARG001  (the signature of an endpoint)
         return Response(page, media_type="text/html")
@@ -87,7 +92,9 @@ def _index(subject: Subject | None) -> Any:
 
 
 def _static() -> Any:
+    """Return the route of the page's files."""
     from starlette.responses import JSONResponse, Response
+    from starlette.routing import Route
 
     files = static_files()
 
@@ -97,10 +104,10 @@ def _static() -> Any:
             return JSONResponse({"code": "not_found", "message": "There is no such file."}, 404)
         return Response(files[name], media_type=TYPES[name.rpartition(".")[2]])
 
-    return static
+    return Route("/static/{name}", static)
 
 
-def _api(subject: Subject) -> list[Any]:
+def _api(path: str, subject: Subject) -> list[Any]:
     """Return the routes of the network's numbers; a plain `def` runs in a thread, so that the loop stays free."""
     from starlette.responses import JSONResponse
     from starlette.routing import Route
@@ -119,27 +126,33 @@ def _api(subject: Subject) -> list[Any]:
         return _raw(b"".join(value.contiguous().numpy().tobytes() for value in values))
 
     def weights(request: Request) -> Response:
-        values = subject.weights(_number(request, "step"), request.query_params.get("edits", ""))
+        only = _number(request, "filter") if "filter" in request.query_params else None
+        values = subject.weights(_number(request, "step"), request.query_params.get("edits", ""), only)
         return _raw(values.double().numpy().tobytes())
 
     def accuracy(request: Request) -> Response:
         return JSONResponse(subject.accuracy(request.query_params.get("edits", "")))
 
-    async def images(request: Request) -> Response:
-        from starlette.concurrency import run_in_threadpool
+    endpoints = (model, pixels, outputs, weights, accuracy)
+    return [Route(f"{path}/{endpoint.__name__}", endpoint) for endpoint in endpoints]
 
+
+def _images(subjects: list[Subject]) -> Any:
+    """Return the route that adds an image to every network of the page."""
+    from starlette.concurrency import run_in_threadpool
+    from starlette.responses import JSONResponse
+    from starlette.routing import Route
+
+    async def images(request: Request) -> Response:
         # A page of another site cannot send this content type without asking first, and is never told yes.
         if request.headers.get("content-type") != "application/octet-stream":
             raise UsageError("Send the bytes of an image as application/octet-stream.")
         body = await _bounded_body(request)
-        await run_in_threadpool(subject.add, body, request.query_params.get("name", ""))
-        return JSONResponse({"images": subject.names})
+        for subject in subjects:
+            await run_in_threadpool(subject.add, body, request.query_params.get("name", ""))
+        return JSONResponse({"images": subjects[0].names})
 
-    return [
-        Route("/api/model", model), Route("/api/pixels", pixels), Route("/api/outputs", outputs),
-        Route("/api/weights", weights), Route("/api/accuracy", accuracy),
-        Route("/api/images", images, methods=["POST"]),
-    ]  # fmt: skip
+    return Route("/api/images", images, methods=["POST"])
 
 
 async def _bounded_body(request: Request) -> bytes:

@@ -1,6 +1,6 @@
 """Join the page's ES modules into one classic script: browsers refuse to load modules from file://.
 
-The modules use two forms only, each on one line: `import {a, b} from "./x.js";`, and `export` before a declaration.
+The modules use two forms only: `import {a, b} from "./x.js";`, and `export` before a declaration.
 """
 
 from __future__ import annotations

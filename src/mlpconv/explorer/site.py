@@ -33,8 +33,8 @@ POLICY = (
 )
 
 
-def export_site(subject: Subject | None, folder: Path, *, force: bool = False) -> int:
-    """Write index.html, explorer.js, style.css and, for a network, network.js to a folder; return the bytes written.
+def export_site(subject: Subject | None, folder: Path, *, other: Subject | None = None, force: bool = False) -> int:
+    """Write index.html, explorer.js, style.css and a file per network to a folder; return the bytes written.
 
     Raises UsageError for a folder with other content unless `force`, or a network that is too large, SurgeryError for
     a network with operations that the page cannot compute.
@@ -42,9 +42,12 @@ def export_site(subject: Subject | None, folder: Path, *, force: bool = False) -
     files = static_files()
     scripts = {name: content.decode() for name, content in files.items() if name.endswith(".js")}
     written = {"explorer.js": bundle(scripts, "boot-site.js").encode(), "style.css": files["style.css"]}
-    if subject is not None:
-        written["network.js"] = f"window.MLPCONV_SITE = {json.dumps(_site(subject), allow_nan=False)};\n".encode()
-    written["index.html"] = _index(files["index.html"].decode(), subject is not None).encode()
+    sites = {"network.js": ("MLPCONV_SITE", subject), "other.js": ("MLPCONV_OTHER", other)}
+    for name, (variable, one) in sites.items():
+        if one is not None:
+            written[name] = f"window.{variable} = {json.dumps(_site(one), allow_nan=False)};\n".encode()
+    names = [*(name for name in sites if name in written), "explorer.js"]
+    written["index.html"] = _index(files["index.html"].decode(), names).encode()
     size = sum(len(gzip.compress(content, 6)) for content in written.values())
     if size > MOST_BYTES:
         raise UsageError(
@@ -65,9 +68,8 @@ def _write(folder: Path, files: dict[str, bytes], force: bool) -> None:
         write_atomic(folder / name, content)
 
 
-def _index(page: str, network: bool) -> str:
+def _index(page: str, scripts: list[str]) -> str:
     """Return the page with classic scripts, and its policy in the page itself, as a static host sets no header."""
-    scripts = ["network.js", "explorer.js"] if network else ["explorer.js"]
     tags = "\n".join(f'<script defer src="{name}"></script>' for name in scripts)
     policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
     page = page.replace('<meta charset="utf-8">', f'<meta charset="utf-8">\n{policy}')

@@ -46,6 +46,8 @@ class Subject:
             if hasattr(module, "inplace"):
                 setattr(module, "inplace", False)  # noqa: B010  the values before an activation are shown too
         self.names: list[str] = []
+        self.images: list[Any] = []
+        """What was added, for a second network to decode at its own size."""
         self.pixels: list[Tensor] = []
         self._lock = threading.Lock()
         self._passes: OrderedDict[tuple[int, str], Values] = OrderedDict()
@@ -59,6 +61,7 @@ class Subject:
         with self._lock:
             if len(self.names) >= MAX_IMAGES:
                 raise UsageError(f"There are {MAX_IMAGES} images already; restart mlpconv explore to begin again.")
+            self.images.append(image)
             self.pixels.append(pixels[0])
             self.names.append(printable(name)[:100] or "image")
             return len(self.names) - 1
@@ -108,10 +111,10 @@ class Subject:
         self._passes.move_to_end(key)
         return self._passes[key]
 
-    def weights(self, step: int, edits: str) -> Tensor:
+    def weights(self, step: int, edits: str, only: int | None = None) -> Tensor:
         """Return the weights of a step as one vector: weight and bias, or scale, shift, mean and variance of a norm.
 
-        Raises UsageError for a step without weights.
+        `only` is a single filter of a convolution. Raises UsageError for a step without weights, or no such filter.
         """
         module = self.program.module(step) if 0 <= step < len(self.program.steps) else None
         if isinstance(module, nn.BatchNorm2d):
@@ -120,7 +123,10 @@ class Subject:
             raise UsageError(f"Step {step} has no weights.")
         changed = apply(parse_edits(edits, self.program), self.program)
         weight, bias = changed.get(self.program.steps[step]["name"], (module.weight.detach(), module.bias))
-        return torch.cat([part.detach().reshape(-1) for part in (weight, bias) if part is not None])
+        if only is not None and not 0 <= only < len(weight):
+            raise UsageError(f"There is no filter {only}; there are {len(weight)}, numbered from 0.")
+        rows = slice(None) if only is None else slice(only, only + 1)
+        return torch.cat([part.detach()[rows].reshape(-1) for part in (weight, bias) if part is not None])
 
     def accuracy(self, edits: str) -> dict[str, Any]:
         """Return the edited network's accuracy on the held-out images, with Wilson's 95 % interval.

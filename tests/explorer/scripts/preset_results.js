@@ -5,11 +5,19 @@ async () => {
   const results = [];
   for (const {id, values} of PRESETS) {
     for (const key of ["a", "b"].filter((one) => values[one])) {
-      const [rows, columns, channels] = values.in.split("x").map(Number), changes = parseChanges(values.w)[key];
-      const shape = [channels, rows, columns], chain = {...compute(shape, values.data, parseChain(values[key]), changes), changes};
+      const [rows, columns, channels] = values.in.split("x").map(Number),
+        changes = parseChanges(values.w)[key];
+      const shape = [channels, rows, columns],
+        chain = {...compute(shape, values.data, parseChain(values[key]), changes), changes};
       const {shape: out, data} = chain.outputs.get(chain.steps.length - 1);
-      results.push([`${id} ${key}`, chainCode(shape, values.data, chain), out, data.length > 40000 ? Array.from(data.subarray(0, 40000)) : Array.from(data), chain.error]);
+      results.push([
+        `${id} ${key}`,
+        chainCode(shape, values.data, chain),
+        out,
+        data.length > 40000 ? Array.from(data.subarray(0, 40000)) : Array.from(data),
+        chain.error,
+      ]);
     }
   }
   return results;
-}
+};

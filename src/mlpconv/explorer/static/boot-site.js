@@ -3,4 +3,7 @@
 import {SiteEngine} from "./engine.js";
 import {fail, start} from "./main.js";
 
-Promise.resolve().then(() => start(window.MLPCONV_SITE ? new SiteEngine(window.MLPCONV_SITE) : null)).catch((error) => fail(error.message));
+const {MLPCONV_SITE: site, MLPCONV_OTHER: other} = window;
+Promise.resolve()
+  .then(() => start(site ? new SiteEngine(site) : null, other ? new SiteEngine(other) : null))
+  .catch((error) => fail(error.message));

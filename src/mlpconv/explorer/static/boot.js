@@ -1,7 +1,9 @@
-// The served page: ask the server whether it has a network.
+// The served page: the document says whether the server has a network, and a second one.
 
 import {ServerEngine} from "./engine.js";
 import {fail, start} from "./main.js";
 
-const engine = document.documentElement.dataset.network === "yes" ? ServerEngine.open() : Promise.resolve(null);
-engine.then(start).catch((error) => fail(error.message));
+const {network, other} = document.documentElement.dataset;
+Promise.all([network === "yes" ? ServerEngine.open() : null, other === "yes" ? ServerEngine.open("api/other") : null])
+  .then(([engine, second]) => start(engine, second))
+  .catch((error) => fail(error.message));

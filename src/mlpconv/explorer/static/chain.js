@@ -14,7 +14,8 @@ export function parseChain(text) {
 }
 
 function parseLayer(word) {
-  const op = CODES[word[0]], numbers = word.slice(1).split(".");
+  const op = CODES[word[0]],
+    numbers = word.slice(1).split(".");
   if (!op) return null;
   if (op === "conv") return parseConv(numbers);
   if (op === "linear") return {op, out: bounded(numbers[0], 1, MOST.channels, 10)};
@@ -27,12 +28,23 @@ function parseLayer(word) {
 
 function parseConv([kernel, out, ...settings]) {
   const layer = {
-    op: "conv", kernel: bounded(kernel, 1, MOST.kernel, 3), out: bounded(out, 1, MOST.channels, 4),
-    stride: 1, padding: 0, dilation: 1, groups: 1,
+    op: "conv",
+    kernel: bounded(kernel, 1, MOST.kernel, 3),
+    out: bounded(out, 1, MOST.channels, 4),
+    stride: 1,
+    padding: 0,
+    dilation: 1,
+    groups: 1,
   };
   for (const word of settings) {
     const name = LETTERS[word[0]];
-    if (name) layer[name] = bounded(word.slice(1), name === "padding" ? 0 : 1, name === "groups" ? MOST.channels : MOST.kernel, layer[name]);
+    if (name)
+      layer[name] = bounded(
+        word.slice(1),
+        name === "padding" ? 0 : 1,
+        name === "groups" ? MOST.channels : MOST.kernel,
+        layer[name],
+      );
   }
   return layer;
 }
@@ -42,18 +54,20 @@ function bounded(text, low, high, otherwise) {
 }
 
 export function writeChain(layers) {
-  return layers.map((layer) => {
-    const code = Object.keys(CODES).find((key) => CODES[key] === layer.op);
-    if (layer.op === "linear") return `l${layer.out}`;
-    if (layer.op === "maxpool" || layer.op === "avgpool") return `${code}${layer.kernel}.${layer.stride}`;
-    if (layer.op !== "conv") return code;
-    const extra = Object.entries(LETTERS).filter(([, name]) => layer[name] !== (name === "padding" ? 0 : 1));
-    return [`c${layer.kernel}`, layer.out, ...extra.map(([letter, name]) => `${letter}${layer[name]}`)].join(".");
-  }).join("-");
+  return layers
+    .map((layer) => {
+      const code = Object.keys(CODES).find((key) => CODES[key] === layer.op);
+      if (layer.op === "linear") return `l${layer.out}`;
+      if (layer.op === "maxpool" || layer.op === "avgpool") return `${code}${layer.kernel}.${layer.stride}`;
+      if (layer.op !== "conv") return code;
+      const extra = Object.entries(LETTERS).filter(([, name]) => layer[name] !== (name === "padding" ? 0 : 1));
+      return [`c${layer.kernel}`, layer.out, ...extra.map(([letter, name]) => `${letter}${layer[name]}`)].join(".");
+    })
+    .join("-");
 }
 
 // Steps of a chain for an input [C, H, W]; `error` says which layer cannot follow.
-export function stepsOf(shape, layers) {
+function stepsOf(shape, layers) {
   const steps = [{id: 0, op: "input", name: "input", inputs: [], shape}];
   for (const [index, layer] of layers.entries()) {
     const before = steps[index];
@@ -67,15 +81,21 @@ export function stepsOf(shape, layers) {
 }
 
 function stepOf(layer, before) {
-  const [channels, rows, columns] = before.shape, flat = before.flat ?? false;
+  const [channels, rows, columns] = before.shape,
+    flat = before.flat ?? false;
   if (layer.op === "relu") return {op: "act", fn: "relu", shape: before.shape, flat};
-  if (layer.op === "flatten") return {op: "flatten", shape: [channels * rows * columns, 1, 1], flat: true, from: before.shape};
+  if (layer.op === "flatten")
+    return {op: "flatten", shape: [channels * rows * columns, 1, 1], flat: true, from: before.shape};
   if (layer.op === "linear") {
     if (!flat) throw new Error("a fully connected layer reads a list of values: add Flatten before it.");
     const from = before.from ?? before.shape;
-    return convStep({...layer, kernel: 1, stride: 1, padding: 0, dilation: 1, groups: 1, linear: true, from, flat: true}, before.shape);
+    return convStep(
+      {...layer, kernel: 1, stride: 1, padding: 0, dilation: 1, groups: 1, linear: true, from, flat: true},
+      before.shape,
+    );
   }
-  if (flat) throw new Error("after Flatten there are no rows and columns: only a fully connected layer or ReLU can follow.");
+  if (flat)
+    throw new Error("after Flatten there are no rows and columns: only a fully connected layer or ReLU can follow.");
   if (layer.op === "mean") return {op: "mean", shape: [channels, 1, 1]};
   return layer.op === "conv" ? convStep(layer, before.shape) : poolStep(layer, before.shape);
 }
@@ -83,12 +103,30 @@ function stepOf(layer, before) {
 function convStep({kernel, out, stride, padding, dilation, groups, linear, from, flat}, [channels, rows, columns]) {
   if (channels % groups) throw new Error(`${groups} groups do not divide ${channels} input channels.`);
   if (out % groups) throw new Error(`${groups} groups do not divide ${out} filters.`);
-  const shape = [out, outputSize(rows, kernel, stride, padding, dilation), outputSize(columns, kernel, stride, padding, dilation)];
-  if (!shape[1] || !shape[2]) throw new Error(`a kernel of ${kernel} does not fit into ${rows} × ${columns}: add padding.`);
-  if (shape[0] * shape[1] * shape[2] > MOST.values) throw new Error("the output is too large to draw: use fewer filters.");
+  const shape = [
+    out,
+    outputSize(rows, kernel, stride, padding, dilation),
+    outputSize(columns, kernel, stride, padding, dilation),
+  ];
+  if (!shape[1] || !shape[2])
+    throw new Error(`a kernel of ${kernel} does not fit into ${rows} × ${columns}: add padding.`);
+  if (shape[0] * shape[1] * shape[2] > MOST.values)
+    throw new Error("the output is too large to draw: use fewer filters.");
   const pair = (value) => [value, value];
-  return {op: "conv", in: channels, kernel: pair(kernel), stride: pair(stride), padding: pair(padding),
-    dilation: pair(dilation), groups, bias: true, shape, linear, from, flat};
+  return {
+    op: "conv",
+    in: channels,
+    kernel: pair(kernel),
+    stride: pair(stride),
+    padding: pair(padding),
+    dilation: pair(dilation),
+    groups,
+    bias: true,
+    shape,
+    linear,
+    from,
+    flat,
+  };
 }
 
 function poolStep({op, kernel, stride}, [channels, rows, columns]) {
@@ -98,10 +136,11 @@ function poolStep({op, kernel, stride}, [channels, rows, columns]) {
 }
 
 // Images by formula, the same in `torch-code.js`: mixed digits, an edge, or the maps of two detectors.
-const CAT = "000000094000489000380000000000000000", DOG = "000000004000008000000000000680000890";
+const CAT = "000000094000489000380000000000000000",
+  DOG = "000000004000008000000000000680000890";
 export const DETECTORS = [CAT, DOG].map((text) => [...text].map(Number));
 
-export function makeImage([channels, rows, columns], kind) {
+function makeImage([channels, rows, columns], kind) {
   const image = tensor([channels, rows, columns]);
   for (let c = 0, i = 0; c < channels; c++) {
     for (let y = 0; y < rows; y++) {
@@ -118,9 +157,11 @@ function pixel(kind, c, y, x, columns) {
 }
 
 // Weights by formula, -3 to 3, and biases -1 to 1; then the changes {"0": value, "b0": value} of one layer.
-export function makeWeights(step, changes = {}) {
-  const outs = step.shape[0], [ins, kh, kw] = step.linear ? step.from : [step.in / step.groups, ...step.kernel];
-  const weight = new Float64Array(outs * ins * kh * kw), bias = new Float64Array(outs);
+function makeWeights(step, changes = {}) {
+  const outs = step.shape[0],
+    [ins, kh, kw] = step.linear ? step.from : [step.in / step.groups, ...step.kernel];
+  const weight = new Float64Array(outs * ins * kh * kw),
+    bias = new Float64Array(outs);
   for (let o = 0, at = 0; o < outs; o++) {
     bias[o] = (o % 3) - 1;
     for (let i = 0; i < ins; i++) {
@@ -130,13 +171,15 @@ export function makeWeights(step, changes = {}) {
     }
   }
   for (const [key, value] of Object.entries(changes)) {
-    const target = key[0] === "b" ? bias : weight, index = Number(key.replace("b", ""));
+    const target = key[0] === "b" ? bias : weight,
+      index = Number(key.replace("b", ""));
     if (index < target.length) target[index] = value;
   }
   return {weight, bias};
 }
 
-// Changed weights in the address: a0.17:2.5,b1.b0:-1 is weight 17 of layer 0 of chain a, and bias 0 of layer 1 of chain b.
+// Changed weights in the address: a0.17:2.5,b1.b0:-1 is weight 17 of layer 0 of chain a, and bias 0 of layer 1 of
+// chain b.
 export function parseChanges(text) {
   const changes = {a: {}, b: {}};
   for (const word of (text ?? "").split(",")) {
@@ -158,8 +201,10 @@ export function writeChanges(changes) {
 
 // Everything about one chain: steps, outputs (unless too much work), weights, costs.
 export function compute(shape, data, layers, changes) {
-  const {steps, error} = stepsOf(shape, layers), weights = new Map();
-  const costs = steps.map((step) => costOf(step)), macs = costs.reduce((sum, cost) => sum + cost.macs, 0);
+  const {steps, error} = stepsOf(shape, layers),
+    weights = new Map();
+  const costs = steps.map((step) => costOf(step)),
+    macs = costs.reduce((sum, cost) => sum + cost.macs, 0);
   const weightsOf = (step) => {
     if (step.op === "conv" && !weights.has(step.id)) weights.set(step.id, makeWeights(step, changes[step.id - 1]));
     return weights.get(step.id);

@@ -1,14 +1,8 @@
 // Build elements and format numbers. Text is always set as text, never as HTML: names come from files.
 
-const SVG = "http://www.w3.org/2000/svg";
-
 // h("button", {class: "x", onclick: f, disabled: true}, "text", child, ...)
 export function h(tag, attributes = {}, ...children) {
   return fill(document.createElement(tag), attributes, children);
-}
-
-export function svg(tag, attributes = {}, ...children) {
-  return fill(document.createElementNS(SVG, tag), attributes, children);
 }
 
 function fill(element, attributes, children) {
@@ -24,7 +18,9 @@ function fill(element, attributes, children) {
 
 // Replace the children of an element; null and false stand for nothing.
 export function replace(element, ...children) {
-  element.replaceChildren(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  element.replaceChildren(
+    ...children.flat().filter((child) => child !== null && child !== undefined && child !== false),
+  );
 }
 
 let count = 0;
@@ -66,7 +62,7 @@ export function exact(value) {
   return minus(String(value));
 }
 
-export function minus(text) {
+function minus(text) {
   return text.replace(/-/g, "\u2212");
 }
 
@@ -84,9 +80,19 @@ export function plural(number, word) {
 
 // A table; the first cell of each row is its header.
 export function dataTable(caption, columns, rows) {
-  const head = h("tr", {}, columns.map((name) => h("th", {scope: "col"}, name)));
+  const head = h(
+    "tr",
+    {},
+    columns.map((name) => h("th", {scope: "col"}, name)),
+  );
   const body = rows.map(([first, ...rest]) =>
-    h("tr", {}, h("th", {scope: "row"}, String(first)), rest.map((cell) => h("td", {}, cell))));
+    h(
+      "tr",
+      {},
+      h("th", {scope: "row"}, String(first)),
+      rest.map((cell) => h("td", {}, cell)),
+    ),
+  );
   return h("table", {class: "numbers"}, h("caption", {}, caption), h("thead", {}, head), h("tbody", {}, body));
 }
 
@@ -95,7 +101,8 @@ export function disclosure(title, build) {
   const box = h("details", {}, h("summary", {}, title));
   box.addEventListener("toggle", () => {
     box.querySelector(":scope > .content")?.remove();
-    if (box.open) box.append(h("div", {class: "content scroll", tabindex: "0", role: "group", "aria-label": title}, build()));
+    if (box.open)
+      box.append(h("div", {class: "content scroll", tabindex: "0", role: "group", "aria-label": title}, build()));
   });
   return box;
 }
@@ -105,7 +112,7 @@ export const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches
 // A button that copies text, with the text shown.
 export function codeBlock(title, text) {
   const said = h("span", {class: "quiet", role: "status"});
-  const code = h("pre", {tabindex: "0", "aria-label": title}, text);
+  const code = h("pre", {tabindex: "0", role: "group", "aria-label": title}, text);
   const copy = async () => {
     try {
       await navigator.clipboard.writeText(code.textContent);

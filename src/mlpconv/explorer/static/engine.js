@@ -1,21 +1,26 @@
 // Where the numbers come from: torch behind the local server, or the same steps in this page for an exported site.
 
-import {edited, writeEdits} from "./edits.js";
+import {edited, filterSize, writeEdits} from "./edits.js";
 import {downstream, run} from "./program.js";
 import {tensor} from "./tensor.js";
+
+const LARGE = 2e6;
 
 async function request(path, options) {
   const answer = await fetch(path, options).catch(() => {
     throw new Error("The server does not answer: start mlpconv explore again.");
   });
-  if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).message ?? `The server answered ${answer.status}.`);
+  if (!answer.ok)
+    throw new Error((await answer.json().catch(() => ({}))).message ?? `The server answered ${answer.status}.`);
   return answer;
 }
 
 export class ServerEngine {
-  static async open() {
+  // base: where the network's routes are; a second network has its own.
+  static async open(base = "api") {
     const engine = new ServerEngine();
-    engine.model = await (await request("api/model")).json();
+    engine.base = base;
+    engine.model = await (await request(`${base}/model`)).json();
     engine.cache = new Map();
     return engine;
   }
@@ -23,35 +28,50 @@ export class ServerEngine {
   async pixels(image) {
     const {shape} = this.model.steps[0];
     return this.kept(`pixels ${image}`, async () =>
-      tensor(shape, Uint8Array.from(new Uint8Array(await (await request(`api/pixels?image=${image}`)).arrayBuffer()))));
+      tensor(
+        shape,
+        Uint8Array.from(new Uint8Array(await (await request(`${this.base}/pixels?image=${image}`)).arrayBuffer())),
+      ),
+    );
   }
 
   // Outputs of the steps with these ids: Map of id to tensor.
   async outputs(image, edits, ids) {
     const query = `image=${image}&edits=${encodeURIComponent(writeEdits(edits))}&steps=${ids.join(",")}`;
-    const data = new Float64Array(await (await request(`api/outputs?${query}`)).arrayBuffer());
-    const result = new Map(), byId = new Map(this.model.steps.map((step) => [step.id, step]));
+    const data = new Float64Array(await (await request(`${this.base}/outputs?${query}`)).arrayBuffer());
+    const result = new Map(),
+      byId = new Map(this.model.steps.map((step) => [step.id, step]));
     let at = 0;
     for (const id of ids) {
-      const {shape} = byId.get(id), size = shape[0] * shape[1] * shape[2];
+      const {shape} = byId.get(id),
+        size = shape[0] * shape[1] * shape[2];
       result.set(id, tensor(shape, data.subarray(at, at + size)));
       at += size;
     }
     return result;
   }
 
-  async weights(step, edits) {
-    const own = edits.filter((edit) => edit.step === step.id), query = `step=${step.id}&edits=${encodeURIComponent(writeEdits(own))}`;
-    return this.kept(query, async () => parts(step, new Float64Array(await (await request(`api/weights?${query}`)).arrayBuffer())));
+  // Weights of a step; of a very large convolution only those of one filter, `first`.
+  async weights(step, edits, filter) {
+    const own = edits.filter((edit) => edit.step === step.id);
+    const large = step.op === "conv" && step.shape[0] * filterSize(step) > LARGE;
+    const query = `step=${step.id}&edits=${encodeURIComponent(writeEdits(own))}${large ? `&filter=${filter}` : ""}`;
+    return this.kept(query, async () => {
+      const data = new Float64Array(await (await request(`${this.base}/weights?${query}`)).arrayBuffer());
+      return large ? {...parts({...step, shape: [1]}, data), first: filter} : parts(step, data);
+    });
   }
 
   async accuracy(edits) {
-    return (await request(`api/accuracy?edits=${encodeURIComponent(writeEdits(edits))}`)).json();
+    return (await request(`${this.base}/accuracy?edits=${encodeURIComponent(writeEdits(edits))}`)).json();
   }
 
   async addImage(file) {
-    const headers = {"content-type": "application/octet-stream"}, name = encodeURIComponent(file.name.slice(0, 100));
-    this.model.images = (await (await request(`api/images?name=${name}`, {method: "POST", headers, body: file})).json()).images;
+    const headers = {"content-type": "application/octet-stream"},
+      name = encodeURIComponent(file.name.slice(0, 100));
+    this.model.images = (
+      await (await request(`api/images?name=${name}`, {method: "POST", headers, body: file})).json()
+    ).images;
     return this.model.images.length - 1;
   }
 
@@ -75,7 +95,8 @@ function parts(step, data) {
 
 // Batch norm in eval mode as one factor and one shift per channel.
 function normParts(step, data) {
-  const count = step.shape[0], [gain, shift, mean, variance] = [0, 1, 2, 3].map((k) => data.subarray(k * count, (k + 1) * count));
+  const count = step.shape[0],
+    [gain, shift, mean, variance] = [0, 1, 2, 3].map((k) => data.subarray(k * count, (k + 1) * count));
   const scale = gain.map((value, c) => value / Math.sqrt(variance[c] + step.eps));
   return {scale, shift: shift.map((value, c) => value - mean[c] * scale[c])};
 }
@@ -95,14 +116,21 @@ export class SiteEngine {
 
   // Only the steps after the first edited one are computed again.
   async outputs(image, edits, ids) {
-    const key = writeEdits(edits), {steps} = this.model;
+    const key = writeEdits(edits),
+      {steps} = this.model;
     if (this.results.image !== image) {
-      const input = tensor(steps[0].shape, Float64Array.from(new Float32Array(bytesOf(this.site.images[image].input).buffer)));
+      const input = tensor(
+        steps[0].shape,
+        Float64Array.from(new Float32Array(bytesOf(this.site.images[image].input).buffer)),
+      );
       this.results = {image, input, plain: run(steps, input, (step) => this.weightsNow(step, [])), key: ""};
       this.results.current = this.results.plain;
     }
     if (this.results.key !== key) {
-      const changed = downstream(steps, edits.map((edit) => edit.step));
+      const changed = downstream(
+        steps,
+        edits.map((edit) => edit.step),
+      );
       const valid = new Map([...this.results.plain].filter(([id]) => !changed.has(id)));
       this.results.current = run(steps, this.results.input, (step) => this.weightsNow(step, edits), valid);
       this.results.key = key;
@@ -120,9 +148,12 @@ export class SiteEngine {
   }
 
   async accuracy(edits) {
-    const {inputs, labels} = this.site.heldOut, all = new Float32Array(bytesOf(inputs).buffer), {steps} = this.model;
+    const {inputs, labels} = this.site.heldOut,
+      all = new Float32Array(bytesOf(inputs).buffer),
+      {steps} = this.model;
     const kept = new Map(steps.filter((step) => step.stored).map((step) => [step.id, this.weightsNow(step, edits)]));
-    const size = all.length / labels.length, last = steps[steps.length - 1].id;
+    const size = all.length / labels.length,
+      last = steps[steps.length - 1].id;
     let correct = 0;
     for (let i = 0; i < labels.length; i++) {
       const input = tensor(steps[0].shape, Float64Array.from(all.subarray(i * size, (i + 1) * size)));
@@ -139,15 +170,18 @@ export class SiteEngine {
 }
 
 // Wilson's 95 % interval of an accuracy, as in mlpconv.evaluation.
-export function wilson(correct, n) {
-  const z = 1.959963984540054, share = correct / n, scale = 1 + (z * z) / n;
+function wilson(correct, n) {
+  const z = 1.959963984540054,
+    share = correct / n,
+    scale = 1 + (z * z) / n;
   const centre = (share + (z * z) / (2 * n)) / scale;
   const reach = (z / scale) * Math.sqrt((share * (1 - share)) / n + (z * z) / (4 * n * n));
   return {accuracy: share, low: Math.max(0, centre - reach), high: Math.min(1, centre + reach)};
 }
 
 function bytesOf(text) {
-  const raw = atob(text), bytes = new Uint8Array(raw.length);
+  const raw = atob(text),
+    bytes = new Uint8Array(raw.length);
   for (let i = 0; i < raw.length; i++) bytes[i] = raw.charCodeAt(i);
   return bytes;
 }

@@ -4,7 +4,10 @@
 import {h, short} from "./dom.js";
 import {range} from "./tensor.js";
 
-const GAP = 6, LEGIBLE = 20, MANY = 2000, KEYS = {ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1]};
+const GAP = 6,
+  LEGIBLE = 20,
+  MANY = 2000,
+  KEYS = {ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1]};
 
 export class TensorPicture {
   // onPoint({c, y, x}) while pointing, onPick after a click, a tap or Enter, onLeave when the pointer leaves.
@@ -45,23 +48,30 @@ export class TensorPicture {
   }
 
   layout() {
-    const [, rows, columns] = this.tensor.shape, [first, end] = this.shown;
+    const [, rows, columns] = this.tensor.shape,
+      [first, end] = this.shown;
     this.width = this.element.clientWidth;
-    const fit = Math.min(this.options.cell ?? 8, (this.width || 600) / columns), cell = fit >= 1 ? Math.floor(fit) : fit;
+    const fit = Math.min(this.options.cell ?? 8, (this.width || 600) / columns),
+      cell = fit >= 1 ? Math.floor(fit) : fit;
     const across = Math.max(1, Math.min(end - first, Math.floor(((this.width || 600) + GAP) / (columns * cell + GAP))));
     const down = Math.ceil((end - first) / across);
     return {cell, across, width: across * (columns * cell + GAP) - GAP, height: down * (rows * cell + GAP) - GAP};
   }
 
   origin(channel) {
-    const [, rows, columns] = this.tensor.shape, index = channel - this.shown[0], {cell, across} = this.at;
+    const [, rows, columns] = this.tensor.shape,
+      index = channel - this.shown[0],
+      {cell, across} = this.at;
     return [(index % across) * (columns * cell + GAP), Math.floor(index / across) * (rows * cell + GAP)];
   }
 
   paint() {
     this.at = this.layout();
-    const {cell, width, height} = this.at, [, rows, columns] = this.tensor.shape, [first, end] = this.shown;
-    const colours = palette(this.pad), ratio = window.devicePixelRatio || 1;
+    const {cell, width, height} = this.at,
+      [, rows, columns] = this.tensor.shape,
+      [first, end] = this.shown;
+    const colours = palette(this.pad),
+      ratio = window.devicePixelRatio || 1;
     for (const canvas of [this.base, this.over]) {
       canvas.width = Math.max(1, Math.round(width * ratio));
       canvas.height = Math.max(1, Math.round(height * ratio));
@@ -71,7 +81,8 @@ export class TensorPicture {
     }
     this.pad.style.width = `${width}px`;
     this.pad.style.height = `${height}px`;
-    const context = this.base.getContext("2d"), extent = this.options.extent ?? extentOf(this.tensor);
+    const context = this.base.getContext("2d"),
+      extent = this.options.extent ?? extentOf(this.tensor);
     const source = this.options.image ? colourImage(this.tensor) : raster(this.tensor, first, end, extent, colours);
     context.imageSmoothingEnabled = cell < 1; // a map larger than its tile
     for (let c = first; c < end; c++) {
@@ -81,12 +92,15 @@ export class TensorPicture {
       context.strokeStyle = colours.rule;
       context.strokeRect(left + 0.5, top + 0.5, columns * cell - 1, rows * cell - 1);
     }
-    if (this.options.numbers !== false && !this.options.image && cell >= LEGIBLE) this.paintNumbers(context, extent, colours);
+    if (this.options.numbers !== false && !this.options.image && cell >= LEGIBLE)
+      this.paintNumbers(context, extent, colours);
     this.paintMarks();
   }
 
   paintNumbers(context, extent, colours) {
-    const {cell} = this.at, [, rows, columns] = this.tensor.shape, [first, end] = this.shown;
+    const {cell} = this.at,
+      [, rows, columns] = this.tensor.shape,
+      [first, end] = this.shown;
     context.font = `${Math.min(13, Math.floor(cell * 0.42))}px system-ui, sans-serif`;
     context.textAlign = "center";
     context.textBaseline = "middle";
@@ -95,7 +109,8 @@ export class TensorPicture {
       for (let i = 0; i < rows * columns; i++) {
         const value = this.tensor.data[c * rows * columns + i];
         context.fillStyle = Math.abs(value) > 0.55 * extent ? colours.onStrong : colours.ink;
-        const x = left + ((i % columns) + 0.5) * cell, y = top + (Math.floor(i / columns) + 0.5) * cell;
+        const x = left + ((i % columns) + 0.5) * cell,
+          y = top + (Math.floor(i / columns) + 0.5) * cell;
         context.fillText(short(value, 2), x, y + 0.5, cell - 2);
       }
     }
@@ -103,15 +118,26 @@ export class TensorPicture {
 
   paintMarks() {
     if (!this.at) return;
-    const context = this.over.getContext("2d"), {cell: size, width, height} = this.at, colours = palette(this.pad);
-    const [, rows, columns] = this.tensor.shape, [first, end] = this.shown, {cell, windows = [], after} = this.marks;
+    const context = this.over.getContext("2d"),
+      {cell: size, width, height} = this.at,
+      colours = palette(this.pad);
+    const [, rows, columns] = this.tensor.shape,
+      [first, end] = this.shown,
+      {cell, windows = [], after} = this.marks;
     context.clearRect(0, 0, width, height);
     if (after !== undefined) this.veil(context, after, colours);
     for (const {channels, box, quiet} of windows) {
       for (let c = Math.max(first, channels[0]); c < Math.min(end, channels[1]); c++) {
         const [left, top] = this.origin(c);
-        outline(context, left + box[1] * size, top + box[0] * size, (box[3] - box[1]) * size, (box[2] - box[0]) * size,
-          quiet ? colours.quiet : colours.mark, colours.paper);
+        outline(
+          context,
+          left + box[1] * size,
+          top + box[0] * size,
+          (box[3] - box[1]) * size,
+          (box[2] - box[0]) * size,
+          quiet ? colours.quiet : colours.mark,
+          colours.paper,
+        );
       }
     }
     if (!cell || cell.c < first || cell.c >= end || cell.y >= rows || cell.x >= columns) return;
@@ -121,10 +147,14 @@ export class TensorPicture {
 
   // Cover the cells that the animation has not reached yet, in every channel.
   veil(context, after, colours) {
-    const {cell} = this.at, [, rows, columns] = this.tensor.shape, [first, end] = this.shown;
+    const {cell} = this.at,
+      [, rows, columns] = this.tensor.shape,
+      [first, end] = this.shown;
     context.fillStyle = colours.card;
     for (let c = first; c < end; c++) {
-      const [left, top] = this.origin(c), row = Math.floor(after / columns), column = after % columns;
+      const [left, top] = this.origin(c),
+        row = Math.floor(after / columns),
+        column = after % columns;
       if (row < rows) context.fillRect(left + column * cell, top + row * cell, (columns - column) * cell, cell);
       if (row + 1 < rows) context.fillRect(left, top + (row + 1) * cell, columns * cell, (rows - row - 1) * cell);
     }
@@ -132,11 +162,19 @@ export class TensorPicture {
 
   point(event, handler) {
     if (!this.tensor || !handler) return;
-    const place = this.pad.getBoundingClientRect(), [, rows, columns] = this.tensor.shape, {cell, across} = this.at;
-    const x = event.clientX - place.left, y = event.clientY - place.top, [first, end] = this.shown;
-    const column = Math.floor(x / (columns * cell + GAP)), row = Math.floor(y / (rows * cell + GAP));
+    const place = this.pad.getBoundingClientRect(),
+      [, rows, columns] = this.tensor.shape,
+      {cell, across} = this.at;
+    const x = event.clientX - place.left,
+      y = event.clientY - place.top,
+      [first, end] = this.shown;
+    const column = Math.floor(x / (columns * cell + GAP)),
+      row = Math.floor(y / (rows * cell + GAP));
     const c = first + row * across + column;
-    const inner = {y: Math.floor((y - row * (rows * cell + GAP)) / cell), x: Math.floor((x - column * (columns * cell + GAP)) / cell)};
+    const inner = {
+      y: Math.floor((y - row * (rows * cell + GAP)) / cell),
+      x: Math.floor((x - column * (columns * cell + GAP)) / cell),
+    };
     const inside = x >= 0 && y >= 0 && column < across && c < end && inner.y < rows && inner.x < columns;
     if (inside) handler({c, ...inner});
   }
@@ -144,7 +182,8 @@ export class TensorPicture {
   // Arrows move the cell, Page Up and Page Down change the channel, Enter picks.
   key(event) {
     if (!this.tensor) return;
-    const [channels, rows, columns] = this.tensor.shape, cell = {...(this.marks.cell ?? {c: this.shown[0], y: 0, x: 0})};
+    const [channels, rows, columns] = this.tensor.shape,
+      cell = {...(this.marks.cell ?? {c: this.shown[0], y: 0, x: 0})};
     if (KEYS[event.key]) {
       cell.y = Math.min(Math.max(cell.y + KEYS[event.key][0], 0), rows - 1);
       cell.x = Math.min(Math.max(cell.x + KEYS[event.key][1], 0), columns - 1);
@@ -161,19 +200,22 @@ export class TensorPicture {
 
 // The value that gets the strongest colour: the largest, or with many values one that few exceed.
 export function extentOf({data}) {
-  const [low, high] = range(data), largest = Math.max(Math.abs(low), Math.abs(high)) || 1;
+  const [low, high] = range(data),
+    largest = Math.max(Math.abs(low), Math.abs(high)) || 1;
   if (data.length < MANY) return largest;
-  const every = Math.floor(data.length / MANY), sample = [];
+  const every = Math.floor(data.length / MANY),
+    sample = [];
   for (let i = 0; i < data.length; i += every) if (data[i] !== 0) sample.push(Math.abs(data[i]));
   return sample.sort((a, b) => a - b)[Math.floor(0.99 * sample.length)] ?? largest;
 }
 
 // The colours of the style sheet; read again when light and dark change.
 let cached = {};
-export function palette(element) {
+function palette(element) {
   const key = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
   if (cached.key === key) return cached;
-  const style = getComputedStyle(element), get = (name) => style.getPropertyValue(`--${name}`).trim();
+  const style = getComputedStyle(element),
+    get = (name) => style.getPropertyValue(`--${name}`).trim();
   const names = ["zero", "plus", "minus", "ink", "rule", "quiet", "paper", "card", "mark"];
   cached = {key, onStrong: get("on-strong"), ...Object.fromEntries(names.map((name) => [name, get(name)]))};
   cached.rgb = Object.fromEntries(["zero", "plus", "minus"].map((name) => [name, rgb(cached[name])]));
@@ -186,8 +228,10 @@ function rgb(hex) {
 
 // One pixel per cell, the channels below one another.
 function raster(tensor, first, end, extent, {rgb: {zero, plus, minus}}) {
-  const [, rows, columns] = tensor.shape, size = rows * columns;
-  const canvas = h("canvas", {width: columns, height: Math.max(1, (end - first) * rows)}), context = canvas.getContext("2d");
+  const [, rows, columns] = tensor.shape,
+    size = rows * columns;
+  const canvas = h("canvas", {width: columns, height: Math.max(1, (end - first) * rows)}),
+    context = canvas.getContext("2d");
   const pixels = context.createImageData(canvas.width, canvas.height);
   for (let i = 0; i < (end - first) * size; i++) {
     const t = Math.min(1, Math.abs(tensor.data[first * size + i]) / extent);
@@ -201,8 +245,10 @@ function raster(tensor, first, end, extent, {rgb: {zero, plus, minus}}) {
 
 // An image (C, H, W) of values 0 to 255 in its own colours; one channel is grey.
 export function colourImage({shape: [channels, rows, columns], data}) {
-  const canvas = h("canvas", {width: columns, height: rows}), context = canvas.getContext("2d");
-  const pixels = context.createImageData(columns, rows), size = rows * columns;
+  const canvas = h("canvas", {width: columns, height: rows, "aria-hidden": "true"}),
+    context = canvas.getContext("2d");
+  const pixels = context.createImageData(columns, rows),
+    size = rows * columns;
   for (let i = 0; i < size; i++) {
     for (let k = 0; k < 3; k++) pixels.data[4 * i + k] = data[channels >= 3 ? k * size + i : i];
     pixels.data[4 * i + 3] = 255;
@@ -228,7 +274,10 @@ function grid(context, left, top, rows, columns, cell, colour) {
 
 function outline(context, left, top, width, height, colour, around) {
   context.lineJoin = "round";
-  for (const [line, stroke] of [[4, around], [2, colour]]) {
+  for (const [line, stroke] of [
+    [4, around],
+    [2, colour],
+  ]) {
     context.lineWidth = line;
     context.strokeStyle = stroke;
     context.strokeRect(left + 0.5, top + 0.5, Math.max(width - 1, 1), Math.max(height - 1, 1));

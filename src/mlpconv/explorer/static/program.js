@@ -1,25 +1,46 @@
 // A network as a list of steps, in the order of execution: run it, count it, and look up what a cell reads.
 // step: {id, op, name, inputs: [ids], shape: [C, H, W], ...settings}; weights: {weight, bias} or {scale, shift}.
 
-import {ACTIVATIONS, activate, add, affine, concatenate, conv2d, mean, padded, pool2d, poolWindow, tensor} from "./tensor.js";
+import {
+  ACTIVATIONS,
+  activate,
+  add,
+  affine,
+  concatenate,
+  conv2d,
+  mean,
+  padded,
+  pool2d,
+  poolWindow,
+  tensor,
+} from "./tensor.js";
 
-export const COMPUTED = ["conv", "norm", "act", "maxpool", "avgpool", "mean", "cat", "add", "pad", "flatten", "identity"];
-
-export function evaluate(step, inputs, weights) {
+function evaluate(step, inputs, weights) {
   const x = inputs[0];
   switch (step.op) {
-    case "conv": return conv2d(x, weights.weight, weights.bias, step);
-    case "norm": return affine(x, weights.scale, weights.shift);
-    case "act": return activate(x, step);
+    case "conv":
+      return conv2d(x, weights.weight, weights.bias, step);
+    case "norm":
+      return affine(x, weights.scale, weights.shift);
+    case "act":
+      return activate(x, step);
     case "maxpool":
-    case "avgpool": return pool2d(x, step);
-    case "mean": return mean(x);
-    case "cat": return concatenate(inputs, step.shape);
-    case "add": return add(inputs[0], inputs[1]);
-    case "pad": return padded(x, step.pad, step.shape);
-    case "flatten": return tensor(step.shape, x.data);
-    case "identity": return x;
-    default: throw new Error(`The page cannot compute ${step.op}.`);
+    case "avgpool":
+      return pool2d(x, step);
+    case "mean":
+      return mean(x);
+    case "cat":
+      return concatenate(inputs, step.shape);
+    case "add":
+      return add(inputs[0], inputs[1]);
+    case "pad":
+      return padded(x, step.pad, step.shape);
+    case "flatten":
+      return tensor(step.shape, x.data);
+    case "identity":
+      return x;
+    default:
+      throw new Error(`The page cannot compute ${step.op}.`);
   }
 }
 
@@ -28,7 +49,14 @@ export function run(steps, input, weightsOf, known = new Map()) {
   const outputs = new Map(known);
   for (const step of steps) {
     if (outputs.has(step.id)) continue;
-    const value = step.op === "input" ? input : evaluate(step, step.inputs.map((id) => outputs.get(id)), weightsOf(step));
+    const value =
+      step.op === "input"
+        ? input
+        : evaluate(
+            step,
+            step.inputs.map((id) => outputs.get(id)),
+            weightsOf(step),
+          );
     outputs.set(step.id, value);
   }
   return outputs;
@@ -44,11 +72,17 @@ export function downstream(steps, ids) {
 // Group the steps for display: a convolution with the norms and activations that follow it is one layer.
 export function layersOf(steps) {
   const readers = new Map(steps.map((step) => [step.id, steps.filter((s) => s.inputs.includes(step.id))]));
-  const layers = [], owner = new Map();
+  const layers = [],
+    owner = new Map();
   for (const step of steps) {
-    const source = step.inputs.length === 1 ? step.inputs[0] : -1, layer = owner.get(source);
-    const joins = ["norm", "act", "identity"].includes(step.op) && layer && layer.head.op !== "input"
-      && layer.last.id === source && readers.get(source).length === 1;
+    const source = step.inputs.length === 1 ? step.inputs[0] : -1,
+      layer = owner.get(source);
+    const joins =
+      ["norm", "act", "identity"].includes(step.op) &&
+      layer &&
+      layer.head.op !== "input" &&
+      layer.last.id === source &&
+      readers.get(source).length === 1;
     if (joins) {
       layer.tail.push(step);
       layer.last = step;
@@ -95,7 +129,8 @@ export function deadChannels(steps, dropped) {
 export function costOf(step, dead = new Map(), change = {}) {
   if (step.op === "norm") return {params: 2 * step.shape[0], macs: 0};
   if (step.op !== "conv" || change.identity) return {params: 0, macs: 0};
-  const [outs, height, width] = step.shape, area = step.kernel[0] * step.kernel[1];
+  const [outs, height, width] = step.shape,
+    area = step.kernel[0] * step.kernel[1];
   const alive = outs - (dead.get(step.id)?.size ?? 0);
   const reads = step.groups === 1 ? step.in - (dead.get(step.inputs[0])?.size ?? 0) : step.in / step.groups;
   const rank = change.rank;
@@ -111,7 +146,8 @@ export function receptiveBoxes(steps, id, y, x) {
     const box = boxes.get(step.id);
     if (!box) continue;
     for (const source of step.inputs) {
-      const seen = inputBox(step, byId.get(source).shape, box), old = boxes.get(source);
+      const seen = inputBox(step, byId.get(source).shape, box),
+        old = boxes.get(source);
       boxes.set(source, old ? union(old, seen) : seen);
     }
   }
@@ -123,26 +159,35 @@ function union(a, b) {
 }
 
 // The cells of an input that a box of the output reads, clipped to the input.
-export function inputBox(step, [, rows, columns], [top, left, bottom, right]) {
+function inputBox(step, [, rows, columns], [top, left, bottom, right]) {
   if (["mean", "flatten", "other"].includes(step.op)) return [0, 0, rows, columns];
   if (step.op === "pad") {
-    const clip = (value, high) => Math.min(Math.max(value, 0), high), [dx, , dy] = step.pad;
+    const clip = (value, high) => Math.min(Math.max(value, 0), high),
+      [dx, , dy] = step.pad;
     return [clip(top - dy, rows), clip(left - dx, columns), clip(bottom - dy, rows), clip(right - dx, columns)];
   }
   if (!step.kernel) return [top, left, bottom, right];
-  const [kh, kw] = step.kernel, [sy, sx] = step.stride, [py, px] = step.padding, [dy, dx] = step.dilation ?? [1, 1];
+  const [kh, kw] = step.kernel,
+    [sy, sx] = step.stride,
+    [py, px] = step.padding,
+    [dy, dx] = step.dilation ?? [1, 1];
   return [
-    Math.max(0, top * sy - py), Math.max(0, left * sx - px),
+    Math.max(0, top * sy - py),
+    Math.max(0, left * sx - px),
     Math.min(rows, (bottom - 1) * sy - py + (kh - 1) * dy + 1),
     Math.min(columns, (right - 1) * sx - px + (kw - 1) * dx + 1),
   ];
 }
 
-// Every product behind one output cell of a convolution, grouped by input channel.
+// Every product behind one output cell of a convolution, grouped by input channel. `weights.first` is the filter that
+// the weights begin with.
 export function explainConv(step, x, weights, channel, y, col) {
-  const perGroup = step.in / step.groups, first = Math.floor(channel / (step.shape[0] / step.groups)) * perGroup;
-  const [kh, kw] = step.kernel, [, rows, columns] = x.shape;
-  const terms = [];
+  const perGroup = step.in / step.groups,
+    first = Math.floor(channel / (step.shape[0] / step.groups)) * perGroup;
+  const [kh, kw] = step.kernel,
+    [, rows, columns] = x.shape;
+  const terms = [],
+    filter = channel - (weights.first ?? 0);
   for (let c = 0; c < perGroup; c++) {
     const taps = [];
     let value = 0;
@@ -152,14 +197,14 @@ export function explainConv(step, x, weights, channel, y, col) {
         const column = col * step.stride[1] - step.padding[1] + v * step.dilation[1];
         const inside = row >= 0 && row < rows && column >= 0 && column < columns;
         const input = inside ? x.data[((first + c) * rows + row) * columns + column] : 0;
-        const weight = weights.weight[((channel * perGroup + c) * kh + u) * kw + v];
+        const weight = weights.weight[((filter * perGroup + c) * kh + u) * kw + v];
         taps.push({u, v, row, column, inside, input, weight, product: input * weight});
         value += input * weight;
       }
     }
     terms.push({channel: first + c, value, taps});
   }
-  const bias = weights.bias ? weights.bias[channel] : 0;
+  const bias = weights.bias ? weights.bias[filter] : 0;
   return {terms, bias, sum: terms.reduce((sum, term) => sum + term.value, bias)};
 }
 

@@ -5,10 +5,12 @@ export function readState(hash = location.hash) {
   return {view: path || "", values: Object.fromEntries(new URLSearchParams(query))};
 }
 
-export function addressOf(view, values) {
+function addressOf(view, values) {
   const kept = Object.entries(values).filter(([, value]) => value !== undefined && value !== null && value !== "");
   // Commas, dots and colons stay readable; URLSearchParams would escape them.
-  const query = kept.map(([key, value]) => `${key}=${encodeURIComponent(value).replace(/%2C/g, ",").replace(/%3A/g, ":")}`);
+  const query = kept.map(
+    ([key, value]) => `${key}=${encodeURIComponent(value).replace(/%2C/g, ",").replace(/%3A/g, ":")}`,
+  );
   return `#/${view}${query.length ? `?${query.join("&")}` : ""}`;
 }
 

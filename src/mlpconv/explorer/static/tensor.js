@@ -18,7 +18,8 @@ export function outputSize(size, kernel, stride, padding, dilation = 1, ceil = f
 export function conv2d(x, weight, bias, step) {
   const [outs, height, width] = step.shape;
   const result = tensor(step.shape);
-  const perGroup = step.in / step.groups, outsPerGroup = outs / step.groups;
+  const perGroup = step.in / step.groups,
+    outsPerGroup = outs / step.groups;
   const area = step.kernel[0] * step.kernel[1];
   for (let o = 0; o < outs; o++) {
     const plane = result.data.subarray(o * height * width, (o + 1) * height * width);
@@ -35,23 +36,34 @@ export function conv2d(x, weight, bias, step) {
 
 // Row and column in the input of one tap of the kernel, for output cell (0, 0).
 function tapOffsets(step, tap) {
-  const u = Math.floor(tap / step.kernel[1]), v = tap % step.kernel[1];
+  const u = Math.floor(tap / step.kernel[1]),
+    v = tap % step.kernel[1];
   return [u * step.dilation[0] - step.padding[0], v * step.dilation[1] - step.padding[1]];
 }
 
 // Add the products of one tap with all input channels of a group; four channels at a time save memory traffic.
 function addTap(plane, [height, width], x, first, count, weights, [dy, dx], [sy, sx]) {
-  const [, rows, columns] = x.shape, size = rows * columns, data = x.data;
-  const top = Math.max(0, Math.ceil(-dy / sy)), bottom = Math.min(height - 1, Math.floor((rows - 1 - dy) / sy));
-  const left = Math.max(0, Math.ceil(-dx / sx)), right = Math.min(width - 1, Math.floor((columns - 1 - dx) / sx));
+  const [, rows, columns] = x.shape,
+    size = rows * columns,
+    data = x.data;
+  const top = Math.max(0, Math.ceil(-dy / sy)),
+    bottom = Math.min(height - 1, Math.floor((rows - 1 - dy) / sy));
+  const left = Math.max(0, Math.ceil(-dx / sx)),
+    right = Math.min(width - 1, Math.floor((columns - 1 - dx) / sx));
   for (let c = 0; c < count; c += 4) {
-    const w0 = weights(c), w1 = c + 1 < count ? weights(c + 1) : 0;
-    const w2 = c + 2 < count ? weights(c + 2) : 0, w3 = c + 3 < count ? weights(c + 3) : 0;
+    const w0 = weights(c),
+      w1 = c + 1 < count ? weights(c + 1) : 0;
+    const w2 = c + 2 < count ? weights(c + 2) : 0,
+      w3 = c + 3 < count ? weights(c + 3) : 0;
     const last = first + count - 1;
     const base = [0, 1, 2, 3].map((k) => Math.min(first + c + k, last) * size);
     for (let y = top; y <= bottom; y++) {
-      const row = (y * sy + dy) * columns + dx, target = y * width;
-      const a0 = base[0] + row, a1 = base[1] + row, a2 = base[2] + row, a3 = base[3] + row;
+      const row = (y * sy + dy) * columns + dx,
+        target = y * width;
+      const a0 = base[0] + row,
+        a1 = base[1] + row,
+        a2 = base[2] + row,
+        a3 = base[3] + row;
       for (let i = left, s = left * sx; i <= right; i++, s += sx) {
         plane[target + i] += w0 * data[a0 + s] + w1 * data[a1 + s] + w2 * data[a2 + s] + w3 * data[a3 + s];
       }
@@ -61,16 +73,21 @@ function addTap(plane, [height, width], x, first, count, weights, [dy, dx], [sy,
 
 // The input cells of one pooling window, clipped to the input, and torch's divisor for an average.
 export function poolWindow(step, [rows, columns], y, x) {
-  const [kh, kw] = step.kernel, [sy, sx] = step.stride, [py, px] = step.padding;
-  const top = y * sy - py, left = x * sx - px;
-  const bottom = Math.min(top + kh, rows + py), right = Math.min(left + kw, columns + px);
+  const [kh, kw] = step.kernel,
+    [sy, sx] = step.stride,
+    [py, px] = step.padding;
+  const top = y * sy - py,
+    left = x * sx - px;
+  const bottom = Math.min(top + kh, rows + py),
+    right = Math.min(left + kw, columns + px);
   const box = [Math.max(top, 0), Math.max(left, 0), Math.min(bottom, rows), Math.min(right, columns)];
   const counted = step.countPad ? (bottom - top) * (right - left) : (box[2] - box[0]) * (box[3] - box[1]);
   return {box, counted};
 }
 
 export function pool2d(x, step) {
-  const [channels, height, width] = step.shape, [, rows, columns] = x.shape;
+  const [channels, height, width] = step.shape,
+    [, rows, columns] = x.shape;
   const result = tensor(step.shape);
   for (let y = 0; y < height; y++) {
     for (let i = 0; i < width; i++) {
@@ -86,7 +103,8 @@ export function pool2d(x, step) {
 
 function poolOne(x, op, [top, left, bottom, right], c) {
   const [, rows, columns] = x.shape;
-  let sum = 0, best = -Infinity;
+  let sum = 0,
+    best = -Infinity;
   for (let y = top; y < bottom; y++) {
     for (let i = left; i < right; i++) {
       const value = x.data[(c * rows + y) * columns + i];
@@ -99,7 +117,8 @@ function poolOne(x, op, [top, left, bottom, right], c) {
 
 // Global average: (C, H, W) -> (C, 1, 1).
 export function mean(x) {
-  const [channels, rows, columns] = x.shape, size = rows * columns;
+  const [channels, rows, columns] = x.shape,
+    size = rows * columns;
   const result = tensor([channels, 1, 1]);
   for (let c = 0; c < channels; c++) {
     let sum = 0;
@@ -121,13 +140,19 @@ export const ACTIVATIONS = {
 
 export function activate(x, step) {
   const fn = ACTIVATIONS[step.fn];
-  return tensor(x.shape, x.data.map((v) => fn(v, step.slope)));
+  return tensor(
+    x.shape,
+    x.data.map((v) => fn(v, step.slope)),
+  );
 }
 
 // One factor and one shift per channel: batch norm in eval mode.
 export function affine(x, scale, shift) {
   const size = x.shape[1] * x.shape[2];
-  return tensor(x.shape, x.data.map((v, i) => v * scale[Math.floor(i / size)] + shift[Math.floor(i / size)]));
+  return tensor(
+    x.shape,
+    x.data.map((v, i) => v * scale[Math.floor(i / size)] + shift[Math.floor(i / size)]),
+  );
 }
 
 export function concatenate(inputs, shape) {
@@ -142,7 +167,9 @@ export function concatenate(inputs, shape) {
 
 // Zeros around the rows and columns: pad is [left, right, top, bottom].
 export function padded(x, [left, , top], shape) {
-  const [channels, rows, columns] = x.shape, [, height, width] = shape, result = tensor(shape);
+  const [channels, rows, columns] = x.shape,
+    [, height, width] = shape,
+    result = tensor(shape);
   for (let c = 0; c < channels; c++) {
     for (let y = 0; y < rows; y++) {
       const row = x.data.subarray((c * rows + y) * columns, (c * rows + y + 1) * columns);
@@ -153,7 +180,10 @@ export function padded(x, [left, , top], shape) {
 }
 
 export function add(a, b) {
-  return tensor(a.shape, a.data.map((v, i) => v + b.data[i]));
+  return tensor(
+    a.shape,
+    a.data.map((v, i) => v + b.data[i]),
+  );
 }
 
 // Probabilities of logits; subtracting the largest avoids overflow.
@@ -165,7 +195,8 @@ export function softmax(logits) {
 }
 
 export function range(data) {
-  let low = Infinity, high = -Infinity;
+  let low = Infinity,
+    high = -Infinity;
   for (let i = 0; i < data.length; i++) {
     if (data[i] < low) low = data[i];
     if (data[i] > high) high = data[i];
