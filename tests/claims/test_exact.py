@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from mlpconv.claims.cases import apart, draw, image, pointwise
-from mlpconv.claims.catalog import ClaimFile, list_claims
+from mlpconv.claims.claim_files import ClaimFile, list_claims
 from mlpconv.claims.report import verdict_of
 from mlpconv.claims.results import judge_all
 from mlpconv.claims.runner import RunSettings, run_claims

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from support.claim_results import write_result
 
-from mlpconv.claims.catalog import find_claim, list_claims
+from mlpconv.claims.claim_files import find_claim, list_claims
 from mlpconv.claims.report import figures_of, html_report, panels_of, sentence, verdict_of
 from mlpconv.claims.results import judge_all, result_path
 from mlpconv.errors import UsageError

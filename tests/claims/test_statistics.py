@@ -13,7 +13,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW, ttost_paired
 from support.claim_results import write_result
 
-from mlpconv.claims.catalog import list_claims
+from mlpconv.claims.claim_files import list_claims
 from mlpconv.claims.results import judge_all
 from mlpconv.claims.statistics import (
     ALPHA,

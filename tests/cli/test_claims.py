@@ -11,7 +11,7 @@ import pytest
 from support.claim_results import write_result
 
 from mlpconv.claims import trial, workers
-from mlpconv.claims.catalog import find_claim
+from mlpconv.claims.claim_files import find_claim
 from mlpconv.cli import main
 
 SMALL = '''
@@ -31,7 +31,7 @@ CLAIM = Claim(
 def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace training by a made-up error that depends on the width."""
 
-    def made_up(run: trial.Trial, measure: object) -> trial.Measured:
+    def made_up(run: trial.ClaimRun, measure: object) -> trial.Measured:
         error = (10.0 if run.words.startswith("3x3:8") else 20.0) + 0.1 * run.seed
         return trial.Measured({"error": error, "train_error": 0.0, "gap": error}, np.full(359, 3, np.uint8), 1.0)
 

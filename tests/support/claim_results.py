@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlpconv.claims.catalog import ClaimFile
+from mlpconv.claims.claim_files import ClaimFile
 from mlpconv.claims.results import result_path
 
 __all__ = ["write_result"]

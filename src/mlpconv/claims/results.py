@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mlpconv.claims.catalog import ClaimFile
+from mlpconv.claims.claim_files import ClaimFile
 from mlpconv.claims.schema import BUDGETS, Comparison
 from mlpconv.claims.statistics import Evidence, holm, pairs_needed, summarize, verdict
 from mlpconv.errors import DataError, UsageError

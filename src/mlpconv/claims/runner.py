@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from mlpconv.claims.budget import BUDGET, load_images
-from mlpconv.claims.catalog import ClaimFile
+from mlpconv.claims.claim_files import ClaimFile
 from mlpconv.claims.networks import Shape, cost_of_words, scale_words
 from mlpconv.claims.results import result_path
 from mlpconv.claims.run_cache import DamagedRun, RunCache
 from mlpconv.claims.schema import Arm, Claim
-from mlpconv.claims.trial import LEARNING_RATES, Measured, Trial, tuning_trials
+from mlpconv.claims.trial import LEARNING_RATES, ClaimRun, Measured, tuning_trials
 from mlpconv.claims.workers import run_trials, start_pool
 from mlpconv.errors import Interrupted, UsageError
 from mlpconv.files import json_bytes, write_atomic
@@ -163,20 +163,20 @@ class _Experiment:
         runs = {arm: [results[pairs[arm, seed]] for seed in range(1, self.settings.seeds + 1)] for arm in trials}
         self._write(plans, runs)
 
-    def _first_trials(self) -> dict[str, Trial]:
+    def _first_trials(self) -> dict[str, ClaimRun]:
         """Return a trial for each arm, with the widths scaled to equal cost."""
         shape = load_images(self.data).shape
         shape = shape._replace(side=2 * shape.side) if self.claim.canvas else shape
         measure = self.file.hypothesis if self.claim.measure else ""
         return {
-            name: Trial(
+            name: ClaimRun(
                 self.data, _final_words(self.claim, arm, shape), 0, LEARNING_RATES[1], arm.epochs, arm.train_images,
                 arm.deepen, self.claim.canvas, measure=measure,
             )
             for name, arm in self.claim.arms.items()
         }  # fmt: skip
 
-    def _tune(self, trials: dict[str, Trial]) -> dict[str, Plan]:
+    def _tune(self, trials: dict[str, ClaimRun]) -> dict[str, Plan]:
         """Choose the learning rate of each arm by its error on a held-out fifth of the training images."""
         candidates = {arm: tuning_trials(trial) for arm, trial in trials.items() if _tunes(self.claim.arms[arm])}
         results = self._results([trial for group in candidates.values() for trial in group])
@@ -190,9 +190,9 @@ class _Experiment:
             plans[arm] = Plan(trial.words, cost, rate, {str(key): error for key, error in tuned.items()})
         return plans
 
-    def _results(self, trials: list[Trial]) -> dict[Trial, Measured]:
+    def _results(self, trials: list[ClaimRun]) -> dict[ClaimRun, Measured]:
         """Return the result of each trial, from the cache or by running it; every result is cached at once."""
-        known: dict[Trial, Measured] = {}
+        known: dict[ClaimRun, Measured] = {}
         for trial in trials:
             try:
                 result = self.cache.get(trial)

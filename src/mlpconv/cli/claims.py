@@ -10,7 +10,7 @@ from cyclopts import App, Parameter
 from mlpconv.cli.options import Switch, check_can_be_written
 
 if TYPE_CHECKING:
-    from mlpconv.claims.catalog import ClaimFile
+    from mlpconv.claims.claim_files import ClaimFile
     from mlpconv.claims.results import Judged
     from mlpconv.claims.runner import RunSettings
 
@@ -33,7 +33,7 @@ def list_(*, out: Path = RESULTS, json: Switch = False) -> None:
     json
         Print a JSON list with one object per claim.
     """
-    from mlpconv.claims.catalog import list_claims
+    from mlpconv.claims.claim_files import list_claims
     from mlpconv.claims.results import judge_all
 
     _print_verdicts(judge_all(list_claims(), out), json)
@@ -70,7 +70,7 @@ def run(
     json
         Print a JSON list with one object per claim.
     """
-    from mlpconv.claims.catalog import check_unique, find_claim, list_claims
+    from mlpconv.claims.claim_files import check_unique, find_claim, list_claims
     from mlpconv.claims.results import judge_all
     from mlpconv.claims.runner import SEEDS, RunSettings, count_steps, run_claims
     from mlpconv.cli.bar import Bar
@@ -100,7 +100,7 @@ def report(names: Claims = (), /, *, out: Path = RESULTS, html: Path | None = No
     html
         The file to write. Default: report.html in that folder.
     """
-    from mlpconv.claims.catalog import check_unique, find_claim, list_claims
+    from mlpconv.claims.claim_files import check_unique, find_claim, list_claims
     from mlpconv.claims.report import html_report
     from mlpconv.claims.results import judge_all
     from mlpconv.errors import UsageError
@@ -136,7 +136,7 @@ def predictions(
     json
         Print one JSON object: labels, and predictions by arm and seed.
     """
-    from mlpconv.claims.catalog import find_claim
+    from mlpconv.claims.claim_files import find_claim
     from mlpconv.claims.results import read_predictions
     from mlpconv.claims.schema import BUDGETS
     from mlpconv.errors import UsageError, did_you_mean

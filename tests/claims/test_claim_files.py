@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mlpconv.claims.catalog import FOLDERS, check_unique, find_claim, list_claims, read_claim
+from mlpconv.claims.claim_files import FOLDERS, check_unique, find_claim, list_claims, read_claim
 from mlpconv.claims.networks import Shape, build
 from mlpconv.claims.schema import Comparison
 from mlpconv.errors import UsageError
