@@ -61,7 +61,7 @@ _MODULE_OF = {
     "write_report": "report",
 }
 _SUBMODULES = (
-    "analysis", "data", "errors", "evaluation", "inference", "layers", "maps", "modelfile", "models", "plots",
+    "analysis", "claims", "data", "errors", "evaluation", "inference", "layers", "maps", "modelfile", "models", "plots",
     "preprocessing", "surgery", "transfer",
 )  # fmt: skip
 

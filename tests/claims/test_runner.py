@@ -16,10 +16,10 @@ from mlpconv.claims.claim_files import find_claim
 from mlpconv.claims.results import judge_all, read_predictions
 from mlpconv.claims.run_cache import DamagedRun, RunCache
 from mlpconv.claims.runner import LEAST_SEEDS, RunSettings, count_steps, run_claims
-from mlpconv.claims.trial import ClaimRun, Measured, run_trial, tuning_trials
+from mlpconv.claims.trial import TUNING_SEEDS, ClaimRun, Measured, run_trial, tuning_trials
 from mlpconv.errors import DataError, Interrupted, UsageError
 
-RUNS = 2 * (3 + LEAST_SEEDS)  # two arms, three learning rates, three seeds
+RUNS = 2 * (9 + LEAST_SEEDS)  # two arms, three learning rates with three seeds, three seeds
 
 
 def run(path: Path, out: Path, count: int = 1) -> list[str]:
@@ -85,7 +85,7 @@ def test_finished_runs_are_reused(claim_path: Path, tmp_path: Path, trained: lis
     assert len(trained) == RUNS + RUNS // 2  # one arm is another network
 
 
-@pytest.mark.parametrize("last", [1, 5, 6, 11])
+@pytest.mark.parametrize("last", [1, 17, 18, 23])
 def test_an_interrupted_run_goes_on_where_it_stopped(
     last: int, claim_path: Path, tmp_path: Path, trained: list[ClaimRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,7 +168,9 @@ def test_tuning_never_sees_the_test_images() -> None:
     assert len(held.train) + len(held.test) == len(images.train)
     everything = {row.numpy().tobytes() for row in images.train}
     assert {row.numpy().tobytes() for row in held.test} <= everything
-    assert all(trial.tuning and trial.seed == 0 for trial in tuning_trials(ClaimRun("digits", "x", 3, 0.1)))
+    seeds = {trial.seed for trial in tuning_trials(ClaimRun("digits", "x", 3, 0.1)) if trial.tuning}
+    assert seeds == set(TUNING_SEEDS)
+    assert not seeds & set(range(1, 500))
 
 
 def test_arms_with_the_same_seed_see_the_same_images_and_other_seeds_others() -> None:

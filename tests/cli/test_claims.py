@@ -140,4 +140,4 @@ def test_ctrl_c_keeps_the_runs_and_says_so(
     assert "3 runs are kept" in capsys.readouterr().err
     assert main(words) == 0
     assert "undecided" in capsys.readouterr().out
-    assert len(count) == 1 + 3 * (3 + 3)
+    assert len(count) == 1 + 3 * (9 + 3)

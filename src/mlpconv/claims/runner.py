@@ -24,7 +24,7 @@ from mlpconv.claims.networks import Shape, cost_of_words, scale_words
 from mlpconv.claims.results import result_path
 from mlpconv.claims.run_cache import DamagedRun, RunCache
 from mlpconv.claims.schema import Arm, Claim
-from mlpconv.claims.trial import LEARNING_RATES, ClaimRun, Measured, tuning_trials
+from mlpconv.claims.trial import LEARNING_RATES, TUNING_SEEDS, ClaimRun, Measured, tuning_trials
 from mlpconv.claims.workers import run_trials, start_pool
 from mlpconv.errors import Interrupted, UsageError
 from mlpconv.files import json_bytes, write_atomic
@@ -75,7 +75,9 @@ def count_steps(files: Sequence[ClaimFile], settings: RunSettings) -> int:
     total = 0
     for file in files:
         total += len(file.claim.checks)
-        per_set = sum(settings.seeds + _tunes(arm) * len(LEARNING_RATES) for arm in file.claim.arms.values())
+        per_set = sum(
+            settings.seeds + _tunes(arm) * len(LEARNING_RATES) * len(TUNING_SEEDS) for arm in file.claim.arms.values()
+        )
         total += per_set * len([name for name in settings.data if name in file.claim.data])
     return total
 
@@ -184,7 +186,7 @@ class _Experiment:
         shape = load_images(self.data).shape
         shape = shape._replace(side=2 * shape.side) if self.claim.canvas else shape
         for arm, trial in trials.items():
-            tuned = {t.learning_rate: results[t].values["error"] for t in candidates.get(arm, [])}
+            tuned = _mean_errors({t: results[t] for t in candidates.get(arm, [])})
             rate = min(tuned, key=lambda r: tuned[r], default=trial.learning_rate)
             cost = cost_of_words(trial.words, shape)
             plans[arm] = Plan(trial.words, cost, rate, {str(key): error for key, error in tuned.items()})
@@ -235,6 +237,14 @@ class _Experiment:
         stacked = {name: np.stack([run.predictions for run in group]) for name, group in runs.items()}
         write_atomic(path.with_suffix(".npz"), _packed(stacked, labels))
         write_atomic(path, json_bytes(result))
+
+
+def _mean_errors(results: dict[ClaimRun, Measured]) -> dict[float, float]:
+    """Return the mean error over the tuning seeds for each learning rate."""
+    errors: dict[float, list[float]] = defaultdict(list)
+    for trial, result in results.items():
+        errors[trial.learning_rate].append(result.values["error"])
+    return {rate: round(sum(values) / len(values), 6) for rate, values in errors.items()}
 
 
 def _final_words(claim: Claim, arm: Arm, shape: Shape) -> str:

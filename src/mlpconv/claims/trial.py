@@ -22,10 +22,12 @@ from mlpconv.threads import one_thread
 from mlpconv.training.memory import flushing_denormals
 from mlpconv.training.seeding import keeping_random_states, seed_torch
 
-__all__ = ["LEARNING_RATES", "ClaimRun", "Measured", "predict", "run_trial", "tuning_trials"]
+__all__ = ["LEARNING_RATES", "TUNING_SEEDS", "ClaimRun", "Measured", "predict", "run_trial", "tuning_trials"]
 
 LEARNING_RATES = (0.02, 0.06, 0.2)
 """The rates that every arm is tuned over, on a held-out fifth of the training images."""
+TUNING_SEEDS = (0, 1001, 1002)
+"""Apart from those of the runs that are compared. One seed would be too few: its error is as noisy as the choice."""
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 WARM_UP = 0.2
 """Fraction of the steps in which the learning rate rises; it then falls to zero, both linearly."""
@@ -169,5 +171,6 @@ def _error(predictions: Tensor, labels: Tensor) -> float:
 
 
 def tuning_trials(trial: ClaimRun) -> list[ClaimRun]:
-    """Return the trials that choose the learning rate of an arm: one per rate, on the held-out images, with seed 0."""
-    return [replace(trial, seed=0, learning_rate=rate, tuning=True, measure="") for rate in LEARNING_RATES]
+    """Return the trials that choose the learning rate of an arm, on the held-out images: each rate with three seeds."""
+    tuning = replace(trial, tuning=True, measure="")
+    return [replace(tuning, seed=seed, learning_rate=rate) for rate in LEARNING_RATES for seed in TUNING_SEEDS]

@@ -84,7 +84,8 @@ def _comparison(axes: Axes, position: int, row: Mapping[str, Any]) -> None:
     margin, differences = row["margin"], np.asarray(row["differences"])
     axes.fill_between([-margin, margin], position - 0.16, position + 0.34, color=BAND, linewidth=0, zorder=0)
     axes.plot([0, 0], [position - 0.16, position + 0.34], color=INK, linewidth=0.9, zorder=1)
-    spread = 0.1 * np.linspace(-1, 1, len(differences))[np.argsort(np.argsort(differences * 7919 % 1))]
+    count = len(differences)
+    spread = 0.24 * (np.arange(count) * 5 % count / count - 0.5)  # so that equal differences stay visible
     axes.plot(differences, position + 0.09 + spread, "o", color=colour, markersize=3.4, alpha=0.4, markeredgewidth=0)
     axes.plot([row["low"], row["high"]], [position + 0.09] * 2, color=colour, linewidth=2.4, zorder=3)
     axes.plot(row["mean"], position + 0.09, "o", color=colour, markersize=8, markeredgecolor="white", zorder=4)
