@@ -4,24 +4,29 @@
 results beside it come from `mlpconv claims run --out benchmarks/results/claims`; tests/claims/test_committed.py fails
 where a result has another hypothesis than its claim's file, or is older than it.
 
-`figures` instead of `register` draws the figures of docs/why-1x1.md from the results, `hours` adds up their CPU time.
+Instead of `register`, `figures` draws the figures of docs/why-1x1.md from the results, `page` writes their numbers into
+it, and `hours` adds up their CPU time.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from mlpconv.claims.claim_files import list_claims
-from mlpconv.claims.report import figures_of
-from mlpconv.claims.results import judge_all
+from mlpconv.claims.report import UNITS, figures_of, verdict_of
+from mlpconv.claims.results import Finding, Judged, judge_all
 from mlpconv.files import json_bytes, write_atomic
 
 TOP = Path(__file__).resolve().parents[1]
 FOLDER = TOP / "benchmarks" / "results" / "claims"
 REGISTER = FOLDER / "hypotheses.json"
+PAGE = TOP / "docs" / "why-1x1.md"
+TITLES = {"digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10"}
 IMAGES = TOP / "docs" / "images" / "claims"
 
 
@@ -48,6 +53,49 @@ def figures() -> None:
             print(f"{path.relative_to(TOP)}: {path.stat().st_size / 1000:.0f} kB")
 
 
+def page() -> None:
+    """Write the verdicts and numbers of the results into docs/why-1x1.md."""
+    text = PAGE.read_text(encoding="utf-8")
+    write_atomic(PAGE, filled(text, judge_all(list_claims(), FOLDER)).encode())
+
+
+def filled(text: str, claims: list[Judged]) -> str:
+    """Return the page with the blocks after `<!-- result: NAME -->` and `<!-- table -->` replaced by results."""
+    by_name = {judged.file.claim.name: judged for judged in claims}
+    text = re.sub(
+        r"(<!-- result: ([a-z0-9-]+) -->\n)(?:.+\n)*", lambda m: m[1] + "".join(comparisons(by_name[m[2]])), text
+    )
+    return re.sub(r"(<!-- table -->\n)(?:.+\n)*", lambda m: m[1] + "".join(rows(claims)), text)
+
+
+def comparisons(judged: Judged) -> Iterator[str]:
+    """Yield a table of the comparisons of a claim: verdict, mean difference and interval on each data set."""
+    sets = judged.file.claim.data
+    unit = UNITS.get(judged.file.claim.comparisons[0].metric, judged.file.claim.comparisons[0].metric)
+    yield f"| {unit} | {' | '.join(TITLES[data] for data in sets)} |\n"
+    yield "|---" * (1 + len(sets)) + "|\n"
+    for position, comparison in enumerate(judged.file.claim.comparisons):
+        cells = [cell(judged.findings[data][position]) if data in judged.findings else "no result" for data in sets]
+        yield f"| {comparison.name} | {' | '.join(cells)} |\n"
+
+
+def cell(finding: Finding) -> str:
+    """Return the verdict with mean difference and interval, and how many pairs would decide an open one."""
+    evidence = finding.evidence
+    numbers = f"**{finding.verdict}**: {evidence.mean:+.2f} [{evidence.low:+.2f}, {evidence.high:+.2f}]"
+    return numbers + (f"; {finding.needed} pairs would decide" if finding.verdict == "undecided" else "")
+
+
+def rows(claims: list[Judged]) -> Iterator[str]:
+    """Yield the verdict table."""
+    yield "| | claim | exact | digits | MNIST | CIFAR-10 |\n|---|---|---|---|---|---|\n"
+    for judged in claims:
+        claim = judged.file.claim
+        link = f"[{claim.title}](../{judged.file.path.relative_to(TOP)})"
+        cells = " | ".join(verdict_of(judged, data) for data in ("exact", "digits", "mnist", "cifar10"))
+        yield f"| {claim.number} | {link} | {cells} |\n"
+
+
 def hours() -> None:
     """Print the CPU hours of the results by data set."""
     for folder in sorted(path for path in FOLDER.iterdir() if path.is_dir() and path.name not in ("exact", "runs")):
@@ -57,4 +105,4 @@ def hours() -> None:
 
 
 if __name__ == "__main__":
-    {"register": register, "figures": figures, "hours": hours}[sys.argv[1]]()
+    {"register": register, "figures": figures, "page": page, "hours": hours}[sys.argv[1]]()

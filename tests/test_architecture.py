@@ -22,8 +22,7 @@ SURGERY_LEVELS = (
     {"convolutionalize", "pool_head", "fold", "deepen", "factorize"},
 )  # fmt: skip
 NOT_CODE = {"py.typed", "recipes", "weights", "__pycache__"}
-# Names that several modules or classes share. Modules of plots/ and cli/, which are
-# named after others, and claims, which are named after what they claim, are not listed.
+# Names that several modules or classes share. Modules of plots/ and cli/ are not listed: they are named after others.
 SHARED_MODULES = {"folding", "report", "rules", "steps"}
 SHARED_CLASSES = {"Head", "Header"}
 
@@ -129,7 +128,7 @@ def test_no_two_modules_share_a_name() -> None:
     files = defaultdict(list)
     for path in SOURCES:
         name, folder = (path.parent.name, path.parent.parent) if path.stem == "__init__" else (path.stem, path.parent)
-        if folder.name not in ("cli", "plots", "exact", "measured"):
+        if folder.name not in ("cli", "plots"):
             files[name].append(str(path.relative_to(PACKAGE)))
     assert {name: paths for name, paths in files.items() if len(paths) > 1 and name not in SHARED_MODULES} == {}
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 import shutil
 import subprocess
 from datetime import datetime
@@ -105,3 +107,16 @@ def test_all_claims_are_measured_on_the_digits() -> None:
 
 def test_the_predictions_are_small() -> None:
     assert sum(path.stat().st_size for path in FOLDER.glob("*/*.npz")) < MEGABYTES * 1e6
+
+
+def test_the_page_shows_the_committed_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location("claims_benchmark", TOP / "benchmarks" / "claims.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    text = script.PAGE.read_text(encoding="utf-8")
+    claims = judge_all(list_claims(), FOLDER)
+    assert script.filled(text, claims) == text
+    measured = {judged.file.claim.name for judged in claims if judged.file.claim.comparisons}
+    assert measured == set(re.findall(r"<!-- result: ([a-z0-9-]+) -->", text))
+    assert {judged.file.path.name for judged in claims} <= set(re.findall(r"/(\w+\.py)\)", text))

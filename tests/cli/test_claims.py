@@ -31,7 +31,7 @@ CLAIM = Claim(
 def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace training by a made-up error that depends on the width."""
 
-    def made_up(run: trial.Trial, measure: object) -> trial.Measured:
+    def made_up(run: trial.ClaimRun, measure: object) -> trial.Measured:
         error = (10.0 if run.words.startswith("3x3:8") else 20.0) + 0.1 * run.seed
         return trial.Measured({"error": error, "train_error": 0.0, "gap": error}, np.full(359, 3, np.uint8), 1.0)
 
@@ -140,4 +140,4 @@ def test_ctrl_c_keeps_the_runs_and_says_so(
     assert "3 runs are kept" in capsys.readouterr().err
     assert main(words) == 0
     assert "undecided" in capsys.readouterr().out
-    assert len(count) == 1 + 3 * (3 + 3)
+    assert len(count) == 1 + 3 * (9 + 3)

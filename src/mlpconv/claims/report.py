@@ -29,8 +29,15 @@ STYLE = """<style>
 .verdicts td, .verdicts th { padding: 0.13rem 0.9rem 0.13rem 0; } .verdicts { font-size: 0.88rem; }
 .verdicts a { color: inherit; text-decoration-color: var(--rule); } blockquote { margin: 0 0 0.8rem; padding-left: 1rem;
   border-left: 3px solid var(--accent); max-width: 44rem; font-size: 1.05rem; }
-@media (max-width: 34rem) { .verdicts td, .verdicts th { padding-right: 0.45rem; } .verdict { padding: 0 0.25rem;
-  font-size: 0.74rem; } .verdicts { font-size: 0.8rem; } td:first-child { max-width: none; } }
+@media (max-width: 34rem) { .verdicts thead { display: none; }
+  .verdicts tr { display: flex; flex-wrap: wrap; gap: 0.15rem 0.6rem; padding: 0.35rem 0 0.35rem 1.8rem;
+    position: relative;
+    border-bottom: 1px solid var(--rule); }
+  .verdicts td { border: 0; padding: 0; font-size: 0.76rem; } .verdicts td:empty { display: none; }
+  .verdicts td:nth-child(1) { position: absolute; left: 0; } .verdict { font-size: 0.76rem; }
+  .verdicts td:nth-child(2) { flex: 1 0 100%; font-size: 0.92rem; max-width: none; }
+  .verdicts td:nth-child(4)::before { content: "digits "; } .verdicts td:nth-child(5)::before { content: "MNIST "; }
+  .verdicts td:nth-child(6)::before { content: "CIFAR "; } }
 </style>"""
 LEGEND = (
     "proved: exact, tried in float64 on 1,000 random cases. supported: the difference is in the claimed direction "
@@ -57,7 +64,7 @@ def sentence(finding: Finding) -> str:
     """Return what a comparison found, in one sentence."""
     evidence, unit = finding.evidence, UNITS.get(finding.comparison.metric, finding.comparison.metric)
     numbers = f"{evidence.mean:+.2f} [{evidence.low:+.2f}, {evidence.high:+.2f}] {unit}, n = {evidence.n}"
-    tests = f"p = {finding.p_difference:.2g} of a difference, {finding.p_equivalence:.2g} of equivalence"
+    tests = f"p = {finding.p_difference:.2g} for a difference, {finding.p_equivalence:.2g} for equivalence"
     more = f"; about {finding.needed} pairs would decide" if finding.verdict in ("undecided", "indicated") else ""
     return f"{finding.verdict}: {numbers} ({tests}{more})"
 
@@ -137,14 +144,13 @@ def _claim(judged: Judged) -> Html:
 
 def _pictures(judged: Judged) -> Iterator[Html]:
     captions = {
-        "construction": "The construction.",
+        "construction": f"{judged.file.claim.title}.",
         "paired": "Each small dot is a pair of runs with the same seed and data; the large dot is the mean with its "
         "95 % interval. The grey band holds differences smaller than the smallest effect of interest.",
     }
     with tempfile.TemporaryDirectory() as folder:
         for kind, path in figures_of(judged, Path(folder)).items():
-            alternative = f"{captions[kind]} {judged.file.claim.title}"
-            yield figure(path.read_bytes(), alternative, captions[kind], class_="narrow")
+            yield figure(path.read_bytes(), f"{judged.file.claim.title}, {kind}", captions[kind], class_="narrow")
 
 
 def _checks(judged: Judged) -> Iterator[Html]:

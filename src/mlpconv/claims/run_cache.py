@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mlpconv.claims.trial import Measured, Trial
+from mlpconv.claims.trial import ClaimRun, Measured
 from mlpconv.files import json_bytes, write_atomic
 
 __all__ = ["DamagedRun", "RunCache"]
@@ -28,11 +28,11 @@ class RunCache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def path(self, trial: Trial) -> Path:
+    def path(self, trial: ClaimRun) -> Path:
         """Return the file of a trial."""
         return self.folder / f"{trial.key}.json"
 
-    def get(self, trial: Trial) -> Measured | None:
+    def get(self, trial: ClaimRun) -> Measured | None:
         """Return the stored result, None if there is none; raise DamagedRun if the file is damaged."""
         try:
             content = self.path(trial).read_bytes()
@@ -48,7 +48,7 @@ class RunCache:
         except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
             raise DamagedRun(str(self.path(trial))) from error
 
-    def put(self, trial: Trial, result: Measured) -> None:
+    def put(self, trial: ClaimRun, result: Measured) -> None:
         """Store a result; raise OSError if that fails."""
         self.folder.mkdir(parents=True, exist_ok=True)
         packed = base64.b64encode(zlib.compress(result.predictions.tobytes(), 9)).decode()

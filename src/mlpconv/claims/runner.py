@@ -24,7 +24,7 @@ from mlpconv.claims.networks import Shape, cost_of_words, scale_words
 from mlpconv.claims.results import result_path
 from mlpconv.claims.run_cache import DamagedRun, RunCache
 from mlpconv.claims.schema import Arm, Claim
-from mlpconv.claims.trial import LEARNING_RATES, Measured, Trial, tuning_trials
+from mlpconv.claims.trial import LEARNING_RATES, TUNING_SEEDS, ClaimRun, Measured, tuning_trials
 from mlpconv.claims.workers import run_trials, start_pool
 from mlpconv.errors import Interrupted, UsageError
 from mlpconv.files import json_bytes, write_atomic
@@ -75,7 +75,9 @@ def count_steps(files: Sequence[ClaimFile], settings: RunSettings) -> int:
     total = 0
     for file in files:
         total += len(file.claim.checks)
-        per_set = sum(settings.seeds + _tunes(arm) * len(LEARNING_RATES) for arm in file.claim.arms.values())
+        per_set = sum(
+            settings.seeds + _tunes(arm) * len(LEARNING_RATES) * len(TUNING_SEEDS) for arm in file.claim.arms.values()
+        )
         total += per_set * len([name for name in settings.data if name in file.claim.data])
     return total
 
@@ -163,20 +165,20 @@ class _Experiment:
         runs = {arm: [results[pairs[arm, seed]] for seed in range(1, self.settings.seeds + 1)] for arm in trials}
         self._write(plans, runs)
 
-    def _first_trials(self) -> dict[str, Trial]:
+    def _first_trials(self) -> dict[str, ClaimRun]:
         """Return a trial for each arm, with the widths scaled to equal cost."""
         shape = load_images(self.data).shape
         shape = shape._replace(side=2 * shape.side) if self.claim.canvas else shape
         measure = self.file.hypothesis if self.claim.measure else ""
         return {
-            name: Trial(
+            name: ClaimRun(
                 self.data, _final_words(self.claim, arm, shape), 0, LEARNING_RATES[1], arm.epochs, arm.train_images,
                 arm.deepen, self.claim.canvas, measure=measure,
             )
             for name, arm in self.claim.arms.items()
         }  # fmt: skip
 
-    def _tune(self, trials: dict[str, Trial]) -> dict[str, Plan]:
+    def _tune(self, trials: dict[str, ClaimRun]) -> dict[str, Plan]:
         """Choose the learning rate of each arm by its error on a held-out fifth of the training images."""
         candidates = {arm: tuning_trials(trial) for arm, trial in trials.items() if _tunes(self.claim.arms[arm])}
         results = self._results([trial for group in candidates.values() for trial in group])
@@ -184,15 +186,15 @@ class _Experiment:
         shape = load_images(self.data).shape
         shape = shape._replace(side=2 * shape.side) if self.claim.canvas else shape
         for arm, trial in trials.items():
-            tuned = {t.learning_rate: results[t].values["error"] for t in candidates.get(arm, [])}
+            tuned = _mean_errors({t: results[t] for t in candidates.get(arm, [])})
             rate = min(tuned, key=lambda r: tuned[r], default=trial.learning_rate)
             cost = cost_of_words(trial.words, shape)
             plans[arm] = Plan(trial.words, cost, rate, {str(key): error for key, error in tuned.items()})
         return plans
 
-    def _results(self, trials: list[Trial]) -> dict[Trial, Measured]:
+    def _results(self, trials: list[ClaimRun]) -> dict[ClaimRun, Measured]:
         """Return the result of each trial, from the cache or by running it; every result is cached at once."""
-        known: dict[Trial, Measured] = {}
+        known: dict[ClaimRun, Measured] = {}
         for trial in trials:
             try:
                 result = self.cache.get(trial)
@@ -235,6 +237,14 @@ class _Experiment:
         stacked = {name: np.stack([run.predictions for run in group]) for name, group in runs.items()}
         write_atomic(path.with_suffix(".npz"), _packed(stacked, labels))
         write_atomic(path, json_bytes(result))
+
+
+def _mean_errors(results: dict[ClaimRun, Measured]) -> dict[float, float]:
+    """Return the mean error over the tuning seeds for each learning rate."""
+    errors: dict[float, list[float]] = defaultdict(list)
+    for trial, result in results.items():
+        errors[trial.learning_rate].append(result.values["error"])
+    return {rate: round(sum(values) / len(values), 6) for rate, values in errors.items()}
 
 
 def _final_words(claim: Claim, arm: Arm, shape: Shape) -> str:

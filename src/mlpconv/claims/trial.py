@@ -22,10 +22,12 @@ from mlpconv.threads import one_thread
 from mlpconv.training.memory import flushing_denormals
 from mlpconv.training.seeding import keeping_random_states, seed_torch
 
-__all__ = ["LEARNING_RATES", "Measured", "Trial", "predict", "run_trial", "tuning_trials"]
+__all__ = ["LEARNING_RATES", "TUNING_SEEDS", "ClaimRun", "Measured", "predict", "run_trial", "tuning_trials"]
 
 LEARNING_RATES = (0.02, 0.06, 0.2)
 """The rates that every arm is tuned over, on a held-out fifth of the training images."""
+TUNING_SEEDS = (0, 1001, 1002)
+"""Apart from those of the runs that are compared. One seed would be too few: its error is as noisy as the choice."""
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 WARM_UP = 0.2
 """Fraction of the steps in which the learning rate rises; it then falls to zero, both linearly."""
@@ -36,7 +38,7 @@ REVISION = 1
 
 
 @dataclass(frozen=True)
-class Trial:
+class ClaimRun:
     """Everything that determines a run, so that runs with equal trials have equal bits."""
 
     data: str
@@ -71,7 +73,7 @@ class Measured:
     cpu_seconds: float
 
 
-def run_trial(trial: Trial, measure: Measurement | None = None) -> Measured:
+def run_trial(trial: ClaimRun, measure: Measurement | None = None) -> Measured:
     """Train and evaluate the network of a trial, in one thread; the caller's random states do not change."""
     start = time.thread_time()
     with one_thread(), flushing_denormals(), keeping_random_states(CPU):
@@ -94,12 +96,12 @@ def _prepared(data: str, tuning: bool) -> Images:
     return tuning_images(load_images(data)) if tuning else load_images(data)
 
 
-def _images(trial: Trial) -> Images:
+def _images(trial: ClaimRun) -> Images:
     images = _prepared(trial.data, trial.tuning)
     return on_canvas(images, trial.seed) if trial.canvas else images
 
 
-def _train(network: nn.Sequential, images: Images, trial: Trial) -> tuple[nn.Sequential, Tensor]:
+def _train(network: nn.Sequential, images: Images, trial: ClaimRun) -> tuple[nn.Sequential, Tensor]:
     """Train in as many steps as the budget gives, and return the network and the indices of the images it has seen.
 
     Small training sets get the same number of steps. All arms with the same seed see the same images in the same order.
@@ -132,7 +134,7 @@ def _batches(used: Tensor, size: int, generator: torch.Generator) -> Iterator[Te
         yield from order[: len(order) // size * size].split(size)
 
 
-def _optimizer(network: nn.Module, trial: Trial) -> torch.optim.Optimizer:
+def _optimizer(network: nn.Module, trial: ClaimRun) -> torch.optim.Optimizer:
     """Return SGD with Nesterov momentum and weight decay on weights, not on biases and norms."""
     matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
@@ -168,6 +170,7 @@ def _error(predictions: Tensor, labels: Tensor) -> float:
     return 100.0 * float((predictions != labels).double().mean())
 
 
-def tuning_trials(trial: Trial) -> list[Trial]:
-    """Return the trials that choose the learning rate of an arm: one per rate, on the held-out images, with seed 0."""
-    return [replace(trial, seed=0, learning_rate=rate, tuning=True, measure="") for rate in LEARNING_RATES]
+def tuning_trials(trial: ClaimRun) -> list[ClaimRun]:
+    """Return the trials that choose the learning rate of an arm, on the held-out images: each rate with three seeds."""
+    tuning = replace(trial, tuning=True, measure="")
+    return [replace(tuning, seed=seed, learning_rate=rate) for rate in LEARNING_RATES for seed in TUNING_SEEDS]

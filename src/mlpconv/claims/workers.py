@@ -9,14 +9,14 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 from mlpconv.claims.claim_files import read_claim
-from mlpconv.claims.trial import Measured, Trial, run_trial
+from mlpconv.claims.trial import ClaimRun, Measured, run_trial
 
 __all__ = ["run_trials", "start_pool"]
 
 
 def run_trials(
-    trials: Sequence[Trial], claim_file: Path, pool: ProcessPoolExecutor | None
-) -> Iterator[tuple[Trial, Measured]]:
+    trials: Sequence[ClaimRun], claim_file: Path, pool: ProcessPoolExecutor | None
+) -> Iterator[tuple[ClaimRun, Measured]]:
     """Yield trials with their results as they finish: in the processes of a pool, or in this one without."""
     if pool is None:
         for trial in trials:
@@ -42,6 +42,6 @@ def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _run(trial: Trial, claim_file: Path) -> Measured:
+def _run(trial: ClaimRun, claim_file: Path) -> Measured:
     measure = read_claim(claim_file).claim.measure if trial.measure else None
     return run_trial(trial, measure)

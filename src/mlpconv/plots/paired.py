@@ -24,7 +24,8 @@ VERDICT_COLOURS = {
     "undecided": QUIET,
 }
 ROW = 0.78  # inches
-BAND = "#f0f2f5"
+BAND = "#e9edf1"
+MOST_RATIO = 6
 
 
 @styled
@@ -36,13 +37,31 @@ def paired(panels: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """
     if not any(panels.values()):
         raise UsageError("There are no comparisons to plot: run the claim on a data set first.")
-    shown = {name: rows for name, rows in panels.items() if rows}
-    heights = [len(rows) * ROW + 0.75 for rows in shown.values()]
+    shown = [(name, group) for name, rows in panels.items() if rows for group in _of_one_scale(rows)]
+    heights = [len(rows) * ROW + 0.75 for _, rows in shown]
     figure = new_figure(6.4, sum(heights))
     axes = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for (name, rows), panel in zip(shown.items(), axes, strict=True):
+    for (name, rows), panel in zip(shown, axes, strict=True):
         _panel(panel, name, rows)
     return figure
+
+
+def _of_one_scale(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Split comparisons into groups that one axis can show: each reaches at most six times as far as another."""
+    groups: list[list[Mapping[str, Any]]] = []
+    for row in rows:
+        for group in groups:
+            reaches = [_reach(member) for member in (*group, row)]
+            if max(reaches) <= MOST_RATIO * min(reaches):
+                group.append(row)
+                break
+        else:
+            groups.append([row])
+    return groups
+
+
+def _reach(row: Mapping[str, Any]) -> float:
+    return float(max(np.abs([*row["differences"], row["low"], row["high"]]).max(), row["margin"]))
 
 
 def _panel(axes: Axes, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -65,7 +84,8 @@ def _comparison(axes: Axes, position: int, row: Mapping[str, Any]) -> None:
     margin, differences = row["margin"], np.asarray(row["differences"])
     axes.fill_between([-margin, margin], position - 0.16, position + 0.34, color=BAND, linewidth=0, zorder=0)
     axes.plot([0, 0], [position - 0.16, position + 0.34], color=INK, linewidth=0.9, zorder=1)
-    spread = 0.1 * np.linspace(-1, 1, len(differences))[np.argsort(np.argsort(differences * 7919 % 1))]
+    count = len(differences)
+    spread = 0.24 * (np.arange(count) * 5 % count / count - 0.5)  # so that equal differences stay visible
     axes.plot(differences, position + 0.09 + spread, "o", color=colour, markersize=3.4, alpha=0.4, markeredgewidth=0)
     axes.plot([row["low"], row["high"]], [position + 0.09] * 2, color=colour, linewidth=2.4, zorder=3)
     axes.plot(row["mean"], position + 0.09, "o", color=colour, markersize=8, markeredgecolor="white", zorder=4)
