@@ -89,6 +89,8 @@ def test_a_site_from_the_file_system_shows_torchs_values_and_its_accuracy(
     page.goto((tmp_path / "index.html").as_uri())
     page.wait_for_selector(READY)
     check_hovers(page.evaluate(POINT_AT_RANDOM, [11, 40]), digits)
+    page.locator(".layers .tiles").first.click(position={"x": 20, "y": 20})
+    until(page, "location.hash.includes('cell=1.0.')")
     page.get_by_role("button", name="Accuracy on 359 held-out images").click()
     page.wait_for_selector("text=95 % interval")
     shown = page.locator("[aria-label='Change the network'] [role=status]").inner_text()
@@ -258,6 +260,12 @@ def test_everything_can_be_reached_with_the_keyboard(page: Any, address: str) ->
     assert "channel 2, row 4, column 4" in page.locator(".inspector h3").inner_text()
     page.keyboard.press("Enter")
     until(page, "location.hash.includes('cell=a1.1.3.3')")
+    page.keyboard.press("ArrowUp")  # the picture still has the focus
+    assert "channel 2, row 3, column 4" in page.locator(".inspector h3").inner_text()
+    page.get_by_label("Filters").fill("3")
+    page.keyboard.press("Tab")  # the view is built anew, and the next field has the focus
+    until(page, "location.hash.includes('a=c1.3')")
+    until(page, "document.activeElement?.labels?.[0]?.textContent === 'Stride'")
 
 
 def test_hostile_names_are_text(page: Any) -> None:

@@ -387,9 +387,9 @@ GUARDS = (
         "explorer/test_app.py::test_there_is_an_end_to_images",
     ),
     Mutant(
-        "explorer/serving.py",
-        "allowed_hosts=HOSTS",
-        'allowed_hosts=["*"]',
+        "deploy/serving.py",
+        "        hosts = LOCAL_HOSTS\n",
+        "        hosts = None\n",
         "cli/test_explore.py::test_the_server_answers_on_this_machine_and_ends_with_ctrl_c",
     ),
     Mutant(

@@ -31,11 +31,20 @@ export function start(engine, other = null) {
     for (const [key, link] of links) link.toggleAttribute("aria-current", key === name);
     if (main.firstElementChild !== views[name].element) main.replaceChildren(views[name].element);
     document.title = `${TITLES[name]} · mlpconv`;
-    await views[name].open(values);
+    await keepFocus(main, () => views[name].open(values));
   };
   addEventListener("hashchange", show);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
   return show();
+}
+
+// A view that is built anew gives the focus back to the control in the same place.
+async function keepFocus(main, open) {
+  const controls = () => [...main.querySelectorAll("a, button, input, select, summary, [tabindex]")];
+  const focused = document.activeElement,
+    place = controls().indexOf(focused);
+  await open();
+  if (place >= 0 && !focused.isConnected) controls()[place]?.focus({preventScroll: true});
 }
 
 export function fail(message) {

@@ -14,7 +14,8 @@ export const IMAGES = [
   ["detectors", "a cat and a dog detector"],
 ];
 const DRAWN = 24,
-  GAP = 6;
+  GAP = 6,
+  LARGEST = 100; // pixels of a tile whose cells are smaller than a pixel
 
 export class Stage {
   constructor(playground, key) {
@@ -138,8 +139,9 @@ export class Stage {
 
 // Pixels of a cell: numbers fit into small tensors of few channels.
 function cellSize([channels, rows, columns]) {
-  const room = channels <= 9 ? 165 : 60;
-  return Math.max(1, Math.min(22, Math.floor(room / Math.max(rows, columns))));
+  const side = Math.max(rows, columns),
+    room = channels <= 9 ? 165 : 60;
+  return side > room ? LARGEST / side : Math.min(22, Math.floor(room / side));
 }
 
 // Width of a tensor whose channels are laid out about as wide as high.

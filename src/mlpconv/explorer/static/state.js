@@ -14,11 +14,12 @@ function addressOf(view, values) {
   return `#/${view}${query.length ? `?${query.join("&")}` : ""}`;
 }
 
-// A new entry of the history, or with `replace` the current one; both work on file:// too.
+// A new entry of the history, which opens the view anew; or with `replace` only a new address for what is shown.
+// Both work on file:// too.
 export function writeState(view, values, {replace = false} = {}) {
   const address = addressOf(view, values);
   if (address === location.hash) return;
-  if (replace) location.replace(address);
+  if (replace) history.replaceState(null, "", address);
   else location.hash = address;
 }
 
