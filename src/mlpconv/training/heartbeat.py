@@ -23,8 +23,8 @@ import torch.distributed as dist
 __all__ = ["Heartbeat", "Member"]
 
 PERIOD = 0.5  # seconds between beats
-SILENT = 10  # own beats without one of the watched process, after which it counts as hung
-GRACE = 1.5  # seconds that the main thread gets to end by itself
+SILENT = 8  # own beats without one of the watched process, after which it counts as hung
+GRACE = 1.0  # seconds that the main thread gets to end by itself
 STORE_SECONDS = 4.0  # after which the store does not answer
 LINGER = {"done": 60, "failed": 4}  # periods that rank 0 waits for the others at the end
 VERDICT = "mlpconv/verdict"
