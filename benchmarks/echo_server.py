@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 
 from mlpconv.deploy import Limits, serve_app
@@ -9,7 +10,9 @@ from mlpconv.deploy.guard import Receive, Scope, Send
 
 __all__ = ["LIMITS", "app"]
 
-LIMITS = Limits(body_bytes=1 << 20, connections=64, receive_seconds=1, answer_seconds=1, send_seconds=1, idle_seconds=1)
+LIMITS = Limits(
+    body_bytes=1 << 20, connections=64, receive_seconds=1, answer_seconds=30, send_seconds=1, idle_seconds=60
+)
 LARGE = b"x" * (64 << 20)
 
 
@@ -25,7 +28,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
             return
         body, more = body + message.get("body", b""), message.get("more_body", False)
     if scope["path"] == "/slow":
-        await receive()
+        await asyncio.sleep(60)
     content = LARGE if scope["path"] == "/large" else b"%d" % len(body)
     headers = [(b"content-length", str(len(content)).encode()), (b"content-type", b"text/plain")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})

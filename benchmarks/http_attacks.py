@@ -96,13 +96,15 @@ def slow_reader(port: int) -> str:
     return HELD if received >= LARGE else "closed"
 
 
-def idle_connections(port: int, count: int = 80) -> str:
-    """Open many connections that send nothing; return what a further one gets."""
+def idle_connections(port: int, count: int = 80, rounds: int = 10) -> str:
+    """Open many connections that send nothing, again and again; return what a further one gets."""
     with ExitStack() as stack:
-        for _ in range(count):
-            stack.enter_context(socket.create_connection(("127.0.0.1", port), PATIENCE))
-        answer = canary(port)
-    return "accepted" if answer == "200" else answer
+        for _ in range(rounds):
+            for _ in range(count):
+                stack.enter_context(socket.create_connection(("127.0.0.1", port), PATIENCE))
+            if (answer := canary(port)) != "200":
+                return answer
+    return "accepted"
 
 
 def pipelined(port: int) -> str:

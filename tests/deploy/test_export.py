@@ -81,7 +81,7 @@ def test_a_fully_connected_head_has_no_maps_and_one_size(tmp_path: Path) -> None
         predictor.maps(np.zeros((1, 3, 11, 13), np.uint8))
 
 
-@pytest.mark.parametrize("names", [["gcn", "zca"], ["lcn"], ["mean"]])
+@pytest.mark.parametrize("names", [["gcn", "zca"], ["mean", "lcn"]])
 def test_preprocessing_is_part_of_the_graph(names: list[str], tmp_path: Path) -> None:
     images = np.random.default_rng(1).integers(0, 256, (40, 3, 11, 13), dtype=np.uint8)
     preprocessing = Preprocessing(names, 3, (11, 13)).fit(images)

@@ -141,6 +141,28 @@ def test_errors_of_the_application_have_no_internals() -> None:
     }  # fmt: skip
 
 
+def test_a_failure_after_the_response_has_begun_cuts_the_connection() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise Refusal(422, "late", "Too late.")
+
+    call = Call(app)
+    with pytest.raises(Refusal):
+        call(b"")
+    assert [message["type"] for message in call.sent] == ["http.response.start"]
+
+
+def test_a_closed_log_does_not_stop_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed:
+        def write(self, text: str) -> None:
+            raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stderr", Closed())
+    call = Call(echo)
+    call.guard.log = Guard(echo).log
+    assert call(b"").status == 200
+
+
 def test_errors_in_text_become_json() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         headers = [(b"content-type", b"text/plain"), (b"allow", b"GET")]

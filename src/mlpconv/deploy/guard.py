@@ -15,6 +15,7 @@ import secrets
 import sys
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, MutableMapping
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
@@ -57,8 +58,9 @@ def error_bytes(code: str, message: str, request_id: str, path: str = "") -> byt
 
 def log_to_stderr(entry: dict[str, Any]) -> None:
     """Write an entry as one line of JSON; control characters are escaped, so that no request can forge a line."""
-    sys.stderr.write(json.dumps(entry) + "\n")
-    sys.stderr.flush()
+    with suppress(OSError, ValueError):  # a closed log must not stop the server
+        sys.stderr.write(json.dumps(entry) + "\n")
+        sys.stderr.flush()
 
 
 class Guard:
@@ -117,11 +119,13 @@ class _Exchange:
         try:
             await self._answer()
         except Refusal as refusal:
+            if self.status:  # raised after the response had begun
+                raise
             await self._refuse(refusal)
         except asyncio.CancelledError:  # the client has gone, or the server gives up waiting
             self.status = self.status or CLIENT_GONE
         except Exception as error:
-            self.note = f"{type(error).__name__}: {error}"
+            self.note = f"{type(error).__name__}: {error}"[:MAX_LOGGED]
             if self.status and not self.finished:  # half an answer: let the server cut the connection
                 raise
             if not self.status:
