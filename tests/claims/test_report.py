@@ -88,6 +88,16 @@ def test_the_page_has_every_claim_with_words_source_verdict_and_command(page: st
     assert "No result on cifar10." in page
 
 
+def test_a_verdict_that_differs_between_data_sets_says_so(tmp_path: Path) -> None:
+    file = find_claim("mlpconv")
+    for data, effect in (("digits", -5.0), ("mnist", -5.0)):
+        write_result(tmp_path, file, data, effect)
+    assert "differs between data sets" not in html_report(judge_all([file], tmp_path))
+    write_result(tmp_path, file, "cifar10", 5.0)
+    page = html_report(judge_all([file], tmp_path))
+    assert "differs between data sets: </b>supported on digits, supported on mnist, refuted on cifar10." in page
+
+
 def test_the_page_is_self_contained(page: str) -> None:
     assert "default-src 'none'" in page
     assert not re.findall(r"(?:src|href)=\"(?!data:image/png;base64,|#)", page)

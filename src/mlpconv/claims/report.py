@@ -165,6 +165,10 @@ def _checks(judged: Judged) -> Iterator[Html]:
 
 
 def _measurements(judged: Judged) -> Iterator[Html]:
+    verdicts = {data: overall(findings) for data, findings in judged.findings.items()}
+    if len(set(verdicts.values())) > 1:
+        listed = ", ".join(f"{verdict} on {data}" for data, verdict in verdicts.items())
+        yield element("p", element("b", "The verdict differs between data sets: "), f"{listed}.")
     for data in judged.file.claim.data if judged.file.claim.comparisons else ():
         if data not in judged.results:
             yield element("p", f"No result on {data}.", class_="quiet")
