@@ -79,6 +79,8 @@ def run(
     everything = [*list_claims(), *(file for file in files if file not in list_claims())]
     check_unique(everything)
     settings = RunSettings(out, _data_sets(data, quick), SEEDS if seeds is None else seeds, workers or _cores())
+    if not data and not quick:
+        _name_missing(settings.data)
     with Bar("claims", count_steps(files, settings)) as bar:
         run_claims(files, settings, bar, _note)
     wanted = {file.claim.name for file in files}
@@ -174,10 +176,16 @@ def _data_sets(data: tuple[str, ...], quick: bool) -> tuple[str, ...]:
         return ("digits",)
     if data:
         return tuple(dict.fromkeys(data))
-    for name in BUDGETS:
-        if not available(name):
-            _note(f"{name} is left out: its files are missing. `mlpconv data prepare {name}` downloads them.")
     return tuple(name for name in BUDGETS if available(name))
+
+
+def _name_missing(chosen: tuple[str, ...]) -> None:
+    """Note each data set that is not measured on."""
+    from mlpconv.claims.schema import BUDGETS
+
+    for name in BUDGETS:
+        if name not in chosen:
+            _note(f"{name} is left out: its files are missing. `mlpconv data prepare {name}` downloads them.")
 
 
 def _cores() -> int:
