@@ -6,6 +6,7 @@ python benchmarks/attacks.py        writes results/attacks.json and the table of
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -55,7 +56,7 @@ def attack(server: str) -> dict[str, str]:
             note += "" if canary(port) == "200" else ", then no answer to others"
             results[name] = answer + note
         finally:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # granian's workers outlive it
             process.wait()
     return results
 
