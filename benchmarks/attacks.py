@@ -45,7 +45,11 @@ def attack(server: str) -> dict[str, str]:
         port = free_port()
         command = [sys.executable, "echo_server.py", server, str(port)]
         process = subprocess.Popen(
-            command, cwd=Path(__file__).parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command,
+            cwd=Path(__file__).parent,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         try:
             wait_for(port)
