@@ -6,6 +6,7 @@ python benchmarks/attacks.py        writes results/attacks.json and the table of
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -44,7 +45,11 @@ def attack(server: str) -> dict[str, str]:
         port = free_port()
         command = [sys.executable, "echo_server.py", server, str(port)]
         process = subprocess.Popen(
-            command, cwd=Path(__file__).parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command,
+            cwd=Path(__file__).parent,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         try:
             wait_for(port)
@@ -55,7 +60,7 @@ def attack(server: str) -> dict[str, str]:
             note += "" if canary(port) == "200" else ", then no answer to others"
             results[name] = answer + note
         finally:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # granian's workers outlive it
             process.wait()
     return results
 
