@@ -79,6 +79,13 @@ def bits(folder: Path) -> dict[str, bytes]:
 # --- the content of a run folder
 
 
+@pytest.mark.parametrize(
+    "data", ["somewhere/shards/*.tar", "somewhere/shards/{00..07}.tar", "somewhere/shards/", "shards"]
+)
+def test_a_run_on_shards_is_named_after_their_folder(data: str) -> None:
+    assert run_data.data_name(data) == "shards"
+
+
 def test_a_run_on_digits_writes_model_metrics_and_report(pictures: None):
     run = fit("digits", TINY, seed=3)
     assert run.folder == Path("runs/digits-001")

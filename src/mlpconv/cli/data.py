@@ -124,7 +124,8 @@ def pack(
         return
     for note in packed.notes:
         print(note)
-    print(f"{packed.images:,} images in {len(packed.shards):,} shards: mlpconv train {out}")
+    shards = f"{len(packed.shards):,} shard{'s' * (len(packed.shards) != 1)}"
+    print(f"{packed.images:,} images in {shards}: mlpconv train {out}")
 
 
 def _row(entry: Published, root: Path) -> dict[str, Any]:

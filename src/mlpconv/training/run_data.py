@@ -18,13 +18,14 @@ __all__ = ["data_name", "load_dataset", "make_preprocessing"]
 
 
 def data_name(data: str | Path | Dataset) -> str:
-    """Return the name of the data for recipes and run folders: that of the data set or of the folder."""
+    """Return the name of the data for recipes and run folders: of the data set, the folder, or the folder of shards."""
     if isinstance(data, Dataset):
         return re.sub(r"[^\w.-]+", "_", data.name).strip(".") or "data"
     if str(data) in CATALOG:
         return str(data)
     try:
-        return Path(data).resolve().name or "folder"
+        path = Path(data).resolve()
+        return (path.parent if path.suffix == ".tar" else path).name or "folder"
     except (OSError, RuntimeError, ValueError):  # such as a loop of links: opening the folder reports it
         return "folder"
 
