@@ -25,9 +25,9 @@ def data_name(data: str | Path | Dataset) -> str:
         return str(data)
     try:
         path = Path(data).resolve()
-        return (path.parent if path.suffix == ".tar" else path).name or "folder"
     except (OSError, RuntimeError, ValueError):  # such as a loop of links: opening the folder reports it
         return "folder"
+    return (path.parent if path.suffix == ".tar" else path).name or "folder"
 
 
 def load_dataset(
