@@ -90,7 +90,7 @@ export class Arithmetic {
     replace(
       this.element,
       presetLinks(preset),
-      h("div", {class: "lead"}, h("h2", {}, preset?.title ?? "Your own layers"), h("p", {}, preset?.text ?? GREETING)),
+      h("div", {class: "lead"}, h("h2", {}, preset?.title ?? "Your own layers"), h("p", {}, preset?.text ?? GREETING), claimOf(preset)),
       h(
         "div",
         {class: "columns"},
@@ -180,6 +180,11 @@ function strongest(output, y, x) {
   const [channels, rows, columns] = output.shape;
   const values = Array.from({length: channels}, (_, c) => output.data[(c * rows + y) * columns + x]);
   return values.indexOf(Math.max(...values));
+}
+
+function claimOf(preset) {
+  if (!preset?.claim) return null;
+  return h("p", {class: "claim"}, "Is it true? ", h("code", {}, `mlpconv claims run ${preset.claim}`), " tests it.");
 }
 
 function presetLinks(chosen) {
