@@ -86,8 +86,8 @@ def test_a_claim_of_ones_own_runs_from_its_file(tmp_path: Path, capsys: pytest.C
 BAD = {
     "an unknown claim": (["run", "dropuot"], "did you mean 'dropout'", 2),
     "an unknown data set": (["run", "9", "--data", "cifar"], "did you mean 'cifar10'", 2),
-    "two few seeds": (["run", "10", "--seeds", "2"], "too few for a verdict", 2),
-    "no workers": (["run", "10", "--workers", "-1"], "workers is -1", 2),
+    "too few seeds": (["run", "10", "--seeds", "2"], "too few for a verdict", 2),
+    "no workers": (["run", "10", "--workers", "0"], "workers is 0", 2),
     "quick and data": (["run", "--quick", "--data", "mnist"], "give either --quick or --data", 2),
     "no results": (["report", "--out", "nowhere"], "claims run --quick", 2),
     "no predictions": (["predictions", "10", "--out", "nowhere"], "mlpconv claims run mlpconv --data digits", 2),

@@ -98,7 +98,7 @@ def load_images(name: str) -> Images:
 def _shrunk(images: np.ndarray, side: int) -> Tensor:
     """Average square blocks of pixels: (N, C, H, W) uint8 -> (N, C, side, side) float32."""
     block = images.shape[2] // side
-    grouped = torch.from_numpy(images).float().unflatten(3, (side, block)).unflatten(2, (side, block))
+    grouped = torch.from_numpy(np.array(images)).float().unflatten(3, (side, block)).unflatten(2, (side, block))
     shrunk: Tensor = grouped.mean((3, 5))
     return shrunk
 

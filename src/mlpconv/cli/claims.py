@@ -70,6 +70,7 @@ def run(
     json
         Print a JSON list with one object per claim.
     """
+
     from mlpconv.claims.claim_files import check_unique, find_claim, list_claims
     from mlpconv.claims.results import judge_all
     from mlpconv.claims.runner import SEEDS, RunSettings, count_steps, run_claims
@@ -78,7 +79,9 @@ def run(
     files = [find_claim(name) for name in names] or list(list_claims())
     everything = [*list_claims(), *(file for file in files if file not in list_claims())]
     check_unique(everything)
-    settings = RunSettings(out, _data_sets(data, quick), SEEDS if seeds is None else seeds, workers or _cores())
+    settings = RunSettings(
+        out, _data_sets(data, quick), SEEDS if seeds is None else seeds, _cores() if workers is None else workers
+    )
     if not data and not quick:
         _name_missing(settings.data)
     with Bar("claims", count_steps(files, settings)) as bar:
