@@ -17,7 +17,7 @@ import mlpconv
 from mlpconv.cli import main
 from mlpconv.data import Dataset, Split
 from mlpconv.errors import MissingSplit, RunFolderError, TrainingError, UsageError
-from mlpconv.search import CostLimits, run_search, worker
+from mlpconv.search import CostLimits, run_search, searching
 from mlpconv.search import trials as search_trials
 from mlpconv.search.trials import NetworkCost, behind, epoch_key
 from mlpconv.training import Recipe, find_recipe
@@ -147,7 +147,7 @@ def test_a_bad_trial_is_pruned(data: Dataset, tmp_path: Path, monkeypatch: pytes
 def test_failing_trials_are_recorded_and_stop_the_search(
     data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "MAX_FAILURES", 3)
+    monkeypatch.setattr(searching, "MAX_FAILURES", 3)
     with pytest.raises(TrainingError, match="3 trials failed in a row; the last one: .* became (nan|inf|NaN)"):
         run_search(data, ["lr=10000.0..100000.0"], out=tmp_path / "s", trials=50, optimizer="sgd", width=0.2, **FAST)
     with open(tmp_path / "s" / "trials.csv", newline="") as file:
@@ -171,7 +171,7 @@ def test_the_end_of_the_time_leaves_a_trial_open_and_it_continues(
     lines: list[str] = []
     clock = itertools.count()
     with monkeypatch.context() as patch:
-        patch.setattr(worker.time, "monotonic", lambda: next(clock))
+        patch.setattr(searching.time, "monotonic", lambda: next(clock))
         result = run_search(data, ranges, out=tmp_path / "s", seconds=9, log=lines.append, **settings)
     assert [row.state for row in result.trials] == ["open"]
     assert "its state is saved" in lines[-1]
