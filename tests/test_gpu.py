@@ -74,47 +74,83 @@ def test_what_is_recorded_is_not_measured_again(tmp_path: Path, monkeypatch: pyt
     assert json.loads(path.read_text())["machine"]["sources"] == gpu.source_hash()
 
 
-def test_accuracy_keeps_the_runs_of_earlier_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    earlier = {"data": "cifar10", "recipes": {"fast": {"runs": [{"seed": 1, "accuracy": 0.5, "all_seconds": 1.0}]}}}
-    monkeypatch.setattr(accuracy.gpu_data, "load", lambda: mlpconv.open_data("digits"))
-    monkeypatch.setattr(accuracy, "RECIPES", (("fast", 3, 1, {}), ("paper", 2, float("inf"), {})))
+def trained(data: Any, device: Any, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """Stand for a training run: its accuracy depends on the seed, its seconds on the settings."""
+    reached = settings.get("lr", 0.01) * 100
+    return {
+        "seed": seed,
+        "accuracy": 0.25 * seed,
+        "all_seconds": 1.0,
+        "seconds_to_91.2%": reached,
+        "lr": settings.get("lr"),
+    }
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Replace the plans and the training of the phase; return its arguments."""
+    plans = {
+        accuracy.SWEEP: accuracy.Plan(1, 1, {}),
+        "fast": accuracy.Plan(3, 1, {}),
+        "paper": accuracy.Plan(2, float("inf"), {}),
+        "paper, MNIST": accuracy.Plan(1, 1, {}, "mnist"),
+    }
+    monkeypatch.setattr(accuracy, "PLANS", plans)
+    monkeypatch.setattr(accuracy, "CANDIDATES", ({"lr": 0.3}, {"lr": 0.1}, {"lr": 0.2}))
+    monkeypatch.setattr(accuracy, "one", trained)
     monkeypatch.setattr(
-        accuracy,
-        "one",
-        lambda data, device, seed, settings: {"seed": seed, "accuracy": 0.25 * seed, "all_seconds": 1.0},
+        accuracy.gpu_data, "load", lambda name: None if name == "mnist" else mlpconv.open_data("digits")
     )
-    data = {"data": "digits"}
-    settings = {"small": False, "deadline": 1e18, "say": lambda _: None, "sources": "now"}
-    result = accuracy.run(torch.device("cpu"), earlier=earlier | data, **settings)
+    return {"small": False, "deadline": 1e18, "say": lambda _: None, "sources": "now"}
+
+
+def test_accuracy_keeps_the_runs_of_earlier_calls(quick: dict[str, Any]) -> None:
+    earlier = {"data": "cifar10", "recipes": {"fast": {"runs": [{"seed": 1, "accuracy": 0.5, "all_seconds": 1.0}]}}}
+    result = accuracy.run(torch.device("cpu"), earlier=earlier, **quick)
     runs = result["recipes"]["fast"]["runs"]
     assert [row["seed"] for row in runs] == [1, 0, 2]
     assert [row.get("sources") for row in runs] == [None, "now", "now"]
     assert result["recipes"]["fast"]["mean"] == pytest.approx(1 / 3, abs=1e-4)
-    assert result["left_out"] == ["paper, from seed 0"]
-    assert len(accuracy.run(torch.device("cpu"), earlier=earlier, **settings)["recipes"]["fast"]["runs"]) == 3
+    assert result["left_out"] == ["paper, from seed 0", "paper, MNIST: its images were not carried"]
+    other = accuracy.run(torch.device("cpu"), earlier=earlier | {"data": "digits"}, **quick)
+    assert [row["seed"] for row in other["recipes"]["fast"]["runs"]] == [0, 1, 2]
 
 
-def test_cifar10_survives_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sweep_chooses_the_recipe_that_is_soonest_there(quick: dict[str, Any]) -> None:
+    result = accuracy.run(torch.device("cpu"), earlier={}, **quick)
+    assert [row["settings"]["lr"] for row in result["sweep"]] == [0.3, 0.1, 0.2]
+    assert [row["lr"] for row in result["recipes"][accuracy.SWEEP]["runs"]] == [0.1]
+    again = accuracy.run(torch.device("cpu"), earlier=result, **quick)
+    assert again["sweep"] == result["sweep"]
+
+
+@pytest.mark.parametrize(("name", "channels", "side"), [("cifar10", 3, 32), ("mnist", 1, 28)])
+def test_data_survive_their_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, channels: int, side: int
+) -> None:
     draw = np.random.default_rng(0)
-    pixels = draw.integers(0, 256, (2000, 3, 32, 32), np.uint8)
+    pixels = draw.integers(0, 256, (2000, channels, side, side), np.uint8)
     labels = draw.integers(0, 10, 2000)
     monkeypatch.setattr(gpu_data, "FOLDER", tmp_path)
     split = mlpconv.Split(pixels, labels)
 
     class Opened:
+        classes = tuple("0123456789")
+
         def split(self, _: str) -> Any:
             return split
 
     monkeypatch.setattr(mlpconv, "open_data", lambda *_, **__: Opened())
-    monkeypatch.setattr(sys, "argv", ["gpu_data.py", "--parts", "2"])
+    monkeypatch.setattr(sys, "argv", ["gpu_data.py", name, "--parts", "2"])
     gpu_data.main()
-    assert len(list(tmp_path.iterdir())) == 2
-    loaded = gpu_data.load(tmp_path)
+    assert len(list(gpu_data.folder_of(name).iterdir())) == 2
+    loaded = gpu_data.load(name)
     assert loaded is not None
+    assert (loaded.name, loaded.classes) == (name, Opened.classes)
     again = np.concatenate([loaded.split("train").images, loaded.split("val").images])
     assert np.array_equal(again, pixels)
     assert np.array_equal(np.concatenate([loaded.split("train").labels, loaded.split("val").labels]), labels)
-    assert gpu_data.load(tmp_path / "nothing") is None
+    assert gpu_data.load("cifar100") is None
 
 
 def test_the_page_says_what_was_measured() -> None:

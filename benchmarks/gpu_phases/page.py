@@ -130,8 +130,18 @@ def accuracy(phase: dict[str, Any]) -> list[str]:
         level = f"{statistics.fmean(reached):.1f} ({len(reached)} of {len(seconds)} runs)" if reached else ""
         mean = statistics.fmean(seconds)
         lines.append(f"| {name} | {len(seconds)} | {row['mean']:.2%}{sd} | {mean:.1f} | {level} |")
+    if sweep := phase.get("sweep"):
+        tried = [
+            f"{row['accuracy']:.2%} in {row['training_seconds']:.1f} s ({named(row['settings'])})" for row in sweep
+        ]
+        lines += ["", f"The sweep, one seed each: {'; '.join(tried)}."]
     left_out = [f"Not run, as no time was left: {'; '.join(phase['left_out'])}.", ""] if "left_out" in phase else []
     return [*lines, "", *left_out]
+
+
+def named(settings: dict[str, Any]) -> str:
+    """Return settings as they are typed."""
+    return " ".join(f"{key}={value}" for key, value in settings.items())
 
 
 def failures(results: dict[str, Any]) -> list[str]:
