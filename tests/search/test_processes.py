@@ -56,7 +56,7 @@ def check_resumed(run: Path, straight: Path) -> None:
 
 
 def test_three_processes_one_killed(tmp_path: Path) -> None:
-    check_search(tmp_path / "study", processes=3, kills=1, trials=3)
+    check_search(tmp_path / "study", processes=3, kills=1, trials=8)
 
 
 @pytest.mark.slow
