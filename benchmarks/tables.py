@@ -173,17 +173,20 @@ def probe_table(content: dict[str, Any]) -> str:
 
 def transfer_table(content: dict[str, Any]) -> str:
     """Return the table of runs from pretrained weights."""
-    text = "\n`python benchmarks/transfer.py --per-class 10 30 100`: runs of `mlpconv.fit`, 20 images of each "
-    text += "class of these folders held out; mean ± standard deviation over n splits, "
+    text = (
+        "\n`python benchmarks/transfer.py --tune head all --per-class 10 30 100`: runs of `mlpconv.fit`, 20 images of "
+    )
+    text += "each class of these folders held out; mean ± standard deviation over n splits, "
     text += f"{content['date']}, one thread.\n\n"
     text += cells("folder", "training images of a class", "initial weights", "`--tune`", "accuracy", "CPU seconds", "n")
     text += "|---" * 7 + "|\n"
-    for name, row in sorted(content["result"].items()):
-        folder, images, source, tune = name.split(", ")
+    rows = {tuple(name.split(", ")): row for name, row in content["result"].items()}
+    for folder, images, source, tune in sorted(rows, key=lambda row: (row[0], int(row[1].split()[0]), *row[2:])):
+        row = rows[folder, images, source, tune]
         accuracy = f"{row['accuracy']['mean']:.1%} ± {100 * row['accuracy']['sd']:.1f}"
-        images = str(min(int(images.split()[0]), 80))
+        trained = str(min(int(images.split()[0]), 80))
         seconds = f"{row['cpu_seconds']['mean']:.0f}"
-        text += cells(folder, images, f"`{source}`", f"`{tune}`", accuracy, seconds, row["accuracy"]["n"])
+        text += cells(folder, trained, f"`{source}`", f"`{tune}`", accuracy, seconds, row["accuracy"]["n"])
     return text
 
 
