@@ -6,7 +6,8 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -145,17 +146,21 @@ def _explain(done: str, graph: PixelsToOutputs, running: list[str], error: Excep
 @contextmanager
 def _tracked(graph: PixelsToOutputs, running: list[str]) -> Iterator[None]:
     """Keep the names of the modules whose forward pass is running; an exception leaves them in the list."""
-    handles = []
-    for name, module in graph.network.named_modules():
-        if not name:
-            continue
-        handles.append(module.register_forward_pre_hook(lambda _module, _args, name=name: running.append(name)))
-        handles.append(module.register_forward_hook(lambda _module, _args, _out: running.pop() and None))
-    try:
+    with ExitStack() as hooks:
+        for name, module in graph.network.named_modules():
+            if name:
+                before, after = partial(_begin, running, name), partial(_end, running)
+                hooks.enter_context(module.register_forward_pre_hook(before))
+                hooks.enter_context(module.register_forward_hook(after))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def _begin(running: list[str], name: str, _module: nn.Module, _inputs: object) -> None:
+    running.append(name)
+
+
+def _end(running: list[str], _module: nn.Module, _inputs: object, _output: object) -> None:
+    running.pop()
 
 
 @contextmanager
@@ -170,12 +175,10 @@ def _simple_sizes(graph: PixelsToOutputs) -> Iterator[None]:
         if any(isinstance(side, torch.SymInt) and side.node.expr.count_ops() > MAX_TERMS for side in sides):
             raise ExportError("the padding depends on the size of the images")
 
-    handles = [module.register_forward_pre_hook(check) for module in graph.network.modules()]
-    try:
+    with ExitStack() as hooks:
+        for module in graph.network.modules():
+            hooks.enter_context(module.register_forward_pre_hook(check))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

@@ -55,8 +55,9 @@ def _read(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file."""
     if path.suffix in PICKLES:
         raise UsageError(
-            f"{path} looks like a pickle, which can run any program when it is read. Read it where you trust it, with "
-            "torch.load and weights_only=True, and write its state_dict with safetensors.torch.save_file."
+            f"{path} looks like a pickle, which can run any program when it is read. Where you trust it, open it with "
+            "timm.create_model(NAME, checkpoint_path=...), and write the network's state_dict() with "
+            "safetensors.torch.save_file."
         )
     try:
         if not path.is_file() or path.stat().st_size > MAX_BYTES:
