@@ -8,7 +8,7 @@ import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from uvicorn import Config, Server
@@ -21,6 +21,7 @@ __all__ = ["DrainingServer", "run_until_signal"]
 
 # A malformed request is logged by its connection, a failed start is raised.
 REPORTED_ELSEWHERE = ("Invalid HTTP request received.", "Traceback", "Application startup failed")
+POLL_SECONDS = 0.02
 SPARE_FILES = 256  # file descriptors beside those of the connections
 
 
@@ -62,7 +63,29 @@ class DrainingServer(Server):
         """Answer for a moment longer with `Connection: close`, stop listening, finish the requests in progress."""
         self.guard.draining = True
         await asyncio.sleep(self.guard.limits.linger_seconds)
+        await self._accept_last(sockets or [])
+        await self._wait_for_last_requests()
         await super().shutdown(sockets)
+
+    async def _accept_last(self, sockets: list[socket.socket]) -> None:
+        """Stop listening, and accept the clients that the kernel had already connected: closing would reset them."""
+        waiting = [connection for listener in sockets for connection in _waiting(listener)]
+        for server in self.servers:
+            server.close()
+        loop = asyncio.get_running_loop()
+        for connection in waiting:
+            with suppress(OSError):  # the client has gone
+                await loop.connect_accepted_socket(self._protocol, connection)
+
+    async def _wait_for_last_requests(self) -> None:
+        """Let new connections send their request: one that is closed before would lose what is on its way."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self.guard.limits.linger_seconds
+        while self.server_state.connections and loop.time() < end and not self.force_exit:
+            await asyncio.sleep(POLL_SECONDS)
+
+    def _protocol(self) -> GuardedProtocol:
+        return GuardedProtocol(self.config, self.server_state, self.lifespan.state)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -93,6 +116,13 @@ class _JsonHandler(logging.Handler):
         error = record.exc_info[1] if record.exc_info else None
         note = f"{type(error).__name__}: {first_line(error)}" if error is not None else record.getMessage().strip()
         self.guard.log({"level": record.levelname.lower(), "note": note})
+
+
+def _waiting(listener: socket.socket) -> Iterator[socket.socket]:
+    """Yield the connections of a listening socket that wait to be accepted."""
+    with suppress(OSError):  # would block: none is left
+        while True:
+            yield listener.accept()[0]
 
 
 def _allow_files(count: int) -> None:
