@@ -474,3 +474,10 @@ def test_engines_are_prepared_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(3):
         made.predict(raw(2))
     assert len(prepared) == 1
+
+
+def test_a_classifier_that_is_not_to_be_compiled_is_not() -> None:
+    made, pixels = classifier(), raw(3)
+    made.compiled = False
+    np.testing.assert_array_equal(made.predict(pixels).probabilities, plain(made, pixels))
+    assert made._dispatcher is None
