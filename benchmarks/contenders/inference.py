@@ -14,7 +14,8 @@ from contenders import Settings
 from contenders.images import CLASSES, images
 from contenders.port import network
 from contenders.rounds import Rounds
-from mlpconv.inference.engine import Engine, layers_of
+from mlpconv.inference.engine import Engine
+from mlpconv.inference.layer_chain import chain_of
 from mlpconv.preprocessing import Preprocessing
 
 __all__ = ["compiled", "eager", "engine", "model", "onnx", "openvino", "predict"]
@@ -54,9 +55,9 @@ def model(rounds: Rounds, settings: Settings, *, precision: str) -> None:
 def engine(rounds: Rounds, settings: Settings, *, precision: str) -> None:
     """Run the engine of `Classifier.predict` from preprocessed floats to logits, as the other engines do."""
     floats, own = begin(rounds, settings), ours()
-    layers = layers_of(own)
-    assert layers is not None, "the paper's network has an engine"
-    whole = Engine(layers, own.get_submodule("head"), torch.bfloat16 if precision == "bf16" else torch.float32)
+    chain = chain_of(own, (settings.side, settings.side))
+    assert chain is not None, "the paper's network has an engine"
+    whole = Engine(chain, torch.bfloat16 if precision == "bf16" else torch.float32)
     measure(rounds, settings, lambda batch: torched(whole, floats(batch)))
 
 

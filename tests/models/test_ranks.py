@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from mlpconv import inference, modelfile
 from mlpconv.analysis import profile
 from mlpconv.errors import UsageError
-from mlpconv.inference.engine import Engine, layers_of, supported, work_of
+from mlpconv.inference.engine import Engine, supported
+from mlpconv.inference.layer_chain import chain_of
 from mlpconv.models import build, create_model
 from mlpconv.models.base import Network
 from mlpconv.models.folding import fold_norm
@@ -119,15 +120,15 @@ def test_a_factorized_block_can_be_deepened() -> None:
 @pytest.mark.parametrize("options", [{}, {"norm": None}, {"last_relu": True}], ids=str)
 def test_the_engine_computes_the_same(options: dict[str, Any]) -> None:
     model = network(**options)
-    layers = layers_of(model)
-    assert layers is not None and len(layers) == sum(PARTS)
+    chain = chain_of(model, (13, 15))
+    assert chain is not None and sum(isinstance(layer, nn.Conv2d) for layer in chain.layers) == sum(PARTS)
     with torch.inference_mode():
-        assert close(model(images()), Engine(layers, model.head, torch.float32)(images()))
-    assert work_of(layers, (13, 15))[1] == profile(model, (3, 13, 15)).totals.macs
+        assert close(model(images()), Engine(chain, torch.float32)(images()))
+    assert chain.macs == profile(model, (3, 13, 15)).totals.macs
     model.blocks[0].convs[0] = nn.Sequential()
-    assert layers_of(model) is None
+    assert chain_of(model, (13, 15)) is None
     model.blocks[0].convs[0] = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU())
-    assert layers_of(model) is None
+    assert chain_of(model, (13, 15)) is None
 
 
 def saved(path: Path, model: Network) -> dict[str, Any]:

@@ -19,6 +19,9 @@ __all__ = ["predict"]
 
 FAILED = 1
 
+MANY = 32
+"""Images for which it pays to compile the network."""
+
 
 def predict(
     model: AnyModel,
@@ -66,6 +69,8 @@ def predict(
     classifier = _open(model, engine)
     listing = find_images(images, recursive)
     files = listing.files
+    if hasattr(classifier, "compiled"):
+        classifier.compiled = len(files) >= MANY
     say_left_out(listing)
     rows: list[dict[str, Any]] = []
     with Bar("predicting", len(files)) as bar:

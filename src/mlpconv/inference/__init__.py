@@ -1,7 +1,7 @@
 """Inference: images in, class names and probabilities out.
 
-`pixels` reads images of any kind, `classifier` combines preprocessing and network and returns `predictions`; `engine`
-runs a network faster on a CPU, `dispatch` decides when to use it.
+`pixels` reads images of any kind, `classifier` combines preprocessing and network and returns `predictions`;
+`layer_chain` rewrites a network for `engine`, which runs it faster on a CPU; `dispatch` decides when to use it.
 """
 
 from __future__ import annotations

@@ -36,9 +36,9 @@ class Classifier:
     """A trained network, its fitted preprocessing and its class names: uint8 pixels in, probabilities out.
 
     The network is put into eval mode and channels-last layout, and always runs in eval mode without gradients. On a CPU
-    a Network In Network with ReLUs is compiled at the first call, and again when its weights change (changes through
-    `tensor.data` are not detected). A classifier can be pickled and copied, without the compiled network. A child of
-    `os.fork` after the first call uses one thread.
+    a Network In Network with ReLUs, a SqueezeNet or an EfficientNet-Lite is compiled at the first call, and again when
+    its weights change (changes through `tensor.data` are not detected). A classifier can be pickled and copied, without
+    the compiled network. A child of `os.fork` after the first call uses one thread.
     """
 
     def __init__(
@@ -60,6 +60,8 @@ class Classifier:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.preprocessing = preprocessing.eval()
         self.info: dict[str, Any] = dict(info or {})
+        self.compiled = True
+        """Whether the network is compiled at the first prediction, which takes as long as about 30 images."""
         self._dispatcher: Dispatcher | None = None
 
     @property
@@ -149,7 +151,7 @@ class Classifier:
 
     def _forward(self, x: Tensor, precision: Precision, modules: list[nn.Module]) -> Tensor:
         """Return the logits of preprocessed images, by an engine if there is one; `modules` are the network's."""
-        supported = x.device.type == "cpu" and len(x) and tuple(x.shape[1:]) == self.input_size
+        supported = self.compiled and x.device.type == "cpu" and len(x) and tuple(x.shape[1:]) == self.input_size
         state = state_of(modules) if supported else None
         if state is None:
             return self._plain_forward(x)

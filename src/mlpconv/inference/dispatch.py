@@ -9,15 +9,17 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from mlpconv.inference.engine import LARGEST_INPUT, Engine, Forward, close, layers_of, supported, work_of
+from mlpconv.inference.engine import Engine, close, supported
+from mlpconv.inference.layer_chain import LARGEST_INPUT, chain_of
 from mlpconv.models.base import Network
+from mlpconv.models.nin import NIN
+from mlpconv.models.squeezenet import SqueezeNet
 
-__all__ = ["Dispatcher", "WeightVersions", "modules_of", "state_of"]
+__all__ = ["Dispatcher", "WeightVersions", "features_engine", "modules_of", "state_of"]
 
 WeightVersions = tuple[tuple[int, int, int], ...]
 """The identity and version counter of every tensor of a network."""
@@ -25,6 +27,8 @@ WeightVersions = tuple[tuple[int, int, int], ...]
 MIN_MACS = 20_000_000  # multiply-adds per image; a smaller network does not repay the compilation
 TRIAL_IMAGES = 8
 REPEATS = 5
+ROUNDED = (NIN, SqueezeNet)
+"""Networks for which "auto" may choose bfloat16; 6 % of images would change their class with EfficientNet-Lite0."""
 MIN_SPEEDUP = 1.25  # of bfloat16 over float32; below that, timing noise would decide
 
 
@@ -47,13 +51,13 @@ class Dispatcher:
         """Build the engines and try them on preprocessed images (N, C, H, W)."""
         trim_memory()
         dispatcher = cls(state, [*model.parameters(), *model.buffers()], None, None)
-        layers = layers_of(model) if supported() else None
-        if layers is not None and work_of(layers, model.input_size[1:])[1] >= MIN_MACS:
+        chain = chain_of(model, tuple(x.shape[2:])) if supported() else None
+        if chain is not None and chain.macs >= MIN_MACS:
             x = x[:TRIAL_IMAGES]
-            expected, head = model(x), cast("Forward", model.head)
-            dispatcher.fp32 = trusted(Engine(layers, head, torch.float32), x, expected)
-            if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-                dispatcher.bf16 = trusted(Engine(layers, head, torch.bfloat16), x, expected)
+            expected = model(x)
+            dispatcher.fp32 = trusted(Engine(chain, torch.float32), x, expected)
+            if type(model) in ROUNDED and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+                dispatcher.bf16 = trusted(Engine(chain, torch.bfloat16), x, expected)
         return dispatcher
 
     def fits(self, state: WeightVersions) -> bool:
@@ -67,8 +71,7 @@ class Dispatcher:
         """Return the engine for "fp32", or the faster one for "auto"; None if `x` has NaN or values too large."""
         if self.fp32 is None:
             return None
-        low, high = (float(value) for value in x.aminmax())
-        if not -LARGEST_INPUT <= low <= high <= LARGEST_INPUT:
+        if not within_limits(x):
             return None
         if precision == "fp32" or self.bf16 is None:
             return self.fp32
@@ -76,6 +79,22 @@ class Dispatcher:
             seconds = timed([self.fp32, self.bf16], x[:TRIAL_IMAGES])
             self.auto = self.bf16 if seconds[0] > MIN_SPEEDUP * seconds[1] else self.fp32
         return self.auto
+
+
+def within_limits(x: Tensor) -> bool:
+    """Return whether no preprocessed pixel is NaN or too large for an engine."""
+    low, high = (float(value) for value in x.aminmax())
+    return -LARGEST_INPUT <= low <= high <= LARGEST_INPUT
+
+
+def features_engine(model: Network, x: Tensor, precision: str) -> Engine | None:
+    """Return an engine for the pooled features (N, D), tried on preprocessed images (N, C, H, W); None without one."""
+    usable = supported() and x.device.type == "cpu" and len(x) and within_limits(x)
+    chain = chain_of(model, tuple(x.shape[2:]), features=True) if usable else None
+    if chain is None or chain.macs < MIN_MACS:
+        return None
+    expected = model.forward_features(x).mean((2, 3))
+    return trusted(Engine(chain, torch.bfloat16 if precision == "bf16" else torch.float32), x, expected)
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:

@@ -7,7 +7,7 @@ TensorFlow's SAME padding: for an odd number of zeros, the extra one is on the r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, cast
 
@@ -21,7 +21,7 @@ from mlpconv.models.dropout import Dropout
 from mlpconv.models.initialise import init_convs, init_linear
 from mlpconv.models.validate import LIMITS, JSONConfig, check_count, choice, integer, multiplier, rate, sides
 
-__all__ = ["CONFIG", "EfficientNetLite", "EfficientNetLiteConfig"]
+__all__ = ["CONFIG", "EfficientNetLite", "EfficientNetLiteConfig", "InvertedBottleneck", "same_padding"]
 
 
 class Stage(NamedTuple):
@@ -98,7 +98,7 @@ class EfficientNetLiteConfig(JSONConfig):
         return total + head * (channels + extra) + self.num_classes * (head + 1)
 
 
-class Block(nn.Module):
+class InvertedBottleneck(nn.Module):
     """Expand (1x1), filter (depthwise k x k), project (1x1), with a shortcut if the shapes match.
 
     (N, C, H, W) -> (N, channels, h, w). Without expansion the 1x1 convolution before the depthwise one is absent.
@@ -159,7 +159,7 @@ class EfficientNetLite(Network):
         for stage in STAGES:
             blocks = nn.Sequential()
             for index in range(stage.blocks):
-                blocks.append(Block(config, channels, stage, stage.stride if index == 0 else 1))
+                blocks.append(InvertedBottleneck(config, channels, stage, stage.stride if index == 0 else 1))
                 channels = config.wide(stage.channels)
             self.blocks.append(blocks)
         self.conv_head = nn.Conv2d(channels, head, 1, bias=bias)
@@ -195,7 +195,7 @@ class EfficientNetLite(Network):
         """Yield the parent, the name of the convolution and the name of the norm, for every norm."""
         yield self, "conv_stem", "bn1"
         for module in self.modules():
-            if isinstance(module, Block):
+            if isinstance(module, InvertedBottleneck):
                 for conv, norm in module.pairs():
                     yield module, conv, norm
         yield self, "conv_head", "bn2"
@@ -230,11 +230,16 @@ def same_padded(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """Pad (N, C, H, W) with zeros so that `conv` gives ceil(H / stride) rows and ceil(W / stride) columns."""
     if conv.stride == (1, 1):
         return x  # symmetric padding of an odd kernel, which the convolution itself applies
+    return F.pad(x, same_padding(x.shape[2:], conv))
+
+
+def same_padding(size: Sequence[int], conv: nn.Conv2d) -> list[int]:
+    """Return the zeros that `same_padded` adds to images of (H, W): left, right, top, bottom."""
     padding: list[int] = []
-    for side, kernel, stride in zip(x.shape[:1:-1], conv.kernel_size[::-1], conv.stride[::-1], strict=True):
+    for side, kernel, stride in zip(size[::-1], conv.kernel_size[::-1], conv.stride[::-1], strict=True):
         total = max((-(-side // stride) - 1) * stride + kernel - side, 0)
         padding += [total // 2, total - total // 2]
-    return F.pad(x, padding)
+    return padding
 
 
 def _conv(channels: int, out: int, kernel: int, stride: int, *, groups: int = 1, bias: bool) -> nn.Conv2d:

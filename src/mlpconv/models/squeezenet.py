@@ -32,7 +32,7 @@ from mlpconv.models.validate import (
     sides,
 )
 
-__all__ = ["CONFIG", "SqueezeNet", "SqueezeNetConfig"]
+__all__ = ["CONFIG", "Fire", "SqueezeNet", "SqueezeNetConfig"]
 
 STEM = 64
 """Channels of the 3x3 convolution on the image."""
@@ -96,7 +96,7 @@ class Fire(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, 2*expand, H, W)."""
         squeezed = F.relu(self.squeeze(x))
-        return F.relu(torch.cat([self.expand1x1(squeezed), self.expand3x3(squeezed)], 1))
+        return torch.cat([F.relu(self.expand1x1(squeezed)), F.relu(self.expand3x3(squeezed))], 1)
 
 
 class SqueezeNet(Network):

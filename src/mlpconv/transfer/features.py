@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mlpconv.inference.dispatch import features_engine
 from mlpconv.models.base import Network
 from mlpconv.preprocessing import Preprocessing
+from mlpconv.training.step import autocast
 from mlpconv.transfer.cache import FeatureCache, hash_of
 
 __all__ = ["extract", "feature_precision", "frozen_hash", "outputs"]
 
-MAX_BATCH, BATCH_VALUES = 50, 1 << 21
+MAX_BATCH, BATCH_VALUES = 48, 1 << 21
 """Images at a time, and the most values in them: large images would need gigabytes."""
+FEW = 8
+"""An engine runs this many at a time, so batches are multiples of it; of so many images it is tried first."""
+METHOD = "fused"
+"""How features are computed: part of the key of the cache, because another way rounds differently."""
 
 
 def frozen_hash(network: Network, preprocessing: Preprocessing) -> str:
@@ -46,15 +53,20 @@ def extract(
     features of the same images and weights. `progress` receives the number of images done.
     """
 
-    def compute() -> Tensor:
-        return outputs(network, preprocessing, images, pooled, flip=flip, precision=precision, progress=progress)
-
     def pooled(x: Tensor) -> Tensor:
         return network.forward_features(x).float().mean((2, 3))
 
+    def compute() -> Tensor:
+        with _evaluating(network, preprocessing) as device:
+            few = preprocessing(torch.from_numpy(np.array(images[:FEW])).to(device))
+            engine = features_engine(network, few, precision)
+        forward, cast = (pooled, precision) if engine is None else (engine, "fp32")  # the engine casts by itself
+        return outputs(network, preprocessing, images, forward, flip=flip, precision=cast, progress=progress)
+
     if cache is None:
         return compute()
-    return cache.get(hash_of([frozen_hash(network, preprocessing), images, f"flip {flip}", precision]), compute)
+    described = (frozen_hash(network, preprocessing), f"flip {flip}", precision, METHOD)
+    return cache.get(hash_of([*described, images]), compute)
 
 
 def outputs(
@@ -68,24 +80,31 @@ def outputs(
     progress: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Return `forward` of the preprocessed images (N, C, H, W), on the CPU, in eval mode and without gradients."""
-    device = next(network.parameters()).device
+    batch = max(1, min(MAX_BATCH, BATCH_VALUES // images[:1].size)) if len(images) else 1
+    batch = batch // FEW * FEW or batch
+    parts = []
+    with _evaluating(network, preprocessing) as device, autocast(precision, device):
+        for start in range(0, len(images), batch):
+            pixels = torch.from_numpy(np.array(images[start : start + batch])).to(device)
+            x = preprocessing(pixels.flip(3) if flip else pixels)
+            parts.append(forward(x.contiguous(memory_format=torch.channels_last)).float().cpu())
+            if progress is not None:
+                progress(min(start + batch, len(images)))
+    return torch.cat(parts).clone()
+
+
+@contextmanager
+def _evaluating(network: Network, preprocessing: Preprocessing) -> Iterator[torch.device]:
+    """Yield the device, in eval mode and without gradients; restore the training mode afterwards."""
     training = [module for module in (*network.modules(), *preprocessing.modules()) if module.training]
     network.eval()
     preprocessing.eval()
-    batch = max(1, min(MAX_BATCH, BATCH_VALUES // images[:1].size)) if len(images) else 1
-    parts = []
     try:
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            for start in range(0, len(images), batch):
-                pixels = torch.from_numpy(np.array(images[start : start + batch])).to(device)
-                x = preprocessing(pixels.flip(3) if flip else pixels)
-                parts.append(forward(x.contiguous(memory_format=torch.channels_last)).float().cpu())
-                if progress is not None:
-                    progress(min(start + batch, len(images)))
+        with torch.inference_mode():
+            yield next(network.parameters()).device
     finally:
         for module in training:
             module.training = True
-    return torch.cat(parts).clone()
 
 
 def feature_precision(precision: str, device: torch.device) -> str:
