@@ -64,13 +64,11 @@ def predict(
     from mlpconv.cli.reading import say_left_out
 
     check_from_one(top=top, batch_size=batch_size)
-    if csv is not None:
-        _check_csv(csv, json)
+    _check_csv(csv, json)
     classifier = _open(model, engine)
     listing = find_images(images, recursive)
     files = listing.files
-    if hasattr(classifier, "compiled"):
-        classifier.compiled = len(files) >= MANY
+    _compile_for(classifier, len(files))
     say_left_out(listing)
     rows: list[dict[str, Any]] = []
     with Bar("predicting", len(files)) as bar:
@@ -102,11 +100,19 @@ def _open(model: str, engine: EngineName | None) -> Classifier | Predictor:
     return inference.load(model)
 
 
-def _check_csv(target: str, json: bool) -> None:
+def _compile_for(classifier: Classifier | Predictor, count: int) -> None:
+    """Let a classifier compile its network only for many images."""
+    if hasattr(classifier, "compiled"):
+        classifier.compiled = count >= MANY
+
+
+def _check_csv(target: str | None, json: bool) -> None:
     """Raise UsageError for a --csv target that cannot be written, before anything is computed."""
     from mlpconv.cli.paths import check_target
     from mlpconv.errors import UsageError
 
+    if target is None:
+        return
     if target.startswith("--"):
         raise UsageError(f"--csv is followed by {target}: give it a file, or - for standard output.")
     if json and target == "-":

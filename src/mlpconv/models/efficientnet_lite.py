@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mlpconv.layers import GlobalAveragePool, Norm
 from mlpconv.models.base import Network
 from mlpconv.models.blocks import widened
+from mlpconv.models.depthwise import depthwise
 from mlpconv.models.dropout import Dropout
 from mlpconv.models.initialise import init_convs, init_linear
 from mlpconv.models.validate import LIMITS, JSONConfig, check_count, choice, integer, multiplier, rate, sides
@@ -131,10 +132,10 @@ class InvertedBottleneck(nn.Module):
         shortcut = x
         if self.expands:
             x = F.relu6(self.bn1(self.conv_pw(x)))
-            x = F.relu6(self.bn2(self.conv_dw(same_padded(x, self.conv_dw))))
+            x = F.relu6(self.bn2(depthwise(same_padded(x, self.conv_dw), self.conv_dw)))
             x = self.bn3(self.conv_pwl(x))
         else:
-            x = F.relu6(self.bn1(self.conv_dw(same_padded(x, self.conv_dw))))
+            x = F.relu6(self.bn1(depthwise(same_padded(x, self.conv_dw), self.conv_dw)))
             x = self.bn2(self.conv_pw(x))
         return x + shortcut if self.shortcut else x
 
