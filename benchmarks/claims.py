@@ -18,15 +18,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mlpconv.claims.claim_files import list_claims
-from mlpconv.claims.report import UNITS, figures_of, verdict_of
+from mlpconv.claims.figures import UNITS, figures_of
+from mlpconv.claims.report import verdict_of
 from mlpconv.claims.results import Finding, Judged, judge_all
+from mlpconv.claims.schema import BUDGETS, TITLES
 from mlpconv.files import json_bytes, write_atomic
+from mlpconv.text import counted
 
 TOP = Path(__file__).resolve().parents[1]
 FOLDER = TOP / "benchmarks" / "results" / "claims"
 REGISTER = FOLDER / "hypotheses.json"
 PAGE = TOP / "docs" / "why-1x1.md"
-TITLES = {"digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10"}
 IMAGES = TOP / "docs" / "images" / "claims"
 
 
@@ -88,20 +90,20 @@ def cell(finding: Finding) -> str:
 
 def rows(claims: list[Judged]) -> Iterator[str]:
     """Yield the verdict table."""
-    yield "| | claim | exact | digits | MNIST | CIFAR-10 |\n|---|---|---|---|---|---|\n"
+    yield f"| | claim | {' | '.join(TITLES.values())} |\n|---|---|---|---|---|---|\n"
     for judged in claims:
         claim = judged.file.claim
         link = f"[{claim.title}](../{judged.file.path.relative_to(TOP)})"
-        cells = " | ".join(verdict_of(judged, data) for data in ("exact", "digits", "mnist", "cifar10"))
+        cells = " | ".join(verdict_of(judged, data) for data in TITLES)
         yield f"| {claim.number} | {link} | {cells} |\n"
 
 
 def hours() -> None:
     """Print the CPU hours of the results by data set."""
-    for folder in sorted(path for path in FOLDER.iterdir() if path.is_dir() and path.name not in ("exact", "runs")):
+    for folder in sorted(path for path in FOLDER.iterdir() if path.name in BUDGETS):
         results = [json.loads(path.read_bytes()) for path in folder.glob("*.json")]
         spent = sum(result["cpu_seconds"] for result in results) / 3600
-        print(f"{folder.name}: {len(results)} claims, {spent:.2f} CPU hours")
+        print(f"{folder.name}: {counted(len(results), 'claim')}, {spent:.2f} CPU hours")
 
 
 if __name__ == "__main__":

@@ -7,17 +7,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mlpconv.claims.figures import UNITS, figures_of
 from mlpconv.claims.results import Finding, Judged, overall
-from mlpconv.claims.schema import BUDGETS
+from mlpconv.claims.schema import BUDGETS, TITLES
 from mlpconv.claims.statistics import LEAST_PAIRS
-from mlpconv.plots.constructions import CONSTRUCTIONS, construction
-from mlpconv.plots.paired import paired
-from mlpconv.plots.style import save_figure
 from mlpconv.report.page import Child, Html, document, element, figure, section, table
+from mlpconv.text import counted
 
-__all__ = ["UNITS", "figures_of", "html_report", "panels_of", "sentence", "verdict_of"]
+__all__ = ["html_report", "sentence", "verdict_of"]
 
-UNITS = {"error": "points of error", "gap": "points of test minus training error", "train_error": "points of error"}
 NOT_RUN = "not run"
 STYLE = """<style>
 .verdict { display: inline-block; border-radius: 6px; padding: 0 0.45rem; font-size: 0.85rem; white-space: nowrap;
@@ -70,39 +68,16 @@ def sentence(finding: Finding) -> str:
     return f"{finding.verdict}: {numbers} ({tests}{more})"
 
 
-def panels_of(judged: Judged) -> dict[str, list[dict[str, Any]]]:
-    """Return the comparisons of a claim by data set, as `plots.paired` takes them."""
-    return {data: [_row(finding) for finding in findings] for data, findings in judged.findings.items()}
-
-
-def _row(finding: Finding) -> dict[str, Any]:
-    comparison, evidence = finding.comparison, finding.evidence
-    return {
-        "name": comparison.name, "differences": finding.differences, "mean": evidence.mean, "low": evidence.low,
-        "high": evidence.high, "margin": comparison.margin[finding.data], "expect": comparison.expect,
-        "unit": UNITS.get(comparison.metric, comparison.metric), "verdict": finding.verdict,
-    }  # fmt: skip
-
-
-def figures_of(judged: Judged, folder: Path) -> dict[str, Path]:
-    """Draw the figures of a claim to a folder: the construction of an exact one, and its paired differences."""
-    name, drawn = judged.file.claim.name, {}
-    if name in CONSTRUCTIONS:
-        drawn["construction"] = save_figure(construction(name), folder / f"{name}.png")
-    if judged.findings:
-        drawn["paired"] = save_figure(paired(panels_of(judged)), folder / f"{name}-paired.png")
-    return drawn
-
-
 def html_report(claims: Sequence[Judged]) -> str:
     """Return the page: it makes no request, and follows the reader's choice of light or dark."""
     hours = sum(result["cpu_seconds"] for judged in claims for result in judged.results.values()) / 3600
-    counted = f"{len(claims)} claims, {sum(len(f) for j in claims for f in j.findings.values())} comparisons"
+    comparisons = sum(len(findings) for judged in claims for findings in judged.findings.values())
+    size = f"{counted(len(claims), 'claim')}, {counted(comparisons, 'comparison')} with a result"
     return document(
         "Claims about 1x1 convolutions",
         Html(STYLE),
         element("h1", "Claims about 1x1 convolutions"),
-        element("p", f"{counted}, {hours:.1f} CPU hours of training.", class_="quiet"),
+        element("p", f"{size}, {hours:.1f} CPU hours of training.", class_="quiet"),
         _verdict_table(claims),
         element("p", LEGEND, class_="quiet"),
         *(_claim(judged) for judged in claims),
@@ -116,7 +91,7 @@ def _verdict_table(claims: Sequence[Judged]) -> Html:
         title = element("a", claim.title, href=f"#{claim.name}")
         cells: list[Child] = [str(claim.number or ""), title]
         rows.append([*cells, *(_badge(verdict_of(judged, data)) for data in ("exact", *BUDGETS))])
-    return table(["", "claim", "exact", "digits", "MNIST", "CIFAR-10"], rows, "verdicts")
+    return table(["", "claim", *TITLES.values()], rows, "verdicts")
 
 
 def _badge(verdict: str) -> Child:
@@ -148,6 +123,11 @@ def _pictures(judged: Judged) -> Iterator[Html]:
         "construction": f"{judged.file.claim.title}.",
         "paired": "Each small dot is a pair of runs with the same seed and data; the large dot is the mean with its "
         "95 % interval. The grey band holds differences smaller than the smallest effect of interest.",
+        "networks": "Each small dot is a run, the large dot and the number are the mean.",
+        "filters": "The first eight filters of the first run, before training and after it, and under each its index: "
+        "1 for a filter that answers to one orientation only, 0 for one that answers to all alike.",
+        "cost": "Test error (mean and standard deviation) against multiply-adds per image, and against measured time "
+        "(median and quartiles, one thread).",
     }
     with tempfile.TemporaryDirectory() as folder:
         for kind, path in figures_of(judged, Path(folder)).items():
@@ -168,18 +148,18 @@ def _checks(judged: Judged) -> Iterator[Html]:
 def _measurements(judged: Judged) -> Iterator[Html]:
     verdicts = {data: overall(findings) for data, findings in judged.findings.items()}
     if len(set(verdicts.values())) > 1:
-        listed = ", ".join(f"{verdict} on {data}" for data, verdict in verdicts.items())
+        listed = ", ".join(f"{verdict} on {TITLES[data]}" for data, verdict in verdicts.items())
         yield element("p", element("b", "The verdict differs between data sets: "), f"{listed}.")
     for data in judged.file.claim.data if judged.file.claim.comparisons else ():
         if data not in judged.results:
-            yield element("p", f"No result on {data}.", class_="quiet")
+            yield element("p", f"No result on {TITLES[data]}.", class_="quiet")
             continue
         result = judged.results[data]
         lines = [
             element("li", element("b", f"{finding.comparison.name}: "), sentence(finding))
             for finding in judged.findings[data]
         ]
-        yield element("p", element("b", data), f": {result['budget']}.")
+        yield element("p", element("b", TITLES[data]), f": {result['budget']}.")
         yield element("ul", *lines)
         yield element("details", element("summary", "The networks"), _arms(result))
         yield from _stale(judged, result)
