@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from support.claim_results import write_result
 
 from mlpconv.claims.claim_files import find_claim, list_claims
 from mlpconv.claims.figures import figures_of, network_panels, panels_of
-from mlpconv.claims.report import html_report, sentence, verdict_of
+from mlpconv.claims.report import SIGNS, html_report, sentence, verdict_of
 from mlpconv.claims.results import judge_all, result_path
+from mlpconv.claims.statistics import Outcome
 from mlpconv.errors import UsageError
 from mlpconv.plots.constructions import CONSTRUCTIONS, construction
 from mlpconv.plots.networks import networks
@@ -85,7 +87,7 @@ def test_the_page_has_every_claim_with_words_source_verdict_and_command(page: st
         assert f"mlpconv claims run {name}" in page
         assert claim.title in page
         assert claim.overturn.split("'")[0] in page
-    assert page.count('class="verdict supported"') == 2
+    assert page.count('class="verdict supported"') == 3  # two claims, and the legend
     assert "one &lt;is&gt; one" in page
     assert "The hypothesis has changed since this result" in page
     assert "No result on CIFAR-10." in page
@@ -99,6 +101,11 @@ def test_a_verdict_that_differs_between_data_sets_says_so(tmp_path: Path) -> Non
     write_result(tmp_path, file, "cifar10", 5.0)
     page = html_report(judge_all([file], tmp_path))
     assert "differs between data sets: </b>supported on digits, supported on MNIST, refuted on CIFAR-10." in page
+
+
+def test_every_verdict_has_a_sign_for_narrow_screens_and_a_meaning(page: str) -> None:
+    for verdict in (*get_args(Outcome), "proved"):
+        assert f'<span class="verdict {verdict}" data-sign="{SIGNS[verdict]}">{verdict}</span></td><td>' in page
 
 
 def test_the_page_is_self_contained(page: str) -> None:

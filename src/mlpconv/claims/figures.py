@@ -15,25 +15,41 @@ from mlpconv.claims.first_layer import filter_indices, read_filters
 from mlpconv.claims.results import Finding, Judged
 from mlpconv.claims.schema import TITLES
 from mlpconv.claims.timing import KINDS, read_times
-from mlpconv.plots.constructions import CONSTRUCTIONS, construction
+from mlpconv.plots.constructions import CONSTRUCTION_CAPTIONS, CONSTRUCTIONS, construction
 from mlpconv.plots.error_cost import error_cost
 from mlpconv.plots.networks import networks
 from mlpconv.plots.orientation import orientation
 from mlpconv.plots.paired import paired
 from mlpconv.plots.style import save_figure
 
-__all__ = ["UNITS", "cost_panels", "figures_of", "filter_panels", "network_panels", "panels_of"]
+__all__ = ["UNITS", "caption", "cost_panels", "figures_of", "filter_panels", "network_panels", "panels_of"]
 
-UNITS = {"error": "points of error", "gap": "points of test minus training error", "train_error": "points of error"}
+UNITS = {"error": "points of error", "gap": "points of test minus training error", "train_error": "points of error",
+         "pointing": "points of pointing accuracy", "orientation": "orientation index"}  # fmt: skip
+CAPTIONS = {
+    "networks": "Each small dot is a run; the large dot and the number are the mean.",
+    "filters": "The first eight filters of the first run, before training and after it. Under each is its index: 1 for "
+    "a filter that answers to one orientation only, 0 for one that answers to all alike.",
+    "cost": "Test error (mean and standard deviation) against multiply-adds per image, and against measured time "
+    "(median and quartiles, one thread).",
+    "paired": "Each small dot is a pair of runs with the same seed and data; the large dot is the mean with its 95 % "
+    "interval. The grey band holds differences smaller than the smallest effect of interest.",
+}
 LABELS = {
     "error": "test error, %",
     "train_error": "training error, %",
     "gap": "test minus training error, points",
     "pointing": "peaks in the right quarter, %",
     "grad_cam": "Grad-CAM",
+    "orientation": "orientation index of the first layer, mean over its filters",
 }
 COUNTED = re.compile(r"(\d+) .+")
 """Names of arms that differ in a number only: they are points of a curve."""
+
+
+def caption(judged: Judged, kind: str) -> str:
+    """Return what a figure of a claim shows, in a sentence."""
+    return CONSTRUCTION_CAPTIONS[judged.file.claim.name] if kind == "construction" else CAPTIONS[kind]
 
 
 def figures_of(judged: Judged, folder: Path) -> dict[str, Path]:
@@ -49,12 +65,12 @@ def _drawings(judged: Judged) -> Iterator[tuple[str, Figure]]:
     name = judged.file.claim.name
     if name in CONSTRUCTIONS:
         yield "construction", construction(name)
+    if judged.results:
+        yield "networks", networks(*network_panels(judged))
     if filters := filter_panels(judged):
         yield "filters", orientation(filters)
     if costs := cost_panels(judged):
         yield "cost", error_cost(costs)
-    if judged.results:
-        yield "networks", networks(*network_panels(judged))
     if judged.findings:
         yield "paired", paired(panels_of(judged))
 
@@ -79,13 +95,14 @@ def network_panels(judged: Judged) -> tuple[dict[str, list[dict[str, Any]]], str
     main = claim.comparisons[0].metric
     others = ((c.control, c.control_metric) for c in claim.comparisons if c.control_metric)
     sources = dict.fromkeys([*((arm, main) for arm in claim.arms), *others])
+    treatments = {comparison.treatment for comparison in claim.comparisons}
     places = {arm: int(match[1]) for arm in claim.arms if (match := COUNTED.fullmatch(arm))}
     curve = len(places) == len(claim.arms)
     panels = {
         TITLES[data]: [
             {"name": arm if metric == main else f"{arm}, {LABELS.get(metric, metric)}",
              "values": result["arms"][arm]["values"][metric],
-             "treatment": arm == claim.comparisons[0].treatment, "at": places[arm] if curve else None}
+             "treatment": arm in treatments, "at": places[arm] if curve else None}
             for arm, metric in sources
         ]
         for data, result in judged.results.items()

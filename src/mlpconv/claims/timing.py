@@ -66,7 +66,7 @@ def measure_times(
         low, median, high = np.percentile(values, (25, 50, 75))
         arms[name][kind] = {"median": round(median, 4), "low": round(low, 4), "high": round(high, 4)}
     content = result_header(file) | {
-        "data": data, "batch": BUDGET[data].batch, "rounds": rounds, "steps_timed_together": STEPS, "threads": 1,
+        "command": f"mlpconv claims time {file.claim.name} --data {data} --rounds {rounds}", "data": data, "batch": BUDGET[data].batch, "rounds": rounds, "steps_timed_together": STEPS, "threads": 1,
         "load_before": load, "unit": "milliseconds per batch: median, lower and upper quartile", "arms": arms,
     }  # fmt: skip
     path = times_path(folder, data, file.claim.name)

@@ -15,7 +15,7 @@ from mlpconv.plots.style import ACCENT, BASE, INK, new_figure, styled
 
 __all__ = ["networks"]
 
-ROW, FRAME = 0.42, 0.8  # inches
+ROW, FRAME = 0.45, 0.8  # inches
 CURVE_HEIGHT = 2.5
 
 
@@ -40,7 +40,7 @@ def networks(panels: Mapping[str, Sequence[Mapping[str, Any]]], label: str) -> F
         columns[0].set_ylabel(label)
     else:
         first = next(iter(shown.values()))
-        columns[0].set_yticks(range(len(first)), [row["name"] for row in first], fontsize=9, color=INK)
+        columns[0].set_yticks(range(len(first)), [row["name"] for row in first], fontsize=10, color=INK)
         columns[0].set_xlabel(label, loc="left")
     return figure
 
@@ -53,13 +53,13 @@ def _lines(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
         spread = 0.26 * (np.arange(count) * 5 % count / count - 0.5)  # so that equal values stay visible
         axes.plot(values, position + 0.14 + spread, "o", color=colour, markersize=2.8, alpha=0.35, markeredgewidth=0)
         axes.plot(values.mean(), position + 0.14, "o", color=colour, markersize=7, markeredgecolor="white", zorder=4)
-        axes.text(values.mean(), position - 0.24, _number(values.mean()), fontsize=8, color=colour, ha="center",
+        axes.text(values.mean(), position - 0.24, _number(values.mean()), fontsize=9, color=colour, ha="center",
                   va="center")  # fmt: skip
     axes.set_ylim(len(rows) - 0.55, -0.5)
     axes.margins(x=0.12)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    axes.tick_params(axis="x", labelsize=8)
+    axes.tick_params(axis="x", labelsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.grid(axis="x")
 
@@ -77,7 +77,7 @@ def _curve(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     means = [float(np.mean(row["values"])) for row in rows]
     axes.plot(places, means, "o-", color=BASE, markersize=6, markeredgecolor="white")
     for place, mean in zip(places, means, strict=True):
-        axes.annotate(_number(mean), (place, mean), (0, 8), textcoords="offset points", fontsize=8, ha="left")
+        axes.annotate(_number(mean), (place, mean), (0, 8), textcoords="offset points", fontsize=9, ha="left")
     axes.set_xscale("log", base=2)
     axes.set_xticks(places, [f"{place:g}" for place in places])
     axes.xaxis.set_minor_locator(NullLocator())
