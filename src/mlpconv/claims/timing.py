@@ -66,9 +66,16 @@ def measure_times(
         low, median, high = np.percentile(values, (25, 50, 75))
         arms[name][kind] = {"median": round(median, 4), "low": round(low, 4), "high": round(high, 4)}
     content = result_header(file) | {
-        "command": f"mlpconv claims time {file.claim.name} --data {data} --rounds {rounds}", "data": data, "batch": BUDGET[data].batch, "rounds": rounds, "steps_timed_together": STEPS, "threads": 1,
-        "load_before": load, "unit": "milliseconds per batch: median, lower and upper quartile", "arms": arms,
-    }  # fmt: skip
+        "command": f"mlpconv claims time {file.claim.name} --data {data} --rounds {rounds}",
+        "data": data,
+        "batch": BUDGET[data].batch,
+        "rounds": rounds,
+        "steps_timed_together": STEPS,
+        "threads": 1,
+        "load_before": load,
+        "unit": "milliseconds per batch: median, lower and upper quartile",
+        "arms": arms,
+    }
     path = times_path(folder, data, file.claim.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json_bytes(content))
