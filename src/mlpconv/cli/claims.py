@@ -60,7 +60,7 @@ def run(
     data
         Data sets: digits, mnist, cifar10. Default: those that are available.
     quick
-        Use the digits only: all claims take less than ten minutes on two cores.
+        Use the digits only: all claims take about twenty CPU minutes.
     seeds
         Paired runs per network, at least 3; 10 for a verdict other than "indicated". Default: 12.
     workers
