@@ -4,29 +4,33 @@
 results beside it come from `mlpconv claims run --out benchmarks/results/claims`; tests/claims/test_committed.py fails
 where a result has another hypothesis than its claim's file, or is older than it.
 
-Instead of `register`, `figures` draws the figures of docs/why-1x1.md from the results, `page` writes their numbers into
-it, and `hours` adds up their CPU time.
+Instead of `register`, `figures` draws the figures of docs/why-1x1.md from the results, and `page` writes their numbers
+into it, with the CPU hours that they took.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from mlpconv.claims.claim_files import list_claims
-from mlpconv.claims.report import UNITS, figures_of, verdict_of
+from mlpconv.claims.figures import UNITS, figures_of
+from mlpconv.claims.report import verdict_of
 from mlpconv.claims.results import Finding, Judged, judge_all
+from mlpconv.claims.schema import BUDGETS, TITLES
 from mlpconv.files import json_bytes, write_atomic
+from mlpconv.text import counted
 
 TOP = Path(__file__).resolve().parents[1]
 FOLDER = TOP / "benchmarks" / "results" / "claims"
 REGISTER = FOLDER / "hypotheses.json"
 PAGE = TOP / "docs" / "why-1x1.md"
-TITLES = {"digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10"}
 IMAGES = TOP / "docs" / "images" / "claims"
 
 
@@ -46,11 +50,17 @@ def register() -> None:
 
 
 def figures() -> None:
-    """Draw the figures of docs/why-1x1.md."""
+    """Draw the figures that docs/why-1x1.md shows, and delete others."""
     IMAGES.mkdir(parents=True, exist_ok=True)
-    for judged in judge_all(list_claims(), FOLDER):
-        for path in figures_of(judged, IMAGES).values():
-            print(f"{path.relative_to(TOP)}: {path.stat().st_size / 1000:.0f} kB")
+    shown = set(re.findall(r"images/claims/([a-z0-9-]+\.png)", PAGE.read_text(encoding="utf-8")))
+    for path in IMAGES.glob("*.png"):
+        path.unlink()
+    with tempfile.TemporaryDirectory() as folder:
+        for judged in judge_all(list_claims(), FOLDER):
+            for path in figures_of(judged, Path(folder)).values():
+                if path.name in shown:
+                    shutil.copy(path, IMAGES)
+                    print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
 
 
 def page() -> None:
@@ -60,12 +70,19 @@ def page() -> None:
 
 
 def filled(text: str, claims: list[Judged]) -> str:
-    """Return the page with the blocks after `<!-- result: NAME -->` and `<!-- table -->` replaced by results."""
+    """Return the page with the blocks after `<!-- result: NAME -->`, `<!-- table -->` and `<!-- hours -->` replaced."""
     by_name = {judged.file.claim.name: judged for judged in claims}
     text = re.sub(
         r"(<!-- result: ([a-z0-9-]+) -->\n)(?:.+\n)*", lambda m: m[1] + "".join(comparisons(by_name[m[2]])), text
     )
-    return re.sub(r"(<!-- table -->\n)(?:.+\n)*", lambda m: m[1] + "".join(rows(claims)), text)
+    for name, lines in (("table", rows), ("hours", hours)):
+        text = replaced(text, name, "".join(lines(claims)))
+    return text
+
+
+def replaced(text: str, name: str, block: str) -> str:
+    """Return the page with another block after the comment of this name."""
+    return re.sub(rf"(<!-- {name} -->\n)(?:.+\n)*", lambda m: m[1] + block, text)
 
 
 def comparisons(judged: Judged) -> Iterator[str]:
@@ -88,21 +105,24 @@ def cell(finding: Finding) -> str:
 
 def rows(claims: list[Judged]) -> Iterator[str]:
     """Yield the verdict table."""
-    yield "| | claim | exact | digits | MNIST | CIFAR-10 |\n|---|---|---|---|---|---|\n"
+    yield f"| | claim | {' | '.join(TITLES.values())} |\n|---|---|---|---|---|---|\n"
     for judged in claims:
         claim = judged.file.claim
         link = f"[{claim.title}](../{judged.file.path.relative_to(TOP)})"
-        cells = " | ".join(verdict_of(judged, data) for data in ("exact", "digits", "mnist", "cifar10"))
+        cells = " | ".join(verdict_of(judged, data) for data in TITLES)
         yield f"| {claim.number} | {link} | {cells} |\n"
 
 
-def hours() -> None:
-    """Print the CPU hours of the results by data set."""
-    for folder in sorted(path for path in FOLDER.iterdir() if path.is_dir() and path.name not in ("exact", "runs")):
-        results = [json.loads(path.read_bytes()) for path in folder.glob("*.json")]
-        spent = sum(result["cpu_seconds"] for result in results) / 3600
-        print(f"{folder.name}: {len(results)} claims, {spent:.2f} CPU hours")
+def hours(claims: list[Judged]) -> Iterator[str]:
+    """Yield the lines of a sentence: the CPU hours of the results by data set."""
+    parts = []
+    for data in BUDGETS:
+        seconds = [judged.results[data]["cpu_seconds"] for judged in claims if data in judged.results]
+        if seconds:
+            parts.append(f"{sum(seconds) / 3600:.2f} CPU hours on {TITLES[data]} ({counted(len(seconds), 'claim')})")
+    yield f"Training took {', '.join(parts)},\n"
+    yield "as measured on a busy two-core machine; networks that claims share count in each.\n"
 
 
 if __name__ == "__main__":
-    {"register": register, "figures": figures, "page": page, "hours": hours}[sys.argv[1]]()
+    {"register": register, "figures": figures, "page": page}[sys.argv[1]]()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlpconv.text import Wording, composed, natural, option, printable, resume_hint, worded
+from mlpconv.text import Wording, composed, counted, natural, option, printable, resume_hint, worded
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,21 @@ def test_any_text_becomes_one_stable_line_of_utf8(text: str) -> None:
 def test_names_are_sorted_in_natural_order(names: list[str]) -> None:
     backwards = names[::-1]
     assert sorted(backwards, key=natural) == names
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "shown"),
+    [
+        (1, "case", "1 case"),
+        (0, "case", "0 cases"),
+        (1000, "case", "1,000 cases"),
+        (2, "class", "2 classes"),
+        (3, "batch", "3 batches"),
+        (1, "image file", "1 image file"),
+    ],
+)
+def test_a_noun_agrees_with_its_number(number: int, noun: str, shown: str) -> None:
+    assert counted(number, noun) == shown
 
 
 def test_an_accented_letter_has_one_spelling() -> None:

@@ -21,6 +21,7 @@ from mlpconv.errors import ModelFileError, UsageError, did_you_mean
 from mlpconv.inference import Classifier
 from mlpconv.inference.pixels import as_pixels, items, source_of
 from mlpconv.receptive_field.map_grid import Box, MapGrid, trace_grid
+from mlpconv.text import counted
 
 __all__ = ["MapResult", "Peak", "Sighting", "category_maps", "find_peak", "in_file"]
 
@@ -68,7 +69,7 @@ class MapResult:
 
     def __repr__(self) -> str:
         shape = "x".join(str(side) for side in self.maps.shape[1:])
-        return f"<MapResult of {len(self):,} images: maps {shape} of {len(self.classes)} classes>"
+        return f"<MapResult of {counted(len(self), 'image')}: maps {shape} of {len(self.classes)} classes>"
 
     @property
     def logits(self) -> FloatArray:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpconv.errors import ImageError, UsageError
-from mlpconv.text import printable
+from mlpconv.text import counted, printable
 
 __all__ = ["Prediction", "Predictions"]
 
@@ -94,4 +94,4 @@ class Predictions(Sequence[Prediction]):
     def __repr__(self) -> str:
         shown = "; ".join(str(prediction) for prediction in self[:3])
         rest = f"; and {len(self) - 3} more" if len(self) > 3 else ""
-        return f"<Predictions of {len(self)} images: {shown}{rest}>"
+        return f"<Predictions of {counted(len(self), 'image')}: {shown}{rest}>"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-__all__ = ["Wording", "composed", "natural", "option", "printable", "resume_hint", "worded"]
+__all__ = ["Wording", "composed", "counted", "natural", "option", "printable", "resume_hint", "worded"]
 
 JOINERS = "\u200c\u200d"
 """Invisible characters that many scripts and emoji need."""
@@ -35,6 +35,12 @@ def _escaped(letter: str) -> str:
 def composed(text: str) -> str:
     """Normalise text to Unicode's composed form (NFC), in which an accented letter has one spelling."""
     return unicodedata.normalize("NFC", text)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun in the singular or the plural: 1 case, 1,000 cases, 2 classes."""
+    plural = f"{noun}es" if noun.endswith(("s", "x", "sh", "ch")) else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
 
 
 def natural(text: str) -> tuple[list[str | int], str]:

@@ -14,13 +14,16 @@ import numpy as np
 import pytest
 
 from mlpconv.claims.claim_files import list_claims
+from mlpconv.claims.figures import filter_panels
 from mlpconv.claims.results import judge_all, read_predictions
+from mlpconv.claims.schema import TITLES
 
 TOP = Path(__file__).resolve().parents[2]
 FOLDER = TOP / "benchmarks" / "results" / "claims"
 REGISTER = FOLDER / "hypotheses.json"
 RESULTS = sorted(path for path in FOLDER.glob("*/*.json") if path.parent.name != "runs")
 MEASURED = [path for path in RESULTS if path.parent.name != "exact"]
+TIMES = sorted((FOLDER / "times").glob("*/*.json"))
 MEGABYTES = 20
 
 
@@ -120,3 +123,24 @@ def test_the_page_shows_the_committed_results(monkeypatch: pytest.MonkeyPatch) -
     measured = {judged.file.claim.name for judged in claims if judged.file.claim.comparisons}
     assert measured == set(re.findall(r"<!-- result: ([a-z0-9-]+) -->", text))
     assert {judged.file.path.name for judged in claims} <= set(re.findall(r"/(\w+\.py)\)", text))
+
+
+def test_the_figures_of_the_page_are_there_and_no_others() -> None:
+    page = (TOP / "docs" / "why-1x1.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"images/claims/([a-z0-9-]+\.png)", page))
+    assert {path.name for path in (TOP / "docs" / "images" / "claims").iterdir()} == shown
+    for file in list_claims():
+        assert any(name.startswith(file.claim.name) for name in shown), f"no picture of {file.claim.name}"
+
+
+def test_the_filters_of_the_first_layer_belong_to_their_results() -> None:
+    (judged,) = (judged for judged in judge_all(list_claims(), FOLDER) if judged.file.claim.name == "orientation")
+    assert set(filter_panels(judged)) == {TITLES[data] for data in judged.results}
+
+
+@pytest.mark.parametrize("path", TIMES, ids=name_of)
+def test_times_name_the_command_the_machine_and_the_hypothesis(path: Path) -> None:
+    stored = json.loads(path.read_text())
+    assert problems(stored, json.loads(REGISTER.read_text())) == []
+    assert stored["environment"]["cpu"]
+    assert stored["command"] == f"mlpconv claims time {path.stem} --data {path.parent.name} --rounds {stored['rounds']}"

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import pytest
 from PIL import Image
 from support.claim_results import write_result
 
 from mlpconv.claims.claim_files import find_claim, list_claims
-from mlpconv.claims.report import figures_of, html_report, panels_of, sentence, verdict_of
+from mlpconv.claims.figures import figures_of, network_panels, panels_of
+from mlpconv.claims.report import SIGNS, html_report, sentence, verdict_of
 from mlpconv.claims.results import judge_all, result_path
+from mlpconv.claims.statistics import Outcome
 from mlpconv.errors import UsageError
 from mlpconv.plots.constructions import CONSTRUCTIONS, construction
+from mlpconv.plots.networks import networks
 from mlpconv.plots.paired import paired
 
 
@@ -82,10 +87,10 @@ def test_the_page_has_every_claim_with_words_source_verdict_and_command(page: st
         assert f"mlpconv claims run {name}" in page
         assert claim.title in page
         assert claim.overturn.split("'")[0] in page
-    assert page.count('class="verdict supported"') == 2
+    assert page.count('class="verdict supported"') == 3  # two claims, and the legend
     assert "one &lt;is&gt; one" in page
     assert "The hypothesis has changed since this result" in page
-    assert "No result on cifar10." in page
+    assert "No result on CIFAR-10." in page
 
 
 def test_a_verdict_that_differs_between_data_sets_says_so(tmp_path: Path) -> None:
@@ -95,7 +100,12 @@ def test_a_verdict_that_differs_between_data_sets_says_so(tmp_path: Path) -> Non
     assert "differs between data sets" not in html_report(judge_all([file], tmp_path))
     write_result(tmp_path, file, "cifar10", 5.0)
     page = html_report(judge_all([file], tmp_path))
-    assert "differs between data sets: </b>supported on digits, supported on mnist, refuted on cifar10." in page
+    assert "differs between data sets: </b>supported on digits, supported on MNIST, refuted on CIFAR-10." in page
+
+
+def test_every_verdict_has_a_sign_for_narrow_screens_and_a_meaning(page: str) -> None:
+    for verdict in (*get_args(Outcome), "proved"):
+        assert f'<span class="verdict {verdict}" data-sign="{SIGNS[verdict]}">{verdict}</span></td><td>' in page
 
 
 def test_the_page_is_self_contained(page: str) -> None:
@@ -103,14 +113,14 @@ def test_the_page_is_self_contained(page: str) -> None:
     assert not re.findall(r"(?:src|href)=\"(?!data:image/png;base64,|#)", page)
     assert "prefers-color-scheme: dark" in page
     assert "width=device-width" in page
-    assert page.count("data:image/png") == 5  # two constructions, three of paired differences
+    assert page.count("data:image/png") == 8  # two constructions; three of networks, three of paired differences
 
 
 def test_figures_are_drawn_for_every_kind(tmp_path: Path) -> None:
     write_result(tmp_path, find_claim("neighbours"), "digits", -3.0)
     judged = judge_all([find_claim("neighbours")], tmp_path)[0]
     drawn = figures_of(judged, tmp_path)
-    assert set(drawn) == {"construction", "paired"}
+    assert set(drawn) == {"construction", "networks", "paired"}
     for path in drawn.values():
         with Image.open(path) as picture:
             assert picture.width > 600
@@ -135,7 +145,7 @@ def test_a_figure_shows_each_pair(tmp_path: Path) -> None:
     write_result(tmp_path, file, "mnist", 1.0)
     panels = panels_of(judge_all([file], tmp_path)[0])
     figure = paired(panels)
-    assert [axes.get_title(loc="left") for axes in figure.axes] == ["digits", "mnist"]
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["digits", "MNIST"]
     dots = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 12]
     assert len(dots) == 2
     assert dots[0].get_xdata() == pytest.approx(panels["digits"][0]["differences"])
@@ -146,3 +156,24 @@ def test_unknown_drawings_and_empty_panels_are_explained() -> None:
         construction("strides")
     with pytest.raises(UsageError, match="no comparisons"):
         paired({"digits": []})
+
+
+def test_networks_that_differ_in_a_number_are_a_curve(tmp_path: Path) -> None:
+    for name in ("filters", "pointing"):
+        for data in ("digits", "mnist"):
+            write_result(tmp_path, find_claim(name), data, -3.0)
+    curve, lines = (network_panels(judge_all([find_claim(name)], tmp_path)[0]) for name in ("filters", "pointing"))
+    assert [row["at"] for row in curve[0]["MNIST"]] == [4, 8, 16, 32]
+    assert [(row["name"], row["at"]) for row in lines[0]["digits"]] == [
+        ("average pooling", None),
+        ("fully connected", None),
+        ("fully connected, Grad-CAM", None),
+    ]
+    drawn = networks(*curve)
+    assert [axes.get_title(loc="left") for axes in drawn.axes] == ["digits", "MNIST"]
+    assert [label.get_text() for label in drawn.axes[0].get_xticklabels()] == ["4", "8", "16", "32"]
+    drawn = networks(*lines)
+    means = [f"{np.mean(row['values']):.1f}" for row in lines[0]["MNIST"]]
+    assert [text.get_text() for text in drawn.axes[1].texts] == means
+    with pytest.raises(UsageError, match="no networks to plot"):
+        networks({}, "error")

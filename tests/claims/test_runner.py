@@ -97,7 +97,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
         return counted(trial, measure)
 
     monkeypatch.setattr(workers, "run_trial", interrupted)
-    with pytest.raises(Interrupted, match=f"{last} runs are kept in .*; the same command goes on"):
+    with pytest.raises(Interrupted, match=rf"interrupted after {last} runs?, kept in .*: the same command resumes"):
         run(claim_path, tmp_path)
     monkeypatch.setattr(workers, "run_trial", counted)
     assert not (tmp_path / "digits").exists()

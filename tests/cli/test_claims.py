@@ -1,4 +1,4 @@
-"""`mlpconv claims`: list, run, report, predictions, and one sentence for bad input."""
+"""`mlpconv claims`: list, run, time, report, predictions, and one sentence for bad input."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from support.claim_results import write_result
 
 from mlpconv.claims import trial, workers
 from mlpconv.claims.claim_files import find_claim
+from mlpconv.claims.results import judge_all
+from mlpconv.claims.runner import RunSettings
 from mlpconv.cli import main
+from mlpconv.cli.claims import _print_details
 
 SMALL = '''
 """A claim of my own."""
@@ -83,6 +86,30 @@ def test_a_claim_of_ones_own_runs_from_its_file(tmp_path: Path, capsys: pytest.C
     assert np.array(stored["predictions"]["two"]).shape == (9, 359)
 
 
+def test_a_single_case_is_not_plural(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = find_claim("inception")
+    (tmp_path / "exact").mkdir()
+    check = {"statement": "one count", "cases": 1, "bound": 0, "worst": 0.0}
+    stored = {"claim": "inception", "hypothesis": file.hypothesis, "checks": [check]}
+    (tmp_path / "exact" / "inception.json").write_text(json.dumps(stored))
+    _print_details([file], judge_all([file], tmp_path), RunSettings(tmp_path, ()))
+    assert "inception: one count: 1 case, largest deviation" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("untrained")
+def test_the_networks_of_a_claim_are_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = tmp_path / "mine.py", tmp_path / "results"
+    path.write_text(SMALL)
+    assert main(["claims", "run", str(path), "--quick", "--workers", "1", "--seeds", "3", "--out", str(out)]) == 0
+    capsys.readouterr()
+    assert main(["claims", "time", str(path), "--rounds", "3", "--out", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[1] for line in lines] == ["eight", "two"]
+    assert all("ms (64 images, 3 rounds)" in line for line in lines)
+    assert main(["claims", "report", str(path), "--out", str(out)]) == 0
+    assert "against measured time" in (out / "report.html").read_text()
+
+
 BAD = {
     "an unknown claim": (["run", "dropuot"], "did you mean 'dropout'", 2),
     "an unknown data set": (["run", "9", "--data", "cifar"], "did you mean 'cifar10'", 2),
@@ -92,6 +119,10 @@ BAD = {
     "no results": (["report", "--out", "nowhere"], "claims run --quick", 2),
     "no predictions": (["predictions", "10", "--out", "nowhere"], "mlpconv claims run mlpconv --data digits", 2),
     "predictions of an unknown data set": (["predictions", "10", "--data", "svhn"], "--data is 'svhn'", 2),
+    "times without a result": (["time", "10", "--data", "digits", "--out", "nowhere"], "claims run mlpconv --data", 2),
+    "times of a claim without networks": (["time", "cost", "--out", "nowhere"], "has no networks on digits", 2),
+    "times of a data set that is not measured": (["time", "21", "--data", "cifar10"], "accepted: digits, mnist", 2),
+    "too few rounds": (["time", "10", "--rounds", "2"], "--rounds is 2; at least 3", 2),
     "a missing file": (["run", "nowhere.py"], "is not a file", 2),
 }
 
@@ -137,7 +168,7 @@ def test_ctrl_c_keeps_the_runs_and_says_so(
     monkeypatch.setattr(workers, "run_trial", interrupted)
     words = ["claims", "run", "10", "--quick", "--workers", "1", "--seeds", "3", "--out", str(tmp_path)]
     assert main(words) == 130
-    assert "3 runs are kept" in capsys.readouterr().err
+    assert "interrupted after 3 runs, kept in" in capsys.readouterr().err
     assert main(words) == 0
     assert "undecided" in capsys.readouterr().out
     assert len(count) == 1 + 3 * (9 + 3)

@@ -7,46 +7,53 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mlpconv.claims.figures import UNITS, caption, figures_of
 from mlpconv.claims.results import Finding, Judged, overall
-from mlpconv.claims.schema import BUDGETS
+from mlpconv.claims.schema import BUDGETS, TITLES
 from mlpconv.claims.statistics import LEAST_PAIRS
-from mlpconv.plots.constructions import CONSTRUCTIONS, construction
-from mlpconv.plots.paired import paired
-from mlpconv.plots.style import save_figure
 from mlpconv.report.page import Child, Html, document, element, figure, section, table
+from mlpconv.text import counted
 
-__all__ = ["UNITS", "figures_of", "html_report", "panels_of", "sentence", "verdict_of"]
+__all__ = ["SIGNS", "html_report", "sentence", "verdict_of"]
 
-UNITS = {"error": "points of error", "gap": "points of test minus training error", "train_error": "points of error"}
 NOT_RUN = "not run"
+SIGNS = {"proved": "✓", "supported": "✓", "refuted": "✗", "not proved": "✗", "equivalent": "=", "undecided": "?",
+         "indicated": "~", NOT_RUN: "–"}  # fmt: skip
+"""What stands for a verdict on a narrow screen."""
 STYLE = """<style>
 .verdict { display: inline-block; border-radius: 6px; padding: 0 0.45rem; font-size: 0.85rem; white-space: nowrap;
   border: 1px solid var(--rule); color: var(--quiet); }
 .proved, .supported { color: #00795a; border-color: #00795a; }
-.refuted { color: var(--warm); border-color: var(--warm); }
+.refuted, .not-proved { color: var(--warm); border-color: var(--warm); }
 .equivalent { color: var(--accent); border-color: var(--accent); }
 @media (prefers-color-scheme: dark) { .proved, .supported { color: #4fc9a4; border-color: #4fc9a4; } }
 .verdicts td, .verdicts th { padding: 0.13rem 0.9rem 0.13rem 0; } .verdicts { font-size: 0.88rem; }
 .verdicts a { color: inherit; text-decoration-color: var(--rule); } blockquote { margin: 0 0 0.8rem; padding-left: 1rem;
   border-left: 3px solid var(--accent); max-width: 44rem; font-size: 1.05rem; }
-@media (max-width: 34rem) { .verdicts thead { display: none; }
-  .verdicts tr { display: flex; flex-wrap: wrap; gap: 0.15rem 0.6rem; padding: 0.35rem 0 0.35rem 1.8rem;
-    position: relative;
-    border-bottom: 1px solid var(--rule); }
-  .verdicts td { border: 0; padding: 0; font-size: 0.76rem; } .verdicts td:empty { display: none; }
-  .verdicts td:nth-child(1) { position: absolute; left: 0; } .verdict { font-size: 0.76rem; }
-  .verdicts td:nth-child(2) { flex: 1 0 100%; font-size: 0.92rem; max-width: none; }
-  .verdicts td:nth-child(4)::before { content: "digits "; } .verdicts td:nth-child(5)::before { content: "MNIST "; }
-  .verdicts td:nth-child(6)::before { content: "CIFAR "; } }
+.legend td { border: 0; padding-block: 0.15rem; } .legend { margin-bottom: 0.8rem; }
+.legend .verdict::before { content: attr(data-sign) " "; }
+@media (max-width: 34rem) {
+  .verdicts { table-layout: fixed; width: 100%; }
+  .verdicts td, .verdicts th { padding: 0.06rem 0; } .verdicts td:nth-child(2) { max-width: none; font-size: 0.8rem; }
+  .verdicts th:first-child { width: 1.6rem; } .verdicts td:first-child { font-size: 0.76rem; }
+  .verdicts a { display: block; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+  .verdicts th:nth-child(n+3) { width: 2.35rem; font-size: 0.62rem; text-align: center; }
+  .verdicts td:nth-child(n+3) { text-align: center; }
+  .verdicts .verdict { font-size: 0; padding: 0; min-width: 1.45rem; }
+  .verdicts .verdict::before { content: attr(data-sign); font-size: 0.82rem; }
+  .verdicts .not-run { border-color: transparent; }
+  .legend td { font-size: 0.85rem; padding-right: 0.7rem; }
+  figure { margin-inline: -0.75rem; } figure img { padding: 0.2rem; } figcaption { margin-inline: 0.75rem; } }
 </style>"""
-LEGEND = (
-    "proved: exact, tried in float64, mostly on 1,000 random cases. supported: the difference is in the claimed "
-    "direction (exact sign-flip test, Holm's correction over all comparisons of the data set, 5 %). refuted: it is "
-    "significant in the other direction, or where no difference is claimed. equivalent: smaller than the "
-    "smallest effect of interest (two one-sided tests). undecided: neither; the page names the number of pairs that "
-    f"would decide. indicated: fewer than {LEAST_PAIRS} pairs. Each hypothesis was fixed, and its hash "
-    "published, before its runs."
-)
+MEANINGS = {
+    "proved": "exact: tried in float64, mostly on 1,000 random cases.",
+    "supported": "a difference in the claimed direction, significant at 5 % by the exact sign-flip test with Holm's "
+    "correction over all comparisons of the data set.",
+    "refuted": "significant in the other direction, or where no difference is claimed.",
+    "equivalent": "smaller than the smallest effect of interest, by two one-sided tests.",
+    "undecided": "neither. The page names the number of pairs of runs that would decide.",
+    "indicated": f"fewer than {LEAST_PAIRS} pairs, and the interval excludes zero.",
+}
 
 
 def verdict_of(judged: Judged, data: str) -> str:
@@ -70,41 +77,19 @@ def sentence(finding: Finding) -> str:
     return f"{finding.verdict}: {numbers} ({tests}{more})"
 
 
-def panels_of(judged: Judged) -> dict[str, list[dict[str, Any]]]:
-    """Return the comparisons of a claim by data set, as `plots.paired` takes them."""
-    return {data: [_row(finding) for finding in findings] for data, findings in judged.findings.items()}
-
-
-def _row(finding: Finding) -> dict[str, Any]:
-    comparison, evidence = finding.comparison, finding.evidence
-    return {
-        "name": comparison.name, "differences": finding.differences, "mean": evidence.mean, "low": evidence.low,
-        "high": evidence.high, "margin": comparison.margin[finding.data], "expect": comparison.expect,
-        "unit": UNITS.get(comparison.metric, comparison.metric), "verdict": finding.verdict,
-    }  # fmt: skip
-
-
-def figures_of(judged: Judged, folder: Path) -> dict[str, Path]:
-    """Draw the figures of a claim to a folder: the construction of an exact one, and its paired differences."""
-    name, drawn = judged.file.claim.name, {}
-    if name in CONSTRUCTIONS:
-        drawn["construction"] = save_figure(construction(name), folder / f"{name}.png")
-    if judged.findings:
-        drawn["paired"] = save_figure(paired(panels_of(judged)), folder / f"{name}-paired.png")
-    return drawn
-
-
 def html_report(claims: Sequence[Judged]) -> str:
     """Return the page: it makes no request, and follows the reader's choice of light or dark."""
     hours = sum(result["cpu_seconds"] for judged in claims for result in judged.results.values()) / 3600
-    counted = f"{len(claims)} claims, {sum(len(f) for j in claims for f in j.findings.values())} comparisons"
+    comparisons = sum(len(findings) for judged in claims for findings in judged.findings.values())
+    size = f"{counted(len(claims), 'claim')}, {counted(comparisons, 'comparison')} with a result"
     return document(
         "Claims about 1x1 convolutions",
         Html(STYLE),
         element("h1", "Claims about 1x1 convolutions"),
-        element("p", f"{counted}, {hours:.1f} CPU hours of training.", class_="quiet"),
+        element("p", f"{size}, {hours:.1f} CPU hours of training.", class_="quiet"),
         _verdict_table(claims),
-        element("p", LEGEND, class_="quiet"),
+        table(["", ""], ([_badge(verdict), meaning] for verdict, meaning in MEANINGS.items()), "legend"),
+        element("p", "Each hypothesis was fixed, and its hash published, before its runs.", class_="quiet"),
         *(_claim(judged) for judged in claims),
     )
 
@@ -116,11 +101,13 @@ def _verdict_table(claims: Sequence[Judged]) -> Html:
         title = element("a", claim.title, href=f"#{claim.name}")
         cells: list[Child] = [str(claim.number or ""), title]
         rows.append([*cells, *(_badge(verdict_of(judged, data)) for data in ("exact", *BUDGETS))])
-    return table(["", "claim", "exact", "digits", "MNIST", "CIFAR-10"], rows, "verdicts")
+    return table(["", "claim", *TITLES.values()], rows, "verdicts")
 
 
 def _badge(verdict: str) -> Child:
-    return element("span", verdict, class_=f"verdict {verdict.replace(' ', '-')}") if verdict else ""
+    if not verdict:
+        return ""
+    return element("span", verdict, class_=f"verdict {verdict.replace(' ', '-')}", **{"data-sign": SIGNS[verdict]})
 
 
 def _claim(judged: Judged) -> Html:
@@ -144,14 +131,11 @@ def _claim(judged: Judged) -> Html:
 
 
 def _pictures(judged: Judged) -> Iterator[Html]:
-    captions = {
-        "construction": f"{judged.file.claim.title}.",
-        "paired": "Each small dot is a pair of runs with the same seed and data; the large dot is the mean with its "
-        "95 % interval. The grey band holds differences smaller than the smallest effect of interest.",
-    }
     with tempfile.TemporaryDirectory() as folder:
         for kind, path in figures_of(judged, Path(folder)).items():
-            yield figure(path.read_bytes(), f"{judged.file.claim.title}, {kind}", captions[kind], class_="narrow")
+            yield figure(
+                path.read_bytes(), f"{judged.file.claim.title}, {kind}", caption(judged, kind), class_="narrow"
+            )
 
 
 def _checks(judged: Judged) -> Iterator[Html]:
@@ -168,18 +152,18 @@ def _checks(judged: Judged) -> Iterator[Html]:
 def _measurements(judged: Judged) -> Iterator[Html]:
     verdicts = {data: overall(findings) for data, findings in judged.findings.items()}
     if len(set(verdicts.values())) > 1:
-        listed = ", ".join(f"{verdict} on {data}" for data, verdict in verdicts.items())
+        listed = ", ".join(f"{verdict} on {TITLES[data]}" for data, verdict in verdicts.items())
         yield element("p", element("b", "The verdict differs between data sets: "), f"{listed}.")
     for data in judged.file.claim.data if judged.file.claim.comparisons else ():
         if data not in judged.results:
-            yield element("p", f"No result on {data}.", class_="quiet")
+            yield element("p", f"No result on {TITLES[data]}.", class_="quiet")
             continue
         result = judged.results[data]
         lines = [
             element("li", element("b", f"{finding.comparison.name}: "), sentence(finding))
             for finding in judged.findings[data]
         ]
-        yield element("p", element("b", data), f": {result['budget']}.")
+        yield element("p", element("b", TITLES[data]), f": {result['budget']}.")
         yield element("ul", *lines)
         yield element("details", element("summary", "The networks"), _arms(result))
         yield from _stale(judged, result)

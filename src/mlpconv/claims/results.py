@@ -2,23 +2,53 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mlpconv.claims.claim_files import ClaimFile
-from mlpconv.claims.schema import BUDGETS, Comparison
+from mlpconv.claims.schema import BUDGETS, TITLES, Comparison
 from mlpconv.claims.statistics import Evidence, holm, pairs_needed, summarize, verdict
 from mlpconv.errors import DataError, UsageError
+from mlpconv.training.environment import cpu_name, installed
 
-__all__ = ["Finding", "Judged", "differences_of", "judge_all", "overall", "read_predictions", "result_path"]
+__all__ = [
+    "DAMAGES",
+    "Finding",
+    "Judged",
+    "differences_of",
+    "judge_all",
+    "overall",
+    "predictions_csv",
+    "read_predictions",
+    "read_result",
+    "result_header",
+    "result_path",
+]
 
+DAMAGES = (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
+"""What reading a damaged .npz file raises."""
 ORDER = ("refuted", "undecided", "indicated", "equivalent", "supported")
 """The verdict on a claim with several comparisons is the first of these that one of them has."""
+
+
+def result_header(file: ClaimFile) -> dict[str, Any]:
+    """Return what every result starts with: the claim, its hypothesis, the time and the environment."""
+    return {
+        "claim": file.claim.name,
+        "hypothesis": file.hypothesis,
+        "measured_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "environment": {"cpu": cpu_name(), "torch": installed("torch"), "numpy": installed("numpy")},
+    }
 
 
 def result_path(folder: Path, data: str, name: str) -> Path:
@@ -58,6 +88,8 @@ class Judged:
     results: dict[str, dict[str, Any]]
     """The stored result by data set."""
     findings: dict[str, tuple[Finding, ...]]
+    folder: Path
+    """Where the results are."""
 
     @property
     def proved(self) -> bool | None:
@@ -85,7 +117,7 @@ def judge_all(files: Sequence[ClaimFile], folder: Path) -> list[Judged]:
     Holm's correction counts every comparison that the claims declare for a data set, measured or not: to look only at
     what has been run would make each verdict easier.
     """
-    stored = {(file.claim.name, data): _read(folder, data, file) for file in files for data in ("exact", *BUDGETS)}
+    stored = {(file.claim.name, data): read_result(folder, data, file) for file in files for data in TITLES}
     findings: dict[tuple[str, str], tuple[Finding, ...]] = {}
     for data in BUDGETS:
         findings |= _judge_set(files, data, stored)
@@ -95,6 +127,7 @@ def judge_all(files: Sequence[ClaimFile], folder: Path) -> list[Judged]:
             stored[file.claim.name, "exact"],
             {data: result for data in BUDGETS if (result := stored[file.claim.name, data]) is not None},
             {data: findings[file.claim.name, data] for data in BUDGETS if (file.claim.name, data) in findings},
+            folder,
         )
         for file in files
     ]
@@ -138,7 +171,8 @@ def differences_of(comparison: Comparison, result: dict[str, Any]) -> list[float
     return [float(a - comparison.factor * b) for a, b in zip(treatment, control, strict=True)]
 
 
-def _read(folder: Path, data: str, file: ClaimFile) -> dict[str, Any] | None:
+def read_result(folder: Path, data: str, file: ClaimFile) -> dict[str, Any] | None:
+    """Return the stored result of a claim, None if there is none; raise DataError if it is damaged."""
     path = result_path(folder, data, file.claim.name)
     try:
         result = json.loads(path.read_bytes())
@@ -160,7 +194,18 @@ def read_predictions(folder: Path, data: str, name: str) -> tuple[np.ndarray, li
         command = f"mlpconv claims run {name} --data {data} --out {folder}"
         raise UsageError(f"There are no predictions of {name} on {data} in {str(folder)!r}: `{command}` makes them.")
     try:
-        with np.load(path) as stored:
+        with np.load(io.BytesIO(path.read_bytes())) as stored:
             return stored["labels"], [str(arm) for arm in stored["arms"]], stored["predictions"]
-    except (ValueError, KeyError, OSError) as error:
+    except DAMAGES as error:
         raise DataError(f"{str(path)!r} is damaged: run the claim again.") from error
+
+
+def predictions_csv(labels: np.ndarray, arms: Sequence[str], predictions: np.ndarray) -> bytes:
+    """Return predictions (arms, seeds, N) as CSV with a row per prediction: arm, seed, image, label, prediction."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(("arm", "seed", "image", "label", "prediction"))
+    for arm, runs in zip(arms, predictions, strict=True):
+        for seed, row in enumerate(runs, 1):
+            writer.writerows((arm, seed, image, int(labels[image]), int(value)) for image, value in enumerate(row))
+    return text.getvalue().encode()

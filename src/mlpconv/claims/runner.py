@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,17 @@ import numpy as np
 
 from mlpconv.claims.budget import BUDGET, load_images
 from mlpconv.claims.claim_files import ClaimFile
+from mlpconv.claims.first_layer import keep_filters
 from mlpconv.claims.networks import Shape, cost_of_words, scale_words
-from mlpconv.claims.results import result_path
+from mlpconv.claims.results import result_header, result_path
 from mlpconv.claims.run_cache import DamagedRun, RunCache
 from mlpconv.claims.schema import Arm, Claim
 from mlpconv.claims.trial import LEARNING_RATES, TUNING_SEEDS, ClaimRun, Measured, tuning_trials
 from mlpconv.claims.workers import run_trials, start_pool
 from mlpconv.errors import Interrupted, UsageError
 from mlpconv.files import json_bytes, write_atomic
+from mlpconv.text import counted
 from mlpconv.threads import one_thread
-from mlpconv.training.environment import cpu_name, installed
 
 __all__ = ["LEAST_SEEDS", "SEEDS", "Plan", "RunSettings", "count_steps", "run_claims"]
 
@@ -52,8 +52,8 @@ class RunSettings:
     def __post_init__(self) -> None:
         if self.seeds < LEAST_SEEDS:
             raise UsageError(
-                f"{self.seeds} paired runs are too few for a verdict: give at least {LEAST_SEEDS}, or 10 for one other "
-                "than 'indicated'."
+                f"Got {counted(self.seeds, 'paired run')}, too few for a verdict: give at least {LEAST_SEEDS}, or 10 "
+                "for one other than 'indicated'."
             )
         if self.workers < 1:
             raise UsageError(f"workers is {self.workers}; at least 1 is accepted.")
@@ -101,7 +101,8 @@ def run_claims(files: Sequence[ClaimFile], settings: RunSettings, progress: Prog
                     _Experiment(file, data, settings, pool, advance, note).run()
     except KeyboardInterrupt as stop:
         raise Interrupted(
-            f"interrupted: {done} runs are kept in {settings.out}; the same command goes on.", signal.SIGINT
+            f"interrupted after {counted(done, 'run')}, kept in {settings.out}: the same command resumes.",
+            signal.SIGINT,
         ) from stop
     finally:
         if pool is not None:
@@ -110,16 +111,6 @@ def run_claims(files: Sequence[ClaimFile], settings: RunSettings, progress: Prog
 
 def _tunes(arm: Arm) -> bool:
     return arm.epochs > 0
-
-
-def _header(file: ClaimFile) -> dict[str, Any]:
-    """Return what every result starts with."""
-    return {
-        "claim": file.claim.name,
-        "hypothesis": file.hypothesis,
-        "measured_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "environment": {"cpu": cpu_name(), "torch": installed("torch"), "numpy": installed("numpy")},
-    }
 
 
 def _prove(file: ClaimFile, out: Path, advance: Callable[[], None]) -> None:
@@ -133,7 +124,7 @@ def _prove(file: ClaimFile, out: Path, advance: Callable[[], None]) -> None:
             advance()
     path = result_path(out, "exact", file.claim.name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json_bytes(_header(file) | {"data": "exact", "checks": checks}))
+    write_atomic(path, json_bytes(result_header(file) | {"data": "exact", "checks": checks}))
 
 
 class _Experiment:
@@ -153,7 +144,7 @@ class _Experiment:
         return self.file.claim
 
     def run(self) -> None:
-        """Tune and train every arm, and write the result and the predictions."""
+        """Tune and train every arm, and write the result, the predictions, and the filters where they are measured."""
         trials = self._first_trials()
         plans = self._tune(trials)
         pairs = {
@@ -164,6 +155,7 @@ class _Experiment:
         results = self._results(list(pairs.values()))
         runs = {arm: [results[pairs[arm, seed]] for seed in range(1, self.settings.seeds + 1)] for arm in trials}
         self._write(plans, runs)
+        keep_filters(self.file, self.data, self.settings.out, self.note)
 
     def _first_trials(self) -> dict[str, ClaimRun]:
         """Return a trial for each arm, with the widths scaled to equal cost."""
@@ -224,7 +216,7 @@ class _Experiment:
                 "words": plan.words, **plan.cost, "learning_rate": plan.learning_rate, "tuning": plan.tuning,
                 "values": dict(values),
             }  # fmt: skip
-        result = _header(self.file) | {
+        result = result_header(self.file) | {
             "data": self.data,
             "budget": BUDGET[self.data].describe,
             "seeds": self.settings.seeds,

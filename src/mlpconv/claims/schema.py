@@ -13,10 +13,12 @@ import numpy as np
 from mlpconv.claims.statistics import Expectation
 from mlpconv.errors import UsageError, did_you_mean
 
-__all__ = ["BUDGETS", "Arm", "Check", "Claim", "Comparison", "Measurement", "check_claim"]
+__all__ = ["BUDGETS", "TITLES", "Arm", "Check", "Claim", "Comparison", "Measurement", "check_claim"]
 
 BUDGETS = ("digits", "mnist", "cifar10")
 """Data sets on which claims are measured; `claims.budget` has the size and length of training on each."""
+TITLES = {"exact": "exact", "digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10"}
+"""What the results on a data set are called in tables and figures."""
 METRICS = ("error", "train_error", "gap")
 EXPECTATIONS = ("lower", "higher", "same")
 COSTS = ("parameters", "macs")

@@ -22,7 +22,17 @@ from mlpconv.threads import one_thread
 from mlpconv.training.memory import flushing_denormals
 from mlpconv.training.seeding import keeping_random_states, seed_torch
 
-__all__ = ["LEARNING_RATES", "TUNING_SEEDS", "ClaimRun", "Measured", "predict", "run_trial", "tuning_trials"]
+__all__ = [
+    "LEARNING_RATES",
+    "TUNING_SEEDS",
+    "ClaimRun",
+    "Measured",
+    "make_optimizer",
+    "predict",
+    "run_trial",
+    "trained_network",
+    "tuning_trials",
+]
 
 LEARNING_RATES = (0.02, 0.06, 0.2)
 """The rates that every arm is tuned over, on a held-out fifth of the training images."""
@@ -77,11 +87,7 @@ def run_trial(trial: ClaimRun, measure: Measurement | None = None) -> Measured:
     """Train and evaluate the network of a trial, in one thread; the caller's random states do not change."""
     start = time.thread_time()
     with one_thread(), flushing_denormals(), keeping_random_states(CPU):
-        images = _images(trial)
-        seed_torch(trial.seed, CPU)
-        network = build(trial.words, images.shape)
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        network, used = _train(network, images, trial)
+        network, used, images = _fit(trial)
         predictions = predict(network, images.test)
         error = _error(predictions, images.test_labels)
         train_error = _error(predict(network, images.train[used]), images.train_labels[used])
@@ -89,6 +95,21 @@ def run_trial(trial: ClaimRun, measure: Measurement | None = None) -> Measured:
         if measure is not None and not trial.tuning:
             values |= {name: float(value) for name, value in measure(network, images, trial.seed).items()}
     return Measured(values, predictions.numpy().astype(np.uint8), time.thread_time() - start)
+
+
+def trained_network(trial: ClaimRun) -> nn.Sequential:
+    """Return the network of a trial, trained again with the same bits; the caller's random states do not change."""
+    with one_thread(), flushing_denormals(), keeping_random_states(CPU):
+        return _fit(trial)[0]
+
+
+def _fit(trial: ClaimRun) -> tuple[nn.Sequential, Tensor, Images]:
+    """Return the trained network, the indices of the training images it has seen, and the images."""
+    images = _images(trial)
+    seed_torch(trial.seed, CPU)
+    network = build(trial.words, images.shape)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return *_train(network, images, trial), images
 
 
 @lru_cache(maxsize=4)
@@ -111,12 +132,12 @@ def _train(network: nn.Sequential, images: Images, trial: ClaimRun) -> tuple[nn.
     used = torch.randperm(len(images.train), generator=generator)[: trial.train_images]
     steps = round(trial.epochs * budget.epochs * len(images.train) / budget.batch)
     batches = _batches(used, min(budget.batch, len(used)), generator)
-    optimizer = _optimizer(network, trial)
+    optimizer = make_optimizer(network, trial.learning_rate)
     network.train()
     for step in range(steps):
         if trial.deepen and step == steps // 2:
             network = _deepened(network, images)
-            optimizer = _optimizer(network, trial)
+            optimizer = make_optimizer(network, trial.learning_rate)
         for group in optimizer.param_groups:
             group["lr"] = trial.learning_rate * _schedule((step + 1) / steps)
         batch = next(batches)
@@ -134,12 +155,12 @@ def _batches(used: Tensor, size: int, generator: torch.Generator) -> Iterator[Te
         yield from order[: len(order) // size * size].split(size)
 
 
-def _optimizer(network: nn.Module, trial: ClaimRun) -> torch.optim.Optimizer:
+def make_optimizer(network: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
     """Return SGD with Nesterov momentum and weight decay on weights, not on biases and norms."""
     matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr=trial.learning_rate, momentum=MOMENTUM, nesterov=True, foreach=True)
+    return torch.optim.SGD(groups, lr=learning_rate, momentum=MOMENTUM, nesterov=True, foreach=True)
 
 
 def _schedule(progress: float) -> float:

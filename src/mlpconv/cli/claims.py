@@ -60,7 +60,7 @@ def run(
     data
         Data sets: digits, mnist, cifar10. Default: those that are available.
     quick
-        Use the digits only: all claims take less than ten minutes on two cores.
+        Use the digits only: all claims take about twenty CPU minutes.
     seeds
         Paired runs per network, at least 3; 10 for a verdict other than "indicated". Default: 12.
     workers
@@ -90,6 +90,35 @@ def run(
     _print_verdicts([judged for judged in judge_all(everything, out) if judged.file.claim.name in wanted], json)
     if not json:
         _print_details(files, judge_all(everything, out), settings)
+
+
+@app.command
+def time(names: Claims, /, *, data: Data = (), rounds: int = 40, out: Path = RESULTS) -> None:
+    """Time the networks of claims that have results: inference and a training step, in turn, in one thread.
+
+    Parameters
+    ----------
+    names
+        Names or numbers of claims, or Python files with a claim of your own.
+    data
+        Data sets: digits, mnist, cifar10. Default: those with a result.
+    rounds
+        How often every network is timed.
+    out
+        The folder of the results; the times are stored there, and `mlpconv claims report` draws them.
+    """
+    from mlpconv.claims.claim_files import find_claim
+    from mlpconv.claims.results import result_path
+    from mlpconv.claims.timing import measure_times, time_lines
+    from mlpconv.cli.bar import Bar
+
+    files = [find_claim(name) for name in names]
+    for file in files:
+        stored = [name for name in file.claim.data if result_path(out, name, file.claim.name).is_file()]
+        for chosen in _data_sets(data, quick=False) if data else stored or file.claim.data[:1]:
+            with Bar("rounds", rounds + 1) as bar:
+                times = measure_times(file, chosen, out, rounds, bar)
+            print(*time_lines(file, chosen, times), sep="\n")
 
 
 @app.command
@@ -142,16 +171,18 @@ def predictions(
         Print one JSON object: labels, and predictions by arm and seed.
     """
     from mlpconv.claims.claim_files import find_claim
-    from mlpconv.claims.results import read_predictions
+    from mlpconv.claims.results import predictions_csv, read_predictions
     from mlpconv.claims.schema import BUDGETS
     from mlpconv.errors import UsageError, did_you_mean
+    from mlpconv.files import write_atomic
+    from mlpconv.text import counted
 
     if data not in BUDGETS:
         raise UsageError(f"--data is {data!r}; {did_you_mean(data, BUDGETS)}")
     check_can_be_written(csv=csv)
     labels, arms, predicted = read_predictions(out, data, find_claim(name).claim.name)
     if csv is not None:
-        _write_csv(csv, labels, arms, predicted)
+        write_atomic(csv, predictions_csv(labels, arms, predicted))
         print(f"Written: {csv}")
     if json:
         _print_json(
@@ -160,7 +191,8 @@ def predictions(
     elif csv is None:
         for index, arm in enumerate(arms):
             wrong = (predicted[index] != labels).mean(1) * 100
-            print(f"{arm}: {len(wrong)} runs of {len(labels):,} images, error {wrong.mean():.2f} % (mean)")
+            size = f"{counted(len(wrong), 'run')} of {counted(len(labels), 'image')}"
+            print(f"{arm}: {size}, error {wrong.mean():.2f} % (mean)")
         print("--csv FILE writes every prediction.")
 
 
@@ -247,28 +279,15 @@ def _print_verdicts(claims: list[Judged], json: bool) -> None:
 def _print_details(files: list[ClaimFile], claims: list[Judged], settings: RunSettings) -> None:
     """Print the bounds of the checks and what each comparison found."""
     from mlpconv.claims.report import sentence
+    from mlpconv.text import counted
 
     names = [file.claim.name for file in files]
     for judged in (judged for judged in claims if judged.file.claim.name in names):
         for check in judged.exact["checks"] if judged.exact else ():
-            print(f"{judged.file.claim.name}: {check['statement']}: {check['cases']:,} cases, largest deviation "
+            cases = counted(check["cases"], "case")
+            print(f"{judged.file.claim.name}: {check['statement']}: {cases}, largest deviation "
                   f"{check['worst']:.1e}, bound {check['bound']:.0e}")  # fmt: skip
         for data in settings.data:
             for finding in judged.findings.get(data, ()):
                 print(f"{judged.file.claim.name}, {data}: {finding.comparison.name}: {sentence(finding)}")
     print(f"Results: {settings.out}. `mlpconv claims report --out {settings.out}` writes the page.")
-
-
-def _write_csv(path: Path, labels: Any, arms: list[str], predicted: Any) -> None:
-    import csv
-    import io
-
-    from mlpconv.files import write_atomic
-
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(("arm", "seed", "image", "label", "prediction"))
-    for index, arm in enumerate(arms):
-        for seed, row in enumerate(predicted[index], 1):
-            writer.writerows((arm, seed, image, int(labels[image]), int(value)) for image, value in enumerate(row))
-    write_atomic(path, text.getvalue().encode())

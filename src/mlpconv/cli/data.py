@@ -114,6 +114,7 @@ def pack(
 
     from mlpconv.cli.bar import Bar
     from mlpconv.data.pack import pack as pack_folder
+    from mlpconv.text import counted
 
     with Bar("packing", 1) as bar:
         packed = pack_folder(
@@ -124,8 +125,7 @@ def pack(
         return
     for note in packed.notes:
         print(note)
-    shards = f"{len(packed.shards):,} shard{'s' * (len(packed.shards) != 1)}"
-    print(f"{packed.images:,} images in {shards}: mlpconv train {out}")
+    print(f"{counted(packed.images, 'image')} in {counted(len(packed.shards), 'shard')}: mlpconv train {out}")
 
 
 def _row(entry: Published, root: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from mlpconv.data.survey import (
 from mlpconv.data.validation import HoldOutRule
 from mlpconv.decode_options import DecodeOptions
 from mlpconv.errors import DataError, ImageError
-from mlpconv.text import composed, natural, printable
+from mlpconv.text import composed, counted, natural, printable
 
 __all__ = ["open_folder"]
 
@@ -145,7 +145,7 @@ def _check_unreadable(folder: Path, files: dict[str, SplitFiles], max_bad: float
 def _note_unreadable(files: dict[str, SplitFiles], notes: list[str]) -> None:
     errors = _all_errors(files)
     if errors:
-        count = f"{len(errors):,} image file{'s' * (len(errors) > 1)}"
+        count = counted(len(errors), "image file")
         notes.append(f"skipped {count} that cannot be read. {_reasons(errors)}")
 
 

@@ -13,7 +13,7 @@ from mlpconv.errors import UsageError, did_you_mean
 from mlpconv.plots.construction_parts import arrow, canvas, grid, heat, label, neuron, volume, wire
 from mlpconv.plots.style import ACCENT, BASE, GOOD, INK, QUIET, styled
 
-__all__ = ["CONSTRUCTIONS", "construction"]
+__all__ = ["CONSTRUCTIONS", "CONSTRUCTION_CAPTIONS", "construction"]
 
 
 @styled
@@ -213,3 +213,15 @@ CONSTRUCTIONS: dict[str, Callable[[], Figure]] = {
     "channel-pooling": _channel_pooling,
     "stride": _stride,
 }
+CONSTRUCTION_CAPTIONS = {
+    "cost": "A box of feature maps becomes a box of the same height and width with another number of channels.",
+    "linear-map": "One pixel's channels pass through a small network of connections; the same happens at every pixel.",
+    "neighbours": "An image and its shuffled pixels are the same to 1x1s and global average pooling.",
+    "one-channel": "One channel: the same picture, rescaled. Many channels: a new picture.",
+    "comparison": "Two detected amounts, cat and dog, and the positive part of their difference.",
+    "dimensions": "Dimensions are lost only with fewer filters than channels.",
+    "fully-connected": "A fully connected layer equals a convolution, and applies to every crop of a larger image.",
+    "channel-pooling": "max(a, b) = relu(a - b) + relu(b) - relu(-b), drawn as two layers.",
+    "stride": "Which pixels reach the output: one in four, or all.",
+}
+"""What each drawing shows."""

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 
 from mlpconv.errors import UsageError
 from mlpconv.plots.style import QUIET, bare, new_figure, styled
+from mlpconv.text import counted
 
-__all__ = ["filters"]
+__all__ = ["filter_images", "filters"]
 
 MAX_FILTERS = 256
 
@@ -27,19 +28,21 @@ def filters(weights: Any) -> Figure:
     array = np.asarray(weights if detach is None else detach().float().cpu(), dtype=np.float64)
     if array.ndim != 4 or not array.size:
         raise UsageError(f"Expected weights of shape (filters, channels, rows, columns), got {array.shape}.")
-    sheet = _sheet(_pictures(array[:MAX_FILTERS]))
+    sheet = _sheet(filter_images(array[:MAX_FILTERS]))
     width = 6.4
     figure = new_figure(width, width * sheet.shape[0] / sheet.shape[1] + 0.4)
     axes = bare(figure.add_subplot())
     axes.imshow(sheet, interpolation="nearest", vmin=0, vmax=1, cmap="gray")
     count, channels, rows, columns = array.shape
-    shown = f"the first {MAX_FILTERS} of {count}" if count > MAX_FILTERS else str(count)
-    axes.set_title(f"{shown} filters, {rows}×{columns}×{channels}", fontsize=9, color=QUIET, fontweight="normal")
+    shown = f"the first {MAX_FILTERS} of " if count > MAX_FILTERS else ""
+    axes.set_title(
+        f"{shown}{counted(count, 'filter')}, {rows}×{columns}×{channels}", fontsize=9, color=QUIET, fontweight="normal"
+    )
     return figure
 
 
-def _pictures(array: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return (O, k, k, 3) images from 0 to 1, with zero weights at 0.5."""
+def filter_images(array: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return filters (O, C, k, k) as images (O, k, k, 3) from 0 to 1, with zero weights at 0.5."""
     finite = np.nan_to_num(array, nan=0.0, posinf=0.0, neginf=0.0)
     coloured = finite if finite.shape[1] == 3 else np.repeat(finite.mean(1, keepdims=True), 3, axis=1)
     largest = np.abs(coloured).max(axis=(1, 2, 3), keepdims=True)

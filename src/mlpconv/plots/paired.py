@@ -76,7 +76,7 @@ def _panel(axes: Axes, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.set_title(name)
-    axes.set_xlabel(f"treatment minus control, {rows[0]['unit']}")
+    axes.set_xlabel(f"first minus second, {rows[0]['unit']}")
 
 
 def _comparison(axes: Axes, position: int, row: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from mlpconv.errors import UsageError
 from mlpconv.plots.style import ACCENT, BASE, QUIET, new_figure, styled
+from mlpconv.text import counted
 
 __all__ = ["pareto"]
 
@@ -32,7 +33,7 @@ def pareto(trials: Sequence[Mapping[str, Any]]) -> Figure:
             front.append(row)
     figure = new_figure(6.4, 4.2)
     axes = figure.add_subplot()
-    axes.set_title(f"{len(complete)} networks, {len(front)} on the Pareto front")
+    axes.set_title(f"{counted(len(complete), 'network')}, {len(front)} on the Pareto front")
     axes.set_xscale("log")
     axes.plot(*points(complete), "o", color=BASE, markersize=5, alpha=0.55, markeredgewidth=0, label="complete")
     if pruned:

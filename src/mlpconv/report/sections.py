@@ -10,6 +10,7 @@ from mlpconv.data.catalog import CATALOG
 from mlpconv.report.choice import COLUMNS, candidate_rows
 from mlpconv.report.page import Html, element, figure, section, table
 from mlpconv.report.run_contents import RunParts, number
+from mlpconv.text import counted
 from mlpconv.training.recipe import Recipe
 
 __all__ = ["headline", "sections"]
@@ -115,7 +116,7 @@ def _time(run: RunParts) -> Html:
         return NOTHING
     trained = [row for row in run.history if number(row, "epoch") != 0]
     speeds = sorted(speed for row in trained if (speed := number(row, "images_per_second")) is not None)
-    epochs = f"{len(trained)} epoch{'s' if len(trained) > 1 else ''}" if trained else "a fitted classifier"
+    epochs = counted(len(trained), "epoch") if trained else "a fitted classifier"
     label = f"{epochs}, {speeds[len(speeds) // 2]:,.0f} images/s" if speeds else epochs
     return _tile(_duration(seconds), label)
 
