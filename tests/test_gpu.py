@@ -51,6 +51,9 @@ def test_each_phase_runs_in_its_smallest_size(phase: str) -> None:
     if phase == "correctness":
         assert len(result["checks"]) == 12
         assert all(check is True for check in result["checks"].values()), result
+    if phase == "distill":
+        assert len(result["recipes"]["taught"]["runs"]) == 1
+        assert result["teacher"]["accuracy"] > 0.1
 
 
 def test_a_phase_that_fails_is_recorded_with_its_reason() -> None:
@@ -168,6 +171,11 @@ def test_the_page_of_a_card(tmp_path: Path) -> None:
             "data": "cifar10", "recipes": {"fast": {"mean": 0.9, "sd": None, "runs": [{"training_seconds": 3.0}]}},
         },
         "memory": {"failed": "took more than 60 s"},
+        "distill": {
+            "data": "cifar10",
+            "teacher": {"network": "a_teacher", "weights": "a_source", "accuracy": 0.97, "all_seconds": 99.0},
+            "recipes": {"taught": {"mean": 0.945, "sd": 0.001, "runs": [{"training_seconds": 3.0}] * 3}},
+        },
     }  # fmt: skip
     (tmp_path / "gpu-a-card.json").write_text(json.dumps(results))
     text = page(tmp_path)
@@ -179,6 +187,8 @@ def test_the_page_of_a_card(tmp_path: Path) -> None:
         "out of memory",
         "90.00%",
         "memory failed",
+        "a_teacher with the weights of\na_source, has 97.00%",
+        "| taught | 3 | 94.50% ± 0.10% | 3.0 |",
     ):
         assert part in text
 

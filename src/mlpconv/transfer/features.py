@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mlpconv.data.converted import ConvertedImages
+from mlpconv.data.shard_images import ShardImages
 from mlpconv.models.base import Network
 from mlpconv.preprocessing import Preprocessing
 from mlpconv.transfer.cache import FeatureCache, hash_of
@@ -19,9 +22,12 @@ MAX_BATCH, BATCH_VALUES = 50, 1 << 21
 """Images at a time, and the most values in them: large images would need gigabytes."""
 
 
-def frozen_hash(network: Network, preprocessing: Preprocessing) -> str:
-    """Return the SHA-256 of what features depend on: architecture, preprocessing, all weights but the classifier's."""
-    classifier = {id(parameter) for parameter in network.last_layer.parameters()}
+def frozen_hash(network: Network, preprocessing: Preprocessing, *, whole: bool = False) -> str:
+    """Return the SHA-256 of what features depend on: architecture, preprocessing, all weights but the classifier's.
+
+    With `whole`, also of the classifier's weights, on which logits depend.
+    """
+    classifier = set() if whole else {id(parameter) for parameter in network.last_layer.parameters()}
     state = preprocessing.state_dict(prefix="preprocessing.")
     for name, tensor in network.state_dict(prefix="model.", keep_vars=True).items():
         if id(tensor) not in classifier:  # new in each run
@@ -37,24 +43,39 @@ def extract(
     *,
     flip: bool = False,
     precision: str = "fp32",
+    logits: bool = False,
     cache: FeatureCache | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Return the features (N, D) of images (N, C, H, W): the spatial mean of the feature maps, in eval mode.
 
-    `flip` flips the images horizontally; `precision` is "fp32" or "bf16". A `cache` returns the stored
-    features of the same images and weights. `progress` receives the number of images done.
+    `flip` flips the images horizontally; `precision` is "fp32" or "bf16"; `logits` returns the network's logits (N, K)
+    instead. A `cache` returns what is stored for the same images and weights. `progress` receives the number of images
+    done.
     """
 
     def compute() -> Tensor:
-        return outputs(network, preprocessing, images, pooled, flip=flip, precision=precision, progress=progress)
+        forward = network if logits else pooled
+        return outputs(network, preprocessing, images, forward, flip=flip, precision=precision, progress=progress)
 
     def pooled(x: Tensor) -> Tensor:
         return network.forward_features(x).float().mean((2, 3))
 
     if cache is None:
         return compute()
-    return cache.get(hash_of([frozen_hash(network, preprocessing), images, f"flip {flip}", precision]), compute)
+    described = [f"flip {flip}", precision, *(["logits"] if logits else [])]
+    return cache.get(
+        hash_of([frozen_hash(network, preprocessing, whole=logits), *identity(images), *described]), compute
+    )
+
+
+def identity(images: object) -> list[str | NDArray[Any]]:
+    """Return what tells images (N, C, H, W) from others: their pixels, or what these are read from."""
+    if isinstance(images, ConvertedImages):
+        return [f"{images.shape} {images.decode_options}", *identity(images.source)]
+    if isinstance(images, ShardImages):
+        return [f"{images.shape} {images.decode_options}", images.places.digests]
+    return [np.asarray(images)]
 
 
 def outputs(
