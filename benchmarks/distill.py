@@ -1,12 +1,12 @@
 """Measure distillation: small networks from random weights, with and without a teacher, on the same images.
 
-    python benchmarks/distill.py [choose cifar10 folder] [--data FOLDER] [--per-class 300] [--epochs 12] [--seeds 3]
+    python benchmarks/distill.py [choose cifar10 folder] [--data FOLDER] [--per-class 200] [--epochs 10] [--seeds 3]
 
 The teacher is EfficientNet-Lite0 with the weights of ImageNet, whose classifier is fitted on the training images
 (--tune head): what the student gains also comes from ImageNet. `cifar10`: `--per-class` training images of each class
 of CIFAR-10 and 2,000 other training images for validation; the student is the paper's network with 966,986 parameters.
-`choose` compares weights and temperatures on 1,000 further images, for one seed and two thirds of the epochs. `folder`:
-the folder of colour images of benchmarks/folders.py, with 20 images of each class for validation; the student is
+`choose` compares weights and temperatures on 1,000 further images, with half the channels and one seed. `folder`: the
+folder of colour images of benchmarks/folders.py, with 20 images of each class for validation; the student is
 nin_tiny. The seeds of runs with and without a teacher are paired. Test images are not used. One thread; CPU seconds
 are those of the student's training, and for the teacher of everything until its outputs are known. Parts of
 benchmarks/results/distill.json that are not measured again stay.
@@ -32,6 +32,7 @@ import mlpconv
 from mlpconv.data import Dataset, Split, make_dataset
 from mlpconv.data.converted import convert_images
 from mlpconv.data.dataset import select
+from mlpconv.data.storage import cache_folder
 from mlpconv.training import Progress
 
 PARTS = ("choose", "cifar10", "folder")
@@ -100,11 +101,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all by default")
     parser.add_argument("--data", type=Path, help="folder of CIFAR-10 or CIFAR-100; default: the cache, $MLPCONV_DATA")
-    parser.add_argument("--per-class", type=int, default=300)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--per-class", type=int, default=200)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    options.data = options.data or cache_folder()  # before MLPCONV_DATA is set below
     path = RESULTS / "distill.json"
     with tempfile.TemporaryDirectory() as scratch:
         for part in options.parts or PARTS:
@@ -126,14 +128,14 @@ def measure(part: str, top: Path, options: argparse.Namespace) -> dict[str, Any]
     print("teacher", teacher, flush=True)
     if part == "cifar10":
         return result | {"validation_images": VALIDATION} | paired(data, top, options.seeds, settings)
-    settings["epochs"] = 2 * options.epochs // 3
+    settings["width"] = 0.5
     rows = [{"weight": 0.0, "temperature": None} | train(data, top / "plain", 0, settings)]
     for number, (weight, temperature) in enumerate(CANDIDATES):
         how = {"teacher": top / "teacher", "teacher_weight": weight, "temperature": temperature}
         row = train(data, top / f"run-{number}", 0, settings | how)
         rows.append({"weight": weight, "temperature": temperature} | row)
         print(rows[-1], flush=True)
-    return result | {"epochs": settings["epochs"], "validation_images": CHOICE, "runs": rows}
+    return result | {"width": settings["width"], "validation_images": CHOICE, "runs": rows}
 
 
 def measure_folder(top: Path, options: argparse.Namespace) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import gpu_data
 import numpy as np
 import pytest
 import torch
-from gpu_phases import accuracy
+from gpu_phases import accuracy, distill
 from gpu_phases.page import page
 
 import mlpconv
@@ -125,6 +125,26 @@ def test_the_sweep_chooses_the_recipe_that_is_soonest_there(quick: dict[str, Any
     assert [row["lr"] for row in result["recipes"][accuracy.SWEEP]["runs"]] == [0.1]
     again = accuracy.run(torch.device("cpu"), earlier=result, **quick)
     assert again["sweep"] == result["sweep"]
+
+
+def test_distill_trains_the_teacher_on_enlarged_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    draw, labels = np.random.default_rng(0), np.arange(24) % 3
+    split = mlpconv.Split(draw.integers(0, 256, (24, 3, 32, 32), np.uint8), labels)
+    data = mlpconv.data.make_dataset("cifar10", "abc", {"train": split, "val": split})
+    monkeypatch.setenv("MLPCONV_DATA", str(tmp_path))
+    monkeypatch.setattr(distill.gpu_data, "load", lambda _: data)
+    monkeypatch.setattr(distill, "SIDE", 48)
+    monkeypatch.setattr(distill, "TEACHER", {"source": "squeezenet", "tune": "all", "epochs": 1, "min_steps": 1})
+    monkeypatch.setattr(distill, "STUDENT", distill.SMALL | {"model": "nin_tiny"})
+    said: list[dict[str, Any]] = []
+    arguments = {"small": False, "deadline": 1e18, "say": said.append, "sources": "now"}
+    earlier = {"data": "cifar10", "recipes": {"taught": {"runs": [dict(trained(0, 0, 2, {}))]}}}
+    result = distill.run(torch.device("cpu"), earlier=earlier, **arguments)
+    assert (result["teacher"]["network"], result["teacher"]["weights"]) == ("squeezenet", "squeezenet")
+    assert {name: [row["seed"] for row in found["runs"]] for name, found in result["recipes"].items()} == {
+        "taught": [2, 0, 1], "plain": [0, 1, 2],
+    }  # fmt: skip
+    assert "left_out" in distill.run(torch.device("cpu"), earlier={}, **arguments | {"deadline": 0})
 
 
 @pytest.mark.parametrize(("name", "channels", "side"), [("cifar10", 3, 32), ("mnist", 1, 28)])

@@ -16,10 +16,14 @@ import mlpconv
 from mlpconv.cli import main
 from mlpconv.data import Dataset, Split, make_dataset
 from mlpconv.data.converted import ConvertedImages
+from mlpconv.data.pack import pack
+from mlpconv.data.shards import memory_limit
 from mlpconv.errors import RunFolderError, UsageError
 from mlpconv.fitting import fit
 from mlpconv.training import Progress, Recipe
 from mlpconv.transfer import features
+from mlpconv.transfer.source import Source
+from mlpconv.transfer.teacher import described, summary
 
 SIDE = 11
 CLOCKS = {"images_per_second", "seconds", "cpu_seconds"}
@@ -183,6 +187,28 @@ def test_the_files_of_a_folder_are_read_in_the_size_of_the_teacher(tmp_path: Pat
     assert "Teacher" in page and "big (nin_tiny)" in page and f"{facts['val_accuracy']:.2%}" in page
     fit(folder, SMALL, out="again", size=7, val_fraction=0.2, epochs=1, teacher="big", progress=progress, report=False)
     assert any("may have been trained on validation images" in note for note in progress.notes)
+
+
+def test_tar_shards_in_memory_and_streamed_give_the_same_bits(tmp_path: Path) -> None:
+    folder = write(tmp_path / "photos")
+    fit(folder, SMALL, out="big", report=False, size=17, epochs=1)
+    pack(folder, tmp_path / "shards", per_shard=7)
+    for name, limit in (("memory", None), ("streamed", 1)):
+        with memory_limit(limit):
+            run = fit(tmp_path / "shards", SMALL, out=name, size=7, epochs=1, teacher="big", report=False)
+        assert run.classifier.info["teacher"]["input_size"] == [3, 17, 17]
+    assert same(Path("memory"), Path("streamed"))
+
+
+def test_a_teacher_that_saw_imagenet_says_so(teacher: Path) -> None:
+    classifier = mlpconv.load(teacher)
+    classifier.info["recipe"]["source"] = "squeezenet"
+    facts = described(Source("t", classifier))
+    assert (facts["source"], facts["pretrained_on"]) == ("squeezenet", "ImageNet")
+    told = summary({"name": "t", "train_accuracy": 1.0, "val_accuracy": None} | facts)
+    assert "parameters, trained from squeezenet, which saw ImageNet): accuracy 100.00% on the training images" in told
+    classifier.info |= {"recipe": {"source": "scratch"}, "teacher": facts}  # and so has what it taught
+    assert described(Source("t", classifier))["pretrained_on"] == "ImageNet"
 
 
 def test_a_pretrained_network_learns_from_a_teacher_too(teacher: Path) -> None:

@@ -16,7 +16,7 @@ from mlpconv.data import Dataset, Split
 from mlpconv.data.as_trained import open_as_read
 from mlpconv.data.catalog import CATALOG
 from mlpconv.data.converted import ConvertedImages
-from mlpconv.errors import DataError, RunFolderError, UsageError
+from mlpconv.errors import DataError, NonFiniteError, RunFolderError, UsageError
 from mlpconv.text import composed, option
 from mlpconv.training.loss import SoftTargets
 from mlpconv.training.progress import Progress
@@ -30,6 +30,7 @@ from mlpconv.transfer.start import FeatureReader, scores
 
 __all__ = ["make_teach"]
 
+IMAGENET = "ImageNet"
 SHOWN = 5
 """Classes that a message names."""
 
@@ -70,6 +71,10 @@ def make_teach(
         view = as_read_by(teacher, data, dataset, recipe, root)
         train, val = logits_of(teacher, view, recipe.flip != "none", precision, device, cache, progress)
         train, val = ([logits[:, columns] for logits in part] for part in (train, val))
+        if not all(bool(torch.isfinite(logits).all()) for logits in (*train, *val)):
+            raise NonFiniteError(
+                f"{recipe.teacher} gives NaN or infinite outputs for these images: give another teacher."
+            )
         facts = {"name": recipe.teacher, "sha256": checksum, "precision": precision, "views": len(train)}
         facts |= described(teacher) | accuracies(train[0], val, dataset)
         progress.note(f"{summary(facts)}; computed in {time.perf_counter() - clock:.1f} s, in {precision}")
@@ -196,13 +201,15 @@ def check_same(read: Dataset, dataset: Dataset) -> None:
 def described(teacher: Source) -> dict[str, Any]:
     """Return what the model file of a run records about its teacher's network and training."""
     model, info = teacher.classifier.model, teacher.classifier.info
-    own = info.get("recipe")
-    source = own.get("source") if isinstance(own, dict) else None
+    own, its_teacher = (value if isinstance(value, dict) else {} for value in (info.get("recipe"), info.get("teacher")))
+    source = own.get("source")
+    imagenet = source in BACKBONES or its_teacher.get("pretrained_on") == IMAGENET
     return {
         "network": model.config.name,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "input_size": list(teacher.classifier.input_size),
         "source": source if isinstance(source, str) else None,
+        "pretrained_on": IMAGENET if imagenet else None,
         "data": info.get("data") if isinstance(info.get("data"), str) else None,
     }
 
@@ -217,9 +224,8 @@ def accuracies(train: Tensor, val: Sequence[Tensor], dataset: Dataset) -> dict[s
 
 def summary(facts: dict[str, Any]) -> str:
     """Return a sentence about a teacher: its network, where its weights come from, and its accuracy."""
-    source = facts["source"]
-    pretrained = f", trained from {source}{' (ImageNet weights)' if source in BACKBONES else ''}"
-    origin = "" if source in (None, "scratch") else pretrained
+    origin = "" if facts["source"] in (None, "scratch") else f", trained from {facts['source']}"
+    origin += f", which saw {facts['pretrained_on']}" if facts["pretrained_on"] else ""
     accuracy = f"accuracy {facts['train_accuracy']:.2%} on the training images"
     if facts["val_accuracy"] is not None:
         accuracy += f", {facts['val_accuracy']:.2%} on the validation images"
