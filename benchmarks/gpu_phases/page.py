@@ -18,9 +18,9 @@ PYTHONPATH=src python benchmarks/gpu.py --small    # the same script in its smal
 
 `mlpconv train DATA --device cuda` (or `auto`, the default) trains on a GPU; `Classifier.to("cuda")` predicts on one.
 The script above checks forward passes, gradients, preprocessing, augmentation, dropout and exact resume against the
-CPU, then measures throughput, accuracy over time and memory. Each phase runs in a process of its own and writes to
-`benchmarks/results/gpu-CARD.json`. CIFAR-10 travels to a machine without a network in the parts that
-`python benchmarks/gpu_data.py` writes.
+CPU, then measures throughput, accuracy over time, memory and [distillation](distillation.md). Each phase runs in a
+process of its own and writes to `benchmarks/results/gpu-CARD.json`. CIFAR-10 travels to a machine without a network in
+the parts that `python benchmarks/gpu_data.py` writes.
 
 """
 KINDS = (
@@ -147,7 +147,7 @@ def distill(phase: dict[str, Any]) -> list[str]:
         return []
     scores = f"has {teacher['accuracy']:.2%} validation accuracy after {teacher['all_seconds']:.0f} s"
     lines = [
-        f"[Distillation](distillation.md) ({phase['data']}): the teacher, {teacher['network']} with the weights of",
+        f"Distillation ({phase['data']}): the teacher, {teacher['network']} with the weights of",
         f"{teacher['weights']}, {scores}. It saw ImageNet, and so, through it, did the taught network.",
         "",
         "| `nin_cifar10`, recipe best | n | validation accuracy | seconds of training |",

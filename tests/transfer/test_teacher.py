@@ -240,6 +240,16 @@ def test_what_is_refused(settings: dict[str, Any], message: str, tmp_path: Path)
     assert not (tmp_path / "runs").exists()
 
 
+def test_channels_that_are_no_colours_are_not_resized(teacher: Path, tmp_path: Path) -> None:
+    pixels, labels = np.zeros((9, 7, SIDE, SIDE), np.uint8), np.arange(9) % 3
+    data = make_dataset("bands", ("a", "b", "c"), {"train": Split(pixels, labels)})
+    with pytest.raises(
+        UsageError, match="reads images of 3x13x13, and bands has 7x11x11; images of 7 channels are not"
+    ):
+        fit(data, **STUDENT, teacher=teacher)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_source_whose_classifier_is_fitted_has_no_teacher() -> None:
     with pytest.raises(UsageError, match="teacher='x' has no effect with source='squeezenet', which fits a classifier"):
         fit("digits", source="squeezenet", teacher="x")

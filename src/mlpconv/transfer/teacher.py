@@ -52,6 +52,7 @@ def make_teach(
         return None
     teacher = open_source(recipe.teacher, role="teacher")
     columns = columns_of(teacher, dataset)
+    check_channels(teacher, dataset)
     if may_have_seen(teacher, data, dataset, recipe):
         progress.warn(
             f"The teacher may have been trained on validation images of this run, which makes the validation accuracy "
@@ -123,6 +124,16 @@ def columns_of(teacher: Source, dataset: Dataset) -> list[int]:
     return [position[composed(name)] for name in dataset.classes]
 
 
+def check_channels(teacher: Source, dataset: Dataset) -> None:
+    """Raise UsageError for images that a teacher of another size cannot read, as their channels are not colours."""
+    size, shape = teacher.classifier.input_size, (dataset.channels, *dataset.size)
+    if size != shape and dataset.channels not in (1, 3):
+        raise UsageError(
+            f"{option('teacher', teacher.name)} reads images of {'x'.join(map(str, size))}, and {dataset.name} has "
+            f"{'x'.join(map(str, shape))}; images of {shape[0]} channels are not resized: give a teacher of this size."
+        )
+
+
 def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
@@ -167,12 +178,6 @@ def as_read_by(
         read = dataset
     if (read.channels, *read.size) == classifier.input_size:
         return read
-    if read.channels not in (1, 3):
-        raise UsageError(
-            f"{option('teacher', teacher.name)} reads images of {'x'.join(map(str, classifier.input_size))}, and "
-            f"{dataset.name} has images of {'x'.join(map(str, shape))}, whose {shape[0]} channels cannot be resized: "
-            "give a teacher that was trained on images of this size."
-        )
     splits = {
         key: Split(cast("np.ndarray", ConvertedImages(part.images, classifier.input_size, options)), part.labels)
         for key, part in read.splits.items()
@@ -184,18 +189,17 @@ def as_read_by(
 def check_same(read: Dataset, dataset: Dataset) -> None:
     """Raise DataError unless two readings of the same files have the same images in the same order."""
     for key in ("train", "val"):
-        first, second = read.splits.get(key), dataset.splits.get(key)
-        if first is None or second is None:
-            same = first is second
-        else:
-            named = ([names[label] for label in part.labels] for names, part in
-                     ((read.classes, first), (dataset.classes, second)))  # fmt: skip
-            same = first.names == second.names and next(named) == next(named)
-        if not same:
+        if names_of(read, key) != names_of(dataset, key):
             raise DataError(
                 f"The teacher reads other {key} images of {dataset.name} than this run: the files have changed "
                 "meanwhile, or some cannot be read in its size. Run it again, or remove unreadable files."
             )
+
+
+def names_of(dataset: Dataset, key: str) -> tuple[tuple[str, ...] | None, list[str]]:
+    """Return the files, where they have names, and the classes of the images of a split, in order."""
+    split = dataset.splits.get(key)
+    return (None, []) if split is None else (split.names, [dataset.classes[label] for label in split.labels])
 
 
 def described(teacher: Source) -> dict[str, Any]:
