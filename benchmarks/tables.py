@@ -2,8 +2,9 @@
 
 For each benchmarks/results/speed-CPU.json and scaling-CPU.json it draws docs/images/speed-CPU.png and scaling-CPU.png,
 and writes the tables between the markers of docs/speed.md and README.md. results/ladder.json, longer.json and
-literal-cifar10.json become the tables of docs/training.md. With `--check` it writes nothing and exits with 1 if a
-document differs from the results.
+literal-cifar10.json become the tables of docs/training.md, probe.json and transfer.json those of docs/transfer.md,
+distill.json those of docs/distillation.md. With `--check` it writes nothing and exits with 1 if a document differs from
+the results.
 """
 
 from __future__ import annotations
@@ -20,9 +21,14 @@ from rungs import ladder_table
 
 TOP = RESULTS.parents[1]
 PAGE, TRAINING, README = TOP / "docs" / "speed.md", TOP / "docs" / "training.md", TOP / "README.md"
-TRANSFER = TOP / "docs" / "transfer.md"
+TRANSFER, DISTILLATION = TOP / "docs" / "transfer.md", TOP / "docs" / "distillation.md"
 IMAGES = TOP / "docs" / "images"
 HEADS = {"training": "Training", "inference": "Inference", "single": "Inference, one image at a time"}
+DISTILLED = (
+    ("cifar10", "CIFAR-10, {per_class} training images a class, {validation_images:,} for validation", "nin_cifar10"),
+    ("folder", "folder of colour images, 80 a class, {validation_images:,} for validation", "nin_tiny"),
+)
+TAUGHT = ("plain", "taught")
 BLOCK = "<!-- {name}: written by benchmarks/tables.py -->\n{text}<!-- {name}: end -->"
 
 
@@ -190,6 +196,48 @@ def transfer_table(content: dict[str, Any]) -> str:
     return text
 
 
+def distillation_tables(content: dict[str, Any]) -> str:
+    """Return the tables of networks with and without a teacher, and of weights and temperatures."""
+    result = content["result"]
+    text = (
+        f"\n`python benchmarks/distill.py`, {content['date']}, one thread. The teacher is EfficientNet-Lite0 with the "
+    )
+    text += "weights of ImageNet, whose classifier was fitted on the same training images (`--tune head`): it saw "
+    text += "ImageNet, and so, through it, did the taught networks. Mean ± standard deviation over n seeds, which are "
+    text += "paired; no test image was used.\n\n"
+    head = ("images", "network", "alone", "taught", "gain, points", "teacher", "CPU seconds", "of the teacher", "n")
+    text += cells(*head) + "|---" * len(head) + "|\n"
+    for part, images, network in DISTILLED:
+        if part in result:
+            text += distillation_row(result[part], images.format(**result[part]), network)
+    if "choose" in result:
+        text += choice_table(result["choose"])
+    return text
+
+
+def distillation_row(row: dict[str, Any], images: str, network: str) -> str:
+    """Return the row of a data set: accuracy alone, taught and of the teacher, and CPU seconds."""
+    accuracies = (f"{row[kind]['accuracy']['mean']:.1%} ± {100 * row[kind]['accuracy']['sd']:.1f}" for kind in TAUGHT)
+    seconds = ", ".join(f"{row[kind]['cpu_seconds']['mean']:.0f}" for kind in TAUGHT)
+    gain, teacher = row["gain"], row["teacher"]
+    points = f"{100 * gain['mean']:+.1f} ± {100 * gain['sd']:.1f}"
+    own = (f"{teacher['accuracy']:.1%}", seconds, f"{teacher['all_cpu_seconds']:.0f}")
+    return cells(images, f"`{network}`", *accuracies, points, *own, gain["n"])
+
+
+def choice_table(choice: dict[str, Any]) -> str:
+    """Return the accuracies by weight and temperature."""
+    images = f"{choice['validation_images']:,} other images"
+    text = f"\nWeight and temperature were chosen on {images}, with half the channels and one seed:\n\n"
+    rows = choice["runs"]
+    text += cells(
+        "weight, temperature",
+        *(f"{row['weight']:g}, {row['temperature']:g}" if row["weight"] else "none" for row in rows),
+    )
+    text += "|---" * (len(rows) + 1) + "|\n"
+    return text + cells("validation accuracy", *(f"{row['accuracy']:.1%}" for row in rows))
+
+
 def pages() -> dict[Path, str]:
     """Return each document as it should read, given the published results."""
     speeds, scalings = load("speed"), load("scaling")
@@ -212,7 +260,10 @@ def pages() -> dict[Path, str]:
         transfer = replaced(transfer, name, probe_table(content))
     for name, content in load("transfer").items():
         transfer = replaced(transfer, name, transfer_table(content))
-    return documents | {TRAINING: training, TRANSFER: transfer}
+    distillation = DISTILLATION.read_text("utf-8")
+    for name, content in load("distill").items():
+        distillation = replaced(distillation, name, distillation_tables(content))
+    return documents | {TRAINING: training, TRANSFER: transfer, DISTILLATION: distillation}
 
 
 def main() -> int:

@@ -84,7 +84,7 @@ MUTANTS = (
     ),
     Mutant(
         "training/step.py",
-        '    seed_torch(generator(recipe.seed, "dropout", step).initial_seed(), images.device)\n',
+        '    seed_torch(generator(recipe.seed, "dropout", step).initial_seed(), batch.images.device)\n',
         "",
         "training/test_resume.py::test_stopping_after_every_step_is_bit_identical",
     ),

@@ -39,6 +39,14 @@ def test_find_digits_detects_every_digit(
         assert image.width > 1000
 
 
+def test_a_teacher_is_compared_with_none(capsys: pytest.CaptureFixture[str]) -> None:
+    accuracies = example("teach").main(epochs=4)
+    assert list(accuracies) == ["teacher", "alone", "taught"]
+    assert accuracies["teacher"] > 0.97
+    assert accuracies["alone"] != accuracies["taught"]
+    assert f"teacher  {accuracies['teacher']:.1%}" in capsys.readouterr().out
+
+
 def test_receptive_field_is_drawn(tmp_path: Path) -> None:
     example("receptive_field").main(str(tmp_path / "field.png"))
     with Image.open(tmp_path / "field.png") as image:

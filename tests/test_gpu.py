@@ -13,7 +13,7 @@ import gpu_data
 import numpy as np
 import pytest
 import torch
-from gpu_phases import accuracy
+from gpu_phases import accuracy, distill
 from gpu_phases.page import page
 
 import mlpconv
@@ -51,6 +51,9 @@ def test_each_phase_runs_in_its_smallest_size(phase: str) -> None:
     if phase == "correctness":
         assert len(result["checks"]) == 12
         assert all(check is True for check in result["checks"].values()), result
+    if phase == "distill":
+        assert len(result["recipes"]["taught"]["runs"]) == 1
+        assert result["teacher"]["accuracy"] > 0.1
 
 
 def test_a_phase_that_fails_is_recorded_with_its_reason() -> None:
@@ -124,6 +127,26 @@ def test_the_sweep_chooses_the_recipe_that_is_soonest_there(quick: dict[str, Any
     assert again["sweep"] == result["sweep"]
 
 
+def test_distill_trains_the_teacher_on_enlarged_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    draw, labels = np.random.default_rng(0), np.arange(24) % 3
+    split = mlpconv.Split(draw.integers(0, 256, (24, 3, 32, 32), np.uint8), labels)
+    data = mlpconv.data.make_dataset("cifar10", "abc", {"train": split, "val": split})
+    monkeypatch.setenv("MLPCONV_DATA", str(tmp_path))
+    monkeypatch.setattr(distill.gpu_data, "load", lambda _: data)
+    monkeypatch.setattr(distill, "SIDE", 48)
+    monkeypatch.setattr(distill, "TEACHER", {"source": "squeezenet", "tune": "all", "epochs": 1, "min_steps": 1})
+    monkeypatch.setattr(distill, "STUDENT", distill.SMALL | {"model": "nin_tiny"})
+    said: list[dict[str, Any]] = []
+    arguments = {"small": False, "deadline": 1e18, "say": said.append, "sources": "now"}
+    earlier = {"data": "cifar10", "recipes": {"taught": {"runs": [dict(trained(0, 0, 2, {}))]}}}
+    result = distill.run(torch.device("cpu"), earlier=earlier, **arguments)
+    assert (result["teacher"]["network"], result["teacher"]["weights"]) == ("squeezenet", "squeezenet")
+    assert {name: [row["seed"] for row in found["runs"]] for name, found in result["recipes"].items()} == {
+        "taught": [2, 0, 1], "plain": [0, 1, 2],
+    }  # fmt: skip
+    assert "left_out" in distill.run(torch.device("cpu"), earlier={}, **arguments | {"deadline": 0})
+
+
 @pytest.mark.parametrize(("name", "channels", "side"), [("cifar10", 3, 32), ("mnist", 1, 28)])
 def test_data_survive_their_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, channels: int, side: int
@@ -168,6 +191,11 @@ def test_the_page_of_a_card(tmp_path: Path) -> None:
             "data": "cifar10", "recipes": {"fast": {"mean": 0.9, "sd": None, "runs": [{"training_seconds": 3.0}]}},
         },
         "memory": {"failed": "took more than 60 s"},
+        "distill": {
+            "data": "cifar10",
+            "teacher": {"network": "a_teacher", "weights": "a_source", "accuracy": 0.97, "all_seconds": 99.0},
+            "recipes": {"taught": {"mean": 0.945, "sd": 0.001, "runs": [{"training_seconds": 3.0}] * 3}},
+        },
     }  # fmt: skip
     (tmp_path / "gpu-a-card.json").write_text(json.dumps(results))
     text = page(tmp_path)
@@ -179,6 +207,8 @@ def test_the_page_of_a_card(tmp_path: Path) -> None:
         "out of memory",
         "90.00%",
         "memory failed",
+        "a_teacher with the weights of\na_source, has 97.00%",
+        "| taught | 3 | 94.50% ± 0.10% | 3.0 |",
     ):
         assert part in text
 

@@ -25,7 +25,7 @@ def main() -> None:
     deadline = time.perf_counter() + float(os.environ.get("GPU_PHASE_SECONDS", "600")) - 5
     module = importlib.import_module(f"gpu_phases.{phase}")
     told = json.loads(sys.stdin.read() or "{}")
-    extra = told if phase == "accuracy" else {}
+    extra = told if phase in ("accuracy", "distill") else {}
     say(module.run(torch.device(device), small="--small" in rest, deadline=deadline, say=say, **extra))
 
 

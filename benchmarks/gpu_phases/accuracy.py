@@ -14,7 +14,7 @@ import torch
 
 import mlpconv
 
-__all__ = ["run"]
+__all__ = ["Plan", "add_runs", "run"]
 
 
 class Plan(NamedTuple):
@@ -82,16 +82,30 @@ def run(
         settings = plan.settings
         if name == SWEEP:
             settings = settings | swept(data[plan.data], device, result, deadline, plan.seconds, say)
-        runs = list(result["recipes"].get(name, {}).get("runs", []))
-        for seed in sorted(set(range(plan.seeds)) - {row["seed"] for row in runs}):
-            took = max((row["all_seconds"] for row in runs), default=plan.seconds)
-            if time.perf_counter() > deadline - took:
-                result.setdefault("left_out", []).append(f"{name}, from seed {seed}")
-                break
-            runs.append(one(data[plan.data], device, seed, settings) | {"sources": sources})
-            result["recipes"][name] = summary(runs)
-            say(result)
+        add_runs(result, name, plan._replace(settings=settings), data[plan.data], device, deadline, say, sources)
     return result
+
+
+def add_runs(
+    result: dict[str, Any],
+    name: str,
+    plan: Plan,
+    data: Any,
+    device: torch.device,
+    deadline: float,
+    say: Callable[[dict[str, Any]], None],
+    sources: str,
+) -> None:
+    """Train the seeds of a plan that a result lacks, as long as there is time, and add them to it."""
+    runs = list(result["recipes"].get(name, {}).get("runs", []))
+    for seed in sorted(set(range(plan.seeds)) - {row["seed"] for row in runs}):
+        took = max((row["all_seconds"] for row in runs), default=plan.seconds)
+        if time.perf_counter() > deadline - took:
+            result.setdefault("left_out", []).append(f"{name}, from seed {seed}")
+            break
+        runs.append(one(data, device, seed, plan.settings) | {"sources": sources})
+        result["recipes"][name] = summary(runs)
+        say(result)
 
 
 def swept(

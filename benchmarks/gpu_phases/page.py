@@ -18,9 +18,9 @@ PYTHONPATH=src python benchmarks/gpu.py --small    # the same script in its smal
 
 `mlpconv train DATA --device cuda` (or `auto`, the default) trains on a GPU; `Classifier.to("cuda")` predicts on one.
 The script above checks forward passes, gradients, preprocessing, augmentation, dropout and exact resume against the
-CPU, then measures throughput, accuracy over time and memory. Each phase runs in a process of its own and writes to
-`benchmarks/results/gpu-CARD.json`. CIFAR-10 travels to a machine without a network in the parts that
-`python benchmarks/gpu_data.py` writes.
+CPU, then measures throughput, accuracy over time, memory and [distillation](distillation.md). Each phase runs in a
+process of its own and writes to `benchmarks/results/gpu-CARD.json`. CIFAR-10 travels to a machine without a network in
+the parts that `python benchmarks/gpu_data.py` writes.
 
 """
 KINDS = (
@@ -58,6 +58,7 @@ def section(results: dict[str, Any]) -> str:
         *engines(results.get("engine", {})),
         *throughput(results.get("throughput", {})),
         *accuracy(results.get("accuracy", {})),
+        *distill(results.get("distill", {})),
         *failures(results),
     ]
     return "\n".join(lines) + "\n"
@@ -137,6 +138,26 @@ def accuracy(phase: dict[str, Any]) -> list[str]:
         lines += ["", f"The sweep, one seed each: {'; '.join(tried)}."]
     left_out = [f"Not run, as no time was left: {'; '.join(phase['left_out'])}.", ""] if "left_out" in phase else []
     return [*lines, "", *left_out]
+
+
+def distill(phase: dict[str, Any]) -> list[str]:
+    """Return what a teacher scores, and networks with and without it."""
+    teacher, recipes = phase.get("teacher"), phase.get("recipes", {})
+    if not teacher or not recipes:
+        return []
+    scores = f"has {teacher['accuracy']:.2%} validation accuracy after {teacher['all_seconds']:.0f} s"
+    lines = [
+        f"Distillation ({phase['data']}): the teacher, {teacher['network']} with the weights of",
+        f"{teacher['weights']}, {scores}. It saw ImageNet, and so, through it, did the taught network.",
+        "",
+        "| `nin_cifar10`, recipe best | n | validation accuracy | seconds of training |",
+        "|---|---|---|---|",
+    ]
+    for name, row in recipes.items():
+        seconds = [run["training_seconds"] for run in row["runs"]]
+        sd = f" ± {row['sd']:.2%}" if row["sd"] is not None else ""
+        lines.append(f"| {name} | {len(seconds)} | {row['mean']:.2%}{sd} | {statistics.fmean(seconds):.1f} |")
+    return [*lines, ""]
 
 
 def named(settings: dict[str, Any]) -> str:

@@ -53,7 +53,7 @@ __all__ = [
     "first_line",
 ]
 
-MAX_LISTED = 60
+MAX_LISTED = 80
 """A message lists up to this many accepted names; of more, it lists only the closest matches."""
 
 

@@ -39,6 +39,7 @@ from mlpconv.transfer.cache import GIGABYTES, FeatureCache
 from mlpconv.transfer.choose import AUTO, AUTO_SETTINGS, SourceCandidate, SourceChoice, choose, is_automatic
 from mlpconv.transfer.classes import check_classes, with_classes
 from mlpconv.transfer.source import TUNED_LR, Source, open_source
+from mlpconv.transfer.teacher import make_teach
 
 __all__ = ["Run", "fit"]
 
@@ -90,9 +91,10 @@ def fit(
     Progress object receives all events instead. `report=False` skips the evaluation, the figures and the report.
     `source` gives the initial weights: "scratch" (random), a shipped network, a model file, a run folder, or "auto",
     which compares them and is the default for a folder without recipe and settings of training. With a source, `tune`
-    is "head" (default: only a classifier is fitted on its features, without epochs), "last" or "all". Features are
-    cached in at most `cache_gb` gigabytes of disk. The caller's random states do not change. Raises a subclass of
-    MlpconvError (`mlpconv.errors`).
+    is "head" (default: only a classifier is fitted on its features, without epochs), "last" or "all". `teacher` (a
+    setting) names a trained network of the same classes, whose probabilities the network learns too. Features and
+    outputs of the teacher are cached in at most `cache_gb` gigabytes of disk. The caller's random states do not change.
+    Raises a subclass of MlpconvError (`mlpconv.errors`).
     """
     progress, run_folder, name = progress_of(progress), folder_type(), data_name(data)
     target = Path(out) if out is not None else None
@@ -115,13 +117,14 @@ def fit(
     device = choose_device(plan)
     with keeping_random_states(device):
         model, preprocessing = make_parts(origin, dataset, plan, device)
+        teach = make_teach(data, dataset, plan, data_root, device, features, progress)
         folder = existing or run_folder.create(target, name, reuse=resume)
         if resume and existing is None:
             progress.warn(f"There is nothing to resume in {folder.path} yet: starting a new run.")
         start = make_start(folder, origin, model, preprocessing, dataset, plan, features, progress, choice)
         with folder.lock():
-            resumed = existing is not None
-            history = run_training(folder, plan, dataset, model, preprocessing, device, resumed, progress, start)
+            parts = (folder, plan, dataset, model, preprocessing, device, existing is not None, progress)
+            history = run_training(*parts, start, teach)
             return finished(folder, dataset, history, report)
 
 

@@ -410,4 +410,29 @@ GUARDS = (
         "    if False:",
         "explorer/test_site.py::test_a_folder_with_content_is_not_overwritten",
     ),
+    # What a teacher says
+    Mutant(
+        "training/step.py",
+        "view = flips(self.augmentation, **place, index=index).long()",
+        "view = 0 * index",
+        "training/test_loss.py::test_soft_targets_are_those_of_the_view_that_an_image_shows",
+    ),
+    Mutant(
+        "transfer/teacher.py",
+        "[logits[:, columns] for logits in part]",
+        "[logits for logits in part]",
+        "transfer/test_teacher.py::test_the_outputs_of_a_teacher_are_found_by_class_name_and_resized_image",
+    ),
+    Mutant(
+        "transfer/teacher.py",
+        'if recorded.get("sha256", checksum) != checksum:',
+        "if False:",
+        "transfer/test_teacher.py::test_a_resumed_run_keeps_its_teacher",
+    ),
+    Mutant(
+        "transfer/teacher.py",
+        "open_as_read(data, None, classifier, dataset.membership)",
+        "open_as_read(data, None, classifier, None)",
+        "transfer/test_teacher.py::test_the_files_of_a_folder_are_read_in_the_size_of_the_teacher",
+    ),
 )

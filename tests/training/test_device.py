@@ -32,7 +32,8 @@ def trainer(tmp_path: Path, **settings: Any) -> Trainer:
     split = Split(draw.integers(0, 256, (N, 3, SIDE, SIDE), dtype=np.uint8), np.arange(N) % K)
     preprocessing = Preprocessing.create(recipe.preprocessing, 3, (SIDE, SIDE)).fit(split.images).to(META)
     order = Sampler(N, recipe.batch_size, recipe.seed)
-    loader = BatchLoader(split, preprocessing, recipe, order, order.steps_per_epoch, META)
+    soft = torch.zeros(2, N, K) if recipe.teacher else None
+    loader = BatchLoader(split, preprocessing, recipe, order, order.steps_per_epoch, META, soft)
     norm = "batch" if recipe.norm == "batch" else None
     model = create_model("nin_tiny", num_classes=K, in_channels=3, width=0.25, norm=norm, dropout=recipe.dropout)
     state = initial_state(model.to(META), loader, recipe, None, Progress())
@@ -55,8 +56,8 @@ MANY = {"crop": 2, "flip": "alternate", "cutout": 3, "norm": "batch", "ema": 0.9
     "settings",
     [
         pytest.param(MANY | {"optimizer": "muon", "sizes": (11, 13), "freeze": (0.3, 0.6)}, id="muon"),
-        pytest.param(MANY | {"optimizer": "adamw", "mixup": 0.4, "clip": 1.0, "dropout": 0.5}, id="adamw"),
-        pytest.param({"optimizer": "sgd", "preprocessing": ("gcn",), "dropout": 0.5}, id="paper"),
+        pytest.param(MANY | {"optimizer": "adamw", "mixup": 0.4, "dropout": 0.5, "teacher": "any"}, id="adamw"),
+        pytest.param({"optimizer": "sgd", "preprocessing": ("gcn",), "dropout": 0.5, "clip": 1.0}, id="paper"),
     ],
 )
 def test_steps_do_not_synchronise_the_device(tmp_path: Path, settings: dict[str, Any]):

@@ -70,6 +70,20 @@ def test_the_bits_do_not_depend_on_the_number_of_processes(
     assert found[1] == found[4]
 
 
+@pytest.mark.slow
+def test_a_taught_network_does_not_depend_on_the_number_of_processes(
+    processes: Any, photos: Path, recipe_file: Any, results: Any, tmp_path: Path
+) -> None:
+    assert processes(1, "train", photos, "--epochs", "1", "--set", "size=11", "--out", tmp_path / "big").codes == [0]
+    recipe = recipe_file("sgd", epochs=1, batch_size=20, virtual_shards=4)
+    words = ["train", photos, "--recipe", recipe, "--teacher", tmp_path / "big"]
+    for size in (1, 2):
+        done = processes(size, *words, "--out", tmp_path / f"run-{size}")
+        assert done.codes == [0] * size, done.outputs
+        assert "% on the validation images" in done.outputs[0]
+    assert results(tmp_path / "run-1") == results(tmp_path / "run-2")
+
+
 def test_a_killed_run_resumes_exactly_at_another_size(
     processes: Any, photos: Path, recipe_file: Any, results: Any, tmp_path: Path
 ) -> None:

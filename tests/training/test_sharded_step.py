@@ -58,7 +58,7 @@ def test_statistics_are_the_weighted_mean_of_those_of_the_shards() -> None:
     model = network("batch")
     first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
     norm = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
-    images, labels = batch()
+    images, labels, _ = batch()
     with torch.no_grad():
         means = [first(shard).mean((0, 2, 3)) * len(shard) / 13 for shard in torch.tensor_split(images, 4)]
     ShardedStep(model, make_optimizers(model, recipe), recipe, "fp32", None)(Batch(images, labels), 0)
@@ -70,7 +70,7 @@ def test_each_shard_drops_other_activations() -> None:
     recipe = Recipe(virtual_shards=2, optimizer="sgd")
     torch.manual_seed(0)
     model = create_model("nin_tiny", num_classes=3, width=0.25, dropout=0.5)
-    images, labels = batch()
+    images, labels, _ = batch()
     twice = Batch(images[:4].repeat(2, 1, 1, 1), labels[:4].repeat(2))
     seen: list[torch.Tensor] = []
     model.blocks[-1].register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].detach()))

@@ -185,7 +185,7 @@ def test_images_and_labels_stay_together():
     table = {split.images[i].tobytes(): int(split.labels[i]) for i in range(len(split))}
     seen = []
     for step in range(5):
-        images, labels = made(step)
+        images, labels, _ = made(step)
         assert images.is_contiguous(memory_format=torch.channels_last)
         pixels = (images * 255).round().to(torch.uint8).contiguous().numpy()
         assert [table[image.tobytes()] for image in pixels] == labels.tolist()

@@ -44,7 +44,9 @@ def loader_of(recipe: Recipe) -> BatchLoader:
     split = Split(draw.integers(0, 256, (N, 3, SIDE, SIDE), dtype=np.uint8), np.arange(N) % K)
     chain = Preprocessing.create(["standardize"], 3, (SIDE, SIDE)).fit(split.images)
     order = Sampler(N, recipe.batch_size, recipe.seed)
-    return BatchLoader(split, chain, recipe, order, 2 * order.steps_per_epoch)
+    soft = torch.softmax(torch.randn(2, N, K, generator=torch.Generator().manual_seed(0)), 2)
+    steps = 2 * order.steps_per_epoch
+    return BatchLoader(split, chain, recipe, order, steps, soft=soft if recipe.teacher else None)
 
 
 def trained(recipe: Recipe, **options: Any) -> tuple[StepEngine, list[Outcome]]:
@@ -68,7 +70,7 @@ MANY: dict[str, Any] = {"crop": 2, "flip": "random", "dropout": 0.4, "batch_size
 SETTINGS = [
     pytest.param(MANY | {"optimizer": "muon", "sizes": (11, 13), "freeze": (0.3, 0.6)}, id="muon"),
     pytest.param(MANY | {"optimizer": "adamw", "lr": 0.01, "mixup": 0.4, "label_smoothing": 0.1}, id="adamw"),
-    pytest.param(MANY | {"optimizer": "sgd", "clip": 1.0}, id="sgd"),
+    pytest.param(MANY | {"optimizer": "sgd", "clip": 1.0, "mixup": 0.4, "teacher": "any"}, id="sgd, taught"),
 ]
 
 
@@ -102,7 +104,8 @@ def test_the_captured_part_of_a_step_copies_nothing_to_the_device(settings: dict
     optimizers = make_optimizers(model, recipe)
     for part in optimizers.optimizers:
         part.param_groups[:] = [group | {"fused": False} for group in part.param_groups]  # no such kernels for META
-    batch = Batch(torch.zeros(8, 3, SIDE, SIDE, device=META), torch.zeros(8, dtype=torch.int64, device=META))
+    soft = torch.zeros(8, K, device=META) if recipe.teacher else None
+    batch = Batch(torch.zeros(8, 3, SIDE, SIDE, device=META), torch.zeros(8, dtype=torch.int64, device=META), soft)
     run = StepEngine(model, optimizers, recipe, "fp32")
     inputs = prepare(batch, recipe, 0, K)
     run.update(inputs)  # allocates the state of the optimizers

@@ -34,6 +34,7 @@ NAMES = (
     "balance",
     "add_classes",
     "weights",
+    "teacher",
 )
 Memory = Annotated[
     str | None, Parameter(help="Memory for the images of tar shards, such as 4G (default: a quarter of what is free).")
@@ -70,7 +71,16 @@ Balance = Annotated[Switch, Parameter(help="Fit the classifier with the same tot
 AddClasses = Annotated[
     Switch, Parameter(help="Keep the classes of the network in --from with their weights, and fit only the new ones.")
 ]
-CacheGB = Annotated[float | None, Parameter(help="Most gigabytes of disk for cached features; default 2.")]
+Teacher = Annotated[
+    str | None,
+    Parameter(
+        help="Trained network of the same classes to learn from (distillation): a model file, run folder or shipped "
+        "network; --set teacher_weight and temperature say how."
+    ),
+]
+CacheGB = Annotated[
+    float | None, Parameter(help="Most gigabytes of disk for cached features and outputs of a teacher; default 2.")
+]
 
 
 def train(
@@ -91,6 +101,7 @@ def train(
     tune: Tune = None,
     balance: Balance = False,
     add_classes: AddClasses = False,
+    teacher: Teacher = None,
     cache_gb: CacheGB = None,
     memory: Memory = None,
     json: Switch = False,
@@ -124,13 +135,12 @@ def train(
     from mlpconv.fitting import fit
 
     settings = merge_settings(
-        set_, epochs=epochs, precision=precision, device=device, on_collapse=on_collapse,
-        source=from_, weights=weights, tune=tune, balance=balance or None, add_classes=add_classes or None,
+        set_, epochs=epochs, precision=precision, device=device, on_collapse=on_collapse, source=from_, weights=weights,
+        tune=tune, balance=balance or None, add_classes=add_classes or None, teacher=teacher,
     )  # fmt: skip
-    settings |= {"out": out, "resume": resume, "data_root": data_dir}
     settings |= {} if cache_gb is None else {"cache_gb": cache_gb}
     with worded(CommandLine(data, data_dir)), limited(memory):
-        run = fit(data, recipe, progress=make_progress(json), **settings)
+        run = fit(data, recipe, out=out, resume=resume, data_root=data_dir, progress=make_progress(json), **settings)
     if environ.get("RANK", "0") == "0":  # torchrun: rank 0 prints
         (print_json if json else print_summary)(run)
 
@@ -206,6 +216,8 @@ def print_summary(run: Run) -> None:
         epochs = run.history[-1]["epoch"]
         epoch = f" (best epoch: {best['epoch']} of {epochs})" if epochs else ""
         console.print(f"validation accuracy [bold]{best['val_accuracy']:.2%}[/]{epoch}")
+    if (teacher := run.classifier.info.get("teacher")) and teacher["val_accuracy"] is not None:
+        console.print(f"teacher's validation accuracy {teacher['val_accuracy']:.2%}")
     folder = escape(shlex.quote(str(run.folder)))
     console.print(f"{run.history[-1]['seconds']:.0f} s; results in [bold]{folder}[/]")
     console.print(f"  report    {escape(shlex.quote(str(run.folder / 'report.html')))}")
@@ -215,5 +227,6 @@ def print_summary(run: Run) -> None:
 
 def print_json(run: Run) -> None:
     """Print the result of the run as one line of JSON."""
-    best = run.classifier.info["metrics"]
-    print(dumps({"folder": str(run.folder), "model": str(run.folder / "model.safetensors"), "best": best}))
+    info = run.classifier.info
+    line = {"folder": str(run.folder), "model": str(run.folder / "model.safetensors"), "best": info["metrics"]}
+    print(dumps(line | ({"teacher": info["teacher"]} if "teacher" in info else {})))

@@ -11,7 +11,7 @@ from mlpconv.data.openers import open_data
 from mlpconv.data.validation import HoldOutRule, with_validation
 from mlpconv.decode_options import DecodeOptions
 
-__all__ = ["Trained", "open_as_trained"]
+__all__ = ["Trained", "open_as_read", "open_as_trained"]
 
 
 class _Preprocessing(Protocol):
@@ -43,10 +43,18 @@ def open_as_trained(data: str | Path, root: Path | None, classifier: Trained) ->
     fraction, seed = recipe.get("val_fraction", 0.2), recipe.get("seed", 0)
     fraction = float(fraction) if isinstance(fraction, int | float) and 0 <= fraction < 1 else 0.2
     seed = seed if isinstance(seed, int) else 0
-    channels, height, width = classifier.input_size
-    membership = HoldOutRule.from_dict(classifier.info.get("validation"))
+    dataset = open_as_read(data, root, classifier, HoldOutRule.from_dict(classifier.info.get("validation")))
     published = str(data) in CATALOG
-    dataset = open_data(
+    return with_validation(dataset, fraction, seed) if published and "train" in dataset.splits else dataset
+
+
+def open_as_read(data: str | Path, root: Path | None, classifier: Trained, membership: HoldOutRule | None) -> Dataset:
+    """Open data with the size, channels and decode options of a classifier.
+
+    In a folder, the images that `membership` names are held out, none without it. Raises what `open_data` raises.
+    """
+    channels, height, width = classifier.input_size
+    return open_data(
         data,
         root=root,
         size=height if height == width else None,
@@ -55,6 +63,5 @@ def open_as_trained(data: str | Path, root: Path | None, classifier: Trained) ->
         membership=membership,
         fit=classifier.preprocessing.decode_options.fit,
         bits=classifier.preprocessing.decode_options.bits,
-        classes=None if published else classifier.classes,  # a folder may lack some of the classes
+        classes=None if str(data) in CATALOG else classifier.classes,  # a folder may lack some of the classes
     )
-    return with_validation(dataset, fraction, seed) if published and "train" in dataset.splits else dataset

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Augmentation", "augment", "generator", "mixup", "resize"]
+__all__ = ["Augmentation", "augment", "flips", "generator", "mixup", "resize"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def augment(images: Tensor, settings: Augmentation, *, seed: int, step: int, epo
     n, width = len(images), images.shape[3]
     columns = torch.arange(width).expand(n, width)
     if settings.flip != "none":
-        mask = flip_mask(settings.flip, rng, seed, epoch, index.cpu())
+        mask = flip_mask(settings.flip, rng, seed, epoch, index.cpu())  # first: `flips` draws the same numbers
         columns = torch.where(mask[:, None], width - 1 - columns, columns)
     if settings.crop or settings.flip != "none":
         images = crop(images, settings, columns, rng)
@@ -48,8 +48,15 @@ def augment(images: Tensor, settings: Augmentation, *, seed: int, step: int, epo
     return images
 
 
+def flips(settings: Augmentation, *, seed: int, step: int, epoch: int, index: Tensor) -> Tensor:
+    """Return a mask (N,) of the images that `augment` flips horizontally with the same arguments."""
+    return flip_mask(settings.flip, generator(seed, "augment", step), seed, epoch, index.cpu())
+
+
 def flip_mask(mode: str, rng: torch.Generator, seed: int, epoch: int, index: Tensor) -> Tensor:
     """Return a mask (N,) of the images to flip; "alternate" flips every image in every second epoch."""
+    if mode == "none":
+        return torch.zeros(len(index), dtype=torch.bool)
     if mode == "random":
         return torch.rand(len(index), generator=rng) < 0.5
     return (random_bits(index, seed) + epoch) % 2 == 1

@@ -7,16 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from mlpconv.data.catalog import CATALOG
-from mlpconv.data.color import to_channels
+from mlpconv.data.converted import convert_images
 from mlpconv.data.dataset import Dataset, Split, make_dataset
-from mlpconv.data.decode import from_pil
 from mlpconv.data.folder import open_folder
 from mlpconv.data.published import open_named, refuse_pickles
 from mlpconv.data.shards import find_shards, open_shards
-from mlpconv.data.storage import allocate
 from mlpconv.data.validation import HoldOutRule
 from mlpconv.errors import DataError, UsageError, did_you_mean
 
@@ -94,19 +91,7 @@ def _convert(dataset: Dataset, size: int | None, channels: int | None, classes: 
         )
     new_label = np.array([order.index(name) for name in dataset.classes], np.int64)
     splits = {
-        key: Split(_convert_images(split.images, shape), new_label[split.labels], split.names)
+        key: Split(convert_images(split.images, shape), new_label[split.labels], split.names)
         for key, split in dataset.splits.items()
     }
     return make_dataset(dataset.name, order, splits, dataset.notes)
-
-
-def _convert_images(images: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Convert images (N, C, H, W) to another (C, H, W), by the rules of `decode`."""
-    channels, height, width = shape
-    if images.shape[2:] == (height, width):
-        return to_channels(images, channels)
-    out = allocate((len(images), *shape))
-    for i, image in enumerate(images):
-        pixels = Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
-        out[i] = from_pil(pixels, channels, (height, width))
-    return out

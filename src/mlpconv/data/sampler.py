@@ -18,10 +18,11 @@ __all__ = ["Batch", "Sampler", "prefetch"]
 
 
 class Batch(NamedTuple):
-    """The images (N, C, H, W) and labels (N,) of one step."""
+    """The images (N, C, H, W) and labels (N,) of one step, and with a teacher its soft targets (N, K)."""
 
     images: Tensor
     labels: Tensor
+    soft: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from mlpconv.inference.engine import Engine, close, supported
-from mlpconv.inference.layer_chain import LARGEST_INPUT, chain_of
+from mlpconv.inference.layer_chain import LARGEST_INPUT, Forward, chain_of
 from mlpconv.models.base import Network
 from mlpconv.models.nin import NIN
 from mlpconv.models.squeezenet import SqueezeNet
 
-__all__ = ["Dispatcher", "WeightVersions", "features_engine", "modules_of", "state_of"]
+__all__ = ["Dispatcher", "WeightVersions", "modules_of", "state_of", "trusted_engine"]
 
 WeightVersions = tuple[tuple[int, int, int], ...]
 """The identity and version counter of every tensor of a network."""
@@ -87,14 +87,16 @@ def within_limits(x: Tensor) -> bool:
     return -LARGEST_INPUT <= low <= high <= LARGEST_INPUT
 
 
-def features_engine(model: Network, x: Tensor, precision: str) -> Engine | None:
-    """Return an engine for the pooled features (N, D), tried on preprocessed images (N, C, H, W); None without one."""
+def trusted_engine(model: Network, x: Tensor, precision: str, plain: Forward, *, features: bool) -> Engine | None:
+    """Return an engine for `plain`, tried on preprocessed images (N, C, H, W); None if there is none.
+
+    `plain` maps them to the logits of the model, or with `features` to the spatial means of its features (N, D).
+    """
     usable = supported() and x.device.type == "cpu" and len(x) and within_limits(x)
-    chain = chain_of(model, tuple(x.shape[2:]), features=True) if usable else None
+    chain = chain_of(model, tuple(x.shape[2:]), features=features) if usable else None
     if chain is None or chain.macs < MIN_MACS:
         return None
-    expected = model.forward_features(x).mean((2, 3))
-    return trusted(Engine(chain, torch.bfloat16 if precision == "bf16" else torch.float32), x, expected)
+    return trusted(Engine(chain, torch.bfloat16 if precision == "bf16" else torch.float32), x, plain(x))
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:

@@ -32,6 +32,7 @@ class RunParts:
     evaluation: Mapping[str, Any]
     environment: Mapping[str, Any]
     choice: Mapping[str, Any]
+    teacher: Mapping[str, Any]
     history: tuple[Mapping[str, str], ...]
     figures: Mapping[str, bytes]
     classifier: Classifier | None
@@ -63,6 +64,7 @@ def read_run(folder: Path, classifier: Classifier | None = None) -> RunParts:
         _mapping(folder / "evaluation.json"),
         _mapping(folder / "environment.json"),
         _mapping(folder / "choice.json"),
+        _mapping(folder / "teacher.json"),
         _history(folder / "metrics.csv"),
         {name: content for name, content in figures.items() if content.startswith(PNG)},
         _classifier(folder / "model.safetensors", classifier),

@@ -42,6 +42,7 @@ def sections(run: RunParts) -> Html:
     all_sections = (
         notes(run),
         choice(run),
+        teacher(run),
         usage(run),
         picture(run, "curves", "Training", "Loss and error by epoch", "Loss and error by epoch. " + OVERFITTING),
         evaluation(run),
@@ -143,6 +144,32 @@ def choice(run: RunParts) -> Html:
     rows = candidate_rows(run.choice)
     text = f"This run starts from {source}: {reason}."
     return section("Initial weights", element("p", text), table(COLUMNS, rows, "numbers") if rows else None)
+
+
+def teacher(run: RunParts) -> Html:
+    """Return the teacher of a run and its accuracy, beside that of the network that learned from it."""
+    name, network = run.teacher.get("name"), run.teacher.get("network")
+    if not isinstance(name, str) or not isinstance(network, str):
+        return NOTHING
+    source, images = run.teacher.get("source"), run.teacher.get("pretrained_on")
+    origin = f", which was trained from {source}," if isinstance(source, str) and source != "scratch" else ""
+    seen = f" Its teacher saw {images}, and so, through it, did this network." if isinstance(images, str) else ""
+    shares = [number(run.recipe, key) for key in ("teacher_weight", "temperature")]
+    how = "" if None in shares else f" (weight {shares[0]:g}, temperature {shares[1]:g})"
+    text = f"This network learned from the labels and from the probabilities of {name} ({network}){origin}{how}.{seen}"
+    rows = [("teacher", *_scores(run.teacher, number(run.teacher, "parameters")))]
+    if run.classifier is not None:
+        own = run.classifier.info.get("metrics")
+        parameters = sum(parameter.numel() for parameter in run.classifier.model.parameters())
+        rows.append(("this network", *_scores(own if isinstance(own, dict) else {}, parameters)))
+    columns = ("", "parameters", "validation accuracy", "training accuracy")
+    return section("Teacher", element("p", text), table(columns, rows, "numbers"))
+
+
+def _scores(metrics: Mapping[str, Any], parameters: float | None) -> tuple[str, ...]:
+    accuracies = (number(metrics, key) for key in ("val_accuracy", "train_accuracy"))
+    cells = ("–" if value is None else f"{value:.2%}" for value in accuracies)
+    return ("–" if parameters is None else f"{parameters:,.0f}", *cells)
 
 
 def usage(run: RunParts) -> Html:

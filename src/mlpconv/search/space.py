@@ -26,6 +26,8 @@ SETTINGS = [
     if item.name not in FIXED and typing.get_origin(typing.get_type_hints(Recipe)[item.name]) is not tuple
 ]
 """The settings of a recipe that can be searched: all single values that affect the network or its training."""
+OF_A_TEACHER = ("teacher_weight", "temperature")
+"""Settings that need a teacher, which --set names."""
 LOG_FROM = 10  # ratio of the ends from which an interval is sampled on a logarithmic scale
 DIGITS = 4  # significant digits of a sampled number
 
@@ -111,7 +113,8 @@ def interval(name: str, low: Any, high: Any) -> Range:
 def checked(name: str, value: Any) -> Any:
     """Return a value as the recipe stores it; raises UsageError if the recipe does not accept it."""
     literal = value == "none" and name in ("norm", "flip")
-    return getattr(Recipe().with_settings(**{name: value if literal else from_text(value)}), name)
+    base = Recipe(teacher="any") if name in OF_A_TEACHER else Recipe()
+    return getattr(base.with_settings(**{name: value if literal else from_text(value)}), name)
 
 
 def settings_of(ranges: Sequence[Range], values: Mapping[str, Any]) -> dict[str, Any]:

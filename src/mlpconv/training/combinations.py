@@ -49,6 +49,7 @@ def check_combination(recipe: Recipe) -> None:
             "sizes and zca exclude one another: ZCA whitening is fitted to one image size. Drop one of the two."
         )
     check_source(recipe)
+    check_teacher(recipe)
 
 
 def check_source(recipe: Recipe) -> None:
@@ -80,6 +81,30 @@ def check_source(recipe: Recipe) -> None:
                 f"{option(name, True)} is for a classifier that is fitted alone, {option('tune', 'head')}, and not "
                 f"for {option('tune', recipe.tune)}: drop one of the two."
             )
+
+
+def check_teacher(recipe: Recipe) -> None:
+    """Raise UsageError for settings that exclude learning from a teacher, or need one."""
+    name = recipe.teacher
+    if name is None:
+        for key in ("teacher_weight", "temperature"):
+            if getattr(recipe, key) != _default(recipe, key):
+                raise UsageError(
+                    f"{option(key, getattr(recipe, key))} needs a teacher: name one, {option('teacher', 'MODEL')}."
+                )
+        return
+    if not name or len(name) > MAX_PATH:
+        raise UsageError(f"teacher={_short(name)} is not accepted: give a model file, run folder or shipped network.")
+    if name.startswith(TIMM):
+        raise UsageError(
+            f"{option('teacher', name)} does not know the classes of the data: first train it on them, with "
+            f"{option('source', name)}, and give that run folder as the teacher."
+        )
+    if recipe.tune == "head":
+        raise UsageError(
+            f"{option('teacher', name)} teaches in training steps, and {option('tune', 'head')} fits a classifier "
+            f"without any: pass {option('tune', 'all')}, or {option('source', SCRATCH)} for a new network."
+        )
 
 
 def _default(recipe: Recipe, name: str) -> Any:

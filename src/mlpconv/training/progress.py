@@ -25,7 +25,7 @@ class Progress:
     """Callbacks of a training run. The base class ignores all of them; override what you need."""
 
     def features(self, done: int, total: int) -> None:
-        """The features of `done` of `total` images are computed, before the first step of a pretrained network."""
+        """Of `total` images, `done` have their features or the outputs of a teacher, before the first step."""
 
     def begin(self, steps: int, done: int, epochs: int) -> None:
         """Training starts, or resumes after `done` of `steps` steps."""

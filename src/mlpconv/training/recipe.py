@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
 import types
 import typing
@@ -45,6 +46,12 @@ class Recipe:
     )
     add_classes: bool = setting(False, "keep the source's classes and their weights, and fit only new classes")
     balance: bool = setting(False, "fit the classifier with the same total weight for every class (tune=head)")
+    # the teacher
+    teacher: str | None = setting(None, "trained network to learn from: a model file, run folder or shipped network")
+    teacher_weight: float = setting(
+        0.9, "weight of the teacher's soft targets in the loss; the labels have the rest", 0, 1
+    )
+    temperature: float = setting(8.0, "temperature that softens teacher and network in the loss", 0.1, 100)
     # the network
     model: str = setting("auto", "network architecture; auto selects one for the data")
     width: float = setting(1.0, "width multiplier of the hidden channels", 0.01, 16)
@@ -176,6 +183,8 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
             example = {int: "24,28,32", float: "0.3,0.75", str: "gcn,zca"}[arguments[0]]
             raise UsageError(f"{name}={shorten(value)} is not accepted: give a list, like {name}={example}.")
         return tuple(coerce(name, from_text(item), arguments[0]) for item in values)
+    if hint is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value) if abs(value) < 1 << 1000 else math.inf  # too large for a float: out of every range
     if isinstance(value, hint) and not (hint is not bool and isinstance(value, bool)):

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mlpconv import modelfile
 from mlpconv.data import Dataset
 from mlpconv.data.augment import generator
 from mlpconv.data.sampler import Sampler
-from mlpconv.errors import CheckpointError, RunFolderError
+from mlpconv.errors import CheckpointError, MlpconvError, RunFolderError
 from mlpconv.models.base import Network
 from mlpconv.preprocessing import Preprocessing
 from mlpconv.text import resume_hint
 from mlpconv.training import checkpoint
 from mlpconv.training.environment import describe, differences
 from mlpconv.training.loop import Trainer
+from mlpconv.training.loss import SoftTargets
 from mlpconv.training.memory import keep_freed_memory
 from mlpconv.training.optim import make_optimizers
 from mlpconv.training.precision import choose_precision
@@ -33,13 +36,16 @@ from mlpconv.training.step import BatchLoader
 from mlpconv.training.step_engine import check_engine, choose_engine
 from mlpconv.training.whitening import whiten
 
-__all__ = ["Start", "initial_state", "run_training"]
+__all__ = ["Start", "Teach", "initial_state", "run_training"]
 
 Start = Callable[[], tuple[EpochMetrics | None, dict[str, Any]]]
 """Prepare a run; return the metrics of the network before the first step, and what the model file records of it."""
 
+Teach = Callable[[dict[str, Any]], SoftTargets]
+"""Return the soft targets of a teacher, given what an earlier process of the run recorded of it, or nothing."""
+
 WHITENING_IMAGES, WHITENING_VALUES = 2000, 1 << 23  # maximum training images for whitening, and maximum values in them
-ENVIRONMENT, START = "environment.json", "start.json"
+ENVIRONMENT, START, TEACHER = "environment.json", "start.json", "teacher.json"
 
 
 def run_training(
@@ -52,25 +58,29 @@ def run_training(
     resume: bool,
     progress: Progress,
     start: Start | None = None,
+    teach: Teach | None = None,
 ) -> list[EpochMetrics]:
     """Train `model` in a locked run folder, from the start or, with `resume`, a checkpoint; return the history.
 
-    `start` is called before the first step. With tune=head, its result is that of the run.
+    `teach` and `start` are called before the first step. With tune=head, the result of `start` is that of the run.
     """
     check_engine(recipe, device)
     group = current()
     keep_freed_memory()
     preprocessing, model = preprocessing.to(device), model.to(device)
     stored = load_checkpoint(folder, dataset, progress) if resume else None
-    if not resume and folder.writes:
-        require_empty(folder.path)  # another process may have run here before the lock was taken
-        folder.write_json("data.json", data_summary(dataset))
-        folder.write_json("recipe.json", recipe.to_dict())  # last: the run can be resumed from here on
+    if not resume:
+        begin(folder, dataset, recipe)
+    info = model_info(dataset, recipe)
+    soft: Tensor | None = None
+    if teach is not None:
+        soft, info["teacher"] = teach(recorded(folder, TEACHER) if resume else {})
+        folder.write_json(TEACHER, info["teacher"])
     first: EpochMetrics | None = None
     if start is not None and stored is None:
         first, facts = start()
         folder.write_json(START, facts)
-    info = model_info(dataset, recipe) | (folder.read_json(START) if start is not None else {})
+    info |= folder.read_json(START) if start is not None else {}
     keep = partial(keep_best, folder, dataset, preprocessing, info)
     if first is not None:
         folder.write_history([first])
@@ -80,11 +90,11 @@ def run_training(
             return [first]
     split = dataset.split("train")
     sampler = Sampler(len(split), recipe.batch_size, recipe.seed, recipe.shuffle_window)
-    loader = BatchLoader(split, preprocessing, recipe, sampler, recipe.epochs * sampler.steps_per_epoch, device)
+    loader = BatchLoader(split, preprocessing, recipe, sampler, recipe.epochs * sampler.steps_per_epoch, device, soft)
     precision = recorded_precision(folder, progress) if resume else None
     state = initial_state(model, loader, recipe, stored, progress, precision)
     if group is not None:
-        agree(group, state, preprocessing, dataset)
+        agree(group, state, preprocessing, dataset, loader.soft)
     if stored is None and precision is None:
         folder.write_json(ENVIRONMENT, describe() | {"precision": state.precision})
     engine, message = choose_engine(state.model, lambda: loader(state.step), recipe, state.precision, device)
@@ -100,9 +110,23 @@ def run_training(
     return state.history
 
 
-def agree(group: Group, state: State, preprocessing: Preprocessing, dataset: Dataset) -> None:
-    """Give all processes the precision, weights and preprocessing of rank 0; raises TrainingError for other images."""
+def begin(folder: RunFolder, dataset: Dataset, recipe: Recipe) -> None:
+    """Write what a run can be resumed from; raises RunFolderError if another process has written to the folder."""
+    if folder.writes:
+        require_empty(folder.path)  # another process may have run here before the lock was taken
+        folder.write_json("data.json", data_summary(dataset))
+        folder.write_json("recipe.json", recipe.to_dict())  # last: the run can be resumed from here on
+
+
+def agree(group: Group, state: State, preprocessing: Preprocessing, dataset: Dataset, soft: Tensor | None) -> None:
+    """Give all processes the precision, weights and preprocessing of rank 0.
+
+    Raises TrainingError for other images, or other soft targets of the teacher, which every process computes.
+    """
     group.check_same("images", bytes.fromhex(dataset.fingerprint[:32]))
+    if soft is not None:
+        digest = hashlib.blake2b(soft.cpu().numpy().tobytes(), digest_size=16).digest()
+        group.check_same("outputs of the teacher", digest)
     state.precision = group.broadcast(state.precision.encode() if group.rank == 0 else None).decode()
     group.copy_from_first([*state.model.state_dict().values(), *preprocessing.state_dict().values()])
 
@@ -142,11 +166,18 @@ def load_checkpoint(folder: RunFolder, dataset: Dataset, progress: Progress) -> 
     return newest
 
 
+def recorded(folder: RunFolder, name: str) -> dict[str, Any]:
+    """Return a JSON file that an earlier process of the run wrote; nothing if it was killed before that."""
+    try:
+        return folder.read_json(name)
+    except MlpconvError:  # a RunFolderError, in processes other than the first too
+        return {}
+
+
 def recorded_precision(folder: RunFolder, progress: Progress) -> str | None:
     """Return the dtype that the run recorded before its first step; None if it was killed before that."""
-    try:
-        environment = folder.read_json(ENVIRONMENT)
-    except RunFolderError:
+    environment = recorded(folder, ENVIRONMENT)
+    if not environment:
         return None
     for difference in differences(environment, describe()):
         progress.warn(f"This run started with {difference}: the result may differ in the last bits.")

@@ -8,21 +8,22 @@ so the tree of additions alone decides the bits, and 1, 2 and 4 processes walk t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from mlpconv.data.augment import generator, mixup
+from mlpconv.data.augment import generator
 from mlpconv.data.sampler import Batch
 from mlpconv.errors import UsageError
 from mlpconv.models.base import Network
 from mlpconv.text import option
+from mlpconv.training.loss import losses
 from mlpconv.training.optim import Optimizers
 from mlpconv.training.process_group import Group, tree_sum
 from mlpconv.training.recipe import Recipe
 from mlpconv.training.seeding import seed_torch
-from mlpconv.training.step import AUXILIARY_WEIGHT, Outcome, autocast, forward_pass
+from mlpconv.training.step import Inputs, Outcome, autocast, forward_pass, mixed
 
 __all__ = ["ShardedStep", "check_shards", "resolve_shards"]
 
@@ -69,12 +70,9 @@ class ShardedStep:
 
     def __call__(self, batch: Batch, step: int) -> Outcome:
         """Train on a batch, of which every process has all images; return the loss and correct predictions of all."""
-        recipe, (images, labels) = self.recipe, batch
-        targets = labels
-        if recipe.mixup:
-            targets = F.one_hot(labels, self.model.num_classes).float()
-            images, targets = mixup(images, targets, recipe.mixup, seed=recipe.seed, step=step)
-        shards = torch.tensor_split(torch.arange(len(labels)), recipe.virtual_shards)
+        recipe, inputs = self.recipe, mixed(batch, self.recipe, step, self.model.num_classes)
+        images, length = inputs.images, len(inputs.labels)
+        shards = torch.tensor_split(torch.arange(length), recipe.virtual_shards)
         before = [buffer.clone() for buffer in self.model.buffers()]
         after: list[Tensor] = []
         vectors, counts = [], []
@@ -82,8 +80,8 @@ class ShardedStep:
             rows = slice(int(shards[number][0]), int(shards[number][-1]) + 1)
             self.restore(before)
             seed_torch(generator(recipe.seed, f"dropout/{number}", step).initial_seed(), images.device)
-            share = (rows.stop - rows.start) / len(labels)
-            counts.append(self.backward(images[rows], targets[rows], labels[rows], share))
+            share = (rows.stop - rows.start) / length
+            counts.append(self.backward(inputs.map(itemgetter(rows)), share))
             after = after or [buffer.clone() for buffer in self.model.buffers()]
             vectors.append(self.flatten(share))
         self.restore(after)  # counters; the statistics follow
@@ -102,15 +100,13 @@ class ShardedStep:
         count = shards // self.group.size
         return range(self.group.rank * count, (self.group.rank + 1) * count)
 
-    def backward(self, images: Tensor, targets: Tensor, labels: Tensor, share: float) -> Tensor:
+    def backward(self, shard: Inputs, share: float) -> Tensor:
         """Compute the gradients of a shard, scaled by its `share` of the batch; return its loss and correct (2,)."""
+        images, labels, targets, soft = shard
         self.optimizers.zero_grad()
-        smoothing = self.recipe.label_smoothing
         with autocast(self.precision, images.device):
             logits, auxiliary = forward_pass(self.model, images)
-        loss = total = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
-        for _, aux_logits in auxiliary:
-            total = total + AUXILIARY_WEIGHT * F.cross_entropy(aux_logits.float(), targets, label_smoothing=smoothing)
+        loss, total = losses(logits, auxiliary, targets, soft, self.recipe)
         (total * share).backward()
         with torch.no_grad():
             return torch.stack([loss.double() * share, (logits.argmax(1) == labels).sum().double()])

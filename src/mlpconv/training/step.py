@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,24 +13,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mlpconv.data import Split
-from mlpconv.data.augment import Augmentation, augment, generator, mixup, resize
+from mlpconv.data.augment import Augmentation, augment, flips, generator, mixup, resize
 from mlpconv.data.sampler import Batch, Sampler
 from mlpconv.data.shard_images import is_streamed
 from mlpconv.models.base import Network
 from mlpconv.models.googlenet import GoogLeNet
 from mlpconv.preprocessing import Preprocessing
+from mlpconv.training.loss import losses
 from mlpconv.training.optim import Optimizers
 from mlpconv.training.recipe import Recipe
 from mlpconv.training.seeding import seed_torch
 
-__all__ = ["BatchLoader", "Forward", "Inputs", "Outcome", "autocast", "forward_pass", "prepare", "train_step", "update"]
+__all__ = [
+    "BatchLoader", "Forward", "Inputs", "Outcome", "autocast", "forward_pass", "mixed", "prepare", "train_step",
+    "update",
+]  # fmt: skip
 
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a step: loss (scalar), number of correct predictions (scalar), logits (N, K)."""
+    """The result of a step: loss of the labels (scalar), correct predictions (scalar), logits (N, K)."""
 
     loss: Tensor
     correct: Tensor
@@ -38,7 +42,10 @@ class Outcome:
 
 
 class BatchLoader:
-    """Load the batch of any step: images, preprocessing, augmentation, progressive resizing."""
+    """Load the batch of any step: images, preprocessing, augmentation, progressive resizing.
+
+    `soft` are the soft targets (V, N, K) of a teacher, of which a batch has the view that its images show.
+    """
 
     def __init__(
         self,
@@ -48,12 +55,13 @@ class BatchLoader:
         sampler: Sampler,
         steps: int,
         device: torch.device = CPU,
+        soft: Tensor | None = None,
     ) -> None:
         self.images: np.ndarray | Tensor = split.images
         self.labels = torch.from_numpy(np.array(split.labels))
         self.preprocessing, self.recipe, self.sampler, self.steps = preprocessing, recipe, sampler, steps
         self.augmentation = Augmentation(recipe.crop, recipe.crop_mode, recipe.flip, recipe.cutout)
-        self.device = device
+        self.device, self.soft = device, None if soft is None else soft.to(device)
         self.streamed = is_streamed(split.images)
         if device.type != "cpu" and self.streamed:
             self.labels = self.labels.to(device)
@@ -62,14 +70,18 @@ class BatchLoader:
 
     def __call__(self, step: int) -> Batch:
         index = self.sampler.indices(step)
+        place: dict[str, Any] = {"seed": self.recipe.seed, "step": step, "epoch": self.sampler.epoch(step)}
         with torch.no_grad():
             images = self.preprocessing(self.gather(index))
-            epoch = self.sampler.epoch(step)
-            images = augment(images, self.augmentation, seed=self.recipe.seed, step=step, epoch=epoch, index=index)
+            images = augment(images, self.augmentation, **place, index=index)
             if side := self.side(step):
                 images = resize(images, side)
             images = images.contiguous(memory_format=torch.channels_last)
-        return Batch(images, self.labels[index.to(self.labels.device, non_blocking=True)])
+        soft = None
+        if self.soft is not None:
+            view = flips(self.augmentation, **place, index=index).long()
+            soft = self.soft[view.to(self.device, non_blocking=True), index.to(self.device, non_blocking=True)]
+        return Batch(images, self.labels[index.to(self.labels.device, non_blocking=True)], soft)
 
     @property
     def workers(self) -> int:
@@ -94,11 +106,20 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
 
 
 class Inputs(NamedTuple):
-    """What a step computes with: images (N, C, H, W), labels (N,), targets (N,) or, with mixup, (N, K)."""
+    """What a step computes with: images (N, C, H, W), labels (N,), targets (N,) or, with mixup, (N, K).
+
+    `soft` are the soft targets (N, K) of a teacher, mixed like the targets.
+    """
 
     images: Tensor
     labels: Tensor
     targets: Tensor
+    soft: Tensor | None
+
+    def map(self, action: Callable[[Tensor], Tensor]) -> Inputs:
+        """Return the inputs with `action` of each tensor in its place."""
+        images, labels, targets, soft = self
+        return Inputs(action(images), action(labels), action(targets), None if soft is None else action(soft))
 
 
 Forward = Callable[[Network, Tensor], tuple[Tensor, list[tuple[float, Tensor]]]]
@@ -113,13 +134,19 @@ def train_step(
 
 def prepare(batch: Batch, recipe: Recipe, step: int, num_classes: int) -> Inputs:
     """Return the inputs of a step after mixup, and seed dropout: all that depends on the step number."""
-    images, labels = batch
-    seed_torch(generator(recipe.seed, "dropout", step).initial_seed(), images.device)
-    targets = labels
-    if recipe.mixup:
-        targets = F.one_hot(labels, num_classes).float()
-        images, targets = mixup(images, targets, recipe.mixup, seed=recipe.seed, step=step)
-    return Inputs(images, labels, targets)
+    seed_torch(generator(recipe.seed, "dropout", step).initial_seed(), batch.images.device)
+    return mixed(batch, recipe, step, num_classes)
+
+
+def mixed(batch: Batch, recipe: Recipe, step: int, num_classes: int) -> Inputs:
+    """Return a batch after mixup: images, labels and soft targets are mixed with those of the same partner."""
+    images, labels, soft = batch
+    if not recipe.mixup:
+        return Inputs(images, labels, labels, soft)
+    targets = F.one_hot(labels, num_classes).float()
+    both = targets if soft is None else torch.cat([targets, soft], 1)
+    images, both = mixup(images, both, recipe.mixup, seed=recipe.seed, step=step)
+    return Inputs(images, labels, both[:, :num_classes], None if soft is None else both[:, num_classes:])
 
 
 def update(
@@ -131,15 +158,12 @@ def update(
     forward: Forward | None = None,
 ) -> Outcome:
     """Update the weights once. Nothing here waits for the device or copies to it, so a CUDA graph can replay it."""
-    images, labels, targets = inputs
+    images, labels, targets, soft = inputs
     optimizers.zero_grad()
     with autocast(precision, images.device):
         logits, auxiliary = (forward or forward_pass)(model, images)
     logits = logits.float()
-    loss = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
-    total = loss
-    for weight, aux_logits in auxiliary:
-        total = total + weight * F.cross_entropy(aux_logits.float(), targets, label_smoothing=recipe.label_smoothing)
+    loss, total = losses(logits, auxiliary, targets, soft, recipe)
     total.backward()
     if recipe.clip is not None:
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)

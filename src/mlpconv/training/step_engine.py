@@ -87,12 +87,13 @@ class CapturedStep:
     """A recorded step with the buffers that it reads."""
 
     def __init__(self, action: Callable[[Inputs], Outcome], inputs: Inputs, capture: Capture) -> None:
-        self.inputs = Inputs(*map(torch.clone, inputs))
+        self.inputs = inputs.map(torch.clone)
         self.replay, self.outcome = capture(lambda: action(self.inputs))
 
     def __call__(self, inputs: Inputs) -> Outcome:
         for buffer, value in zip(self.inputs, inputs, strict=True):
-            buffer.copy_(value, non_blocking=True)
+            if buffer is not None and value is not None:
+                buffer.copy_(value, non_blocking=True)
         self.replay()
         return self.outcome
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mlpconv.inference.dispatch import features_engine
+from mlpconv.data.converted import ConvertedImages
+from mlpconv.data.shard_images import ShardImages
+from mlpconv.inference.dispatch import trusted_engine
 from mlpconv.models.base import Network
 from mlpconv.preprocessing import Preprocessing
 from mlpconv.training.step import autocast
@@ -26,9 +29,12 @@ METHOD = "fused"
 """How features are computed: part of the key of the cache, because another way rounds differently."""
 
 
-def frozen_hash(network: Network, preprocessing: Preprocessing) -> str:
-    """Return the SHA-256 of what features depend on: architecture, preprocessing, all weights but the classifier's."""
-    classifier = {id(parameter) for parameter in network.last_layer.parameters()}
+def frozen_hash(network: Network, preprocessing: Preprocessing, *, whole: bool = False) -> str:
+    """Return the SHA-256 of what features depend on: architecture, preprocessing, all weights but the classifier's.
+
+    With `whole`, also of the classifier's weights, on which logits depend.
+    """
+    classifier = set() if whole else {id(parameter) for parameter in network.last_layer.parameters()}
     state = preprocessing.state_dict(prefix="preprocessing.")
     for name, tensor in network.state_dict(prefix="model.", keep_vars=True).items():
         if id(tensor) not in classifier:  # new in each run
@@ -44,29 +50,43 @@ def extract(
     *,
     flip: bool = False,
     precision: str = "fp32",
+    logits: bool = False,
     cache: FeatureCache | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Return the features (N, D) of images (N, C, H, W): the spatial mean of the feature maps, in eval mode.
 
-    `flip` flips the images horizontally; `precision` is "fp32" or "bf16". A `cache` returns the stored
-    features of the same images and weights. `progress` receives the number of images done.
+    `flip` flips the images horizontally; `precision` is "fp32" or "bf16"; `logits` returns the network's logits (N, K)
+    instead. A `cache` returns what is stored for the same images and weights. `progress` receives the number of images
+    done.
     """
 
     def pooled(x: Tensor) -> Tensor:
         return network.forward_features(x).float().mean((2, 3))
 
     def compute() -> Tensor:
+        plain = network if logits else pooled
         with _evaluating(network, preprocessing) as device:
             few = preprocessing(torch.from_numpy(np.array(images[:FEW])).to(device))
-            engine = features_engine(network, few, precision)
-        forward, cast = (pooled, precision) if engine is None else (engine, "fp32")  # the engine casts by itself
+            engine = trusted_engine(network, few, precision, plain, features=not logits)
+        forward, cast = (plain, precision) if engine is None else (engine, "fp32")  # the engine casts by itself
         return outputs(network, preprocessing, images, forward, flip=flip, precision=cast, progress=progress)
 
     if cache is None:
         return compute()
-    described = (frozen_hash(network, preprocessing), f"flip {flip}", precision, METHOD)
-    return cache.get(hash_of([*described, images]), compute)
+    described = [f"flip {flip}", precision, METHOD, *(["logits"] if logits else [])]
+    return cache.get(
+        hash_of([frozen_hash(network, preprocessing, whole=logits), *identity(images), *described]), compute
+    )
+
+
+def identity(images: object) -> list[str | NDArray[Any]]:
+    """Return what tells images (N, C, H, W) from others: their pixels, or what these are read from."""
+    if isinstance(images, ConvertedImages):
+        return [f"{images.shape} {images.decode_options}", *identity(images.source)]
+    if isinstance(images, ShardImages):
+        return [f"{images.shape} {images.decode_options}", images.places.digests]
+    return [np.asarray(images)]
 
 
 def outputs(

@@ -97,9 +97,10 @@ class Source:
         return preprocessing
 
 
-def open_source(name: str | Path, weights: str | None = None) -> Source:
+def open_source(name: str | Path, weights: str | None = None, role: str = "source") -> Source:
     """Open a shipped network by name, a model file, a run folder, or timm:NAME with `weights` or those of the hub.
 
+    `role` is what a message calls it.
     Raises UsageError if there is none, ModelFileError for a damaged file, DownloadError if the hub cannot be reached.
     """
     text = os.fspath(name)
@@ -111,9 +112,8 @@ def open_source(name: str | Path, weights: str | None = None) -> Source:
         if os.path.lexists(text):
             raise
         suggestion = did_you_mean(text[:60], pretrained_names())
-        raise UsageError(
-            f"There is no source {text[:300]!r}; {suggestion} Or give a model file, a run folder or timm:NAME."
-        ) from None
+        others = "a model file, a run folder or timm:NAME" if role == "source" else "a model file or a run folder"
+        raise UsageError(f"There is no {role} {text[:300]!r}; {suggestion} Or give {others}.") from None
 
 
 def check_pooled(network: Network, name: str) -> None:

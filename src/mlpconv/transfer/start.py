@@ -113,7 +113,10 @@ def set_classifier(network: Network, head: Head) -> None:
 
 
 class FeatureReader:
-    """Compute the features of the training and validation images once, and report the progress over all of them."""
+    """Compute the features of the training and validation images once, and report the progress over all of them.
+
+    With `logits`, the logits (N, K) are computed instead.
+    """
 
     def __init__(
         self,
@@ -124,7 +127,10 @@ class FeatureReader:
         precision: str,
         cache: FeatureCache,
         progress: FeatureProgress | None,
+        *,
+        logits: bool = False,
     ) -> None:
+        self.logits = logits
         self.network, self.preprocessing, self.dataset = network, preprocessing, dataset
         self.flips = (False, True) if flip else (False,)
         self.precision, self.cache, self.progress = precision, cache, progress
@@ -151,7 +157,7 @@ class FeatureReader:
 
             self.known[name, flip] = extract(
                 self.network, self.preprocessing, split.images,
-                flip=flip, precision=self.precision, cache=self.cache, progress=report,
+                flip=flip, precision=self.precision, logits=self.logits, cache=self.cache, progress=report,
             )  # fmt: skip
             self.done += len(split)
         return self.known[name, flip]
