@@ -112,6 +112,18 @@ SERVER_GUARDS = (
         "        self.force_exit = True\n",
         SERVER + "test_sigterm_finishes_what_was_accepted",
     ),
+    Mutant(
+        "deploy/draining.py",
+        "            _ignore_new_connections(listener)\n",
+        "            listener.close()\n",
+        SERVER + "test_a_client_that_has_connected_is_answered_before_the_end",
+    ),
+    Mutant(
+        "deploy/draining.py",
+        "while self.server_state.connections and clock() < end",
+        "while False",
+        SERVER + "test_a_client_that_has_connected_is_answered_before_the_end",
+    ),
     # Exported files
     Mutant(
         "deploy/onnx_file.py",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import resource
 import signal
 import socket
+import struct
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from uvicorn import Config, Server
@@ -22,6 +25,11 @@ __all__ = ["DrainingServer", "run_until_signal"]
 # A malformed request is logged by its connection, a failed start is raised.
 REPORTED_ELSEWHERE = ("Invalid HTTP request received.", "Traceback", "Application startup failed")
 SPARE_FILES = 256  # file descriptors beside those of the connections
+POLL_SECONDS = 0.01
+SO_ATTACH_FILTER = 26
+# (code, jump if true, jump if false, operand): load the byte of the flags, test SYN, drop or accept.
+DROP_SYN = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
+CONNECT_SECONDS = 0.05  # after the first packet of a connection; then the event loop has accepted it
 
 
 async def run_until_signal(guard: Guard, listener: socket.socket, on_start: Callable[[], None]) -> None:
@@ -62,7 +70,21 @@ class DrainingServer(Server):
         """Answer for a moment longer with `Connection: close`, stop listening, finish the requests in progress."""
         self.guard.draining = True
         await asyncio.sleep(self.guard.limits.linger_seconds)
+        await self._stop_listening(sockets or [])
         await super().shutdown(sockets)
+
+    async def _stop_listening(self, sockets: list[socket.socket]) -> None:
+        """Ignore new connections, and give those clients a moment to ask that have just connected.
+
+        The kernel accepts connections before the process does; closing the listening socket would reset these.
+        """
+        for listener in sockets:
+            _ignore_new_connections(listener)
+        clock = asyncio.get_running_loop().time
+        end = clock() + self.guard.limits.linger_seconds
+        await asyncio.sleep(CONNECT_SECONDS)
+        while self.server_state.connections and clock() < end and not self.force_exit:
+            await asyncio.sleep(POLL_SECONDS)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -93,6 +115,19 @@ class _JsonHandler(logging.Handler):
         error = record.exc_info[1] if record.exc_info else None
         note = f"{type(error).__name__}: {first_line(error)}" if error is not None else record.getMessage().strip()
         self.guard.log({"level": record.levelname.lower(), "note": note})
+
+
+def _ignore_new_connections(listener: socket.socket) -> None:
+    """Let the kernel drop the packets that open a connection; their sender tries again a second later.
+
+    Only Linux can do that. The filter reads the flags of the TCP header, and drops the packet if SYN is set.
+    """
+    program = b"".join(struct.pack("HBBI", *step) for step in DROP_SYN)
+    kept = ctypes.create_string_buffer(program)
+    with suppress(OSError):
+        if sys.platform == "linux":
+            filter_of = struct.pack("HP", len(DROP_SYN), ctypes.addressof(kept))
+            listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, filter_of)
 
 
 def _allow_files(count: int) -> None:
