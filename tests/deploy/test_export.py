@@ -81,6 +81,22 @@ def test_a_fully_connected_head_has_no_maps_and_one_size(tmp_path: Path) -> None
         predictor.maps(np.zeros((1, 3, 11, 13), np.uint8))
 
 
+def test_a_size_that_was_right_by_chance_is_found(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The pool is the identity at the traced size and at slightly larger ones, and averages at twice the size."""
+    pooled = (nn.Conv2d(3, 4, 3, 4), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(36, 5))
+    result = export(small_network(*pooled), tmp_path / "pooled.onnx")
+    assert not result.metadata.any_size
+    assert capfd.readouterr().err == ""
+
+
+def test_the_smallest_image_of_another_library_s_network_is_found(tmp_path: Path) -> None:
+    layers = (nn.Conv2d(3, 7, 3), nn.MaxPool2d(2), nn.Conv2d(7, 7, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    result = export(small_network(*layers, nn.Linear(7, 5)), tmp_path / "small.onnx")
+    assert (result.metadata.min_size, result.metadata.any_size) == (8, True)
+    with pytest.raises(UsageError, match="at least 8x8"):
+        Predictor(result.path, engine="onnxruntime").probabilities(np.zeros((1, 3, 7, 9), np.uint8))
+
+
 @pytest.mark.parametrize("names", [["gcn", "zca"], ["mean", "lcn"]])
 def test_preprocessing_is_part_of_the_graph(names: list[str], tmp_path: Path) -> None:
     images = np.random.default_rng(1).integers(0, 256, (40, 3, 11, 13), dtype=np.uint8)

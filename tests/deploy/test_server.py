@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support.servers import Served, request, running, serve_command
+from support.servers import Served, connect, read_answer, request, running, serve_command
 
 import mlpconv
 from mlpconv.deploy.predictor import Predictor
@@ -178,6 +178,25 @@ def test_sigterm_finishes_what_was_accepted(digits_onnx: Path, tmp_path: Path, d
         assert served.stop() == 0
         assert {answer.result().status for answer in answers} == {200}
         assert [entry for entry in served.entries() if entry.get("status") not in (200, None)] == []
+
+
+def test_a_client_that_has_connected_is_answered_before_the_end(digits_onnx: Path, tmp_path: Path) -> None:
+    """From the last moment of listening on, new connections are ignored, and made ones may still ask."""
+    code = (
+        "import sys; from pathlib import Path; from mlpconv.deploy.limits import Limits; from mlpconv.deploy.server "
+        "import *\nserve_model(Path(sys.argv[1]), port=0, options=ServeOptions(engine='onnxruntime', threads=1),"
+        " limits=Limits(linger_seconds=1), announce=lambda url: print(url, flush=True))"
+    )
+    with running([sys.executable, "-c", code, str(digits_onnx)], tmp_path) as served:
+        with connect(served.port) as early:
+            served.process.send_signal(signal.SIGTERM)
+            time.sleep(1.6)
+            with pytest.raises(OSError, match="timed out|refused"):
+                connect(served.port, timeout=0.1)
+            early.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answer = read_answer(early)
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+        assert served.process.wait(60) == 0
 
 
 def test_a_model_that_cannot_be_served_is_one_sentence(tmp_path: Path, digits_onnx: Path) -> None:

@@ -29,7 +29,7 @@ MAY_IMPORT["deploy"] |= {"surgery"}
 for _package in ("claims", "explorer", "cli"):
     MAY_IMPORT[_package] |= {"analysis", "surgery"}
 # What runs where torch is not installed: the modules of deploy, except those that export.
-EXPORTING = {"calibration", "exporting", "onnx_graph", "parity", "quantize", "exportable", "variants"}
+EXPORTING = {"calibration", "exporting", "onnx_graph", "parity", "quantize", "exportable", "variants", "same_padding"}
 WITHOUT_TORCH = {"text", "errors", "files", "decode_options", "predictions", "data", "deploy"}
 ENTRY_POINTS = {"__init__", "__main__"}  # they may import every package
 

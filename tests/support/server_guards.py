@@ -112,6 +112,18 @@ SERVER_GUARDS = (
         "        self.force_exit = True\n",
         SERVER + "test_sigterm_finishes_what_was_accepted",
     ),
+    Mutant(
+        "deploy/draining.py",
+        "for connection in _waiting(listener)]",
+        "for connection in ()]",
+        "deploy/test_draining.py::test_clients_that_the_kernel_had_connected_are_answered",
+    ),
+    Mutant(
+        "deploy/draining.py",
+        "while self.server_state.connections and loop.time() < end",
+        "while False",
+        "deploy/test_draining.py::test_clients_that_the_kernel_had_connected_are_answered",
+    ),
     # Exported files
     Mutant(
         "deploy/onnx_file.py",

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Answer", "Served", "exchange", "request", "running", "serve_command"]
+__all__ = ["Answer", "Served", "connect", "exchange", "read_answer", "request", "running", "serve_command"]
 
 START_SECONDS = 60
 

@@ -197,14 +197,29 @@ class GuardedProtocol(HttpToolsProtocol):
 class _Transport:
     """A transport that closes in a way that lets a client read its answer while it is still sending.
 
-    Closing a socket with unread data resets the connection, which can destroy the answer on its way.
+    Closing a socket with unread data resets the connection, which can destroy the answer on its way. What is written at
+    once, such as headers and body, is sent at once: a system call costs more than the rest of a response.
     """
 
     def __init__(self, transport: asyncio.Transport, protocol: GuardedProtocol) -> None:
         self._transport, self._protocol = transport, protocol
-        self.write, self.abort = transport.write, transport.abort
+        self._unsent: list[bytes] = []
+        self.abort = transport.abort
         self.get_extra_info, self.is_closing = transport.get_extra_info, transport.is_closing
         self.pause_reading, self.resume_reading = transport.pause_reading, transport.resume_reading
+
+    def write(self, data: bytes) -> None:
+        """Send data in the next iteration of the event loop, together with what else is written until then."""
+        if self._protocol.lingering:  # the response has ended
+            return
+        if not self._unsent:
+            self._protocol.loop.call_soon(self._send)
+        self._unsent.append(data)
+
+    def _send(self) -> None:
+        if self._unsent:
+            self._transport.write(b"".join(self._unsent))
+            self._unsent.clear()
 
     def close(self) -> None:
         """Close at once if the request was received, otherwise after a moment."""
@@ -218,6 +233,7 @@ class _Transport:
         protocol = self._protocol
         if protocol.lingering or self._transport.is_closing():
             return
+        self._send()
         protocol.lingering = True
         protocol.guard.lingering += 1
         protocol.flow.resume_reading()
@@ -227,6 +243,7 @@ class _Transport:
 
     def finish(self) -> None:
         """Close the connection; a client that does not read for a while is cut off."""
+        self._send()
         if not self._transport.is_closing():
             self._transport.close()
         if self._transport.get_write_buffer_size():

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from mlpconv.errors import SurgeryError, UsageError, first_line
@@ -70,8 +71,8 @@ def exportable_from_network(
             model = pool_head(model, input_size, latency=False).model
         except SurgeryError as error:
             notes = (f"The file has no category maps: {first_line(error)}.",)
-    name = type(model).__name__
-    return Exportable(name, model, preprocessing.eval(), tuple(classes), input_size, notes=notes)
+    least = _least_side(model, preprocessing.eval(), input_size)
+    return Exportable(type(model).__name__, model, preprocessing, tuple(classes), input_size, least, notes=notes)
 
 
 def _from_classifier(classifier: Classifier) -> Exportable:
@@ -89,9 +90,25 @@ def _from_classifier(classifier: Classifier) -> Exportable:
     )
 
 
-def _count_classes(network: nn.Module, input_size: tuple[int, int, int]) -> int:
-    import torch
+@torch.no_grad()
+def _least_side(model: nn.Module, preprocessing: Preprocessing, input_size: tuple[int, int, int]) -> int:
+    """Return the side of the smallest square image that a network accepts, by bisection."""
 
+    def accepts(side: int) -> bool:
+        try:
+            logits = model(preprocessing(torch.zeros(1, input_size[0], side, side, dtype=torch.uint8)))
+        except Exception:  # noqa: BLE001  (whatever a network raises for a wrong size)
+            return False
+        return bool(torch.isfinite(logits).all())
+
+    low, high = 1, min(input_size[1:])
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if accepts(middle) else (middle + 1, high)
+    return low
+
+
+def _count_classes(network: nn.Module, input_size: tuple[int, int, int]) -> int:
     with torch.no_grad():
         logits = network.eval()(torch.zeros(2, *input_size))
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2:

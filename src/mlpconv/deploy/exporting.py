@@ -12,8 +12,8 @@ from mlpconv.deploy.exportable import Exportable, open_exportable
 from mlpconv.deploy.ir_file import seal_ir
 from mlpconv.deploy.metadata import VARIANTS, Metadata
 from mlpconv.deploy.onnx_file import MAX_FILE, seal
-from mlpconv.deploy.onnx_graph import OPSET, PixelsToOutputs, onnx_graph
-from mlpconv.deploy.parity import MAX_DIFFERENCE, Parity, compare_with_torch, sample_pixels
+from mlpconv.deploy.onnx_graph import OPSET, PixelsToOutputs
+from mlpconv.deploy.parity import MAX_DIFFERENCE, Parity, checked_graph, compare_with_torch, sample_pixels
 from mlpconv.deploy.predictor import Predictor
 from mlpconv.deploy.quantize import Calibration, Quantized, quantized
 from mlpconv.deploy.runtime import EngineName, require_engine
@@ -76,7 +76,7 @@ def export_variants(source: Exportable, files: Mapping[str, Path], calibration: 
         for engine in {_engine_of(variant)} | ({"onnxruntime"} if variant.endswith("int8") else set()):
             require_engine(engine)
     graph = PixelsToOutputs(source)
-    written = onnx_graph(graph)
+    written = checked_graph(graph)
     metadata = Metadata(
         name=source.name, variant="onnx", classes=source.classes, input_size=source.input_size,
         outputs=written.outputs, min_size=source.min_size if written.any_size else min(source.input_size[1:]),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mlpconv.deploy.exportable import Exportable
+from mlpconv.deploy.same_padding import join_same_padding, translations
 from mlpconv.errors import ExportError, UsageError, first_line
 
 __all__ = ["OPSET", "GraphBytes", "PixelsToOutputs", "onnx_graph", "other_size"]
@@ -38,7 +39,7 @@ class PixelsToOutputs(nn.Module):
     def __init__(self, source: Exportable) -> None:
         super().__init__()
         self.preprocessing, self.network, self.fixed_size = source.preprocessing, source.model, source.fixed_size
-        self.input_size = source.input_size
+        self.input_size, self.min_size = source.input_size, source.min_size
         self.eval()
         pixels = torch.randint(0, 256, (2, *source.input_size), dtype=torch.uint8)
         self.has_maps = self.maps_are_logits = False
@@ -90,8 +91,8 @@ def other_size(input_size: tuple[int, int, int]) -> tuple[int, int, int]:
     return input_size[0], input_size[1] + 6, input_size[2] + 9
 
 
-def onnx_graph(graph: PixelsToOutputs) -> GraphBytes:
-    """Return a network as a serialised ONNX model for any number of images, and any size where that is possible.
+def onnx_graph(graph: PixelsToOutputs, *, fixed_size: bool = False) -> GraphBytes:
+    """Return a network as a serialised ONNX model for any number of images, and any size unless `fixed_size`.
 
     Raises ExportError for a network that cannot be traced or has an operator that ONNX lacks, and if the onnx packages
     are missing.
@@ -101,7 +102,7 @@ def onnx_graph(graph: PixelsToOutputs) -> GraphBytes:
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
         raise ExportError(MISSING.format(error.name)) from None
-    if not graph.fixed_size and graph.accepts_other_sizes():
+    if not fixed_size and not graph.fixed_size and graph.accepts_other_sizes():
         with suppress(ExportError):  # the network works at one size only, or its trace cannot be generalised
             return GraphBytes(_serialised(graph, any_size=True), graph.outputs, True)
     return GraphBytes(_serialised(graph, any_size=False), graph.outputs, False)
@@ -120,11 +121,12 @@ def _serialised(graph: PixelsToOutputs, *, any_size: bool) -> bytes:
             )  # fmt: skip
         except Exception as error:
             raise ExportError(_explain("traced", graph, running, error)) from error
+    join_same_padding(traced.graph)
     with _quiet():
         try:
             program: Any = torch.onnx.export(
                 traced, dynamo=True, external_data=False, input_names=["images"], output_names=list(graph.outputs),
-                opset_version=OPSET, verbose=False,
+                opset_version=OPSET, verbose=False, custom_translation_table=translations(),
             )  # fmt: skip
         except Exception as error:
             raise ExportError(_explain("written as ONNX", graph, [], error)) from error

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from mlpconv.data.digits import read_digits
 from mlpconv.data.inputs import read_pixels
-from mlpconv.deploy.onnx_graph import PixelsToOutputs, other_size
+from mlpconv.deploy.onnx_graph import GraphBytes, PixelsToOutputs, onnx_graph, other_size
 from mlpconv.deploy.predictor import Predictor
+from mlpconv.deploy.runtime import OnnxRuntime, OpenVino, Runtime, installed_engines
 from mlpconv.errors import ExportError
 from mlpconv.threads import one_thread
 
-__all__ = ["MAX_DIFFERENCE", "Parity", "compare_with_torch", "sample_pixels"]
+__all__ = ["MAX_DIFFERENCE", "Parity", "checked_graph", "compare_with_torch", "sample_pixels"]
 
 MAX_DIFFERENCE = 1e-4
 """Largest accepted difference of a logit or map value, relative to the largest logit."""
@@ -61,6 +62,36 @@ def sample_pixels(input_size: tuple[int, int, int], real: Pixels | None = None) 
 
 
 @one_thread()
+def checked_graph(graph: PixelsToOutputs) -> GraphBytes:
+    """Return a network as ONNX: for any image size if its outputs are those of torch at several sizes.
+
+    A size that the trace took for a constant would be seen only there. Raises ExportError as `onnx_graph` does.
+    """
+    written = onnx_graph(graph)
+    if not written.any_size:
+        return written
+    content, (_, height, width) = written.content, graph.input_size
+    runtime = OnnxRuntime(content, 1) if "onnxruntime" in installed_engines() else OpenVino(content, None, 1)
+    least = graph.min_size
+    sizes = ((least, least), (height + 1, width + 2), (height + 2, width + 1), (2 * height + 3, 2 * width + 1))
+    if all(_agrees(graph, runtime, size) for size in sizes):
+        return written
+    return onnx_graph(graph, fixed_size=True)
+
+
+def _agrees(graph: PixelsToOutputs, runtime: Runtime, size: tuple[int, int]) -> bool:
+    """Return whether a graph gives the outputs of torch for an image of (H, W)."""
+    pixels = np.random.default_rng(0).integers(0, 256, (1, graph.input_size[0], *size), dtype=np.uint8)
+    expected = _outputs_of_torch(graph, pixels)
+    try:
+        actual = runtime.run(pixels, list(graph.outputs))
+    except Exception:  # noqa: BLE001  (the engines define their own exceptions)
+        return False
+    tolerance = MAX_DIFFERENCE * (float(np.abs(expected[1]).max()) or 1.0)
+    return all(e.shape == a.shape and np.abs(e - a).max() <= tolerance for e, a in zip(expected, actual, strict=True))
+
+
+@one_thread()
 def compare_with_torch(graph: PixelsToOutputs, predictor: Predictor, pixels: Pixels) -> Parity:
     """Compare an exported file with torch on uint8 pixels (N, C, H, W): alone, in batches, and at another size.
 
@@ -79,13 +110,18 @@ def compare_with_torch(graph: PixelsToOutputs, predictor: Predictor, pixels: Pix
 
 
 def _compare(graph: PixelsToOutputs, predictor: Predictor, pixels: Pixels) -> tuple[Arrays, Arrays]:
-    """Return the outputs of torch and of the file; the logits of torch are those of the network called directly."""
+    """Return the outputs of torch and of the file."""
+    return _outputs_of_torch(graph, pixels), predictor.outputs(pixels, list(graph.outputs))
+
+
+def _outputs_of_torch(graph: PixelsToOutputs, pixels: Pixels) -> Arrays:
+    """Return the outputs of torch; the logits are those of the network called directly."""
     with torch.no_grad():
         expected = [tensor.numpy() for tensor in graph(torch.from_numpy(pixels))]
         expected[1] = graph.network(graph.preprocessing(torch.from_numpy(pixels))).numpy()
     if not all(np.isfinite(values).all() for values in expected):
         raise ExportError("The network outputs NaN or infinity: its weights are too large. Retrain it.")
-    return expected, predictor.outputs(pixels, list(graph.outputs))
+    return expected
 
 
 def _same_class(expected: NDArray[np.float32], actual: NDArray[np.float32], difference: float) -> bool:

@@ -44,7 +44,7 @@ class OnnxRuntime:
     def __init__(self, content: bytes, threads: int) -> None:
         import onnxruntime
 
-        onnxruntime.set_default_logger_severity(3)
+        onnxruntime.set_default_logger_severity(4)  # its errors are raised; the log would repeat them
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from mlpconv import __version__
 from mlpconv.deploy.form_data import files_of
-from mlpconv.deploy.guard import Log, Refusal, log_to_stderr
+from mlpconv.deploy.guard import Log, Receive, Refusal, Scope, Send, log_to_stderr
 from mlpconv.deploy.inference_protocol import BINARY_HEADER, model_metadata, parse_request, response_body
 from mlpconv.deploy.ir_file import read_ir
 from mlpconv.deploy.limits import Limits
@@ -76,7 +76,13 @@ class ModelServer:
         self._log = log
         self.pool: WorkerPool
         self.failure: ServerError | None = None
-        self.app = Starlette(routes=self._routes(), lifespan=self._lifespan)
+        self._routed = Starlette(routes=self._routes(), lifespan=self._lifespan)
+
+    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request; raise Refusal for one that would wait too long, before any work for it."""
+        if scope["type"] == "http" and scope["method"] == "POST":
+            self.pool.admit()
+        await self._routed(scope, receive, send)
 
     def log(self, entry: dict[str, Any]) -> None:
         """Count an entry of the log, and write it."""

@@ -125,14 +125,18 @@ class WorkerPool:
 
     async def submit(self, job: Job) -> Result:
         """Compute a job; raise Refusal if the queue is too long, or the worker dies or hangs."""
-        free = any(worker.ready and not worker.busy for worker in self.workers) and not self.jobs
-        if not free and self.expected_wait() > self.latency:
-            raise Refusal(503, "busy", BUSY)
+        self.admit()
         self.jobs.append(job)
         self.waiting += job.images
         self.stages.queued(self.waiting)
         self.arrival.set()
         return await job.future
+
+    def admit(self) -> None:
+        """Raise Refusal if a new job would wait too long."""
+        free = any(worker.ready and not worker.busy for worker in self.workers) and not self.jobs
+        if not free and self.expected_wait() > self.latency:
+            raise Refusal(503, "busy", BUSY)
 
     def expected_wait(self) -> float:
         """Return the seconds until a new job would start, from the recent time per image."""

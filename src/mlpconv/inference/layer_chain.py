@@ -209,7 +209,10 @@ def _padded(conv: nn.Conv2d, norm: nn.Module, size: tuple[int, ...]) -> Iterator
     """Yield the SAME padding of a strided convolution for images of (H, W), and the convolution."""
     folded = _folded(conv, norm)
     if conv.stride != (1, 1):
-        yield nn.ZeroPad2d(tuple(same_padding(size, conv)))  # type: ignore[arg-type]
+        (rows, columns), kernels, strides = size, conv.kernel_size, conv.stride
+        yield nn.ZeroPad2d(
+            (*same_padding(columns, kernels[1], strides[1]), *same_padding(rows, kernels[0], strides[0]))
+        )
     yield folded
 
 

@@ -7,7 +7,7 @@ TensorFlow's SAME padding: for an odd number of zeros, the extra one is on the r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, cast
 
@@ -227,20 +227,19 @@ class EfficientNetLite(Network):
         return F.conv2d(features, self.classifier.weight[:, :, None, None], self.classifier.bias)
 
 
+def same_padding(side: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Return the zeros before and after `side` values for ceil(side / stride) outputs of a kernel >= its stride."""
+    total = (-(-side // stride) - 1) * stride + kernel - side
+    return total // 2, total - total // 2
+
+
 def same_padded(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """Pad (N, C, H, W) with zeros so that `conv` gives ceil(H / stride) rows and ceil(W / stride) columns."""
     if conv.stride == (1, 1):
         return x  # symmetric padding of an odd kernel, which the convolution itself applies
-    return F.pad(x, same_padding(x.shape[2:], conv))
-
-
-def same_padding(size: Sequence[int], conv: nn.Conv2d) -> list[int]:
-    """Return the zeros that `same_padded` adds to images of (H, W): left, right, top, bottom."""
-    padding: list[int] = []
-    for side, kernel, stride in zip(size[::-1], conv.kernel_size[::-1], conv.stride[::-1], strict=True):
-        total = max((-(-side // stride) - 1) * stride + kernel - side, 0)
-        padding += [total // 2, total - total // 2]
-    return padding
+    kernels, strides = conv.kernel_size, conv.stride
+    columns = same_padding(x.shape[3], kernels[1], strides[1])
+    return F.pad(x, (*columns, *same_padding(x.shape[2], kernels[0], strides[0])))
 
 
 def _conv(channels: int, out: int, kernel: int, stride: int, *, groups: int = 1, bias: bool) -> nn.Conv2d:
