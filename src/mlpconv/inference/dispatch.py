@@ -96,7 +96,12 @@ def trusted_engine(model: Network, x: Tensor, precision: str, plain: Forward, *,
     chain = chain_of(model, tuple(x.shape[2:]), features=features) if usable else None
     if chain is None or chain.macs < MIN_MACS:
         return None
-    return trusted(Engine(chain, torch.bfloat16 if precision == "bf16" else torch.float32), x, plain(x))
+    rounded = precision == "bf16"
+    with torch.autocast("cpu", torch.bfloat16, enabled=rounded):
+        expected = plain(
+            x
+        ).float()  # rounded as the engine is: bfloat16 alone can exceed the tolerance of a deep network
+    return trusted(Engine(chain, torch.bfloat16 if rounded else torch.float32), x, expected)
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:
