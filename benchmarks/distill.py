@@ -4,12 +4,12 @@
 
 The teacher is EfficientNet-Lite0 with the weights of ImageNet, whose classifier is fitted on the training images
 (--tune head): what the student gains also comes from ImageNet. `cifar10`: `--per-class` training images of each class
-of CIFAR-10 and 2,000 other training images for validation; the student is the paper's network with 966,986 parameters.
-`choose` compares weights and temperatures on 1,000 further images, with half the channels and one seed. `folder`: the
-folder of colour images of benchmarks/folders.py, with 20 images of each class for validation; the student is nin_tiny,
-trained for four times as many epochs. The seeds of runs with and without a teacher are paired. No test image is used.
-One thread; CPU seconds are those of training, for the teacher of everything but its outputs for the student. Parts
-and seeds of benchmarks/results/distill.json that are not measured again stay.
+of CIFAR-10 and 2,000 other training images for validation; the student is the paper's network (966,986 parameters,
+969,802 with batch norm). `choose` compares weights and temperatures on 1,000 further images, with half the channels and
+one seed. `folder`: the folder of colour images of benchmarks/folders.py, with 20 images of each class for validation;
+the student is nin_tiny, trained for four times as many epochs. The seeds of runs with and without a teacher are paired.
+No test image is used. One thread; CPU seconds are those of training, for the teacher of everything but its outputs for
+the student. Parts and seeds of benchmarks/results/distill.json that are not measured again stay.
 """
 
 from __future__ import annotations
