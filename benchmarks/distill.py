@@ -1,15 +1,15 @@
 """Measure distillation: small networks from random weights, with and without a teacher, on the same images.
 
-    python benchmarks/distill.py [choose cifar10 folder] [--data FOLDER] [--per-class 200] [--epochs 10] [--seeds 3]
+    python benchmarks/distill.py [choose cifar10 folder] [--data FOLDER] [--per-class 200] [--epochs 10] [--seeds 0 1 2]
 
 The teacher is EfficientNet-Lite0 with the weights of ImageNet, whose classifier is fitted on the training images
 (--tune head): what the student gains also comes from ImageNet. `cifar10`: `--per-class` training images of each class
-of CIFAR-10 and 2,000 other training images for validation; the student is the paper's network with 966,986 parameters.
-`choose` compares weights and temperatures on 1,000 further images, with half the channels and one seed. `folder`: the
-folder of colour images of benchmarks/folders.py, with 20 images of each class for validation; the student is nin_tiny,
-trained for four times as many epochs. The seeds of runs with and without a teacher are paired. No test image is used.
-One thread; CPU seconds are those of training, for the teacher of everything but its outputs for the student. Parts of
-benchmarks/results/distill.json that are not measured again stay.
+of CIFAR-10 and 2,000 other training images for validation; the student is the paper's network (966,986 parameters,
+969,802 with batch norm). `choose` compares weights and temperatures on 1,000 further images, with half the channels and
+one seed. `folder`: the folder of colour images of benchmarks/folders.py, with 20 images of each class for validation;
+the student is nin_tiny, trained for four times as many epochs. The seeds of runs with and without a teacher are paired.
+No test image is used. One thread; CPU seconds are those of training, for the teacher of everything but its outputs for
+the student. Parts and seeds of benchmarks/results/distill.json that are not measured again stay.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ VALIDATION, CHOICE = 2000, 1000  # images
 CANDIDATES = ((0.5, 4.0), (0.9, 1.0), (0.9, 4.0), (0.9, 8.0), (1.0, 4.0))
 """Weights and temperatures that are compared."""
 BATCH = 96
+KINDS = ("plain", "taught")
 
 
 def cifar_parts(root: Path | None, per_class: int) -> dict[str, Dataset]:
@@ -80,20 +81,24 @@ def train(data: Any, out: Path, seed: int, settings: dict[str, Any]) -> dict[str
     }
 
 
-def paired(data: Any, top: Path, seeds: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return runs with and without the teacher in `top`, and the differences of each seed."""
-    rows: dict[str, list[dict[str, Any]]] = {"plain": [], "taught": []}
-    for seed in range(seeds):
-        for kind, more in (("plain", {}), ("taught", {"teacher": top / "teacher"})):
-            row = train(data, top / f"{kind}-{seed}", seed, settings | more)
-            rows[kind].append(row)
-            print(kind, row, flush=True)
-    result: dict[str, Any] = {
-        kind: {"runs": runs} | {key: spread([row[key] for row in runs]) for key in ("accuracy", "cpu_seconds")}
-        for kind, runs in rows.items()
-    }
-    pairs = zip(rows["plain"], rows["taught"], strict=True)
-    return result | {"gain": spread([taught["accuracy"] - plain["accuracy"] for plain, taught in pairs])}
+def paired(data: Any, top: Path, seeds: list[int], settings: dict[str, Any]) -> dict[str, Any]:
+    """Return runs with and without the teacher in `top`."""
+    rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
+    for seed in seeds:
+        for kind, more in zip(KINDS, ({}, {"teacher": top / "teacher"}), strict=True):
+            rows[kind].append(train(data, top / f"{kind}-{seed}", seed, settings | more))
+            print(kind, rows[kind][-1], flush=True)
+    return {kind: {"runs": runs} for kind, runs in rows.items()}
+
+
+def merged(result: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+    """Return a result with the seeds of an earlier one that it lacks, the means, and the differences of the pairs."""
+    for kind in KINDS:
+        rows = {row["seed"]: row for part in (earlier, result) for row in part.get(kind, {}).get("runs", [])}
+        runs = [rows[seed] for seed in sorted(rows)]
+        result[kind] = {"runs": runs} | {key: spread([row[key] for row in runs]) for key in ("accuracy", "cpu_seconds")}
+    plain, taught = ([row["accuracy"] for row in result[kind]["runs"]] for kind in KINDS)
+    return result | {"gain": spread([after - before for before, after in zip(plain, taught, strict=True)])}
 
 
 def main() -> None:
@@ -103,7 +108,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of CIFAR-10 or CIFAR-100; default: the cache, $MLPCONV_DATA")
     parser.add_argument("--per-class", type=int, default=200)
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.data = options.data or cache_folder()  # before MLPCONV_DATA is set below
@@ -113,6 +118,10 @@ def main() -> None:
             top = Path(scratch, part)
             result = measure(part, top, options)
             stored = json.loads(path.read_text())["result"] if path.is_file() else {}
+            if part != "choose":
+                earlier = stored.get(part, {})
+                alike = all(earlier.get(key) == result.get(key) for key in ("per_class", "epochs"))
+                result = merged(result, earlier if alike else {})
             write_result("distill", stored | {part: result})
 
 

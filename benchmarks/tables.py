@@ -25,8 +25,16 @@ TRANSFER, DISTILLATION = TOP / "docs" / "transfer.md", TOP / "docs" / "distillat
 IMAGES = TOP / "docs" / "images"
 HEADS = {"training": "Training", "inference": "Inference", "single": "Inference, one image at a time"}
 DISTILLED = (
-    ("cifar10", "CIFAR-10, {per_class} training images a class, {validation_images:,} for validation", "nin_cifar10"),
-    ("folder", "folder of colour images, 80 a class, {validation_images:,} for validation", "nin_tiny"),
+    (
+        "cifar10",
+        "CIFAR-10, {per_class} images a class, {validation_images:,} for validation; {epochs} epochs",
+        "nin_cifar10",
+    ),
+    (
+        "folder",
+        "folder of colour images, 80 a class, {validation_images:,} for validation; {epochs} epochs",
+        "nin_tiny",
+    ),
 )
 TAUGHT = ("plain", "taught")
 BLOCK = "<!-- {name}: written by benchmarks/tables.py -->\n{text}<!-- {name}: end -->"
@@ -206,7 +214,8 @@ def distillation_tables(content: dict[str, Any]) -> str:
     text += "ImageNet, and so, through it, did the taught networks. Mean ± standard deviation over n seeds, which are "
     text += "paired; no test image was used.\n\n"
     head = ("images", "network", "alone", "taught", "gain, points", "teacher", "CPU seconds", "of the teacher", "n")
-    text += cells(*head) + "|---" * len(head) + "|\n"
+    if any(part in result for part, *_ in DISTILLED):
+        text += cells(*head) + "|---" * len(head) + "|\n"
     for part, images, network in DISTILLED:
         if part in result:
             text += distillation_row(result[part], images.format(**result[part]), network)
@@ -228,8 +237,12 @@ def distillation_row(row: dict[str, Any], images: str, network: str) -> str:
 def choice_table(choice: dict[str, Any]) -> str:
     """Return the accuracies by weight and temperature."""
     images = f"{choice['validation_images']:,} other images"
-    text = f"\nWeight and temperature were chosen on {images}, with half the channels and one seed:\n\n"
     rows = choice["runs"]
+    error = max((row["accuracy"] * (1 - row["accuracy"]) / choice["validation_images"]) ** 0.5 for row in rows)
+    text = (
+        f"\nWeight and temperature were chosen on {images}, with half the channels and one seed. The standard error is "
+    )
+    text += f"{100 * error:.1f} points, so most of these differences are noise:\n\n"
     text += cells(
         "weight, temperature",
         *(f"{row['weight']:g}, {row['temperature']:g}" if row["weight"] else "none" for row in rows),
