@@ -63,6 +63,7 @@ def test_names_are_sorted_in_natural_order(names: list[str]) -> None:
         (1000, "case", "1,000 cases"),
         (2, "class", "2 classes"),
         (3, "batch", "3 batches"),
+        (3, "epoch", "3 epochs"),
         (1, "image file", "1 image file"),
     ],
 )

@@ -39,7 +39,7 @@ def composed(text: str) -> str:
 
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun in the singular or the plural: 1 case, 1,000 cases, 2 classes."""
-    plural = f"{noun}es" if noun.endswith(("s", "x", "sh", "ch")) else f"{noun}s"
+    plural = f"{noun}es" if noun.endswith(("s", "x", "sh", "tch", "nch")) else f"{noun}s"
     return f"{number:,} {noun if number == 1 else plural}"
 
 

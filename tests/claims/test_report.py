@@ -162,7 +162,10 @@ def test_networks_that_differ_in_a_number_are_a_curve(tmp_path: Path) -> None:
     for name in ("filters", "pointing"):
         for data in ("digits", "mnist"):
             write_result(tmp_path, find_claim(name), data, -3.0)
-    curve, lines = (network_panels(judge_all([find_claim(name)], tmp_path)[0]) for name in ("filters", "pointing"))
+    curve, lines = (
+        network_panels(judge_all([find_claim(name)], tmp_path)[0], metric)
+        for name, metric in (("filters", "error"), ("pointing", "pointing"))
+    )
     assert [row["at"] for row in curve[0]["MNIST"]] == [4, 8, 16, 32]
     assert [(row["name"], row["at"]) for row in lines[0]["digits"]] == [
         ("average pooling", None),

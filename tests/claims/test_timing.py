@@ -69,7 +69,7 @@ def test_the_figure_has_a_panel_for_each_cost_and_a_point_for_each_network(folde
     stored = read_times(judged.file, "digits", folder)
     assert stored is not None
     assert point.get_xdata()[0] == pytest.approx(stored["arms"]["fully connected"]["inference"]["median"] * 1000 / 64)
-    assert set(figures_of(judged, tmp_path)) == {"cost", "networks", "paired"}
+    assert set(figures_of(judged, tmp_path)) == {"cost", "networks", "networks-gap", "paired"}
 
 
 def test_a_claim_without_times_has_no_such_figure(tmp_path: Path) -> None:

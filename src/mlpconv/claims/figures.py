@@ -49,7 +49,7 @@ COUNTED = re.compile(r"(\d+) .+")
 
 def caption(judged: Judged, kind: str) -> str:
     """Return what a figure of a claim shows, in a sentence."""
-    return CONSTRUCTION_CAPTIONS[judged.file.claim.name] if kind == "construction" else CAPTIONS[kind]
+    return CONSTRUCTION_CAPTIONS[judged.file.claim.name] if kind == "construction" else CAPTIONS[kind.partition("-")[0]]
 
 
 def figures_of(judged: Judged, folder: Path) -> dict[str, Path]:
@@ -66,7 +66,9 @@ def _drawings(judged: Judged) -> Iterator[tuple[str, Figure]]:
     if name in CONSTRUCTIONS:
         yield "construction", construction(name)
     if judged.results:
-        yield "networks", networks(*network_panels(judged))
+        metrics = dict.fromkeys(comparison.metric for comparison in judged.file.claim.comparisons)
+        for number, metric in enumerate(metrics):
+            yield f"networks-{metric}" if number else "networks", networks(*network_panels(judged, metric))
     if filters := filter_panels(judged):
         yield "filters", orientation(filters)
     if costs := cost_panels(judged):
@@ -89,25 +91,24 @@ def _row(finding: Finding) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def network_panels(judged: Judged) -> tuple[dict[str, list[dict[str, Any]]], str]:
+def network_panels(judged: Judged, metric: str) -> tuple[dict[str, list[dict[str, Any]]], str]:
     """Return the runs of every arm by data set as `plots.networks` takes them, and what the values are."""
     claim = judged.file.claim
-    main = claim.comparisons[0].metric
-    others = ((c.control, c.control_metric) for c in claim.comparisons if c.control_metric)
-    sources = dict.fromkeys([*((arm, main) for arm in claim.arms), *others])
+    others = ((c.control, c.control_metric) for c in claim.comparisons if c.metric == metric and c.control_metric)
+    sources = dict.fromkeys([*((arm, metric) for arm in claim.arms), *others])
     treatments = {comparison.treatment for comparison in claim.comparisons}
     places = {arm: int(match[1]) for arm in claim.arms if (match := COUNTED.fullmatch(arm))}
     curve = len(places) == len(claim.arms)
     panels = {
         TITLES[data]: [
-            {"name": arm if metric == main else f"{arm}, {LABELS.get(metric, metric)}",
-             "values": result["arms"][arm]["values"][metric],
+            {"name": arm if source == metric else f"{arm}, {LABELS.get(source, source)}",
+             "values": result["arms"][arm]["values"][source],
              "treatment": arm in treatments, "at": places[arm] if curve else None}
-            for arm, metric in sources
+            for arm, source in sources
         ]
         for data, result in judged.results.items()
     }  # fmt: skip
-    return panels, LABELS.get(main, main)
+    return panels, LABELS.get(metric, metric)
 
 
 def filter_panels(judged: Judged) -> dict[str, list[dict[str, Any]]]:
