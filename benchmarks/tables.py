@@ -2,8 +2,9 @@
 
 For each benchmarks/results/speed-CPU.json and scaling-CPU.json it draws docs/images/speed-CPU.png and scaling-CPU.png,
 and writes the tables between the markers of docs/speed.md and README.md. results/ladder.json, longer.json and
-literal-cifar10.json become the tables of docs/training.md. With `--check` it writes nothing and exits with 1 if a
-document differs from the results.
+literal-cifar10.json become the tables of docs/training.md, probe.json, transfer.json and compare_transfer.json (with a
+figure) those of docs/transfer.md, and pointing.json that of docs/maps.md. With `--check` it writes nothing and exits
+with 1 if a document differs from the results.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS
+from comparisons import aims_table, comparison_table, draw_comparison, pointing_table
 from rungs import ladder_table
 
 TOP = RESULTS.parents[1]
 PAGE, TRAINING, README = TOP / "docs" / "speed.md", TOP / "docs" / "training.md", TOP / "README.md"
-TRANSFER = TOP / "docs" / "transfer.md"
+TRANSFER, MAPS = TOP / "docs" / "transfer.md", TOP / "docs" / "maps.md"
 IMAGES = TOP / "docs" / "images"
 HEADS = {"training": "Training", "inference": "Inference", "single": "Inference, one image at a time"}
 BLOCK = "<!-- {name}: written by benchmarks/tables.py -->\n{text}<!-- {name}: end -->"
@@ -111,6 +113,18 @@ def _point(contender: dict[str, Any]) -> str:
     return f"{contender['images_per_second']['median']:,.0f} ({contender['peak_bytes'] / 1e9:.1f})"
 
 
+def networks_section(content: dict[str, Any]) -> str:
+    """Return the tables of inference with the shipped ImageNet networks on one machine."""
+    result, machine = content["result"], content["machine"]
+    text = f"\n### {result['cpu']}, {machine['cores']} cores: the ImageNet networks\n\n`{content['command']}`, "
+    text += f"{content['date']}; median (quartiles) of {result['rounds']} rounds.\n"
+    for name, works in result["networks"].items():
+        for work in (key for key in HEADS if key in works):
+            side = works["side"]
+            text += f"\n**`{name}`, {side}x{side} pixels: {HEADS[work].lower()}**\n\n{speed_table(works[work], work)}"
+    return text
+
+
 def summary(content: dict[str, Any], image: str) -> str:
     """Return the README's section of one machine: a table of our best contenders, and the plot."""
     result = content["result"]
@@ -196,8 +210,9 @@ def pages() -> dict[Path, str]:
     page = "".join(section(content, f"images/{name}.png") for name, content in speeds.items())
     page += "".join(scaling_section(content, f"images/{name}.png") for name, content in scalings.items())
     front = "".join(summary(content, f"docs/images/{name}.png") for name, content in speeds.items())
+    networks = "".join(networks_section(content) for content in load("networks").values())
     documents = {
-        PAGE: replaced(PAGE.read_text("utf-8"), "speed", page),
+        PAGE: replaced(replaced(PAGE.read_text("utf-8"), "speed", page), "networks", networks),
         README: replaced(README.read_text("utf-8"), "speed", front),
     }
     training = TRAINING.read_text("utf-8")
@@ -212,7 +227,13 @@ def pages() -> dict[Path, str]:
         transfer = replaced(transfer, name, probe_table(content))
     for name, content in load("transfer").items():
         transfer = replaced(transfer, name, transfer_table(content))
-    return documents | {TRAINING: training, TRANSFER: transfer}
+    comparison = load("compare_transfer")["compare_transfer"]
+    transfer = replaced(transfer, "comparison", comparison_table(comparison))
+    transfer = replaced(transfer, "aims", aims_table(comparison["result"]))
+    maps = MAPS.read_text("utf-8")
+    for name, content in load("pointing").items():
+        maps = replaced(maps, name, pointing_table(content))
+    return documents | {TRAINING: training, TRANSFER: transfer, MAPS: maps}
 
 
 def main() -> int:
@@ -235,6 +256,8 @@ def main() -> int:
             save_figure(draw(content["result"]), IMAGES / f"{name}.png")
     for name, content in load("literal").items():
         save_figure(curves(content["result"]["history"]), IMAGES / f"{name}.png")
+    figure = draw_comparison(load("compare_transfer")["compare_transfer"]["result"])
+    save_figure(figure, IMAGES / "compare_transfer.png")
     for path, text in documents.items():
         path.write_text(text, encoding="utf-8")
     return 0
