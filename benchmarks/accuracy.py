@@ -1,11 +1,11 @@
 """Train a recipe with several seeds and report the error: mean, standard deviation and n.
 
-    python benchmarks/accuracy.py mnist --seeds 3 --set val_fraction=0 --judge test
+    python benchmarks/accuracy.py mnist --seeds 3 --set val_fraction=0 --split test
     python benchmarks/accuracy.py cifar10 --recipe best --seeds 1
     python benchmarks/accuracy.py cifar10 --seeds 2 --set epochs=13 crop=4 ema=0.98 eval_every=13 --name fast-13
 
-With `--judge val` (the default) the result is the validation error of the last epoch, and the error of the saved
-network with test-time augmentation (flip). With `--judge test` it is the test error, computed once per seed after all
+With `--split val` (the default) the result is the validation error of the last epoch, and the error of the saved
+network with test-time augmentation (flip). With `--split test` it is the test error, computed once per seed after all
 choices are made. Runs are kept in `--runs` (default runs/accuracy) and resumed. Writes
 benchmarks/results/accuracy-DATA-RECIPE.json; `--name` replaces the name of the recipe there and in the run folders,
 for a recipe changed with `--set`.
@@ -37,7 +37,7 @@ def train(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     last = run.history[-1]
     row = {name: last[name] for name in ("epoch", "seconds", "cpu_seconds")} | {"seed": seed}
     row["images_per_second"] = max(epoch["images_per_second"] for epoch in run.history)
-    if args.judge == "val":
+    if args.split == "val":
         held_out = open_as_trained(args.data, args.root, run.classifier).split("val")
         flipped = mlpconv.evaluate(run.classifier, held_out, tta_flip=True)
         return row | {"error": 1 - last["val_accuracy"], "error_with_tta_flip": flipped.error}
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", nargs="*", default=[])
     parser.add_argument("--name", help="name of the result; default: the name of the recipe")
-    parser.add_argument("--judge", choices=("val", "test"), default="val", help="split to evaluate on")
+    parser.add_argument("--split", choices=("val", "test"), default="val", help="split to evaluate on")
     parser.add_argument("--root", type=Path, help="folder of the data, if not the cache or $MLPCONV_DATA")
     parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"))
     args = parser.parse_args()
@@ -62,7 +62,7 @@ def main() -> None:
         rows = [train(args, seed) for seed in range(args.seeds)]
     except Interrupted as stopped:
         raise SystemExit(f"{stopped} Or run the same command again.") from None
-    result = {"judged": args.judge, "runs": rows} | {
+    result = {"split": args.split, "runs": rows} | {
         name: spread([row[name] for row in rows])
         for name in ("error", "error_with_tta_flip", "seconds", "cpu_seconds")
         if name in rows[0]

@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=["nin_cifar10", "wide"])
     parser.add_argument("--budgets", nargs="*", type=float, default=[0.75, 0.5, 0.33, 0.25])
     parser.add_argument("--fit", type=int, default=1024, help="number of calibration images")
-    parser.add_argument("--judged", type=int, default=2000, help="number of unseen images to evaluate on")
+    parser.add_argument("--held-out", type=int, default=2000, help="number of unseen images to evaluate on")
     parser.add_argument("--steps", type=int, default=100, help="fine-tuning steps, with batches of 64")
     parser.add_argument("--wide", default="digits", help="data set of the wide network")
     parser.add_argument("--width", type=float, default=4.0)
@@ -111,7 +111,7 @@ def open_case(name: str, args: argparse.Namespace) -> Case:
     # The held-out split of the digits is small, so its test split is used as well; other test splits are not.
     names = ["val", "test"] if trained.info["data"] == "digits" else ["val"]
     images, labels = (
-        np.concatenate([getattr(splits[n], array)[: args.judged] for n in names]) for array in ("images", "labels")
+        np.concatenate([getattr(splits[n], array)[: args.held_out] for n in names]) for array in ("images", "labels")
     )
     unseen = Split(images, labels)
     return Case(
@@ -125,7 +125,7 @@ def open_case(name: str, args: argparse.Namespace) -> Case:
 def original(name: str, case: Case, args: argparse.Namespace) -> dict[str, Any]:
     """Return the cost and error of the original network."""
     info = case.classifier.info
-    about = {"data": info["data"], "width": args.width if name == "wide" else 1, "judged": len(case.unseen)}
+    about = {"data": info["data"], "width": args.width if name == "wide" else 1, "held_out": len(case.unseen)}
     return about | cost(case.classifier) | error(case, case.classifier)
 
 
@@ -229,7 +229,7 @@ def table(name: str, result: dict[str, Any]) -> str:
     low, high = (f"{100 * bound:.1f}" for bound in result["error_interval"])
     text = (
         f"**{title(name, result)}**: {result['macs'] / 1e6:.3g} million multiply-adds, error {result['error']:.2%} on "
-        f"{result['judged']:,} unseen images (95% interval {low} to {high}%).\n\n"
+        f"{result['held_out']:,} unseen images (95% interval {low} to {high}%).\n\n"
         "| multiply-adds kept | by weights | fine-tuned | by activations | fine-tuned | throughput | latency |\n"
         "|---|---|---|---|---|---|---|\n"
     )

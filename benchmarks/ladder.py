@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/ladder"))
     parser.add_argument("--only", nargs="*", help="names of plans, such as 'without Muon'")
     args = parser.parse_args()
-    protocol = {"size": args.size, "epochs": args.epochs, "images": args.images, "judged": VALIDATION_IMAGES}
+    protocol = {"size": args.size, "epochs": args.epochs, "images": args.images, "validation_images": VALIDATION_IMAGES}
     results = previous_runs(protocol)
     data = load_images(args.size, args.images, args.root)
     for seed in range(args.seeds):

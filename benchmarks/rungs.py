@@ -72,7 +72,8 @@ def _introduction(content: dict[str, Any], deviation: float) -> str:
     protocol = content["result"]["protocol"]
     return (
         f"`{content['command']}`, {content['date']}: {protocol['size']} pixels, {protocol['epochs']} epochs of "
-        f"{protocol['images']:,} training images, validated on {protocol['judged']:,} others. Means over seeds (n). "
+        f"{protocol['images']:,} training images, validated on {protocol['validation_images']:,} others. "
+        "Means over seeds (n). "
         f"The change between two runs of the same seed has a standard deviation of {deviation:.2f} points; ± is the "
         "95 % interval (not for the change from the baseline, whose runs vary much more). Lower is better.\n\n"
     )

@@ -6,8 +6,8 @@ Batch norm is folded into the convolutions, so that the file has the parameters 
 stored as float16. The file is evaluated as users load it, on the validation split, and is not written if accuracy drops
 by more than 0.05 points.
 
-A run on all images has no validation split. `--judged FILE` names an earlier output of this script, for a run with the
-same recipe and seed on part of the images: the new file gets its metrics, with the number of its training images.
+A run on all images has no validation split. `--evaluated FILE` names an earlier output of this script, for a run with
+the same recipe and seed on part of the images: the new file gets its metrics, with the number of its training images.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mlpconv.models.folding import fold_norm
 
 MAX_LOSS = 0.0005  # of accuracy
 DIFFERENT_SETTING = "val_fraction"
-"""The only setting in which a run and the run of `--judged` may differ."""
+"""The only setting in which a run and the run of `--evaluated` may differ."""
 
 
 def main() -> None:
@@ -32,25 +32,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a finished run folder")
     parser.add_argument("file", type=Path, help="the model file to write")
-    parser.add_argument("--judged", type=Path, help="for a run on all images: the file with its metrics")
+    parser.add_argument("--evaluated", type=Path, help="for a run on all images: the file with its metrics")
     parser.add_argument("--root", type=Path, help="folder of the data, if not the cache or $MLPCONV_DATA")
     args = parser.parse_args()
     trained = mlpconv.load(args.run)
     splits = open_as_trained(trained.info["data"], args.root, trained).splits
-    if ("val" in splits) is (args.judged is not None):
-        raise SystemExit("A run without a validation split needs --judged FILE; a run with one is evaluated on it.")
+    if ("val" in splits) is (args.evaluated is not None):
+        raise SystemExit("A run without a validation split needs --evaluated FILE; a run with one is evaluated on it.")
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / "draft.safetensors"
         write(draft, trained, {})
         shipped = mlpconv.load(draft)
-    split = splits["train"] if args.judged else splits["val"]
+    split = splits["train"] if args.evaluated else splits["val"]
     original, folded = (mlpconv.evaluate(classifier, split) for classifier in (trained, shipped))
     if folded.error > original.error + MAX_LOSS:
         raise SystemExit(
             f"folding and float16 raise the error from {original.error:.2%} to {folded.error:.2%}: not written"
         )
-    if args.judged:
-        metrics = stored_metrics(args.judged, trained)
+    if args.evaluated:
+        metrics = stored_metrics(args.evaluated, trained)
     else:
         flipped = mlpconv.evaluate(shipped, split, tta_flip=True).error
         metrics = {"images": folded.n, "error": folded.error, "error_interval": list(folded.error_interval)}

@@ -3,15 +3,17 @@
     python benchmarks/speed.py                              # all contenders: about twenty minutes on an idle machine
     python benchmarks/speed.py --only plain,ours-fp32 --rounds 3
     python benchmarks/speed.py --scaling                    # by batch size, image size and threads
+    python benchmarks/speed.py --networks squeezenet efficientnet_lite0   # inference with the shipped ImageNet networks
 
 In each round every contender runs for `--seconds`, one after another. A matrix product (the peak) is measured before
 and after each contender, because the speed of a shared machine drifts; shares and ratios are taken within a round, and
 the report has their medians and quartiles over the rounds. Every contender runs in its own process (see
 benchmarks/contenders), so that process-wide settings do not leak, and only one works at a time.
 
-A complete run writes benchmarks/results/local/speed-CPU.json (scaling-CPU.json with `--scaling`), which the documents
-and tests ignore. `--publish` writes to benchmarks/results instead; `python benchmarks/tables.py` then updates plots
-and tables in the documents. With `--only`, results are printed, and written if `--out` is given.
+A complete run writes benchmarks/results/local/speed-CPU.json (scaling-CPU.json with `--scaling`, networks-CPU.json with
+`--networks`), which the documents and tests ignore. `--publish` writes to benchmarks/results instead;
+`python benchmarks/tables.py` then updates plots and tables in the documents. With `--only`, results are printed, and
+written if `--out` is given.
 """
 
 from __future__ import annotations
@@ -27,10 +29,15 @@ from contenders import CONTENDERS, PEAK, Settings
 from contenders.parent import Child
 from contenders.summary import Round, summarise, table
 
+import mlpconv
 from mlpconv.training.environment import cpu_name
 
 WORKS = ("training", "inference")  # one after the other, which halves the memory
 SCALED = ("plain", "ours-fp32", "ours-bf16", "eager", "predict")
+NETWORKS = (
+    "eager", "compiled-fp32", "compiled-bf16", "onnxruntime", "openvino-fp32", "openvino-bf16", "model-fp32",
+    "model-bf16", "engine-fp32", "engine-bf16", "predict",
+)  # fmt: skip
 AXES: dict[str, tuple[Any, ...]] = {"batch": (1, 8, 32, 128, 512), "side": (24, 32, 48), "threads": (1, 0)}
 
 
@@ -104,6 +111,17 @@ def scaling(names: list[str], settings: Settings, rounds: int) -> dict[str, Any]
     return result
 
 
+def networks(names: list[str], settings: Settings, rounds: int, chosen: list[str]) -> dict[str, Any]:
+    """Measure inference with other networks, each at its own image size."""
+    result: dict[str, Any] = {"networks": {}}
+    for network in chosen:
+        print(f"\n{network}", flush=True)
+        side = mlpconv.load(network).input_size[1]
+        point = replace(settings, network=network, side=side)
+        result["networks"][network] = {"side": side} | measure_all(names, point, rounds, singles=True)
+    return result
+
+
 def slug(cpu: str) -> str:
     """Return a processor's name as part of a file name."""
     return re.sub(r"[^a-z0-9]+", "-", cpu.lower()).strip("-")
@@ -118,16 +136,22 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--threads", type=int, default=0, help="of every contender; 0: torch's default")
     parser.add_argument("--scaling", action="store_true", help="measure by batch size, image size and threads")
-    parser.add_argument("--out", help="name of the result; default: speed-CPU or scaling-CPU")
+    parser.add_argument("--networks", nargs="+", help="measure inference with these shipped networks")
+    parser.add_argument("--out", help="name of the result; default: speed-CPU, scaling-CPU or networks-CPU")
     parser.add_argument("--publish", action="store_true", help="write the result to benchmarks/results, not local/")
     options = parser.parse_args()
     rounds = options.rounds or (3 if options.scaling else 5)
-    names = select(options.only, SCALED if options.scaling else WORKS)
+    kind = "scaling" if options.scaling else "networks" if options.networks else "speed"
+    names = select(options.only, {"scaling": SCALED, "networks": NETWORKS, "speed": WORKS}[kind])
     settings = Settings(batch=options.batch, threads=options.threads, seconds=options.seconds)
     cpu = cpu_name()
     result: dict[str, Any] = {"cpu": cpu, "rounds": rounds, "seconds": options.seconds, "batch": options.batch}
-    run = scaling(names, settings, rounds) if options.scaling else measure_all(names, settings, rounds, singles=True)
-    kind = "scaling" if options.scaling else "speed"
+    if options.networks:
+        run = networks([n for n in names if CONTENDERS[n].work == "inference"], settings, rounds, options.networks)
+    elif options.scaling:
+        run = scaling(names, settings, rounds)
+    else:
+        run = measure_all(names, settings, rounds, singles=True)
     if name := options.out or (None if options.only else f"{kind}-{slug(cpu)}"):
         path = write_result(name if options.publish else f"local/{name}", result | run)
         print(f"\nwritten to {path}")

@@ -2,9 +2,9 @@
 
 For each benchmarks/results/speed-CPU.json and scaling-CPU.json it draws docs/images/speed-CPU.png and scaling-CPU.png,
 and writes the tables between the markers of docs/speed.md and README.md. results/ladder.json, longer.json and
-literal-cifar10.json become the tables of docs/training.md, probe.json and transfer.json those of docs/transfer.md,
-distill.json those of docs/distillation.md. With `--check` it writes nothing and exits with 1 if a document differs from
-the results.
+literal-cifar10.json become the tables of docs/training.md, probe.json, transfer.json and compare_transfer.json (with a
+figure) those of docs/transfer.md, distill.json those of docs/distillation.md, and pointing.json that of docs/maps.md.
+With `--check` it writes nothing and exits with 1 if a document differs from the results.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS
+from comparisons import aims_table, comparison_table, draw_comparison, pointing_table
 from rungs import ladder_table
 
 TOP = RESULTS.parents[1]
 PAGE, TRAINING, README = TOP / "docs" / "speed.md", TOP / "docs" / "training.md", TOP / "README.md"
-TRANSFER, DISTILLATION = TOP / "docs" / "transfer.md", TOP / "docs" / "distillation.md"
+TRANSFER, DISTILLATION, MAPS = (TOP / "docs" / f"{name}.md" for name in ("transfer", "distillation", "maps"))
 IMAGES = TOP / "docs" / "images"
 HEADS = {"training": "Training", "inference": "Inference", "single": "Inference, one image at a time"}
 DISTILLED = (
@@ -123,6 +124,18 @@ def _point(contender: dict[str, Any]) -> str:
     if "images_per_second" not in contender:
         return "not run"
     return f"{contender['images_per_second']['median']:,.0f} ({contender['peak_bytes'] / 1e9:.1f})"
+
+
+def networks_section(content: dict[str, Any]) -> str:
+    """Return the tables of inference with the shipped ImageNet networks on one machine."""
+    result, machine = content["result"], content["machine"]
+    text = f"\n### {result['cpu']}, {machine['cores']} cores: the ImageNet networks\n\n`{content['command']}`, "
+    text += f"{content['date']}; median (quartiles) of {result['rounds']} rounds.\n"
+    for name, works in result["networks"].items():
+        for work in (key for key in HEADS if key in works):
+            side = works["side"]
+            text += f"\n**`{name}`, {side}x{side} pixels: {HEADS[work].lower()}**\n\n{speed_table(works[work], work)}"
+    return text
 
 
 def summary(content: dict[str, Any], image: str) -> str:
@@ -257,8 +270,9 @@ def pages() -> dict[Path, str]:
     page = "".join(section(content, f"images/{name}.png") for name, content in speeds.items())
     page += "".join(scaling_section(content, f"images/{name}.png") for name, content in scalings.items())
     front = "".join(summary(content, f"docs/images/{name}.png") for name, content in speeds.items())
+    networks = "".join(networks_section(content) for content in load("networks").values())
     documents = {
-        PAGE: replaced(PAGE.read_text("utf-8"), "speed", page),
+        PAGE: replaced(replaced(PAGE.read_text("utf-8"), "speed", page), "networks", networks),
         README: replaced(README.read_text("utf-8"), "speed", front),
     }
     training = TRAINING.read_text("utf-8")
@@ -276,7 +290,13 @@ def pages() -> dict[Path, str]:
     distillation = DISTILLATION.read_text("utf-8")
     for name, content in load("distill").items():
         distillation = replaced(distillation, name, distillation_tables(content))
-    return documents | {TRAINING: training, TRANSFER: transfer, DISTILLATION: distillation}
+    comparison = load("compare_transfer")["compare_transfer"]
+    transfer = replaced(transfer, "comparison", comparison_table(comparison))
+    transfer = replaced(transfer, "aims", aims_table(comparison["result"]))
+    maps = MAPS.read_text("utf-8")
+    for name, content in load("pointing").items():
+        maps = replaced(maps, name, pointing_table(content))
+    return documents | {TRAINING: training, TRANSFER: transfer, DISTILLATION: distillation, MAPS: maps}
 
 
 def main() -> int:
@@ -299,6 +319,8 @@ def main() -> int:
             save_figure(draw(content["result"]), IMAGES / f"{name}.png")
     for name, content in load("literal").items():
         save_figure(curves(content["result"]["history"]), IMAGES / f"{name}.png")
+    figure = draw_comparison(load("compare_transfer")["compare_transfer"]["result"])
+    save_figure(figure, IMAGES / "compare_transfer.png")
     for path, text in documents.items():
         path.write_text(text, encoding="utf-8")
     return 0

@@ -67,7 +67,7 @@ def test_the_table_has_additions_removals_and_variations() -> None:
     for row, error in zip(runs["with B"]["runs"], (0.23, 0.24), strict=True):
         row["error_with_tta_flip"] = error
     runs["with B"]["error_with_tta_flip"] = spread([0.23, 0.24])
-    protocol = {"size": 20, "epochs": 3, "images": 20_000, "judged": 10_000}
+    protocol = {"size": 20, "epochs": 3, "images": 20_000, "validation_images": 10_000}
     table = ladder_table({"command": "c", "date": "d", "result": {"protocol": protocol, "plans": runs}})
     sd = pooled_deviation([[-5, -6], [-5, -6], [-8, -9], [1, 2]])
     assert f"| A | 30.50% (2) | -10.50 | 33.50% (2) | -8.50 ± {1.96 * sd / 2**0.5:.2f} |" in table

@@ -17,8 +17,8 @@ SHIPPED = {"digits": 53_530, "nin_cifar10": 966_986, "nin_mnist": 349_674}
 LARGEST = 4_000_000
 BACKBONES = {"squeezenet": (1_235_496, 2_500_000), "efficientnet_lite0": (4_631_000, 9_500_000)}
 """Trained by others on ImageNet: parameters with batch norm folded, and the most bytes of the file."""
-JUDGED = Path(__file__).parents[1] / "benchmarks" / "results" / "nin_cifar10-40000.safetensors"
-"""The recipe of nin_cifar10 on a part of the images, so that there are some to judge it on."""
+EVALUATED = Path(__file__).parents[1] / "benchmarks" / "results" / "nin_cifar10-40000.safetensors"
+"""The recipe of nin_cifar10 on a part of the images, so that others are left to evaluate it on."""
 
 
 def test_what_ships_is_what_is_promised():
@@ -49,7 +49,7 @@ def test_a_backbone_is_plain_and_small_and_says_who_made_it(name: str):
     assert f"{name}.safetensors" in (WEIGHTS / "NOTICE.txt").read_text("utf-8")
 
 
-@pytest.mark.parametrize("name", [*SHIPPED, JUDGED])
+@pytest.mark.parametrize("name", [*SHIPPED, EVALUATED])
 def test_a_shipped_network_is_as_good_as_it_says(name: str | Path):
     classifier = mlpconv.load(name)
     try:
@@ -64,8 +64,8 @@ def test_a_shipped_network_is_as_good_as_it_says(name: str | Path):
 
 
 def test_what_was_trained_on_all_images_has_the_figures_of_the_same_recipe_on_a_part():
-    shipped, judged = mlpconv.load("nin_cifar10").info, mlpconv.load(JUDGED).info
-    assert shipped["shipped"]["validation"] == judged["shipped"]["validation"]
-    assert judged["shipped"]["validation"]["train_images"] == judged["train_images"] < shipped["train_images"]
-    assert shipped["recipe"] | {"val_fraction": 0.2} == judged["recipe"]
-    assert shipped["data"] == judged["data"]
+    shipped, evaluated = mlpconv.load("nin_cifar10").info, mlpconv.load(EVALUATED).info
+    assert shipped["shipped"]["validation"] == evaluated["shipped"]["validation"]
+    assert evaluated["shipped"]["validation"]["train_images"] == evaluated["train_images"] < shipped["train_images"]
+    assert shipped["recipe"] | {"val_fraction": 0.2} == evaluated["recipe"]
+    assert shipped["data"] == evaluated["data"]

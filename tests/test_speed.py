@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from contenders.inference import ours, port
 from contenders.parent import Child
 from contenders.picture import draw_scaling, draw_speed
 from contenders.rounds import Over, Rounds
-from contenders.summary import flop, spread, summarise, table
+from contenders.summary import flop, spread, summarise, table, work_of
 
 import mlpconv
 
@@ -182,6 +183,20 @@ def test_the_page_says_what_the_result_says() -> None:
     assert "1.25 ms per image" in front and "](docs/images/speed-some-cpu.png)" in front
 
 
+def test_the_page_has_a_table_for_each_network() -> None:
+    works = {"side": 227} | {name: two_rounds()[name] for name in ("inference", "single")}
+    page = tables.networks_section(content({"cpu": "Some CPU", "rounds": 2, "networks": {"squeezenet": works}}))
+    assert "### Some CPU, 2 cores: the ImageNet networks" in page
+    assert "**`squeezenet`, 227x227 pixels: inference**" in page
+    assert page.count("| mlpconv, Classifier.predict on pixels | **800** (800–800)") == 2
+
+
+def test_the_work_of_another_network_is_that_of_its_profile() -> None:
+    model, point = mlpconv.load("squeezenet").model, replace(TINY, network="squeezenet", side=67)
+    assert work_of("inference", point) == 2 * mlpconv.analysis.profile(model, (3, 67, 67)).totals.macs
+    assert work_of("inference", Settings()) == flop("inference")
+
+
 def test_a_document_takes_its_tables_between_its_markers() -> None:
     document = "before\n" + tables.BLOCK.format(name="speed", text="old\n") + "\nafter"
     assert tables.replaced(document, "speed", "new | \\1\n") == document.replace("old", "new | \\1")
@@ -270,6 +285,18 @@ def test_a_name_there_is_not_is_refused_with_those_there_are() -> None:
     ended = subprocess.run([sys.executable, SPEED, "--only", "warp"], capture_output=True, text=True)
     assert ended.returncode == 1
     assert "unknown contender 'warp'" in ended.stderr and "ours-bf16" in ended.stderr
+
+
+@pytest.mark.slow
+def test_other_networks_run_in_every_engine() -> None:
+    point = replace(TINY, network="squeezenet", side=67)
+    for name in ("eager", "onnxruntime", "openvino-fp32", "model-bf16", "predict"):
+        child = Child(name, point)
+        try:
+            child.prepare()
+            assert child.round(batch=3).get("difference", 1.0) < 0.05, (name, child.unavailable)
+        finally:
+            child.end()
 
 
 @pytest.mark.slow

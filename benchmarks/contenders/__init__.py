@@ -11,14 +11,18 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["CONTENDERS", "PEAK", "PLAIN", "Contender", "Settings"]
+__all__ = ["CONTENDERS", "PAPERS", "PEAK", "PLAIN", "Contender", "Settings"]
+
+PAPERS = "nin_cifar10"
+"""The paper's network."""
 
 
 @dataclass(frozen=True)
 class Settings:
     """Settings of all contenders: batch size, image side in pixels, threads (0: the default of torch).
 
-    Inference runs with the batch size from `batches` that a round requests.
+    Inference runs with the batch size from `batches` that a round requests, and with any shipped `network`; training
+    and `plain` with the paper's.
     """
 
     batch: int = 128
@@ -26,6 +30,7 @@ class Settings:
     side: int = 32
     threads: int = 0
     seconds: float = 6.0
+    network: str = PAPERS
 
     @classmethod
     def from_json(cls, text: str) -> Settings:

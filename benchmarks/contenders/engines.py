@@ -1,15 +1,19 @@
-"""The same weights in other inference engines, ONNX Runtime and OpenVINO, from a handwritten ONNX graph."""
+"""The same weights in other inference engines, ONNX Runtime and OpenVINO, from an ONNX graph."""
 
 from __future__ import annotations
 
+import io
+import logging
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-__all__ = ["Engine", "graph", "onnxruntime_engine", "openvino_engine"]
+__all__ = ["Engine", "exported", "graph", "onnxruntime_engine", "openvino_engine"]
 
 Engine = Callable[[np.ndarray], np.ndarray]
 """float32 (N, 3, H, W), preprocessed -> logits (N, K)."""
@@ -48,6 +52,18 @@ def graph(model: nn.Sequential, batch: int, side: int) -> bytes:
     proto = helper.make_model(network, ir_version=IR, opset_imports=[helper.make_opsetid("", OPSET)])
     onnx.checker.check_model(proto, full_check=True)
     return bytes(proto.SerializeToString())
+
+
+def exported(model: nn.Module, batch: int, side: int) -> bytes:
+    """Return an ONNX file of any network, by PyTorch's exporter, for one input shape."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    example = (torch.zeros(batch, 3, side, side),)
+    program: Any = torch.onnx.export(
+        model, example, dynamo=True, external_data=False, input_names=["images"], opset_version=OPSET, verbose=False
+    )
+    stream = io.BytesIO()
+    program.save(stream, external_data=False)
+    return stream.getvalue()
 
 
 def onnxruntime_engine(model: bytes, threads: int) -> Engine:

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 import mlpconv
-from contenders import Settings
-from contenders.images import CLASSES, images
+from contenders import PAPERS, Settings
+from contenders.images import images
 from contenders.port import network
 from contenders.rounds import Rounds
 from mlpconv.inference.engine import Engine
 from mlpconv.inference.layer_chain import chain_of
+from mlpconv.models.base import Network
 from mlpconv.preprocessing import Preprocessing
 
 __all__ = ["compiled", "eager", "engine", "model", "onnx", "openvino", "predict"]
@@ -27,13 +28,13 @@ Make = Callable[[int], Predict]
 
 def eager(rounds: Rounds, settings: Settings, *, memory: bool) -> None:
     """Run NCHW in fp32, as ports do; `memory` applies our malloc settings."""
-    floats, plain = begin(rounds, settings, memory=memory), port()
+    floats, plain = begin(rounds, settings, memory=memory), port(settings.network)
     measure(rounds, settings, lambda batch: torched(plain, floats(batch)))
 
 
 def compiled(rounds: Rounds, settings: Settings, *, precision: str) -> None:
     """Run torch.compile, channels-last."""
-    floats, plain = begin(rounds, settings), channels_last(port())
+    floats, plain = begin(rounds, settings), channels_last(port(settings.network))
     whole = torch.compile(plain, dynamic=False)
     measure(
         rounds,
@@ -44,7 +45,7 @@ def compiled(rounds: Rounds, settings: Settings, *, precision: str) -> None:
 
 def model(rounds: Rounds, settings: Settings, *, precision: str) -> None:
     """Run our network module alone, channels-last."""
-    floats, own = begin(rounds, settings), channels_last(ours())
+    floats, own = begin(rounds, settings), channels_last(ours(settings.network))
     measure(
         rounds,
         settings,
@@ -54,9 +55,9 @@ def model(rounds: Rounds, settings: Settings, *, precision: str) -> None:
 
 def engine(rounds: Rounds, settings: Settings, *, precision: str) -> None:
     """Run the engine of `Classifier.predict` from preprocessed floats to logits, as the other engines do."""
-    floats, own = begin(rounds, settings), ours()
+    floats, own = begin(rounds, settings), ours(settings.network)
     chain = chain_of(own, (settings.side, settings.side))
-    assert chain is not None, "the paper's network has an engine"
+    assert chain is not None, "the networks of this benchmark have an engine"
     whole = Engine(chain, torch.bfloat16 if precision == "bf16" else torch.float32)
     measure(rounds, settings, lambda batch: torched(whole, floats(batch)))
 
@@ -64,8 +65,9 @@ def engine(rounds: Rounds, settings: Settings, *, precision: str) -> None:
 def predict(rounds: Rounds, settings: Settings, *, memory: bool) -> None:
     """Run `Classifier.predict`, from raw pixels to class names and probabilities."""
     begin(rounds, settings, memory=memory)
-    size = (3, settings.side, settings.side)
-    classifier = mlpconv.Classifier(ours(), standardise(settings.side), [str(k) for k in range(CLASSES)], size)
+    own, size = ours(settings.network), (3, settings.side, settings.side)
+    classes = [str(k) for k in range(own.num_classes)]
+    classifier = mlpconv.Classifier(own, preprocessing(settings), classes, size)
 
     def make(batch: int) -> Predict:
         pixels = raw(settings.side, batch)
@@ -77,13 +79,12 @@ def predict(rounds: Rounds, settings: Settings, *, memory: bool) -> None:
 
 def onnx(rounds: Rounds, settings: Settings) -> None:
     """Run ONNX Runtime in fp32."""
-    from contenders.engines import graph, onnxruntime_engine
+    from contenders.engines import onnxruntime_engine
 
-    floats, plain = begin(rounds, settings), port()
-    threads = torch.get_num_threads()
+    floats, threads = begin(rounds, settings), torch.get_num_threads()
 
     def make(batch: int) -> Predict:
-        engine, batch_array = onnxruntime_engine(graph(plain, batch, settings.side), threads), floats(batch).numpy()
+        engine, batch_array = onnxruntime_engine(onnx_file(settings, batch), threads), floats(batch).numpy()
         return lambda: engine(batch_array)
 
     measure(rounds, settings, make)
@@ -91,13 +92,13 @@ def onnx(rounds: Rounds, settings: Settings) -> None:
 
 def openvino(rounds: Rounds, settings: Settings, *, precision: str) -> None:
     """Run OpenVINO in fp32 or bf16."""
-    from contenders.engines import graph, openvino_engine
+    from contenders.engines import openvino_engine
 
-    floats, plain = begin(rounds, settings), port()
+    floats = begin(rounds, settings)
     threads, kind = torch.get_num_threads(), {"fp32": "f32"}.get(precision, precision)
 
     def make(batch: int) -> Predict:
-        engine, batch_array = openvino_engine(graph(plain, batch, settings.side), threads, kind), floats(batch).numpy()
+        engine, batch_array = openvino_engine(onnx_file(settings, batch), threads, kind), floats(batch).numpy()
         return lambda: engine(batch_array)
 
     measure(rounds, settings, make)
@@ -112,7 +113,7 @@ def begin(rounds: Rounds, settings: Settings, *, memory: bool = True) -> Callabl
     if settings.threads:
         torch.set_num_threads(settings.threads)
     rounds.facts["threads"] = torch.get_num_threads()
-    chain = standardise(settings.side)
+    chain = preprocessing(settings)
     return lambda batch: chain(raw(settings.side, batch)).contiguous()
 
 
@@ -120,12 +121,21 @@ def raw(side: int, batch: int) -> np.ndarray:
     return images(batch, side)[0]
 
 
-def standardise(side: int) -> Preprocessing:
-    return Preprocessing.create(["standardize"], 3, (side, side)).fit(raw(side, 256))
+def preprocessing(settings: Settings) -> Preprocessing:
+    """Return the preprocessing of the paper's network for these images, or that of another network."""
+    size = (settings.side, settings.side)
+    if settings.network == PAPERS:
+        return Preprocessing.create(["standardize"], 3, size).fit(raw(settings.side, 256))
+    own = mlpconv.load(settings.network).preprocessing
+    chain = Preprocessing.create(own.names, 3, size)
+    chain.load_state_dict(own.state_dict())
+    return chain.eval()
 
 
-def ours() -> nn.Module:
-    """Return the network of all contenders, with fixed weights."""
+def ours(name: str = PAPERS) -> Network:
+    """Return the network of all contenders: the paper's with fixed weights, or a shipped one."""
+    if name != PAPERS:
+        return mlpconv.load(name).model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload, no-any-return]
     torch.manual_seed(0)
     return mlpconv.create_model("nin_cifar10", init="he").eval()
 
@@ -135,14 +145,26 @@ def channels_last(network: nn.Module) -> nn.Module:
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def port() -> nn.Sequential:
-    """Return the network of the ports with the same weights."""
+def port(name: str = PAPERS) -> nn.Module:
+    """Return the network of the ports with the same weights; of other networks, ours in NCHW."""
+    if name != PAPERS:
+        return ours(name)
     plain = network().eval()
     own_layers = [layer for layer in ours().modules() if isinstance(layer, nn.Conv2d)]
     port_layers = [layer for layer in plain if isinstance(layer, nn.Conv2d)]
     for target, source in zip(port_layers, own_layers, strict=True):
         target.load_state_dict(source.state_dict())
     return plain
+
+
+def onnx_file(settings: Settings, batch: int) -> bytes:
+    """Return the network as an ONNX file: handwritten for the paper's, exported for others."""
+    from contenders.engines import exported, graph
+
+    plain = port(settings.network)
+    if isinstance(plain, nn.Sequential):
+        return graph(plain, batch, settings.side)
+    return exported(plain, batch, settings.side)
 
 
 def torched(function: Callable[[Tensor], Tensor], images: Tensor, precision: str = "fp32") -> Predict:
@@ -162,7 +184,7 @@ def measure(rounds: Rounds, settings: Settings, make: Make, *, probabilities: bo
         predict[batch] = make(batch)
         output = torch.as_tensor(predict[batch]()).float()
         with torch.inference_mode():
-            expected = port()(standardise(settings.side)(raw(settings.side, batch)))
+            expected = port(settings.network)(preprocessing(settings)(raw(settings.side, batch)))
             expected = expected.softmax(1) if probabilities else expected
         difference = float((output - expected).abs().max() / expected.abs().max())
         rounds.facts["difference"] = max(difference, rounds.facts.get("difference", 0.0))

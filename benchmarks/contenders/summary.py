@@ -6,9 +6,9 @@ from itertools import pairwise
 from statistics import fmean, median, quantiles
 from typing import Any
 
-from contenders import CONTENDERS, PLAIN, Settings
+from contenders import CONTENDERS, PAPERS, PLAIN, Settings
 
-__all__ = ["FORMATS", "Round", "flop", "spread", "summarise", "table"]
+__all__ = ["FORMATS", "Round", "flop", "spread", "summarise", "table", "work_of"]
 
 Round = dict[str, dict[str, Any]]  # contender -> its answer, with the peaks before and after it
 FORMATS = ("fp32", "bf16")
@@ -35,11 +35,21 @@ def spread(samples: list[float]) -> dict[str, Any]:
     return {"median": median(samples), "q1": low, "q3": high, "samples": samples}
 
 
+def work_of(work: str, settings: Settings) -> float:
+    """Return the operations per image of the network of the settings."""
+    if settings.network == PAPERS:
+        return flop(work, settings.side)
+    import mlpconv
+
+    shape = (3, settings.side, settings.side)
+    return 2.0 * mlpconv.analysis.profile(mlpconv.load(settings.network).model, shape).totals.macs
+
+
 def summarise(rounds: list[Round], work: str, settings: Settings) -> dict[str, Any]:
     """Return the peak of each dtype and the statistics of each contender, or {"unavailable": reason}."""
     peaks = [peak for found in rounds for answer in found.values() for peak in answer["peaks"]]
     result: dict[str, Any] = {"peak": {name: spread([peak[name] for peak in peaks]) for name in FORMATS}}
-    result["contenders"] = {name: _contender(name, rounds, flop(work, settings.side)) for name in rounds[0]}
+    result["contenders"] = {name: _contender(name, rounds, work_of(work, settings)) for name in rounds[0]}
     return result
 
 
