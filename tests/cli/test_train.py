@@ -152,7 +152,18 @@ def test_messages_name_the_options_of_the_command(
     assert option("out", "FOLDER") == "out=FOLDER"  # and only there
 
 
-FLAGS = ("epochs", "precision", "device", "on_collapse", "source", "weights", "tune", "balance", "add_classes")
+FLAGS = (
+    "epochs",
+    "precision",
+    "device",
+    "on_collapse",
+    "source",
+    "weights",
+    "tune",
+    "balance",
+    "calibrate",
+    "add_classes",
+)
 
 
 @pytest.mark.parametrize("name", [item.name for item in fields(Recipe) if item.name not in FLAGS])

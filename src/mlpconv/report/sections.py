@@ -7,15 +7,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlpconv.data.catalog import CATALOG
-from mlpconv.report.choice import COLUMNS, candidate_rows
+from mlpconv.report.choice import COLUMNS, candidate_rows, depth_reason
 from mlpconv.report.page import Html, element, figure, section, table
 from mlpconv.report.run_contents import RunParts, number
+from mlpconv.temperature import KEY, TemperatureFit
 from mlpconv.training.recipe import Recipe
 
 __all__ = ["headline", "sections"]
 
 NOTHING = Html("")
 NARROW_TO = 12  # classes; up to here the confusion matrix is small
+LONG_NAME = 14  # characters that fit a card
 OPEN_TO = 30  # classes; up to here their table is expanded
 MEASURES = (
     ("error", "error", "{:.2%}"),
@@ -32,6 +34,7 @@ MAPS = (
     "Category maps (exact class activation maps, CAM) of the most probable classes over each image: warmer colours add "
     "more to the class's score. The mean of a map is the class's logit. The ring marks the peak."
 )
+FITTED_ON = "These are the images of the fit: on others, expect a slightly larger calibration error."
 FILTERS = "The filters of the first layer. Filters that look like noise are barely trained."
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 
@@ -71,7 +74,11 @@ def _enumerate(items: list[str]) -> str:
 
 
 def _tile(value: str, label: str, kind: str = "tile") -> Html:
-    return element("div", element("b", value), element("span", label), class_=kind)
+    """Return a card; a long name is smaller, and breaks after an underscore before it breaks elsewhere."""
+    first, *others = value.split("_")
+    parts = [first, *(part for other in others for part in ("_", Html("<wbr>"), other))]
+    size = {"class_": "long"} if len(value) > LONG_NAME else {}
+    return element("div", element("b", *parts, **size), element("span", label), class_=kind)
 
 
 def _accuracy(run: RunParts) -> Html:
@@ -141,6 +148,8 @@ def choice(run: RunParts) -> Html:
         return NOTHING
     rows = candidate_rows(run.choice)
     text = f"This run starts from {source}: {reason}."
+    if depth := depth_reason(run.choice):
+        text += f" {depth[0].upper()}{depth[1:]}."
     return section("Initial weights", element("p", text), table(COLUMNS, rows, "numbers") if rows else None)
 
 
@@ -150,7 +159,7 @@ def usage(run: RunParts) -> Html:
     if not file.is_file():
         return NOTHING
     model, name = shlex.quote(str(file)), str(run.data.get("name", ""))
-    data = name if name in CATALOG else "FOLDER"
+    data = name if name in CATALOG and run.data.get("published", True) is True else "FOLDER"
     lines = (
         ("predict", "IMAGE...", "classify images"),
         ("maps", "IMAGE...", "draw class activation maps"),
@@ -183,9 +192,15 @@ def evaluation(run: RunParts) -> Html:
     ]
     if metrics:
         children.append(table(("metric", "value"), metrics, "numbers"))
-    children.append(_classes(run))
+    children += [_calibration(run), _classes(run)]
     split = SPLITS.get(str(run.evaluation.get("split")), "held-out")
     return section(f"Evaluation on {split} images", *children) if any(children) else NOTHING
+
+
+def _calibration(run: RunParts) -> Html:
+    """Return a sentence about the temperature that was folded into the classifier layer."""
+    fit = TemperatureFit.from_dict(run.classifier.info.get(KEY)) if run.classifier is not None else None
+    return NOTHING if fit is None else element("p", f"Calibrated: {fit}. " + FITTED_ON)
 
 
 def _width(run: RunParts) -> str:
