@@ -17,7 +17,7 @@ __all__ = ["headline", "sections"]
 
 NOTHING = Html("")
 NARROW_TO = 12  # classes; up to here the confusion matrix is small
-LONG_NAME = 14  # characters that fit a card
+LONG_NAME = 14  # characters that fit a card in the usual size
 OPEN_TO = 30  # classes; up to here their table is expanded
 MEASURES = (
     ("error", "error", "{:.2%}"),
@@ -74,11 +74,8 @@ def _enumerate(items: list[str]) -> str:
 
 
 def _tile(value: str, label: str, kind: str = "tile") -> Html:
-    """Return a card; a long name is smaller, and breaks after an underscore before it breaks elsewhere."""
-    first, *others = value.split("_")
-    parts = [first, *(part for other in others for part in ("_", Html("<wbr>"), other))]
     size = {"class_": "long"} if len(value) > LONG_NAME else {}
-    return element("div", element("b", *parts, **size), element("span", label), class_=kind)
+    return element("div", element("b", value, **size), element("span", label), class_=kind)
 
 
 def _accuracy(run: RunParts) -> Html:
