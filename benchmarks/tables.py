@@ -190,6 +190,24 @@ def transfer_table(content: dict[str, Any]) -> str:
     return text
 
 
+def depth_table(content: dict[str, Any]) -> str:
+    """Return the table of how many layers are trained, and what that gains."""
+    text = (
+        "\n`python benchmarks/depth.py --tune all --size 128`: EfficientNet-Lite0, 20 validation images of each class, "
+    )
+    text += "and 40 of each class that no run has seen; mean ± standard deviation over n splits, "
+    text += f"{content['date']}, one thread. CPU seconds of `all` come on top of those of `head`.\n\n"
+    columns = ("folder", "images of a class", "pixels", "`--tune`", "validation", "unseen images", "gain, points")
+    text += cells(*columns, "CPU seconds", "n") + "|---" * 9 + "|\n"
+    for name, row in content["result"].items():
+        kind, images, size, tune = name.split(", ")
+        accuracies = (f"{row[key]['mean']:.1%} ± {100 * row[key]['sd']:.1f}" for key in ("validation", "unseen"))
+        gain = "" if tune == "head" else f"{row['gain']['mean']:+.1f} ± {row['gain']['sd']:.1f}"
+        numbers = (f"{row['cpu_seconds']['mean']:.0f}", row["gain"]["n"])
+        text += cells(kind, images.split()[0], size.split()[0], f"`{tune}`", *accuracies, gain, *numbers)
+    return text
+
+
 def pages() -> dict[Path, str]:
     """Return each document as it should read, given the published results."""
     speeds, scalings = load("speed"), load("scaling")
@@ -212,6 +230,8 @@ def pages() -> dict[Path, str]:
         transfer = replaced(transfer, name, probe_table(content))
     for name, content in load("transfer").items():
         transfer = replaced(transfer, name, transfer_table(content))
+    if (content := load("depth").get("depth")) is not None:
+        transfer = replaced(transfer, "depth", depth_table(content))
     return documents | {TRAINING: training, TRANSFER: transfer}
 
 
