@@ -111,7 +111,7 @@ def fit(
         choice = choose_source(data, data_root, settings, features, progress, minutes)
         source, (settings, choice) = choice.source, choice.settle(settings)
     elif minutes is not None and stored is None:
-        raise UsageError(f"{option('minutes', minutes)} is for {option('source', AUTO)}, which this run is not.")
+        raise UsageError(f"{option('minutes', minutes)} needs {option('source', AUTO)}: pass it too, or drop the limit.")
     base = stored if stored is not None and recipe is None else resolve_recipe(recipe, published, source, settings)
     requested = apply_settings(base, settings if source in (None, AUTO) else {"source": str(source)} | settings)
     check_processes(requested)

@@ -151,7 +151,7 @@ def test_a_run_from_a_pretrained_network(
         (["--from", "auto", "--epochs", "3"], "--epochs 3 has no effect with --from auto"),
         (["--recipe", "fast", "--tune", "last"], "--tune last needs pretrained weights: name them, --from NETWORK"),
         (["--from", "squeezenet", "--tune", "some"], "tune='some' is not accepted"),
-        (["--from", "squeezenet", "--minutes", "3"], "--minutes 3.0 is for --from auto"),
+        (["--from", "squeezenet", "--minutes", "3"], "--minutes 3.0 needs --from auto: pass it too"),
         (["--minutes", "3", "--tune", "all"], "--minutes 3.0 chooses how many layers are trained, and --tune all says"),
         (["--minutes", "-1"], "--minutes -1.0 is not accepted: give 0 to 100,000 minutes"),
         (["--balance", "--recipe", "fast", "--set", "shuffle_window=9"], "--balance draws from all images"),
