@@ -264,6 +264,24 @@ def choice_table(choice: dict[str, Any]) -> str:
     return text + cells("validation accuracy", *(f"{row['accuracy']:.1%}" for row in rows))
 
 
+def depth_table(content: dict[str, Any]) -> str:
+    """Return the table of how many layers are trained, and what that gains."""
+    text = (
+        "\n`python benchmarks/depth.py --tune all --size 128`: EfficientNet-Lite0, 20 validation images of each class, "
+    )
+    text += "and 40 of each class that no run has seen; mean ± standard deviation over n splits, "
+    text += f"{content['date']}, one thread. CPU seconds of `all` come on top of those of `head`.\n\n"
+    columns = ("folder", "images of a class", "pixels", "`--tune`", "validation", "unseen images", "gain, points")
+    text += cells(*columns, "CPU seconds", "n") + "|---" * 9 + "|\n"
+    for name, row in content["result"].items():
+        kind, images, size, tune = name.split(", ")
+        accuracies = (f"{row[key]['mean']:.1%} ± {100 * row[key]['sd']:.1f}" for key in ("validation", "unseen"))
+        gain = "" if tune == "head" else f"{row['gain']['mean']:+.1f} ± {row['gain']['sd']:.1f}"
+        numbers = (f"{row['cpu_seconds']['mean']:.0f}", row["gain"]["n"])
+        text += cells(kind, images.split()[0], size.split()[0], f"`{tune}`", *accuracies, gain, *numbers)
+    return text
+
+
 def pages() -> dict[Path, str]:
     """Return each document as it should read, given the published results."""
     speeds, scalings = load("speed"), load("scaling")
@@ -296,6 +314,8 @@ def pages() -> dict[Path, str]:
     maps = MAPS.read_text("utf-8")
     for name, content in load("pointing").items():
         maps = replaced(maps, name, pointing_table(content))
+    for name, content in load("depth").items():
+        transfer = replaced(transfer, name, depth_table(content))
     return documents | {TRAINING: training, TRANSFER: transfer, DISTILLATION: distillation, MAPS: maps}
 
 

@@ -213,6 +213,18 @@ MUTANTS = (
         "data/test_validation.py::test_every_class_is_held_out_in_proportion",
     ),
     Mutant(
+        "data/balance.py",
+        "    __eq__, __hash__ = object.__eq__, object.__hash__  # tensors",
+        "    # tensors",
+        "data/test_balance.py::test_samplers_of_other_labels_do_not_share_what_is_remembered",
+    ),
+    Mutant(
+        "training/network.py",
+        "    if dataset.published:\n",
+        "    if True:\n",
+        "data/test_namesakes.py::test_folders_have_no_recipe_network_or_split_of_a_published_set",
+    ),
+    Mutant(
         "data/formats.py",
         " or stream.read(1):",
         ":",
@@ -248,6 +260,12 @@ MUTANTS = (
         "            module.training = False\n",
         "            pass\n",
         "inference/test_classifier.py::test_it_computes_in_eval_mode_whatever_the_mode",
+    ),
+    Mutant(
+        "temperature.py",
+        "    uncertain = 1 / (count + 2)\n",
+        "    uncertain = 0.0\n",
+        "test_temperature.py::test_a_perfect_score_on_few_images_is_not_certain",
     ),
     *GUARDS,
     *SERVER_GUARDS,

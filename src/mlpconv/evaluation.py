@@ -19,8 +19,12 @@ from mlpconv.errors import DataError, ModelFileError, UsageError
 from mlpconv.inference import Classifier
 from mlpconv.text import composed
 
-__all__ = ["Confusion", "Evaluation", "Mistake", "PerClass", "align_labels", "evaluate", "wilson", "worst_mistakes"]
+__all__ = [
+    "Confusion", "Evaluation", "Mistake", "PerClass", "align_labels", "batch_for", "compute_metrics", "evaluate",
+    "logits_of", "wilson", "worst_mistakes",
+]  # fmt: skip
 
+MAX_BATCH, BATCH_VALUES = 128, 1 << 21
 BINS = 15
 TOP = 5
 Z95 = 1.959963984540054  # the 97.5 % point of the normal distribution
@@ -140,6 +144,19 @@ def evaluate(
     done. Raises DataError for an empty split, labels out of range, or images of another size than the classifier's,
     ModelFileError for a network that outputs NaN.
     """
+    logits = logits_of(classifier, split, batch_size=batch_size, tta_flip=tta_flip, progress=progress)
+    return compute_metrics(logits, np.asarray(split.labels, dtype=np.int64), classifier.classes)
+
+
+def logits_of(
+    classifier: Classifier,
+    split: Split,
+    *,
+    batch_size: int = 128,
+    tta_flip: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> FloatArray:
+    """Return the logits (N, K) of a split, with the arguments and errors of `evaluate`."""
     _check(classifier, split, batch_size)
     batches = []
     for start in range(0, len(split), batch_size):
@@ -147,12 +164,17 @@ def evaluate(
         batches.append(classifier.logits(pixels, tta_flip=tta_flip).double().cpu())
         if progress is not None:
             progress(min(start + batch_size, len(split)))
-    logits = torch.cat(batches).numpy()
+    logits: FloatArray = torch.cat(batches).numpy()
     if not np.isfinite(logits).all():
         raise ModelFileError(
             "The network outputs NaN or infinity: its weights are too large. Retrain it, with a lower learning rate."
         )
-    return _compute_metrics(logits, np.asarray(split.labels, dtype=np.int64), classifier.classes)
+    return logits
+
+
+def batch_for(split: Split) -> int:
+    """Return how many images to evaluate at a time: 128, and fewer large ones, which would need gigabytes."""
+    return max(1, min(MAX_BATCH, BATCH_VALUES // max(1, split.images[:1].size)))
 
 
 def _check(classifier: Classifier, split: Split, batch_size: int) -> None:
@@ -171,7 +193,7 @@ def _check(classifier: Classifier, split: Split, batch_size: int) -> None:
         raise DataError(f"Labels are {split.labels.min()} to {split.labels.max()}; expected 0 to {count - 1}.")
 
 
-def _compute_metrics(logits: FloatArray, labels: NDArray[np.int64], classes: tuple[str, ...]) -> Evaluation:
+def compute_metrics(logits: FloatArray, labels: NDArray[np.int64], classes: tuple[str, ...]) -> Evaluation:
     """Return all metrics, from logits (N, K) and labels (N,)."""
     n, count = logits.shape
     shifted = logits - logits.max(axis=1, keepdims=True)

@@ -14,22 +14,24 @@ import torch
 
 from mlpconv import inference
 from mlpconv.data import Dataset
-from mlpconv.errors import RunFolderError, UsageError
+from mlpconv.data.balance import balance_text
+from mlpconv.errors import UsageError
 from mlpconv.inference import Classifier
 from mlpconv.models.base import Network
 from mlpconv.preprocessing import Preprocessing
 from mlpconv.report.choice import choice_lines
 from mlpconv.report.summary import summarise
+from mlpconv.temperature import calibrate_file, check_scalable
 from mlpconv.text import option
 from mlpconv.training import Progress, Recipe, find_recipe
 from mlpconv.training.combinations import SCRATCH
 from mlpconv.training.display import default_progress
 from mlpconv.training.memory import flushing_denormals
 from mlpconv.training.network import make_model
-from mlpconv.training.plan import apply_settings, plan_notes, resolve_plan
+from mlpconv.training.plan import apply_settings, check_unchanged, plan_notes, resolve_plan
 from mlpconv.training.process_group import current, in_process_group
 from mlpconv.training.progress import EpochMetrics
-from mlpconv.training.run_data import data_name, load_dataset, make_preprocessing
+from mlpconv.training.run_data import data_name, load_dataset, make_preprocessing, published_name
 from mlpconv.training.run_folder import RunFolder, require_empty
 from mlpconv.training.seeding import keeping_random_states, seed_torch
 from mlpconv.training.session import run_training
@@ -38,15 +40,15 @@ from mlpconv.transfer.begin import make_start
 from mlpconv.transfer.cache import GIGABYTES, FeatureCache
 from mlpconv.transfer.choose import AUTO, AUTO_SETTINGS, SourceCandidate, SourceChoice, choose, is_automatic
 from mlpconv.transfer.classes import check_classes, with_classes
-from mlpconv.transfer.source import TUNED_LR, Source, open_source
+from mlpconv.transfer.depth import finetune_recipe, time_limit
+from mlpconv.transfer.source import Source, open_source
+from mlpconv.transfer.start import TransferParts
 from mlpconv.transfer.teacher import make_teach
 
 __all__ = ["Run", "fit"]
 
-HEAD_SETTINGS = (*AUTO_SETTINGS, "size", "flip", "balance", "add_classes", "weights")
+HEAD_SETTINGS = (*AUTO_SETTINGS, "size", "flip", "add_classes", "weights")
 PILOT_STEPS = 250  # of training from random weights, to compare it with pretrained features
-# A resumed run may change these: they do not affect the result. The effect of min_steps is in the number of epochs.
-CHANGEABLE_ON_RESUME = ("workers", "checkpoint_minutes", "min_steps")
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,6 +81,7 @@ def fit(
     report: bool = True,
     source: str | Path | None = None,
     cache_gb: float = GIGABYTES,
+    minutes: float | None = None,
     **settings: Any,
 ) -> Run:
     """Train a network on a data set and return the best classifier, the history and the run folder.
@@ -91,12 +94,13 @@ def fit(
     Progress object receives all events instead. `report=False` skips the evaluation, the figures and the report.
     `source` gives the initial weights: "scratch" (random), a shipped network, a model file, a run folder, or "auto",
     which compares them and is the default for a folder without recipe and settings of training. With a source, `tune`
-    is "head" (default: only a classifier is fitted on its features, without epochs), "last" or "all". `teacher` (a
-    setting) names a trained network of the same classes, whose probabilities the network learns too. Features and
-    outputs of the teacher are cached in at most `cache_gb` gigabytes of disk. The caller's random states do not change.
-    Raises a subclass of MlpconvError (`mlpconv.errors`).
+    is "head" (default: only a classifier is fitted on its features, without epochs), "last" or "all"; with "auto" and
+    without `tune`, the deepest of them that is estimated to take at most `minutes` (default 0.5). `teacher` (a setting)
+    names a trained network of the same classes, whose probabilities the network learns too. Features and outputs of the
+    teacher are cached in at most `cache_gb` gigabytes of disk. The caller's random states do not change. Raises a
+    subclass of MlpconvError (`mlpconv.errors`).
     """
-    progress, run_folder, name = progress_of(progress), folder_type(), data_name(data)
+    progress, run_folder, name, published = progress_of(progress), folder_type(), data_name(data), published_name(data)
     target = Path(out) if out is not None else None
     existing = run_folder.find(target, name) if resume else None
     stored = None if existing is None else Recipe().with_settings(**existing.read_json("recipe.json"))
@@ -104,28 +108,28 @@ def fit(
     if current() is None and stored is None and is_automatic(data, recipe, source, settings):
         if target is not None and not resume:
             require_empty(target)  # before minutes of computing
-        choice = choose_source(data, data_root, settings, features, progress)
+        choice = choose_source(data, data_root, settings, features, progress, minutes)
         source, (settings, choice) = choice.source, choice.settle(settings)
-    base = stored if stored is not None and recipe is None else resolve_recipe(recipe, name, source, settings)
+    elif stored is None:
+        refuse_minutes(minutes)
+    base = stored if stored is not None and recipe is None else resolve_recipe(recipe, published, source, settings)
     requested = apply_settings(base, settings if source in (None, AUTO) else {"source": str(source)} | settings)
     check_processes(requested)
     origin = None if requested.source == SCRATCH else open_source(requested.source, requested.weights)
     dataset, requested = open_for_run(data, data_root, requested, stored, origin, choice)
     plan = noted_plan(requested, dataset, base.min_steps, progress)
     if existing is not None and stored is not None:
-        check_unchanged(existing, stored, plan)
-    device = choose_device(plan)
+        check_unchanged(existing.path, stored, plan)
+    device, resumed = choose_device(plan), existing is not None
     with keeping_random_states(device):
         model, preprocessing = make_parts(origin, dataset, plan, device)
         teach = make_teach(data, dataset, plan, data_root, device, features, progress)
-        folder = existing or run_folder.create(target, name, reuse=resume)
-        if resume and existing is None:
-            progress.warn(f"There is nothing to resume in {folder.path} yet: starting a new run.")
-        start = make_start(folder, origin, model, preprocessing, dataset, plan, features, progress, choice)
+        folder = existing or new_folder(run_folder, target, name, resume, progress)
+        parts = None if origin is None else TransferParts(origin, model, preprocessing, dataset, plan, features)
+        start = make_start(folder, parts, choice, progress)
         with folder.lock():
-            parts = (folder, plan, dataset, model, preprocessing, device, existing is not None, progress)
-            history = run_training(*parts, start, teach)
-            return finished(folder, dataset, history, report)
+            history = run_training(folder, plan, dataset, model, preprocessing, device, resumed, progress, start, teach)
+            return finished(folder, dataset, plan, history, report, progress)
 
 
 def progress_of(progress: Progress | bool | None) -> Progress:
@@ -133,6 +137,22 @@ def progress_of(progress: Progress | bool | None) -> Progress:
     if (group := current()) is not None and group.rank:
         return Progress()
     return progress if isinstance(progress, Progress) else default_progress(bar=bool(progress))
+
+
+def refuse_minutes(minutes: float | None) -> None:
+    """Raise UsageError for a limit on a run whose source is not chosen."""
+    if minutes is not None:
+        raise UsageError(
+            f"{option('minutes', minutes)} needs {option('source', AUTO)}: pass it too, or drop the limit."
+        )
+
+
+def new_folder(kind: type[RunFolder], target: Path | None, name: str, resume: bool, progress: Progress) -> RunFolder:
+    """Create the folder of a run; say if it was to be resumed."""
+    folder = kind.create(target, name, reuse=resume)
+    if resume:
+        progress.warn(f"There is nothing to resume in {folder.path} yet: starting a new run.")
+    return folder
 
 
 def check_processes(recipe: Recipe) -> None:
@@ -144,8 +164,12 @@ def check_processes(recipe: Recipe) -> None:
         )
 
 
-def finished(folder: RunFolder, dataset: Dataset, history: list[EpochMetrics], report: bool) -> Run:
-    """Return the result of a run, after its report was written."""
+def finished(
+    folder: RunFolder, dataset: Dataset, recipe: Recipe, history: list[EpochMetrics], report: bool, progress: Progress
+) -> Run:
+    """Return the result of a run, after it was calibrated if the recipe says so and its report was written."""
+    if recipe.calibrate and folder.writes:
+        progress.note(str(calibrate_file(folder.model, dataset.split("val"))))
     with folder.local(folder.model) as path:
         classifier = inference.load(path)
     if report and folder.writes:
@@ -159,9 +183,11 @@ def choose_source(
     settings: Mapping[str, Any],
     features: FeatureCache,
     progress: Progress,
+    minutes: float | None,
 ) -> SourceChoice:
     """Compare the pretrained networks, and training from random weights if it may be better; note the results."""
-    settings = {key: value for key, value in settings.items() if key != "tune"}  # all candidates are compared alike
+    limit = time_limit(minutes, settings)
+    settings = {key: value for key, value in settings.items() if key not in ("tune", "calibrate")}  # alike for all
     recipe = Recipe().with_settings(**settings)
 
     @cache
@@ -178,7 +204,7 @@ def choose_source(
         return SourceCandidate(SCRATCH, run.classifier.input_size[1], correct, len(split), seconds, pilot=True)
 
     try:
-        choice = choose(open_at, pilot, recipe, choose_device(recipe), features, progress.features)
+        choice = choose(open_at, pilot, recipe, choose_device(recipe), features, progress.features, limit)
     except BaseException:
         progress.end()
         raise
@@ -193,6 +219,10 @@ def noted_plan(requested: Recipe, dataset: Dataset, min_steps: int, progress: Pr
     plan = resolve_plan(requested, images, dataset.channels)
     for message in (*dataset.notes, *plan_notes(requested, plan, images, min_steps)):
         progress.warn(message)
+    if plan.balance:
+        progress.note(balance_text(dataset.split("train").labels, dataset.classes))
+    if plan.calibrate and "val" not in dataset.splits:
+        raise UsageError(f"{option('calibrate', True)} needs a validation split: set val_fraction above 0.")
     return plan
 
 
@@ -221,15 +251,19 @@ def make_parts(
 ) -> tuple[Network, Preprocessing]:
     """Return network and preprocessing: new ones, or those of the network that training starts from."""
     if origin is None:
-        return make_model(dataset, recipe, device), make_preprocessing(dataset, recipe)
-    seed_torch(recipe.seed, device)  # a new classifier starts from random weights
-    return origin.network(dataset, recipe), origin.preprocessing(dataset)
+        model, preprocessing = make_model(dataset, recipe, device), make_preprocessing(dataset, recipe)
+    else:
+        seed_torch(recipe.seed, device)  # a new classifier starts from random weights
+        model, preprocessing = origin.network(dataset, recipe), origin.preprocessing(dataset)
+    if recipe.calibrate:
+        check_scalable(model)
+    return model, preprocessing
 
 
 def resolve_recipe(
-    recipe: str | Path | Recipe | None, name: str, source: str | Path | None, settings: Mapping[str, Any]
+    recipe: str | Path | Recipe | None, name: str | None, source: str | Path | None, settings: Mapping[str, Any]
 ) -> Recipe:
-    """Return a Recipe as it is, or find the one with this name for the data set.
+    """Return a Recipe as it is, or find it; `name` is that of a published data set, None for other data.
 
     The default is `fast` for random weights, `finetune` for a source, and no recipe for its classifier alone. Raises
     UsageError for settings that do not affect the classifier.
@@ -243,8 +277,7 @@ def resolve_recipe(
     if recipe is not None or source is None or source == SCRATCH:
         return find_recipe(recipe or "fast", name)
     if settings.get("tune", "head") != "head":
-        lr = {"lr": TUNED_LR[str(source)]} if str(source) in TUNED_LR else {}
-        return find_recipe("finetune", name).with_settings(**lr)
+        return finetune_recipe(str(source))
     for key, value in settings.items():
         if key not in HEAD_SETTINGS:
             raise UsageError(
@@ -252,17 +285,6 @@ def resolve_recipe(
                 f"accepted are {', '.join(HEAD_SETTINGS)}. {option('tune', 'all')} trains all layers."
             )
     return Recipe(source=str(source), tune="head", flip="random")
-
-
-def check_unchanged(folder: RunFolder, stored: Recipe, requested: Recipe) -> None:
-    """Raise RunFolderError if a setting that affects the result differs from the stored one."""
-    values = requested.to_dict()
-    for key, value in stored.to_dict().items():
-        if values[key] != value and key not in CHANGEABLE_ON_RESUME:
-            raise RunFolderError(
-                f"{folder.path} was started with {key}={value}, got {key}={values[key]}: a resumed run keeps its "
-                "recipe. Resume it without recipe and settings, or start a new run."
-            )
 
 
 def choose_device(recipe: Recipe) -> torch.device:

@@ -153,8 +153,18 @@ def test_messages_name_the_options_of_the_command(
 
 
 FLAGS = (
-    "epochs", "precision", "device", "on_collapse", "source", "weights", "tune", "balance", "add_classes", "teacher",
-)  # fmt: skip
+    "epochs",
+    "precision",
+    "device",
+    "on_collapse",
+    "source",
+    "weights",
+    "tune",
+    "balance",
+    "calibrate",
+    "add_classes",
+    "teacher",
+)
 
 
 @pytest.mark.parametrize("name", [item.name for item in fields(Recipe) if item.name not in FLAGS])

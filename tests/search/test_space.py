@@ -49,6 +49,11 @@ def test_the_written_range_is_parsed_again() -> None:
         ("optimizer=a..b", "is not a number"),
         ("epochs=1..9", "all trials share it"),
         ("preprocessing=gcn,zca", "is a list"),
+        ("source=scratch,squeezenet", "source is about pretrained weights, and a search trains from random ones"),
+        ("tune=last,all", "tune is about pretrained weights"),
+        ("weights=a,b", "weights is about pretrained weights"),
+        ("add_classes=true,false", "add_classes is about pretrained weights"),
+        ("calibrate=true,false", "all trials share it"),
     ],
 )
 def test_bad_ranges(text: str, said: str) -> None:
@@ -65,4 +70,4 @@ def test_ranges_are_needed_and_given_once() -> None:
 
 def test_settings_of_the_measurement_are_not_searched() -> None:
     assert {"width", "depth", "kernel", "lr", "optimizer", "size"} <= set(SETTINGS)
-    assert not {"seed", "epochs", "precision", "val_fraction", "sizes"} & set(SETTINGS)
+    assert not {"seed", "epochs", "precision", "val_fraction", "sizes", "source", "tune"} & set(SETTINGS)

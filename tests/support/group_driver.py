@@ -7,20 +7,14 @@ signal is sent to the rank once it exists). A response is a JSON line on stdout:
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
+from forked import run_command, serve, without_report
 
-import mlpconv.cli
-import mlpconv.cli.train
-import mlpconv.cli.training_output
-import mlpconv.fitting
 from mlpconv.training import process_group
 
 TIMEOUT = 120.0  # seconds
@@ -29,23 +23,17 @@ PORTS = iter(range(20_000 + os.getpid() % 20_000, 60_000))
 
 def start(rank: int, size: int, port: int, argv: list[str], log: int) -> int:
     """Fork one process; return its id."""
-    child = os.fork()
-    if child:
-        return child
-    code = 99
-    try:
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.fsync = lambda _: None
-        mlpconv.fitting.summarise = lambda *_: None
+
+    def prepare() -> None:
+        without_report()
         process_group.JOIN_SECONDS = 20.0
         names = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ |= {name: str(value) for name, value in names.items()}
-        code = mlpconv.cli.main(argv)
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
+
+    child = os.fork()
+    if child == 0:
+        run_command(argv, log, prepare)
+    return child
 
 
 def handle(request: dict[str, Any]) -> dict[str, Any]:
@@ -79,12 +67,5 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
     return {"codes": [codes.get(child, "left") for child in children], "outputs": outputs, "late": late}
 
 
-def main() -> None:
-    """Serve requests until stdin ends."""
-    torch.set_num_threads(1)
-    for line in sys.stdin:
-        print(json.dumps(handle(json.loads(line))), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    serve(handle)

@@ -7,42 +7,29 @@ file_limit (bytes, RLIMIT_FSIZE); plain (true: no figures and report). A respons
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import signal
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import mlpconv.cli
-import mlpconv.cli.train
-import mlpconv.cli.training_output
-import mlpconv.fitting
+from forked import run_command, serve, without_report
 
 TIMEOUT = 900.0  # seconds
 
 
 def trainer(request: dict[str, Any], log: int) -> None:
     """Run the command line in the child process, and exit with its code."""
-    code = 99
-    try:
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.fsync = lambda _: None  # only processes are killed here, not the machine
+
+    def prepare() -> None:
         if request.get("file_limit"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
         if request.get("plain"):
-            mlpconv.fitting.summarise = lambda *_: None
-        code = mlpconv.cli.main(request["argv"])
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
+            without_report()
+
+    run_command(request["argv"], log, prepare)
 
 
 def handle(request: dict[str, Any]) -> dict[str, Any]:
@@ -76,12 +63,5 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
         return {"code": code, "output": log.read().decode(), "seconds": now - start}
 
 
-def main() -> None:
-    """Serve requests until stdin ends. This process uses no tensor, so has no threads that a fork would lose."""
-    torch.set_num_threads(1)
-    for line in sys.stdin:
-        print(json.dumps(handle(json.loads(line))), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    serve(handle)

@@ -26,6 +26,7 @@ EVERYTHING = {  # all sources of randomness and all parts of the state
     "cutout": 3,
     "mixup": 0.4,
     "label_smoothing": 0.1,
+    "balance": True,
     "ema": 0.9,
     "workers": 2,
     "checkpoint_minutes": 0,

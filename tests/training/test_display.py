@@ -194,7 +194,7 @@ def test_a_custom_progress_gets_warnings_as_notes(fit_tiny: Fit, tmp_path: Path)
 
     mine = Mine()
     fit_tiny(tmp_path / "run", progress=mine, ema_every=500, epochs=1)
-    assert [text.split()[0] for text in mine.texts] == ["ema_every=500", "precision"]
+    assert [text.split()[0] for text in mine.texts] == ["ema_every=500", "classes", "precision"]
 
 
 # Messages with keyword arguments

@@ -22,11 +22,8 @@ COUNT = 11
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLPCONV_DATA", str(tmp_path / "cache"))
+def short_pilots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlpconv.fitting.PILOT_STEPS", 3)
-    return tmp_path
 
 
 def draw(folder: Path, side: int, noise: float) -> Path:
@@ -45,7 +42,7 @@ def draw(folder: Path, side: int, noise: float) -> Path:
 
 def test_photographs_get_pretrained_features(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draw(here / "photos", 41, noise=12)
-    assert main(["train", "photos", "--out", "run"]) == 0
+    assert main(["train", "photos", "--minutes", "0", "--out", "run"]) == 0
     said = capsys.readouterr().out
     assert "validation accuracy 100.00%" in said
     assert "start from efficientnet_lite0: the images look like photographs" in said

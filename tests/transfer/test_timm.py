@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -31,14 +30,6 @@ def timm() -> Any:
         return import_vision("timm")
     except UsageError:
         pytest.skip("timm is not installed")
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLPCONV_DATA", str(tmp_path / "cache"))
-    yield
-    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from mlpconv.cli.options import Model, Switch
+from mlpconv.cli.options import Model, Switch, check_can_be_written
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mlpconv.data import Dataset, Split
     from mlpconv.evaluation import Evaluation
     from mlpconv.inference import Classifier
+    from mlpconv.temperature import TemperatureFit
 
 __all__ = ["evaluate"]
 
@@ -40,6 +41,7 @@ def evaluate(
     data_dir: Annotated[Path | None, Parameter(name="--data")] = None,
     batch_size: int = 128,
     tta_flip: Switch = False,
+    calibrate: Path | None = None,
     json: Switch = False,
 ) -> None:
     """Evaluate a model on labelled images: error with its 95 % interval, log loss, calibration, metrics per class.
@@ -50,13 +52,16 @@ def evaluate(
         digits, mnist, fashion_mnist, cifar10, cifar100, svhn, or a folder of class folders, or a folder with train/,
         val/ and test/.
     split
-        The images to evaluate: test (the default, if there is one), val (those that training held out), train or all.
+        The images to evaluate: test (the default, if there is one), val (those that training held out; the default
+        with --calibrate), train or all.
     data_dir
         Folder with the files of a named data set, if they are not in the cache.
     batch_size
         Images per batch.
     tta_flip
         Average the logits of each image and its horizontal flip.
+    calibrate
+        Fit a temperature on these images, write the model with calibrated probabilities to this file, and evaluate it.
     json
         Print one JSON object.
     """
@@ -66,13 +71,18 @@ def evaluate(
 
     classifier = inference.load(model)
     dataset = open_as_trained(data, data_dir, classifier)
-    name, images = _select(dataset, split)
+    name, images = _select(dataset, split or (None if calibrate is None else "val"))
     images = evaluation.align_labels(images, dataset.classes, classifier)
+    about: dict[str, Any] = {"model": model, "data": data, "split": name, "tta_flip": tta_flip}
+    notes = [*dataset.notes, *_notes(dataset, name, classifier)]
+    if calibrate is not None:
+        classifier, fit = _calibrated(classifier, images, name, calibrate, trained=TRAINED_ON in notes)
+        about |= {"calibration": fit.to_dict()}
+        notes += [f"{fit}. Written: {calibrate}"]
     with Bar("evaluating", len(images)) as bar:
         result = evaluation.evaluate(classifier, images, batch_size=batch_size, tta_flip=tta_flip, progress=bar)
-    notes = [*dataset.notes, *_notes(dataset, name, classifier)]
     if json:
-        _print_json(result, {"model": model, "data": data, "split": name, "tta_flip": tta_flip, "notes": notes})
+        _print_json(result, about | {"notes": notes})
     else:
         title = f"{model} on {data}, {'all images' if name == 'all' else f'{name} split'}"
         _print_tables(result, title, notes)
@@ -97,6 +107,20 @@ def _select(dataset: Dataset, name: str | None) -> tuple[str, Split]:
         images = np.concatenate([split.images for split in splits])
         return name, Split(images, np.concatenate([split.labels for split in splits]))
     return name, dataset.split(name)
+
+
+def _calibrated(
+    classifier: Classifier, images: Split, name: str, out: Path, *, trained: bool
+) -> tuple[Classifier, TemperatureFit]:
+    """Return the calibrated classifier after it was written to `out`; raise UsageError for images of another use."""
+    from mlpconv.errors import UsageError
+    from mlpconv.temperature import calibrate_to
+
+    check_can_be_written(calibrate=out)
+    if name == "test" or trained:
+        reason = "the test images measure the result" if name == "test" else "the model was trained on these images"
+        raise UsageError(f"--calibrate needs held-out images, and {reason}: use --split val.")
+    return calibrate_to(classifier, images, out)
 
 
 def _notes(dataset: Dataset, split: str, classifier: Classifier) -> list[str]:

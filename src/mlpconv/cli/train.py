@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from mlpconv.cli.options import Switch
+from mlpconv.cli.start_options import StartOptions
 from mlpconv.errors import UsageError
 from mlpconv.text import Wording, worded
 
@@ -32,6 +33,8 @@ NAMES = (
     "on_collapse",
     "tune",
     "balance",
+    "calibrate",
+    "minutes",
     "add_classes",
     "weights",
     "teacher",
@@ -48,39 +51,6 @@ DataDir = Annotated[
 OnCollapse = Annotated[
     str | None, Parameter(help="Action when training collapses at loss ln(classes): stop or repair.")
 ]
-From = Annotated[
-    str | None,
-    Parameter(
-        "--from",
-        help="Initial weights: scratch (random), a shipped network such as efficientnet_lite0 or squeezenet, a model "
-        "file or run folder, or auto, which compares them; the default for a folder without --recipe, --epochs, --set.",
-    ),
-]
-Weights = Annotated[
-    str | None,
-    Parameter(help="safetensors file with the weights of --from timm:NAME; without it, they are downloaded."),
-]
-Tune = Annotated[
-    str | None,
-    Parameter(
-        help="Layers trained with --from NETWORK: head (the default: a classifier is fitted on its features, without "
-        "epochs), last (the last third, by the recipe finetune) or all."
-    ),
-]
-Balance = Annotated[Switch, Parameter(help="Fit the classifier with the same total weight for every class.")]
-AddClasses = Annotated[
-    Switch, Parameter(help="Keep the classes of the network in --from with their weights, and fit only the new ones.")
-]
-Teacher = Annotated[
-    str | None,
-    Parameter(
-        help="Trained network of the same classes to learn from (distillation): a model file, run folder or shipped "
-        "network; --set teacher_weight and temperature say how."
-    ),
-]
-CacheGB = Annotated[
-    float | None, Parameter(help="Most gigabytes of disk for cached features and outputs of a teacher; default 2.")
-]
 
 
 def train(
@@ -96,13 +66,7 @@ def train(
     precision: str | None = None,
     device: str | None = None,
     on_collapse: OnCollapse = None,
-    from_: From = None,
-    weights: Weights = None,
-    tune: Tune = None,
-    balance: Balance = False,
-    add_classes: AddClasses = False,
-    teacher: Teacher = None,
-    cache_gb: CacheGB = None,
+    start: StartOptions | None = None,
     memory: Memory = None,
     json: Switch = False,
 ) -> None:
@@ -134,13 +98,13 @@ def train(
     from mlpconv.cli.training_output import make_progress
     from mlpconv.fitting import fit
 
+    options = start or StartOptions()
     settings = merge_settings(
-        set_, epochs=epochs, precision=precision, device=device, on_collapse=on_collapse, source=from_, weights=weights,
-        tune=tune, balance=balance or None, add_classes=add_classes or None, teacher=teacher,
-    )  # fmt: skip
-    settings |= {} if cache_gb is None else {"cache_gb": cache_gb}
+        set_, epochs=epochs, precision=precision, device=device, on_collapse=on_collapse, **options.settings()
+    )
+    settings |= {"out": out, "resume": resume, "data_root": data_dir, **options.arguments()}
     with worded(CommandLine(data, data_dir)), limited(memory):
-        run = fit(data, recipe, out=out, resume=resume, data_root=data_dir, progress=make_progress(json), **settings)
+        run = fit(data, recipe, progress=make_progress(json), **settings)
     if environ.get("RANK", "0") == "0":  # torchrun: rank 0 prints
         (print_json if json else print_summary)(run)
 

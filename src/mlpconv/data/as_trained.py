@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from mlpconv.data.catalog import CATALOG
+from mlpconv.data.catalog import CATALOG, is_published
 from mlpconv.data.dataset import Dataset
 from mlpconv.data.openers import open_data
 from mlpconv.data.validation import HoldOutRule, with_validation
 from mlpconv.decode_options import DecodeOptions
 
-__all__ = ["Trained", "open_as_read", "open_as_trained"]
+__all__ = ["Trained", "open_as_read", "open_as_trained", "recorded_data"]
 
 
 class _Preprocessing(Protocol):
@@ -32,6 +34,18 @@ class Trained(Protocol):
         """Return the fitted preprocessing."""
 
 
+def recorded_data(info: Mapping[str, Any]) -> str | Path | None:
+    """Return the data that a model file's record names: a published data set, or a folder that is here; else None."""
+    name = info.get("data")
+    if not isinstance(name, str):
+        return None
+    if name in CATALOG and info.get("published", True) is True:  # older files record the name alone
+        return name
+    with suppress(OSError, ValueError):  # not even the name of a file
+        return Path(name) if Path(name).is_dir() else None
+    return None
+
+
 def open_as_trained(data: str | Path, root: Path | None, classifier: Trained) -> Dataset:
     """Open data with the size, channels, decode options and validation split that a classifier was trained with.
 
@@ -44,7 +58,7 @@ def open_as_trained(data: str | Path, root: Path | None, classifier: Trained) ->
     fraction = float(fraction) if isinstance(fraction, int | float) and 0 <= fraction < 1 else 0.2
     seed = seed if isinstance(seed, int) else 0
     dataset = open_as_read(data, root, classifier, HoldOutRule.from_dict(classifier.info.get("validation")))
-    published = str(data) in CATALOG
+    published = is_published(data)
     return with_validation(dataset, fraction, seed) if published and "train" in dataset.splits else dataset
 
 
@@ -63,5 +77,5 @@ def open_as_read(data: str | Path, root: Path | None, classifier: Trained, membe
         membership=membership,
         fit=classifier.preprocessing.decode_options.fit,
         bits=classifier.preprocessing.decode_options.bits,
-        classes=None if str(data) in CATALOG else classifier.classes,  # a folder may lack some of the classes
+        classes=None if is_published(data) else classifier.classes,  # a folder may lack some of the classes
     )

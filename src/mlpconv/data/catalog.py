@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import MappingProxyType
 
-__all__ = ["CATALOG", "Published", "PublishedFile"]
+__all__ = ["CATALOG", "Published", "PublishedFile", "is_published"]
 
 
 @dataclass(frozen=True)
@@ -242,3 +242,8 @@ _SVHN = Published(
 CATALOG = MappingProxyType(
     {entry.name: entry for entry in (_OPTICAL_DIGITS, _MNIST, _FASHION_MNIST, _CIFAR10, _CIFAR100, _SVHN)}
 )
+
+
+def is_published(data: object) -> bool:
+    """Return whether data is the name of a published data set; a Path is always a file or folder."""
+    return isinstance(data, str) and data in CATALOG

@@ -59,7 +59,8 @@ class Dataset:
     """The splits of a data set, its class names, notes for the user, and the SHA-256 of its pixels and labels.
 
     `membership` is the rule that held out validation images of a folder without a `val` split; `decode_options` say how
-    its files were decoded.
+    its files were decoded. `published` is true for the data set of this name in the catalogue, and false for a folder
+    that is only named like one.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Dataset:
     fingerprint: str
     membership: HoldOutRule | None = field(default=None, repr=False)
     decode_options: DecodeOptions = DEFAULT_DECODING
+    published: bool = False
 
     def split(self, name: str) -> Split:
         """Return a split; raise MissingSplit if this data set lacks it, UsageError if there is no such split name."""
@@ -106,7 +108,14 @@ class Dataset:
         return next(iter(self.splits.values()))
 
 
-def make_dataset(name: str, classes: Sequence[str], splits: Mapping[str, Split], notes: Iterable[str] = ()) -> Dataset:
+def make_dataset(
+    name: str,
+    classes: Sequence[str],
+    splits: Mapping[str, Split],
+    notes: Iterable[str] = (),
+    *,
+    published: bool = False,
+) -> Dataset:
     """Build a data set from splits and compute its fingerprint; raise UsageError if the splits are inconsistent."""
     ordered = {key: splits[key] for key in SPLITS if key in splits}
     if not ordered or len(ordered) != len(splits):
@@ -117,7 +126,7 @@ def make_dataset(name: str, classes: Sequence[str], splits: Mapping[str, Split],
     for key, split in ordered.items():
         if len(split) and not 0 <= int(split.labels.min()) <= int(split.labels.max()) < len(classes):
             raise UsageError(f"{name}, {key}: labels must lie in 0..{len(classes) - 1}, one number per class.")
-    return Dataset(name, tuple(classes), ordered, tuple(notes), _fingerprint(ordered))
+    return Dataset(name, tuple(classes), ordered, tuple(notes), _fingerprint(ordered), published=published)
 
 
 def select(split: Split, indices: np.ndarray) -> Split:

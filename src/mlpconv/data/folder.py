@@ -13,6 +13,7 @@ from mlpconv.data.dataset import Dataset, Split, make_dataset, select
 from mlpconv.data.decode import FORMATS, decode_hashed
 from mlpconv.data.duplicates import duplicate_notes, pixel_hash
 from mlpconv.data.folder_layout import MAX_NAMED, ScannedSplit, abbreviated, has_images, scan_folder, subfolders
+from mlpconv.data.open_options import OpenOptions
 from mlpconv.data.storage import allocate
 from mlpconv.data.survey import (
     SplitFiles,
@@ -33,28 +34,19 @@ __all__ = ["open_folder"]
 IMBALANCE = 3  # class imbalance is reported from this ratio of the largest to the smallest class
 
 
-def open_folder(
-    folder: Path,
-    *,
-    size: int | None = None,
-    channels: int | None = None,
-    classes: Sequence[str] | None = None,
-    seed: int = 0,
-    val_fraction: float = 0.2,
-    max_bad: float = 0.1,
-    fit: str | None = None,
-    bits: int | None = None,
-    membership: HoldOutRule | None = None,
-) -> Dataset:
+def open_folder(folder: Path, options: OpenOptions) -> Dataset:
     """Read FOLDER/class/* or FOLDER/train|val|test/class/* and infer the options that are None (see `open_data`)."""
+    size, channels, fit, bits, membership = (
+        options.size, options.channels, options.fit, options.bits, options.membership
+    )  # fmt: skip
     scanned, notes = scan_folder(folder)
-    names = _class_names(folder, scanned, classes, notes)
+    names = _class_names(folder, scanned, options.classes, notes)
     files = {key: _labelled(split, names) for key, split in scanned.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's warnings about odd metadata
         if size is None or channels is None or fit is None or bits is None:
             headers = {key: read_headers(split_files) for key, split_files in files.items()}
-            _check_unreadable(folder, files, max_bad)
+            _check_unreadable(folder, files, options.max_bad)
             all_headers = [header for split_headers in headers.values() for header in split_headers]
             size = choose_size(all_headers) if size is None else size
             channels = max(header.channels for header in all_headers) if channels is None else channels
@@ -64,18 +56,18 @@ def open_folder(
                 bits = choose_bits(files, headers, notes)
         decode_options = DecodeOptions(fit, bits)
         splits = {key: _read(split_files, folder, channels, size, decode_options) for key, split_files in files.items()}
-    _check_unreadable(folder, files, max_bad)
+    _check_unreadable(folder, files, options.max_bad)
     _note_unreadable(files, notes)
-    if classes is None:
+    if options.classes is None:
         names, splits = _without_empty_classes(names, splits, notes)
-    _check_classes(folder, names, splits, classes)
+    _check_classes(folder, names, splits, options.classes)
     notes[:0] = duplicate_notes(splits, {key: split_files.hashes for key, split_files in files.items()}, names)
     if "train" in splits:
         _note_imbalance(splits["train"], names, notes)
-        if "val" in splits or val_fraction == 0:
+        if "val" in splits or options.val_fraction == 0:
             membership = None
         elif membership is None:
-            membership = _draw_validation(splits["train"], files["train"], names, val_fraction, seed, notes)
+            membership = _draw_validation(splits["train"], files["train"], names, options, notes)
         if membership is not None:
             splits = _with_validation(splits, membership.held_out(files["train"].contents))
     dataset = make_dataset(printable(folder.resolve().name), names, splits, notes)
@@ -210,9 +202,10 @@ def _note_imbalance(train: Split, names: tuple[str, ...], notes: list[str]) -> N
 
 
 def _draw_validation(
-    train: Split, files: SplitFiles, names: tuple[str, ...], fraction: float, seed: int, notes: list[str]
+    train: Split, files: SplitFiles, names: tuple[str, ...], options: OpenOptions, notes: list[str]
 ) -> HoldOutRule:
     """Hold out a fraction of every class of the training images, and note how many."""
+    fraction, seed = options.val_fraction, options.seed
     membership = HoldOutRule.draw(files.contents, [h.digest for h in files.hashes], train.labels, fraction, seed)
     held = membership.held_out(files.contents)
     totals, held_counts = (np.bincount(labels, minlength=len(names)) for labels in (train.labels, train.labels[held]))

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from mlpconv.data.catalog import CATALOG
+from mlpconv.data.catalog import CATALOG, is_published
 from mlpconv.data.converted import convert_images
 from mlpconv.data.dataset import Dataset, Split, make_dataset
 from mlpconv.data.folder import open_folder
+from mlpconv.data.folder_layout import subfolders
+from mlpconv.data.open_options import OpenOptions
 from mlpconv.data.published import open_named, refuse_pickles
 from mlpconv.data.shards import find_shards, open_shards
 from mlpconv.data.validation import HoldOutRule
 from mlpconv.errors import DataError, UsageError, did_you_mean
 
 __all__ = ["open_data"]
-
-MAX_SIZE = 4096
 
 
 def open_data(
@@ -46,18 +47,17 @@ def open_data(
     may be unreadable; they are skipped and named in the notes.
     Raises UsageError for invalid arguments, DataError for missing or unreadable data.
     """
-    _check_arguments(size, channels, val_fraction, max_bad)
-    if isinstance(spec, str) and spec in CATALOG:
-        return _convert(open_named(spec, None if root is None else Path(root)), size, channels, classes)
+    options = OpenOptions(size, channels, classes, seed, val_fraction, max_bad, fit, bits, membership)
+    if is_published(spec):
+        dataset = _convert(open_named(str(spec), None if root is None else Path(root)), size, channels, classes)
+        return replace(dataset, notes=(*dataset.notes, *_namesakes(str(spec)))) if root is None else dataset
     folder = Path(spec)
-    options: dict[str, Any] = {"size": size, "channels": channels, "classes": classes, "fit": fit, "bits": bits}
-    options |= {"seed": seed, "val_fraction": val_fraction, "max_bad": max_bad, "membership": membership}
     try:
         if (shards := find_shards(spec)) is not None:
-            return open_shards(shards, **options)
+            return open_shards(shards, options)
         if folder.is_dir():
             refuse_pickles(folder)
-            return open_folder(folder, **options)
+            return open_folder(folder, options)
         exists = folder.exists()
     except (OSError, ValueError) as error:
         raise DataError(f"{str(spec)!r} cannot be read: {str(error).lower()}.") from error
@@ -66,15 +66,11 @@ def open_data(
     raise UsageError(f"there is no folder or data set named {str(spec)!r}. {did_you_mean(str(spec), CATALOG)}")
 
 
-def _check_arguments(size: int | None, channels: int | None, val_fraction: float, max_bad: float) -> None:
-    if size is not None and not 1 <= size <= MAX_SIZE:
-        raise UsageError(f"the size of images must lie between 1 and {MAX_SIZE} pixels, not {size}.")
-    if channels not in (None, 1, 3):
-        raise UsageError(f"channels must be 1 (grey) or 3 (colour), not {channels}.")
-    if not 0 <= val_fraction < 1:
-        raise UsageError(f"the fraction held out for validation must be at least 0 and below 1, not {val_fraction}.")
-    if not 0 <= max_bad <= 1:
-        raise UsageError(f"the fraction of files that may be unreadable must lie between 0 and 1, not {max_bad}.")
+def _namesakes(name: str) -> Iterator[str]:
+    """Yield a note if there is a folder of folders that has the name of a published data set."""
+    with suppress(OSError):
+        if Path(name).is_dir() and subfolders(Path(name)):
+            yield f"{name} is the published data set, not the folder of this name here: write ./{name} for the folder."
 
 
 def _convert(dataset: Dataset, size: int | None, channels: int | None, classes: Sequence[str] | None) -> Dataset:
@@ -94,4 +90,4 @@ def _convert(dataset: Dataset, size: int | None, channels: int | None, classes: 
         key: Split(convert_images(split.images, shape), new_label[split.labels], split.names)
         for key, split in dataset.splits.items()
     }
-    return make_dataset(dataset.name, order, splits, dataset.notes)
+    return make_dataset(dataset.name, order, splits, dataset.notes, published=dataset.published)

@@ -35,7 +35,7 @@ def open_named(name: str, root: Path | None = None) -> Dataset:
     """Read a named data set from its files; raise DataError if no files are found or one is damaged."""
     entry = CATALOG[name]
     if name == "digits":
-        return make_dataset(name, entry.classes, read_digits())
+        return make_dataset(name, entry.classes, read_digits(), published=True)
     root = root if root is not None else cache_folder()
     files, archive = file_locations(entry, root)
     splits = {split: _read_split(entry, split, files) for split in files if split != "extra"}
@@ -44,7 +44,7 @@ def open_named(name: str, root: Path | None = None) -> Dataset:
     if not splits:
         refuse_pickles(root, name)
         raise DataError(_not_found(entry, root))
-    return make_dataset(name, entry.classes, splits, _notes(entry, splits, "extra" in files))
+    return make_dataset(name, entry.classes, splits, _notes(entry, splits, "extra" in files), published=True)
 
 
 def refuse_pickles(folder: Path, name: str | None = None) -> None:

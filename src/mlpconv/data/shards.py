@@ -18,6 +18,7 @@ import numpy as np
 from mlpconv.data.dataset import SPLITS, Dataset, Split
 from mlpconv.data.decode import DIGEST_BYTES, Header
 from mlpconv.data.folder_layout import split_word
+from mlpconv.data.open_options import OpenOptions
 from mlpconv.data.shard_images import CHECKED, Places, ShardImages
 from mlpconv.data.shard_index import ShardIndex, index_shard
 from mlpconv.data.survey import choose_fit, choose_size, resize_note
@@ -86,51 +87,45 @@ def braces(text: str) -> list[str]:
     return [name for word in words for name in braces(text[: match.start()] + word + text[match.end() :])]
 
 
-def open_shards(
-    paths: Sequence[Path],
-    *,
-    size: int | None = None,
-    channels: int | None = None,
-    classes: Sequence[str] | None = None,
-    seed: int = 0,
-    val_fraction: float = 0.2,
-    max_bad: float = 0.1,
-    fit: str | None = None,
-    bits: int | None = None,
-    membership: HoldOutRule | None = None,
-) -> Dataset:
+def open_shards(paths: Sequence[Path], options: OpenOptions) -> Dataset:
     """Index the tars and return their images, with the options of `open_data`.
 
     A tar belongs to the split that its name says (val-000.tar), else to train. Images are decoded into memory if they
     fit into the limit of `memory_limit`. Raises DataError for damaged tars, and if too many samples cannot be used.
     """
     indexes = [index_shard(path) for path in paths]
-    notes = list(skip_notes(paths, indexes, max_bad))
-    names = class_names(indexes, classes, paths[0])
+    notes = list(skip_notes(paths, indexes, options.max_bad))
+    names = class_names(indexes, options.classes, paths[0])
     headers = surveyed(indexes)
-    options = DecodeOptions(
-        choose_fit(headers) if fit is None else fit, DEFAULT_DECODING.bits if bits is None else bits
+    decoding = DecodeOptions(
+        choose_fit(headers) if options.fit is None else options.fit,
+        DEFAULT_DECODING.bits if options.bits is None else options.bits,
     )
-    side = choose_size(headers) if size is None else size
-    shape = (max(image.channels for image in headers) if channels is None else channels, side, side)
-    notes += resize_note(headers, side, options.fit)
+    side = choose_size(headers) if options.size is None else options.size
+    channels = max(image.channels for image in headers) if options.channels is None else options.channels
+    shape = (channels, side, side)
+    notes += resize_note(headers, side, decoding.fit)
     splits: dict[str, Split] = {}
     for key in SPLITS:
         own = [number for number, path in enumerate(paths) if (split_word(path.stem) or "train") == key]
         if any(len(indexes[number]) for number in own):
-            splits[key] = joined(paths, indexes, own, names, shape, options)
-    fingerprint = fingerprint_of(splits, shape, options, names)
+            splits[key] = joined(paths, indexes, own, names, shape, decoding)
+    fingerprint = fingerprint_of(splits, shape, decoding, names)
     rule = None
-    if "train" in splits and "val" not in splits and val_fraction > 0:
-        rule = membership or draw_rule(splits["train"], all_digests(paths, indexes), val_fraction, seed)
+    if "train" in splits and "val" not in splits and options.val_fraction > 0:
+        rule = options.membership or draw_rule(
+            splits["train"], all_digests(paths, indexes), options.val_fraction, options.seed
+        )
         held = rule.held_out(Digests(all_digests(paths, indexes)))
         splits = divided(splits, held)
-        notes.append(f"no val split found: {held.sum():,} of {len(held):,} images are held out with seed {seed}.")
+        notes.append(
+            f"no val split found: {held.sum():,} of {len(held):,} images are held out with seed {options.seed}."
+        )
     notes += load_small(splits)
     del indexes
     release_memory()
     dataset = Dataset(printable(data_label(paths)), names, splits, tuple(notes), fingerprint)
-    return replace(dataset, membership=rule, decode_options=options)
+    return replace(dataset, membership=rule, decode_options=decoding)
 
 
 class Digests(Sequence[bytes]):

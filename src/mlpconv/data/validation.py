@@ -11,7 +11,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mlpconv.data.catalog import CATALOG
 from mlpconv.data.dataset import Dataset, Split, select
 from mlpconv.errors import DataError, UsageError
 
@@ -99,8 +98,8 @@ def with_validation(dataset: Dataset, fraction: float, seed: int) -> Dataset:
             f"no image of {dataset.name} can be held out, as every class has a single image (copies count once): give "
             "at least two of some class, or set val_fraction=0."
         )
-    published = dataset.name in CATALOG and dataset.name != "digits"
-    train, val = holdout(dataset.split("train"), fraction, seed, "last" if published else "stratified")
+    in_order = dataset.published and dataset.name != "digits"
+    train, val = holdout(dataset.split("train"), fraction, seed, "last" if in_order else "stratified")
     return replace(dataset, splits={**dataset.splits, "train": train, "val": val})
 
 

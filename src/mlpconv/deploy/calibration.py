@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpconv.data import Split
-from mlpconv.data.as_trained import open_as_trained
-from mlpconv.data.catalog import CATALOG
+from mlpconv.data.as_trained import open_as_trained, recorded_data
 from mlpconv.data.inputs import read_pixels
 from mlpconv.deploy.exportable import Exportable
 from mlpconv.deploy.quantize import Calibration
@@ -32,18 +31,18 @@ def calibration_from_data(source: Exportable, data: str | None = None, root: Pat
     """
     if source.classifier is None:
         raise UsageError("A network without a model file has no data set: calibrate it on image files.")
-    data = _named_data(source) if data is None else data
-    dataset = open_as_trained(data, root, source.classifier)
+    spec = _named_data(source) if data is None else data
+    dataset = open_as_trained(spec, root, source.classifier)
     splits = {name: align_labels(split, dataset.classes, source.classifier) for name, split in dataset.splits.items()}
     if "train" not in splits:
-        raise UsageError(f"{data} has no training images to calibrate on: give a folder with train/.")
+        raise UsageError(f"{spec} has no training images to calibrate on: give a folder with train/.")
     train = _shuffled(splits["train"])
     images = train.images[:CALIBRATE]
     name = next((name for name in ("val", "test") if name in splits), None)
     held_out = _shuffled(splits[name]) if name else Split(train.images[CALIBRATE:], train.labels[CALIBRATE:])
     if len(images) < FEWEST or len(held_out) < FEWEST:
-        raise UsageError(f"{data} has too few images: at least {FEWEST} to calibrate on and {FEWEST} others.")
-    described = f"{data}, {name} split" if name else f"{data}, training images"
+        raise UsageError(f"{spec} has too few images: at least {FEWEST} to calibrate on and {FEWEST} others.")
+    described = f"{spec}, {name} split" if name else f"{spec}, training images"
     return Calibration(images, held_out.images[:HELD_OUT], held_out.labels[:HELD_OUT], described)
 
 
@@ -60,11 +59,11 @@ def calibration_from_files(source: Exportable, files: Sequence[Path]) -> Calibra
     return Calibration(pixels[::2], pixels[1::2], None, f"{len(files)} image files")
 
 
-def _named_data(source: Exportable) -> str:
+def _named_data(source: Exportable) -> str | Path:
     """Return the data that the model file names, if it can be opened by name."""
+    if (found := recorded_data(source.info)) is not None:
+        return found
     named = source.info.get("data")
-    if isinstance(named, str) and (named in CATALOG or Path(named).is_dir()):
-        return named
     known = f"the model file names {named!r:.60}, which is not here" if named else "the model file names no data"
     raise DataError(f"int8 needs images to calibrate on, and {known}: give --calibrate DATA or --images FILES.")
 

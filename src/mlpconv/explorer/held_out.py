@@ -10,8 +10,7 @@ import numpy as np
 from PIL import Image
 
 from mlpconv.data import Split
-from mlpconv.data.as_trained import open_as_trained
-from mlpconv.data.catalog import CATALOG
+from mlpconv.data.as_trained import open_as_trained, recorded_data
 from mlpconv.data.dataset import select
 from mlpconv.errors import DataError, UsageError
 from mlpconv.evaluation import align_labels
@@ -33,9 +32,9 @@ def find_held_out(classifier: Classifier, data: str | None, root: Path | None) -
     """
     if data is not None:
         return _held_out(classifier, data, root)
-    name = str(classifier.info.get("data", ""))
+    name = recorded_data(classifier.info)
     advice = "To measure the accuracy, pass --data DATA."
-    if name not in CATALOG and not Path(name).is_dir():
+    if name is None:
         return None, f"The data set of this network is not on this machine. {advice}"
     try:
         return _held_out(classifier, name, root)
@@ -43,7 +42,7 @@ def find_held_out(classifier: Classifier, data: str | None, root: Path | None) -
         return None, f"The images of {name} are not on this machine, or do not fit. {advice}"
 
 
-def _held_out(classifier: Classifier, data: str, root: Path | None) -> tuple[Split | None, str]:
+def _held_out(classifier: Classifier, data: str | Path, root: Path | None) -> tuple[Split | None, str]:
     dataset = open_as_trained(data, root, classifier)
     split = next((dataset.splits[name] for name in ("test", "val") if name in dataset.splits), None)
     if split is None or not len(split):

@@ -7,9 +7,10 @@ from pathlib import Path
 from mlpconv.errors import RunFolderError
 from mlpconv.files import write_atomic
 from mlpconv.inference import Classifier
+from mlpconv.report.headline import headline
 from mlpconv.report.page import document
 from mlpconv.report.run_contents import read_run
-from mlpconv.report.sections import headline, sections
+from mlpconv.report.sections import sections
 
 __all__ = ["write_report"]
 

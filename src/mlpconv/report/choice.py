@@ -8,7 +8,7 @@ from typing import Any
 from mlpconv.evaluation import wilson
 from mlpconv.report.run_contents import number
 
-__all__ = ["COLUMNS", "candidate_rows", "choice_lines"]
+__all__ = ["COLUMNS", "candidate_rows", "choice_lines", "depth_reason"]
 
 COLUMNS = ("candidate", "pixels", "validation accuracy", "95 % interval", "seconds")
 
@@ -31,6 +31,12 @@ def candidate_rows(choice: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
+def depth_reason(choice: Mapping[str, Any]) -> str:
+    """Return how many layers are trained and why, from choice.json; empty if that was not chosen."""
+    depth = choice.get("depth")
+    return str(depth.get("reason", "")) if isinstance(depth, dict) else ""
+
+
 def choice_lines(choice: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines of a table of the candidates, and the reason for the choice."""
     rows = candidate_rows(choice)
@@ -41,3 +47,5 @@ def choice_lines(choice: Mapping[str, Any]) -> Iterator[str]:
             cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
             yield "  ".join([f"{first:<{widths[0]}}", *cells])
     yield f"start from {choice.get('source')}: {choice.get('reason')}"
+    if reason := depth_reason(choice):
+        yield reason

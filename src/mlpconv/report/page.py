@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from mlpconv.text import printable
 
-__all__ = ["Child", "Html", "document", "element", "figure", "section", "table"]
+__all__ = ["NOTHING", "Child", "Html", "document", "element", "figure", "section", "table"]
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fbfbf9; --card: #ffffff; --ink: #1f2933; --quiet: #5d6b7a;
@@ -28,6 +28,7 @@ p { margin: 0 0 0.8rem; max-width: 44rem; }
 .tile { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 0.9rem 1.1rem; }
 .tile b { display: block; font-size: 1.45rem; line-height: 1.3; font-weight: 600; font-variant-numeric: tabular-nums;
   overflow-wrap: anywhere; }
+.tile b.long { font-size: 1.15rem; line-height: 1.65; }
 .tile.main b { color: var(--accent); font-size: 2rem; }
 .tile span { color: var(--quiet); font-size: 0.85rem; display: block; overflow-wrap: anywhere; }
 pre { background: var(--tint); border-radius: 8px; padding: 0.9rem 1.1rem; overflow-x: auto; font-size: 0.86rem;
@@ -64,6 +65,7 @@ class Html(str):
     __slots__ = ()
 
 
+NOTHING = Html("")
 Child: TypeAlias = str | Html | None
 
 

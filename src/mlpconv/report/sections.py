@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlpconv.data.catalog import CATALOG
-from mlpconv.report.choice import COLUMNS, candidate_rows
-from mlpconv.report.page import Html, element, figure, section, table
+from mlpconv.report.choice import COLUMNS, candidate_rows, depth_reason
+from mlpconv.report.headline import SPLITS
+from mlpconv.report.page import NOTHING, Html, element, figure, section, table
 from mlpconv.report.run_contents import RunParts, number
-from mlpconv.text import counted
+from mlpconv.temperature import KEY, TemperatureFit
 from mlpconv.training.recipe import Recipe
 
-__all__ = ["headline", "sections"]
+__all__ = ["sections"]
 
-NOTHING = Html("")
 NARROW_TO = 12  # classes; up to here the confusion matrix is small
 OPEN_TO = 30  # classes; up to here their table is expanded
 MEASURES = (
@@ -33,8 +33,8 @@ MAPS = (
     "Category maps (exact class activation maps, CAM) of the most probable classes over each image: warmer colours add "
     "more to the class's score. The mean of a map is the class's logit. The ring marks the peak."
 )
+FITTED_ON = "These are the images of the fit: on others, expect a slightly larger calibration error."
 FILTERS = "The filters of the first layer. Filters that look like noise are barely trained."
-SPLITS = {"train": "training", "val": "validation", "test": "test"}
 
 
 def sections(run: RunParts) -> Html:
@@ -55,79 +55,6 @@ def sections(run: RunParts) -> Html:
     return Html("".join(all_sections))
 
 
-def headline(run: RunParts) -> Html:
-    """Return the title and the most important metrics."""
-    tiles = [tile for tile in (_accuracy(run), _model(run), _data(run), _time(run)) if tile]
-    counts = run.data.get("counts")
-    counts = counts if isinstance(counts, dict) else {}
-    order = [*SPLITS, *(name for name in counts if name not in SPLITS)]
-    sizes = [f"{value:,.0f} {SPLITS.get(name, name)}" for name in order if (value := number(counts, name)) is not None]
-    line = f"A run of mlpconv on {_enumerate(sizes)} images." if sizes else "A run of mlpconv."
-    return element(
-        "header", element("h1", run.title), element("p", line, class_="quiet"), element("div", *tiles, class_="tiles")
-    )
-
-
-def _enumerate(items: list[str]) -> str:
-    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
-
-
-def _tile(value: str, label: str, kind: str = "tile") -> Html:
-    return element("div", element("b", value), element("span", label), class_=kind)
-
-
-def _accuracy(run: RunParts) -> Html:
-    error, n = number(run.evaluation, "error"), number(run.evaluation, "n")
-    if error is None:
-        return NOTHING
-    split = SPLITS.get(str(run.evaluation.get("split")), "")
-    label = f"{split} accuracy".strip()
-    interval = run.evaluation.get("error_interval")
-    if isinstance(interval, list) and len(interval) == 2 and all(isinstance(end, int | float) for end in interval):
-        label += f", 95 % interval {1 - interval[1]:.1%} to {1 - interval[0]:.1%}"
-    if n is not None:
-        label += f", {n:,.0f} images"
-    return _tile(f"{1 - error:.2%}", label, "tile main")
-
-
-def _model(run: RunParts) -> Html:
-    if run.model_name is None:
-        return NOTHING
-    if run.classifier is None:
-        return _tile(run.model_name, "network")
-    parameters = sum(parameter.numel() for parameter in run.classifier.model.parameters())
-    size = (run.path / "model.safetensors").stat().st_size
-    return _tile(run.model_name, f"{parameters:,} parameters, model file {size / 1e6:.1f} MB")
-
-
-def _data(run: RunParts) -> Html:
-    classes, size, channels = run.data.get("classes"), run.data.get("size"), run.data.get("channels")
-    if not isinstance(classes, list):
-        return NOTHING
-    label = "grey" if channels == 1 else "RGB" if channels == 3 else ""
-    if isinstance(size, list) and len(size) == 2:
-        label = f"{label} images, {size[0]} × {size[1]} pixels".strip()
-    return _tile(f"{len(classes)} classes", label or "data")
-
-
-def _time(run: RunParts) -> Html:
-    last = run.history[-1] if run.history else {}
-    seconds = number(last, "seconds")
-    if seconds is None:
-        return NOTHING
-    trained = [row for row in run.history if number(row, "epoch") != 0]
-    speeds = sorted(speed for row in trained if (speed := number(row, "images_per_second")) is not None)
-    epochs = counted(len(trained), "epoch") if trained else "a fitted classifier"
-    label = f"{epochs}, {speeds[len(speeds) // 2]:,.0f} images/s" if speeds else epochs
-    return _tile(_duration(seconds), label)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def notes(run: RunParts) -> Html:
     """Return the notes about the data."""
     sentences = run.data.get("notes")
@@ -143,6 +70,8 @@ def choice(run: RunParts) -> Html:
         return NOTHING
     rows = candidate_rows(run.choice)
     text = f"This run starts from {source}: {reason}."
+    if depth := depth_reason(run.choice):
+        text += f" {depth[0].upper()}{depth[1:]}."
     return section("Initial weights", element("p", text), table(COLUMNS, rows, "numbers") if rows else None)
 
 
@@ -178,7 +107,7 @@ def usage(run: RunParts) -> Html:
     if not file.is_file():
         return NOTHING
     model, name = shlex.quote(str(file)), str(run.data.get("name", ""))
-    data = name if name in CATALOG else "FOLDER"
+    data = name if name in CATALOG and run.data.get("published", True) is True else "FOLDER"
     lines = (
         ("predict", "IMAGE...", "classify images"),
         ("maps", "IMAGE...", "draw class activation maps"),
@@ -211,9 +140,15 @@ def evaluation(run: RunParts) -> Html:
     ]
     if metrics:
         children.append(table(("metric", "value"), metrics, "numbers"))
-    children.append(_classes(run))
+    children += [_calibration(run), _classes(run)]
     split = SPLITS.get(str(run.evaluation.get("split")), "held-out")
     return section(f"Evaluation on {split} images", *children) if any(children) else NOTHING
+
+
+def _calibration(run: RunParts) -> Html:
+    """Return a sentence about the temperature that was folded into the classifier layer."""
+    fit = TemperatureFit.from_dict(run.classifier.info.get(KEY)) if run.classifier is not None else None
+    return NOTHING if fit is None else element("p", f"Calibrated: {fit}. " + FITTED_ON)
 
 
 def _width(run: RunParts) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from mlpconv.data import Dataset, Split
 from mlpconv.errors import RunFolderError, UsageError
-from mlpconv.evaluation import Evaluation, evaluate, worst_mistakes
+from mlpconv.evaluation import Evaluation, batch_for, evaluate, worst_mistakes
 from mlpconv.files import json_bytes, write_atomic
 from mlpconv.inference import Classifier
 from mlpconv.maps import category_maps
@@ -20,7 +20,6 @@ from mlpconv.training.progress import EpochMetrics
 __all__ = ["summarise"]
 
 MISTAKES = 15
-MAX_BATCH, BATCH_VALUES = 128, 1 << 21
 MAP_IMAGES = 6  # on the sheet of category maps
 
 
@@ -43,11 +42,6 @@ def summarise(folder: Path, classifier: Classifier, dataset: Dataset, history: S
             f"the report in {folder} cannot be written ({error.strerror}); the model file is complete."
         ) from error
     return evaluation
-
-
-def batch_for(split: Split) -> int:
-    """Return how many images to evaluate at a time: 128, and fewer large ones, which would need gigabytes."""
-    return max(1, min(MAX_BATCH, BATCH_VALUES // max(1, split.images[:1].size)))
 
 
 def draw(

@@ -20,9 +20,10 @@ from mlpconv.search.studies import Definition, StudyFolder, cannot_write, open_s
 from mlpconv.search.trials import CostLimits, behind, cost_of, epoch_key, errors_of, take_trial
 from mlpconv.text import option
 from mlpconv.training import Progress, Recipe, find_recipe
+from mlpconv.training.combinations import SCRATCH
 from mlpconv.training.plan import apply_settings
 from mlpconv.training.progress import EpochMetrics
-from mlpconv.training.run_data import data_name, load_dataset
+from mlpconv.training.run_data import data_name, load_dataset, published_name
 
 __all__ = ["SearchResult", "run_search"]
 
@@ -60,7 +61,12 @@ def run_search(
     if seconds is None and trials is None:
         raise UsageError(f"a search needs an end: give {option('budget', '2h')} or {option('trials', 50)}.")
     name = data_name(data)
-    ranges, base = parse_space(over), apply_settings(base_recipe(recipe, name), settings)
+    ranges, base = parse_space(over), apply_settings(base_recipe(recipe, published_name(data)), settings)
+    if base.source != SCRATCH:
+        raise UsageError(
+            f"{option('source', base.source)} is not accepted: a search trains from random weights, whose network and "
+            "cost it varies."
+        )
     source = Source(data, data_root)
     dataset = source.open(base)
     if "val" not in dataset.splits:
@@ -89,8 +95,8 @@ def run_search(
     return result
 
 
-def base_recipe(recipe: str | Path | Recipe | None, name: str) -> Recipe:
-    """Return a Recipe as it is, or find the one with this name for the data set; the default is `fast`."""
+def base_recipe(recipe: str | Path | Recipe | None, name: str | None) -> Recipe:
+    """Return a Recipe as it is, or find it for the published data set `name`; the default is `fast`."""
     return recipe if isinstance(recipe, Recipe) else find_recipe(recipe or "fast", name)
 
 

@@ -18,12 +18,14 @@ __all__ = ["SETTINGS", "Range", "parse_space", "settings_of"]
 # These change how a run is measured, how long it trains or where it runs: pass them with --set.
 FIXED = (
     "epochs min_steps val_fraction seed precision device workers eval_every checkpoint_minutes on_collapse engine "
-    "virtual_shards gradient_sum shuffle_window"
+    "virtual_shards gradient_sum shuffle_window calibrate"
 ).split()
+OF_A_SOURCE = ("source", "weights", "tune", "add_classes")
 SETTINGS = [
     item.name
     for item in dataclasses.fields(Recipe)
-    if item.name not in FIXED and typing.get_origin(typing.get_type_hints(Recipe)[item.name]) is not tuple
+    if item.name not in (*FIXED, *OF_A_SOURCE)
+    and typing.get_origin(typing.get_type_hints(Recipe)[item.name]) is not tuple
 ]
 """The settings of a recipe that can be searched: all single values that affect the network or its training."""
 OF_A_TEACHER = ("teacher_weight", "temperature")
@@ -92,6 +94,8 @@ def check_name(name: str) -> None:
     if name in SETTINGS:
         return
     known = {item.name for item in dataclasses.fields(Recipe)}
+    if name in OF_A_SOURCE:
+        raise UsageError(f"{name} is about pretrained weights, and a search trains from random ones: leave it out.")
     if name in FIXED and name in known:
         raise UsageError(f"{name} cannot be searched, as all trials share it: fix it with --set {name}=VALUE.")
     if name in known:

@@ -48,6 +48,16 @@ def check_combination(recipe: Recipe) -> None:
         raise UsageError(
             "sizes and zca exclude one another: ZCA whitening is fitted to one image size. Drop one of the two."
         )
+    if recipe.balance and recipe.shuffle_window:
+        raise UsageError(
+            f"{option('balance', True)} draws from all images and {option('shuffle_window', recipe.shuffle_window)} "
+            "from neighbouring ones: drop one of the two."
+        )
+    if recipe.calibrate and recipe.add_classes:
+        raise UsageError(
+            f"{option('calibrate', True)} would change the logits of the known classes, which "
+            f"{option('add_classes', True)} keeps: drop one of the two."
+        )
     check_source(recipe)
     check_teacher(recipe)
 
@@ -57,7 +67,7 @@ def check_source(recipe: Recipe) -> None:
     if not recipe.source or len(recipe.source) > MAX_PATH:
         raise UsageError(f"source={_short(recipe.source)} is not accepted: give the name of a network or a model file.")
     if recipe.source == SCRATCH:
-        for name in ("weights", "tune", "add_classes", "balance"):
+        for name in ("weights", "tune", "add_classes"):
             value = getattr(recipe, name)
             if value != _default(recipe, name):
                 raise UsageError(
@@ -75,12 +85,11 @@ def check_source(recipe: Recipe) -> None:
                 f"{option(name, getattr(recipe, name))} has no effect with {option('source', recipe.source)}, which "
                 "decides the network and its preprocessing: drop one of the two."
             )
-    for name in ("add_classes", "balance"):
-        if getattr(recipe, name) and recipe.tune != "head":
-            raise UsageError(
-                f"{option(name, True)} is for a classifier that is fitted alone, {option('tune', 'head')}, and not "
-                f"for {option('tune', recipe.tune)}: drop one of the two."
-            )
+    if recipe.add_classes and recipe.tune != "head":
+        raise UsageError(
+            f"{option('add_classes', True)} is for a classifier that is fitted alone, {option('tune', 'head')}, and "
+            f"not for {option('tune', recipe.tune)}: drop one of the two."
+        )
 
 
 def check_teacher(recipe: Recipe) -> None:

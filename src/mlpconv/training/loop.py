@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mlpconv.data import Split
+from mlpconv.data.balance import drawn_labels
 from mlpconv.data.sampler import Batch, prefetch
 from mlpconv.errors import Interrupted, NonFiniteError
 from mlpconv.models.base import Network
@@ -59,7 +60,7 @@ class Trainer:
         self.engine = StepEngine(state.model, state.optimizers, recipe, state.precision, engine)
         self.per_epoch = loader.sampler.steps_per_epoch
         self.steps = recipe.epochs * self.per_epoch
-        self.watch = health.CollapseWatch(loader.labels, self.per_epoch, state.guesses)
+        self.watch = health.CollapseWatch(drawn_labels(loader.sampler, loader.labels), self.per_epoch, state.guesses)
         self.check_every = CHECK_EVERY.get(loader.device.type, 50)
         self.clock = self.epoch_clock = time.perf_counter()
         self.cpu_clock = time.process_time()

@@ -29,7 +29,9 @@ MODEL_OPTIONS = ("depth", "kernel", "activation", "pool_first", "pool2", "dropou
 def make_model(dataset: Dataset, recipe: Recipe, device: torch.device) -> Network:
     """Create the recipe's network for the data, initialised from its seed; raises UsageError on a mismatch."""
     side = min(dataset.size)
-    default = DEFAULT_MODEL.get(dataset.name, "nin_tiny" if side <= NIN_TINY_MAX_SIDE else "nin_photo")
+    default = "nin_tiny" if side <= NIN_TINY_MAX_SIDE else "nin_photo"
+    if dataset.published:
+        default = DEFAULT_MODEL.get(dataset.name, default)
     options: dict[str, Any] = {key: getattr(recipe, key) for key in MODEL_OPTIONS if getattr(recipe, key) is not None}
     options["size"] = dataset.size
     if recipe.norm != "network":

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from mlpconv.data.sampler import Sampler
-from mlpconv.errors import UsageError
+from mlpconv.errors import RunFolderError, UsageError
 from mlpconv.text import option
 from mlpconv.training.process_group import current
 from mlpconv.training.recipe import MAX_EPOCHS, Recipe
 from mlpconv.training.sharded_step import check_shards, resolve_shards
 
-__all__ = ["apply_settings", "plan_notes", "resolve_plan"]
+__all__ = ["apply_settings", "check_unchanged", "plan_notes", "resolve_plan"]
 
+# A resumed run may change these: they do not affect the result. The effect of min_steps is in the number of epochs.
+CHANGEABLE_ON_RESUME = ("workers", "checkpoint_minutes", "min_steps")
 NOTE_FACTOR = 10  # note if min_steps raises the epochs by more than this factor
 
 
@@ -71,3 +74,14 @@ def plan_notes(recipe: Recipe, plan: Recipe, images: int, min_steps: int = 0) ->
             f"ema_every={plan.ema_every} is more than the {steps:,} steps of this run, so the EMA is never updated and "
             f"the last weights are evaluated: set ema_every to {max(1, steps // 10):,} or less, or ema=0."
         )
+
+
+def check_unchanged(folder: Path, stored: Recipe, requested: Recipe) -> None:
+    """Raise RunFolderError if a setting that affects the result of a run differs from the stored one."""
+    values = requested.to_dict()
+    for key, value in stored.to_dict().items():
+        if values[key] != value and key not in CHANGEABLE_ON_RESUME:
+            raise RunFolderError(
+                f"{folder} was started with {key}={value}, got {key}={values[key]}: a resumed run keeps its recipe. "
+                "Resume it without recipe and settings, or start a new run."
+            )

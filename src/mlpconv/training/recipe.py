@@ -45,7 +45,11 @@ class Recipe:
         "all", "trained layers: head (the classifier, fitted without epochs), last (the last third) or all"
     )
     add_classes: bool = setting(False, "keep the source's classes and their weights, and fit only new classes")
-    balance: bool = setting(False, "fit the classifier with the same total weight for every class (tune=head)")
+    balance: bool = setting(False, "give all classes the same weight: draw them equally often, or weigh their images")
+    calibrate: bool = setting(
+        False,
+        "at the end, divide the logits by a temperature fitted on the validation images: calibrated probabilities",
+    )
     # the teacher
     teacher: str | None = setting(None, "trained network to learn from: a model file, run folder or shipped network")
     teacher_weight: float = setting(
@@ -246,8 +250,11 @@ def shipped_files() -> dict[str, Traversable]:
     return {file.name.removesuffix(".json"): file for file in sorted(files, key=lambda file: file.name)}
 
 
-def find_recipe(name: str | Path, data: str) -> Recipe:
-    """Return the recipe called `name` for a data set, of a .json file or of best-of:STUDY; raises UsageError."""
+def find_recipe(name: str | Path, data: str | None = None) -> Recipe:
+    """Return the recipe called `name`, of a .json file or of best-of:STUDY; raises UsageError.
+
+    `data` is the name of a published data set, for which there may be a recipe of its own; None for other data.
+    """
     if str(name).endswith(".json"):
         return read_recipe(Path(name))
     if str(name).startswith(BEST_OF):
@@ -258,8 +265,9 @@ def find_recipe(name: str | Path, data: str) -> Recipe:
             return parse_recipe(files[stem].read_bytes(), f"{stem}.json")
     names = list_recipes()
     if str(name) in names:
+        given = repr(data) if data else "this data"
         raise UsageError(
-            f"recipe {str(name)!r} is for {', '.join(names[str(name)])}, not for {data!r}: choose another recipe."
+            f"recipe {str(name)!r} is for {', '.join(names[str(name)])}, not for {given}: choose another recipe."
         )
     suggestion = did_you_mean(str(name)[:80], names)
     raise UsageError(f"unknown recipe {shorten(str(name))}: {suggestion} A path that ends in .json is read as a file.")

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from mlpconv.data import Dataset, open_data
-from mlpconv.data.catalog import CATALOG
+from mlpconv.data.catalog import is_published
 from mlpconv.data.duplicates import with_duplicate_notes
 from mlpconv.data.shard_images import fitting_sample
 from mlpconv.data.validation import with_validation
@@ -14,20 +14,27 @@ from mlpconv.errors import UsageError
 from mlpconv.preprocessing import Preprocessing
 from mlpconv.training.recipe import Recipe
 
-__all__ = ["data_name", "load_dataset", "make_preprocessing"]
+__all__ = ["data_name", "load_dataset", "make_preprocessing", "published_name"]
 
 
 def data_name(data: str | Path | Dataset) -> str:
-    """Return the name of the data for recipes and run folders: of the data set, the folder, or the folder of shards."""
+    """Return the name of the data for run folders: that of the data set, the folder, or the folder of the shards."""
     if isinstance(data, Dataset):
         return re.sub(r"[^\w.-]+", "_", data.name).strip(".") or "data"
-    if str(data) in CATALOG:
+    if is_published(data):
         return str(data)
     try:
         path = Path(data).resolve()
     except (OSError, RuntimeError, ValueError):  # such as a loop of links: opening the folder reports it
         return "folder"
     return (path.parent if path.suffix == ".tar" else path).name or "folder"
+
+
+def published_name(data: str | Path | Dataset) -> str | None:
+    """Return the name of a published data set, which may have recipes of its own; None for all other data."""
+    if isinstance(data, Dataset):
+        return data.name if data.published else None
+    return str(data) if is_published(data) else None
 
 
 def load_dataset(

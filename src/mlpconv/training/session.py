@@ -14,6 +14,7 @@ from torch import Tensor
 from mlpconv import modelfile
 from mlpconv.data import Dataset
 from mlpconv.data.augment import generator
+from mlpconv.data.balance import balanced
 from mlpconv.data.sampler import Sampler
 from mlpconv.errors import CheckpointError, MlpconvError, RunFolderError
 from mlpconv.models.base import Network
@@ -89,7 +90,9 @@ def run_training(
             folder.write_json(ENVIRONMENT, describe() | {"precision": info["precision"]})
             return [first]
     split = dataset.split("train")
-    sampler = Sampler(len(split), recipe.batch_size, recipe.seed, recipe.shuffle_window)
+    sampler: Sampler = Sampler(len(split), recipe.batch_size, recipe.seed, recipe.shuffle_window)
+    if recipe.balance:
+        sampler = balanced(split.labels, recipe.batch_size, recipe.seed)
     loader = BatchLoader(split, preprocessing, recipe, sampler, recipe.epochs * sampler.steps_per_epoch, device, soft)
     precision = recorded_precision(folder, progress) if resume else None
     state = initial_state(model, loader, recipe, stored, progress, precision)
@@ -216,6 +219,7 @@ def data_summary(dataset: Dataset) -> dict[str, Any]:
     """Return the content of data.json."""
     return {
         "name": dataset.name,
+        "published": dataset.published,
         "classes": list(dataset.classes),
         "notes": list(dataset.notes),
         "fingerprint": dataset.fingerprint,
@@ -230,6 +234,7 @@ def model_info(dataset: Dataset, recipe: Recipe) -> dict[str, Any]:
     membership = dataset.membership
     return {
         "data": dataset.name,
+        "published": dataset.published,
         "fingerprint": dataset.fingerprint,
         "train_images": len(dataset.split("train")),
         **({} if membership is None else {"validation": membership.to_dict()}),

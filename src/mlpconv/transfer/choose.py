@@ -11,15 +11,16 @@ from typing import Any
 import torch
 
 from mlpconv.data import Dataset, Split
-from mlpconv.data.catalog import CATALOG
+from mlpconv.data.catalog import is_published
 from mlpconv.errors import UsageError
 from mlpconv.text import option
 from mlpconv.training.combinations import SCRATCH
 from mlpconv.training.recipe import Recipe
 from mlpconv.training.seeding import keeping_random_states
 from mlpconv.transfer.cache import FeatureCache
+from mlpconv.transfer.depth import DepthChoice, choose_depth
 from mlpconv.transfer.source import BACKBONES, SIZE, open_source
-from mlpconv.transfer.start import FeatureProgress, Started, start_from
+from mlpconv.transfer.start import FeatureProgress, Started, TransferParts, start_from
 
 __all__ = [
     "AUTO_SETTINGS",
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 AUTO = "auto"
-AUTO_SETTINGS = ("fit", "val_fraction", "seed", "precision", "device", "tune")
+AUTO_SETTINGS = ("fit", "val_fraction", "seed", "precision", "device", "tune", "balance", "calibrate")
 """The settings with which the source is still chosen automatically."""
 CHANNELS = 3
 FAST_SIZE = 128  # pixels, for the smaller network
@@ -77,6 +78,8 @@ class SourceChoice:
     """The data as the chosen network takes it; None if the run needs it in another size."""
     started: Started | None = None
     """The classifier of the chosen network, if it was fitted to compare it."""
+    depth: DepthChoice | None = None
+    """How many layers of the chosen network are trained; None if that was not to be chosen."""
 
     def settle(self, settings: Mapping[str, Any]) -> tuple[dict[str, Any], SourceChoice]:
         """Return the settings of the run for those of the user, and the choice with what the run can use of it."""
@@ -94,6 +97,7 @@ class SourceChoice:
             "source": self.source,
             "reason": self.reason,
             "candidates": [candidate.to_dict() for candidate in self.candidates],
+            **({} if self.depth is None else {"depth": self.depth.to_dict()}),
         }
 
 
@@ -103,7 +107,7 @@ def is_automatic(
     """Return whether the source is chosen by comparison: on request, or for a folder with no setting of training."""
     of_training = [key for key in settings if key not in AUTO_SETTINGS]
     if source is None:
-        return not isinstance(data, Dataset) and str(data) not in CATALOG and recipe is None and not of_training
+        return not isinstance(data, Dataset) and not is_published(data) and recipe is None and not of_training
     if source != AUTO:
         return False
     if isinstance(data, Dataset):
@@ -145,11 +149,13 @@ def choose(
     device: torch.device,
     cache: FeatureCache,
     progress: FeatureProgress,
+    minutes: float | None = None,
 ) -> SourceChoice:
     """Try the pretrained networks, and training from random weights if the images are unlike photographs.
 
     `open_at` opens the data in a size and number of channels (None: inferred), `pilot` trains from random weights for
-    a fraction of the steps. Of `recipe`, seed, precision and device are used.
+    a fraction of the steps. Of `recipe`, seed, precision and device are used. With `minutes`, more layers than the
+    classifier are trained if that is estimated to take at most so long.
     """
     native = open_at(None, None)
     train = native.split("train")
@@ -175,10 +181,13 @@ def choose(
     reason = f"{nature}, and its validation accuracy is the highest"
     if best.source == SCRATCH:
         return SourceChoice(SCRATCH, {}, reason, tuple(candidates), native)
+    dataset, depth = open_at(best.size, CHANNELS), None
     settings = {"tune": "head", "size": best.size, "flip": flip}
-    return SourceChoice(
-        best.source, settings, reason, tuple(candidates), open_at(best.size, CHANNELS), started[best.source]
-    )
+    if minutes:
+        fitted = recipe.with_settings(source=best.source, **settings)
+        depth = choose_depth(open_source(best.source), dataset, fitted, minutes, device)
+        settings |= depth.settings
+    return SourceChoice(best.source, settings, reason, tuple(candidates), dataset, started[best.source], depth)
 
 
 def features_candidate(
@@ -190,7 +199,7 @@ def features_candidate(
     with keeping_random_states(device):
         network = source.network(dataset, recipe).to(device)
     preprocessing = source.preprocessing(dataset).to(device)
-    started = start_from(source, network, preprocessing, dataset, recipe, cache, progress)
+    started = start_from(TransferParts(source, network, preprocessing, dataset, recipe, cache), progress)
     images = len(dataset.split("val"))
     correct, seconds = round(started.row["val_accuracy"] * images), round(time.perf_counter() - start, 1)
     return SourceCandidate(recipe.source, dataset.size[0], correct, images, seconds), started

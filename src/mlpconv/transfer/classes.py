@@ -34,4 +34,9 @@ def with_classes(dataset: Dataset, known: Sequence[str]) -> Dataset:
     label_of = np.array([order.index(name) for name in dataset.classes], np.int64)
     splits = {key: Split(split.images, label_of[split.labels], split.names) for key, split in dataset.splits.items()}
     arranged = make_dataset(dataset.name, order, splits, dataset.notes)
-    return replace(arranged, membership=dataset.membership, decode_options=dataset.decode_options)
+    return replace(
+        arranged,
+        membership=dataset.membership,
+        decode_options=dataset.decode_options,
+        published=dataset.published,
+    )

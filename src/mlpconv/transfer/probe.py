@@ -15,7 +15,7 @@ from mlpconv.training.session import model_info
 from mlpconv.transfer.cache import FeatureCache
 from mlpconv.transfer.classes import check_classes
 from mlpconv.transfer.source import Source, open_source
-from mlpconv.transfer.start import FeatureProgress, start_from
+from mlpconv.transfer.start import FeatureProgress, TransferParts, start_from
 
 __all__ = ["linear_probe", "open_for"]
 
@@ -55,7 +55,8 @@ def linear_probe(
         seed_torch(seed, torch.device("cpu"))
         network = origin.network(dataset, recipe).eval()
     preprocessing = origin.preprocessing(dataset).eval()
-    row, facts, _ = start_from(origin, network, preprocessing, dataset, recipe, cache or FeatureCache(), progress)
+    parts = TransferParts(origin, network, preprocessing, dataset, recipe, cache or FeatureCache())
+    row, facts, _ = start_from(parts, progress)
     info = model_info(dataset, recipe) | facts | {"metrics": row}
     return Classifier(network, preprocessing, dataset.classes, (dataset.channels, *dataset.size), info)
 

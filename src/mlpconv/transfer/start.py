@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -21,10 +22,27 @@ from mlpconv.transfer.features import extract, feature_precision, outputs
 from mlpconv.transfer.head import Head, fit_head
 from mlpconv.transfer.source import Source
 
-__all__ = ["FeatureReader", "Started", "balanced_weights", "set_classifier", "start_from"]
+__all__ = ["FeatureReader", "Started", "TransferParts", "balanced_weights", "set_classifier", "start_from"]
 
 FeatureProgress = Callable[[int, int], None]
 """Called with the number of images done and their total."""
+
+
+@dataclass(frozen=True)
+class TransferParts:
+    """A network with the weights of a source, and what its classifier is fitted on."""
+
+    source: Source
+    network: Network
+    preprocessing: Preprocessing
+    dataset: Dataset
+    recipe: Recipe
+    cache: FeatureCache
+
+    @property
+    def keeps_classifier(self) -> bool:
+        """Whether the classifier of the source is used as it is."""
+        return self.source.keeps_classifier(self.dataset, self.recipe)
 
 
 class Started(NamedTuple):
@@ -38,15 +56,7 @@ class Started(NamedTuple):
     """The fitted classifier; None if that of the source is kept."""
 
 
-def start_from(
-    source: Source,
-    network: Network,
-    preprocessing: Preprocessing,
-    dataset: Dataset,
-    recipe: Recipe,
-    cache: FeatureCache,
-    progress: FeatureProgress | None = None,
-) -> Started:
+def start_from(parts: TransferParts, progress: FeatureProgress | None = None) -> Started:
     """Fit the classifier of a network that has the weights of a source, and evaluate it.
 
     The classifier of a source with the same classes is evaluated as it is, unless the recipe has tune=head. No other
@@ -54,16 +64,17 @@ def start_from(
     """
     keep_freed_memory()
     clock, cpu_clock = time.perf_counter(), time.process_time()
-    precision = feature_precision(recipe.precision, next(network.parameters()).device)
+    network, dataset = parts.network, parts.dataset
+    precision = feature_precision(parts.recipe.precision, next(network.parameters()).device)
     facts: dict[str, Any] = {"precision": precision}
     head = None
-    if source.keeps_classifier(dataset, recipe):
+    if parts.keeps_classifier:
         splits = [dataset.splits[name] for name in ("train", "val") if name in dataset.splits]
-        logits = [outputs(network, preprocessing, split.images, network, precision=precision) for split in splits]
+        logits = [outputs(network, parts.preprocessing, split.images, network, precision=precision) for split in splits]
         images = sum(map(len, splits))
     else:
-        reader = FeatureReader(network, preprocessing, dataset, recipe.flip != "none", precision, cache, progress)
-        head = fitted_head(source, reader.train(), dataset, recipe)
+        reader = FeatureReader(parts, precision, progress)
+        head = fitted_head(parts, reader.train())
         set_classifier(network, head)
         logits = [head.logits(features) for features in (reader.train()[0], *reader.val())]
         images = reader.total
@@ -79,13 +90,14 @@ def start_from(
     return Started(row, facts, head)
 
 
-def fitted_head(source: Source, views: list[Tensor], dataset: Dataset, recipe: Recipe) -> Head:
+def fitted_head(parts: TransferParts, views: list[Tensor]) -> Head:
     """Return the classifier of a recipe, fitted on the training features (N, D) of each view."""
+    dataset, recipe = parts.dataset, parts.recipe
     labels = torch.from_numpy(dataset.split("train").labels).long()
     weights = balanced_weights(labels, dataset.num_classes) if recipe.balance else None
     fixed = None
     if recipe.add_classes:
-        layer = source.classifier.model.last_layer
+        layer = parts.source.classifier.model.last_layer
         if layer.bias is not None:
             fixed = layer.weight.detach().flatten(1), layer.bias.detach()
     return fit_head(views, labels, dataset.num_classes, weights=weights, fixed=fixed, seed=recipe.seed)
@@ -119,24 +131,14 @@ class FeatureReader:
     """
 
     def __init__(
-        self,
-        network: Network,
-        preprocessing: Preprocessing,
-        dataset: Dataset,
-        flip: bool,
-        precision: str,
-        cache: FeatureCache,
-        progress: FeatureProgress | None,
-        *,
-        logits: bool = False,
+        self, parts: TransferParts, precision: str, progress: FeatureProgress | None, *, logits: bool = False
     ) -> None:
-        self.logits = logits
-        self.network, self.preprocessing, self.dataset = network, preprocessing, dataset
-        self.flips = (False, True) if flip else (False,)
-        self.precision, self.cache, self.progress = precision, cache, progress
+        self.parts, self.precision, self.progress, self.logits = parts, precision, progress, logits
+        self.flips = (False,) if parts.recipe.flip == "none" else (False, True)
         self.known: dict[tuple[str, bool], Tensor] = {}
         self.done = 0
-        self.total = len(self.flips) * len(dataset.split("train")) + len(dataset.splits.get("val", ()))
+        splits = parts.dataset.splits
+        self.total = len(self.flips) * len(splits["train"]) + len(splits.get("val", ()))
 
     def train(self) -> list[Tensor]:
         """Return the features (N, D) of the training images, one tensor per view."""
@@ -144,20 +146,21 @@ class FeatureReader:
 
     def val(self) -> list[Tensor]:
         """Return the features (N, D) of the validation images as they are; empty without a validation split."""
-        return [self.view("val", False)] if "val" in self.dataset.splits else []
+        return [self.view("val", False)] if "val" in self.parts.dataset.splits else []
 
     def view(self, name: str, flip: bool) -> Tensor:
         """Return the features of one view of a split."""
         if (name, flip) not in self.known:
-            split, before = self.dataset.split(name), self.done
+            parts, before = self.parts, self.done
+            split = parts.dataset.split(name)
 
             def report(done: int) -> None:
                 if self.progress is not None:
                     self.progress(before + done, self.total)
 
             self.known[name, flip] = extract(
-                self.network, self.preprocessing, split.images,
-                flip=flip, precision=self.precision, logits=self.logits, cache=self.cache, progress=report,
+                parts.network, parts.preprocessing, split.images,
+                flip=flip, precision=self.precision, logits=self.logits, cache=parts.cache, progress=report,
             )  # fmt: skip
             self.done += len(split)
         return self.known[name, flip]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mlpconv.data import Dataset, Split
 from mlpconv.data.as_trained import open_as_read
-from mlpconv.data.catalog import CATALOG
+from mlpconv.data.catalog import is_published
 from mlpconv.data.converted import ConvertedImages
 from mlpconv.errors import DataError, NonFiniteError, RunFolderError, UsageError
 from mlpconv.text import composed, option
@@ -26,7 +26,7 @@ from mlpconv.training.session import Teach
 from mlpconv.transfer.cache import FeatureCache
 from mlpconv.transfer.features import feature_precision, frozen_hash
 from mlpconv.transfer.source import BACKBONES, Source, open_source
-from mlpconv.transfer.start import FeatureReader, scores
+from mlpconv.transfer.start import FeatureReader, TransferParts, scores
 
 __all__ = ["make_teach"]
 
@@ -70,7 +70,7 @@ def make_teach(
             )
         precision = str(recorded.get("precision") or feature_precision(recipe.precision, device))
         view = as_read_by(teacher, data, dataset, recipe, root)
-        train, val = logits_of(teacher, view, recipe.flip != "none", precision, device, cache, progress)
+        train, val = logits_of(teacher, view, recipe, precision, device, cache, progress)
         train, val = ([logits[:, columns] for logits in part] for part in (train, val))
         if not all(bool(torch.isfinite(logits).all()) for logits in (*train, *val)):
             raise NonFiniteError(
@@ -87,7 +87,7 @@ def make_teach(
 def logits_of(
     teacher: Source,
     view: Dataset,
-    flip: bool,
+    recipe: Recipe,
     precision: str,
     device: torch.device,
     cache: FeatureCache,
@@ -95,8 +95,8 @@ def logits_of(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return the logits (N, K) of a teacher for the training images, one tensor per view, and the validation images."""
     classifier = teacher.classifier.to(device)
-    network, preprocessing = classifier.model, classifier.preprocessing
-    reader = FeatureReader(network, preprocessing, view, flip, precision, cache, progress.features, logits=True)
+    parts = TransferParts(teacher, classifier.model, classifier.preprocessing, view, recipe, cache)
+    reader = FeatureReader(parts, precision, progress.features, logits=True)
     try:
         return reader.train(), reader.val()
     except BaseException:
@@ -148,10 +148,10 @@ def may_have_seen(teacher: Source, data: str | Path | Dataset, dataset: Dataset,
         return False
     if dataset.membership is not None:
         return info.get("validation") != dataset.membership.to_dict()
-    if "val" in data.splits if isinstance(data, Dataset) else str(data) not in CATALOG:
+    if "val" in data.splits if isinstance(data, Dataset) else not is_published(data):
         return False
     own = info.get("recipe")
-    by_position = dataset.name in CATALOG and dataset.name != "digits"  # whatever the seed
+    by_position = dataset.published and dataset.name != "digits"  # whatever the seed
     keys = ("val_fraction",) if by_position else ("val_fraction", "seed")
     return not isinstance(own, dict) or any(own.get(key) != getattr(recipe, key) for key in keys)
 
@@ -166,7 +166,7 @@ def as_read_by(
     """
     classifier, shape = teacher.classifier, (dataset.channels, *dataset.size)
     options = classifier.preprocessing.decode_options
-    published = not isinstance(data, Dataset) and str(data) in CATALOG
+    published = is_published(data)
     if not isinstance(data, Dataset) and not published:
         if shape == classifier.input_size and dataset.decode_options == options:
             return dataset

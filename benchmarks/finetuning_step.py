@@ -1,9 +1,9 @@
 """Measure a training step of EfficientNet-Lite0 in float32 and bfloat16, and with oneDNN's own depthwise gradients.
 
-    python benchmarks/depthwise.py [--side 160] [--rounds 7]
+    python benchmarks/finetuning_step.py [--side 160] [--rounds 7]
 
 The three ways take turns, on one thread; CPU time per image of a batch of 32, forward and backward. Writes
-results/depthwise.json.
+results/finetuning_step.json.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def main() -> None:
                     values.append(elapsed)
     for way, values in times.items():
         print(f"{way}: {median(values):.1f} ms per image")
-    write_result("depthwise", {way: spread(values) | {"median": median(values)} for way, values in times.items()})
+    write_result("finetuning_step", {way: spread(values) | {"median": median(values)} for way, values in times.items()})
 
 
 if __name__ == "__main__":

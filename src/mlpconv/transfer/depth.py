@@ -1,0 +1,144 @@
+"""How many layers of a chosen network are trained further: as many as the time allows, by an estimate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from mlpconv.data import Dataset
+from mlpconv.data.sampler import Batch
+from mlpconv.errors import UsageError
+from mlpconv.text import option
+from mlpconv.training.freeze import train_mode
+from mlpconv.training.plan import resolve_plan
+from mlpconv.training.precision import time_step
+from mlpconv.training.recipe import Recipe, find_recipe
+from mlpconv.training.seeding import keeping_random_states
+from mlpconv.transfer.features import feature_precision, outputs
+from mlpconv.transfer.source import TUNED_LR, Source
+
+__all__ = [
+    "VALIDATIONS", "DepthChoice", "DepthEstimate", "choose_depth", "estimate_seconds", "finetune_recipe", "time_limit",
+]  # fmt: skip
+
+MINUTES = 0.5
+"""The default limit of the time for training more layers than the classifier."""
+MAX_MINUTES = 100_000
+DEPTHS = {"all": "all layers", "last": "the last layers"}  # the deepest first
+VALIDATIONS = 12  # about, in a run
+TIMED_ON_CPU = 16  # images: as fast per image as a full batch, and done sooner
+
+
+@dataclass(frozen=True)
+class DepthEstimate:
+    """The estimated wall-clock seconds of training at a depth, "last" or "all"."""
+
+    tune: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class DepthChoice:
+    """How many layers are trained, the time limit, and the estimates that decided."""
+
+    tune: str
+    minutes: float
+    estimates: tuple[DepthEstimate, ...]
+    eval_every: int = 1
+    """Epochs between validations: small data sets have many short epochs."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the run that follows."""
+        return {"tune": self.tune} | ({} if self.tune == "head" else {"eval_every": self.eval_every})
+
+    @property
+    def reason(self) -> str:
+        """The choice and its reason, in one sentence."""
+        trained = "only the classifier is fitted"
+        if self.tune != "head":
+            trained = f"{DEPTHS[self.tune]} are trained, in about {self.estimates[-1].seconds:,.0f} s"
+        longer = [item for item in self.estimates if item.tune != self.tune]
+        rest = [f"{DEPTHS[item.tune]} would take about {item.seconds:,.0f} s" for item in longer]
+        limit = int(self.minutes) if self.minutes == int(self.minutes) else self.minutes
+        allowed = f"{option('minutes', limit)} allows {60 * self.minutes:,.0f} s"
+        return f"{trained}: {', '.join([*rest, allowed])}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "tune": self.tune,
+            "minutes": self.minutes,
+            "estimates": [asdict(item) for item in self.estimates],
+            "reason": self.reason,
+        }
+
+
+def time_limit(minutes: float | None, settings: Mapping[str, Any]) -> float | None:
+    """Return the time limit for training more layers, None if the user says how many; raises UsageError."""
+    if "tune" in settings:
+        if minutes is not None:
+            raise UsageError(
+                f"{option('minutes', minutes)} chooses how many layers are trained, and "
+                f"{option('tune', settings['tune'])} says it: drop one of the two."
+            )
+        return None
+    if minutes is not None and not 0 <= minutes <= MAX_MINUTES:
+        raise UsageError(f"{option('minutes', minutes)} is not accepted: give 0 to {MAX_MINUTES:,} minutes.")
+    return MINUTES if minutes is None else minutes
+
+
+def choose_depth(source: Source, dataset: Dataset, recipe: Recipe, minutes: float, device: torch.device) -> DepthChoice:
+    """Return the deepest training of a source's network whose estimated time is at most `minutes`.
+
+    Of `recipe`, the settings of the fitted classifier count: images, flip, seed, balance.
+    """
+    estimates = []
+    tuned = finetune_recipe(source.name).with_settings(**shared(recipe))
+    plan = resolve_plan(tuned, len(dataset.split("train")), dataset.channels)
+    every = max(1, plan.epochs // VALIDATIONS)
+    for tune in DEPTHS:
+        plan = plan.with_settings(tune=tune, eval_every=every)
+        estimates.append(DepthEstimate(tune, round(estimate_seconds(source, dataset, plan, device), 1)))
+        if estimates[-1].seconds <= 60 * minutes:
+            return DepthChoice(tune, minutes, tuple(estimates), every)
+    return DepthChoice("head", minutes, tuple(estimates))
+
+
+def finetune_recipe(source: str) -> Recipe:
+    """Return the recipe `finetune`, with the learning rate of a source's network."""
+    recipe = find_recipe("finetune")
+    return recipe.with_settings(lr=TUNED_LR[source]) if source in TUNED_LR else recipe
+
+
+def shared(recipe: Recipe) -> dict[str, Any]:
+    """Return the settings that a fitted classifier and further training have in common."""
+    names = ("source", "size", "fit", "flip", "seed", "precision", "balance")
+    return {name: getattr(recipe, name) for name in names}
+
+
+def estimate_seconds(source: Source, dataset: Dataset, recipe: Recipe, device: torch.device) -> float:
+    """Return the wall-clock seconds of the epochs of a recipe, from one training step and one forward pass."""
+    train = dataset.split("train")
+    count = min(len(train), recipe.batch_size if device.type == "cuda" else TIMED_ON_CPU)
+    images = train.images[:count]
+    with keeping_random_states(device):
+        network = source.network(dataset, recipe).to(device)
+    preprocessing = source.preprocessing(dataset).to(device)
+    precision = feature_precision(recipe.precision, device)
+    train_mode(network, recipe)
+    pixels, labels = (torch.from_numpy(np.array(part)).to(device) for part in (images, train.labels[:count]))
+    batch = Batch(preprocessing(pixels).contiguous(memory_format=torch.channels_last), labels)
+    dtypes = {"fp32", precision} if recipe.precision == "auto" else {precision}  # the run takes the faster one
+    step = min(time_step(network, batch, dtype) for dtype in dtypes for _ in range(2))  # the first prepares kernels
+    start = time.perf_counter()
+    outputs(network, preprocessing, images, network, precision=precision)
+    forward = time.perf_counter() - start
+    validations = -(-recipe.epochs // recipe.eval_every)
+    validated = validations * len(dataset.splits.get("val", ()))
+    return (recipe.epochs * len(train) * step + validated * forward) / count
