@@ -239,10 +239,14 @@ def distillation_tables(content: dict[str, Any]) -> str:
 
 def distillation_row(row: dict[str, Any], images: str, network: str) -> str:
     """Return the row of a data set: accuracy alone, taught and of the teacher, and CPU seconds."""
-    accuracies = (f"{row[kind]['accuracy']['mean']:.1%} ± {100 * row[kind]['accuracy']['sd']:.1f}" for kind in TAUGHT)
+
+    def sd(spread: dict[str, Any]) -> str:
+        return f" ± {100 * spread['sd']:.1f}" if spread["n"] > 1 else ""
+
+    accuracies = (f"{row[kind]['accuracy']['mean']:.1%}{sd(row[kind]['accuracy'])}" for kind in TAUGHT)
     seconds = ", ".join(f"{row[kind]['cpu_seconds']['mean']:.0f}" for kind in TAUGHT)
     gain, teacher = row["gain"], row["teacher"]
-    points = f"{100 * gain['mean']:+.1f} ± {100 * gain['sd']:.1f}"
+    points = f"{100 * gain['mean']:+.1f}{sd(gain)}"
     own = (f"{teacher['accuracy']:.1%}", seconds, f"{teacher['all_cpu_seconds']:.0f}")
     return cells(images, f"`{network}`", *accuracies, points, *own, gain["n"])
 
