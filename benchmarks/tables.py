@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS
+from deployed_report import deployed_table, draw_deployed
 from rungs import ladder_table
 
 TOP = RESULTS.parents[1]
 PAGE, TRAINING, README = TOP / "docs" / "speed.md", TOP / "docs" / "training.md", TOP / "README.md"
 TRANSFER, DISTILLATION = TOP / "docs" / "transfer.md", TOP / "docs" / "distillation.md"
+EXPORT = TOP / "docs" / "export.md"
 IMAGES = TOP / "docs" / "images"
 HEADS = {"training": "Training", "inference": "Inference", "single": "Inference, one image at a time"}
 DISTILLED = (
@@ -263,7 +265,10 @@ def pages() -> dict[Path, str]:
     distillation = DISTILLATION.read_text("utf-8")
     for name, content in load("distill").items():
         distillation = replaced(distillation, name, distillation_tables(content))
-    return documents | {TRAINING: training, TRANSFER: transfer, DISTILLATION: distillation}
+    export = EXPORT.read_text("utf-8")
+    for name, content in load("deployed").items():
+        export = replaced(export, name, deployed_table(content, f"images/{name}.png"))
+    return documents | {EXPORT: export, TRAINING: training, TRANSFER: transfer, DISTILLATION: distillation}
 
 
 def main() -> int:
@@ -281,7 +286,7 @@ def main() -> int:
 
     from mlpconv.plots import curves, save_figure
 
-    for kind, draw in (("speed", draw_speed), ("scaling", draw_scaling)):
+    for kind, draw in (("speed", draw_speed), ("scaling", draw_scaling), ("deployed", draw_deployed)):
         for name, content in load(kind).items():
             save_figure(draw(content["result"]), IMAGES / f"{name}.png")
     for name, content in load("literal").items():
