@@ -2,8 +2,10 @@
 
     python benchmarks/load.py [--model nin_cifar10] [--seconds 10] [--soak SECONDS]
 
-wrk (a package of most systems) sends one encoded image again and again over 1 to 256 connections. Latencies by status
-are those of the log of the server. Writes results/load.json.
+wrk (a package of most systems) sends one encoded image again and again over 1 to 256 connections; then four times as
+many images a second as the server can classify. Latencies by status are those of the log of the server. The bare
+engine decodes and classifies batches of the same image without a server. Writes results/load.json and the table of
+docs/serve.md.
 """
 
 from __future__ import annotations
@@ -24,24 +26,31 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from common import write_result
+from load_report import write_table
 from PIL import Image
 
 from mlpconv.deploy import Predictor, export
+from mlpconv.deploy.runtime import CORES
 
 CONNECTIONS = (1, 4, 16, 64, 256)
 BATCH = 32
+OVERLOAD, CLIENTS = 4, 64  # times the capacity, over this many connections
+LATENCIES = (0.1, 0.01, 0.001)
 SCRIPT = """
 local file = io.open("{image}", "rb")
 wrk.method, wrk.body = "POST", file:read("*all")
 file:close()
 """
+PAUSE = "function delay() return math.random(0, {most}) end\n"
 
 
 @contextmanager
@@ -59,15 +68,49 @@ def serving(model: Path, folder: Path, *words: str) -> Iterator[tuple[subprocess
         process.wait()
 
 
-def bare(model: Path, image: bytes, seconds: float) -> float:
+def bare(model: Path, image: bytes, seconds: float, threads: int = CORES) -> float:
     """Return images/s of decoding and classifying in one process, without a server, in batches."""
-    predictor = Predictor(model, engine="onnxruntime")
+    predictor = Predictor(model, engine="onnxruntime", threads=threads)
     predictor.predict([image] * BATCH)
     start, count = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
         predictor.predict([image] * BATCH)
         count += BATCH
     return count / (time.perf_counter() - start)
+
+
+def bare_processes(model: Path, image: bytes, seconds: float) -> float:
+    """Return images/s of one process of one thread for each core."""
+    with ProcessPoolExecutor(CORES, get_context("spawn")) as pool:
+        runs = [pool.submit(bare, model, image, seconds, 1) for _ in range(CORES)]
+        return sum(run.result() for run in runs)
+
+
+def with_workers(model: Path, folder: Path, image: bytes, seconds: float, script: Path) -> list[dict[str, Any]]:
+    """Load a server with a worker of one thread for each core."""
+    rows = []
+    with serving(model, folder, "--workers", str(CORES)) as (_, port, log):
+        for connections in CONNECTIONS[:3]:
+            engine = bare_processes(model, image, seconds / 2)
+            row = load(port, log, connections, seconds, script)
+            row["bare_engine_per_second"] = (engine + bare_processes(model, image, seconds / 2)) / 2
+            rows.append(row)
+            print(f"{CORES} workers: {row}", flush=True)
+    return rows
+
+
+def overloaded(model: Path, folder: Path, capacity: float, seconds: float, script: Path) -> list[dict[str, Any]]:
+    """Send OVERLOAD times as many requests as `capacity` a second, for several bounds of the waiting time."""
+    paused = folder / "paused.lua"
+    paused.write_text(script.read_text() + PAUSE.format(most=round(2000 * CLIENTS / (OVERLOAD * capacity))))
+    rows = []
+    for latency in LATENCIES:
+        with serving(model, folder, "--latency", str(latency)) as (_, port, log):
+            alone = load(port, log, 1, seconds, script)
+            row = load(port, log, CLIENTS, seconds, paused)
+            rows.append({"latency": latency, "unloaded_ms": alone["accepted_ms"], **row})
+            print(f"overload: {rows[-1]}", flush=True)
+    return rows
 
 
 def load(port: int, log: Path, connections: int, seconds: float, script: Path) -> dict[str, Any]:
@@ -184,7 +227,7 @@ def soak(process: subprocess.Popen[str], port: int, script: Path, seconds: float
 
 
 def main() -> None:
-    """Measure everything; print and write it."""
+    """Measure everything; print and write it, and the table of the page."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="nin_cifar10")
     parser.add_argument("--seconds", type=float, default=10)
@@ -214,9 +257,12 @@ def main() -> None:
             result["soak_seconds"] = arguments.soak
             result["crowd"] = crowd(process, port)
             print(result["crowd"], flush=True)
+        result["workers"] = with_workers(model, folder, stream.getvalue(), arguments.seconds, script)
+        capacity = max(row["accepted_per_second"] for row in result["rows"])
+        result["overload"] = overloaded(model, folder, capacity, arguments.seconds, script)
         result["sigterm"] = lost_at_sigterm(model, folder, stream.getvalue())
         print(result["soak_mb"], result["sigterm"])
-    write_result("load", result)
+    write_table(json.loads(write_result("load", result).read_text()))
 
 
 if __name__ == "__main__":

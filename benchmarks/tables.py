@@ -18,11 +18,14 @@ from typing import Any
 
 from common import RESULTS
 from comparisons import aims_table, comparison_table, draw_comparison, pointing_table
+from deployed_report import deployed_table, draw_deployed
 from rungs import ladder_table
 
 TOP = RESULTS.parents[1]
 PAGE, TRAINING, README = TOP / "docs" / "speed.md", TOP / "docs" / "training.md", TOP / "README.md"
-TRANSFER, DISTILLATION, MAPS = (TOP / "docs" / f"{name}.md" for name in ("transfer", "distillation", "maps"))
+TRANSFER, DISTILLATION, MAPS, EXPORT = (
+    TOP / "docs" / f"{name}.md" for name in ("transfer", "distillation", "maps", "export")
+)
 IMAGES = TOP / "docs" / "images"
 HEADS = {"training": "Training", "inference": "Inference", "single": "Inference, one image at a time"}
 DISTILLED = (
@@ -320,7 +323,12 @@ def pages() -> dict[Path, str]:
         maps = replaced(maps, name, pointing_table(content))
     for name, content in load("depth").items():
         transfer = replaced(transfer, name, depth_table(content))
-    return documents | {TRAINING: training, TRANSFER: transfer, DISTILLATION: distillation, MAPS: maps}
+    export = EXPORT.read_text("utf-8")
+    for name, content in load("deployed").items():
+        export = replaced(export, name, deployed_table(content, f"images/{name}.png"))
+    return documents | {
+        TRAINING: training, TRANSFER: transfer, DISTILLATION: distillation, MAPS: maps, EXPORT: export
+    }  # fmt: skip
 
 
 def main() -> int:
@@ -338,7 +346,7 @@ def main() -> int:
 
     from mlpconv.plots import curves, save_figure
 
-    for kind, draw in (("speed", draw_speed), ("scaling", draw_scaling)):
+    for kind, draw in (("speed", draw_speed), ("scaling", draw_scaling), ("deployed", draw_deployed)):
         for name, content in load(kind).items():
             save_figure(draw(content["result"]), IMAGES / f"{name}.png")
     for name, content in load("literal").items():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mlpconv.errors import ImageError, ModelFileError, UsageError, did_you_mean
-from mlpconv.inference.dispatch import Dispatcher, modules_of, state_of
+from mlpconv.inference.dispatch import Dispatcher, device_of, modules_of, state_of
 from mlpconv.inference.pixels import as_pixels, batches, items
 from mlpconv.modelfile import read
 from mlpconv.modelfile.parts import Size, check_parts
@@ -67,8 +67,7 @@ class Classifier:
     @property
     def device(self) -> torch.device:
         """Return the device of the network."""
-        parameter = next(self.model.parameters(), None)
-        return torch.device("cpu") if parameter is None else parameter.device
+        return device_of(modules_of(self.model))
 
     def to(self, device: torch.device | str) -> Classifier:
         """Move the network and its preprocessing to a device; return the classifier."""
@@ -99,12 +98,14 @@ class Classifier:
         if type(batch_size) is not int or batch_size < 1:
             raise UsageError(f"batch_size is {batch_size!r}; expected an integer of at least 1.")
         skipped: list[ImageError] = []
-        rows, sources = [torch.empty(0, len(self.classes))], []
+        rows: list[Tensor] = []
+        sources: list[str | None] = []
         failed = skipped if on_error == "skip" else None
         for pixels, files in batches(images, self.input_size, batch_size, self.preprocessing.decode_options, failed):
             rows.append(self.probabilities(pixels, tta_flip=tta_flip, precision=precision))
             sources += files
-        return Predictions(torch.cat(rows).numpy(), self.classes, sources, skipped)
+        table = rows[0] if len(rows) == 1 else torch.cat([torch.empty(0, len(self.classes)), *rows])
+        return Predictions(table.numpy(), self.classes, sources, skipped)
 
     def probabilities(self, pixels: Tensor, *, tta_flip: bool = False, precision: Precision = "fp32") -> Tensor:
         """Return probabilities (N, K) on the CPU of uint8 (N, C, H, W); raise ModelFileError for NaN or infinity."""
@@ -127,9 +128,9 @@ class Classifier:
         if precision not in PRECISIONS:
             raise UsageError(f"precision is {precision!r:.40}; {did_you_mean(str(precision)[:40], PRECISIONS)}")
         with self._inference_mode() as modules:
-            logits = self._forward(self._preprocess(pixels), precision, modules)
+            logits = self._forward(self._preprocess(pixels, modules), precision, modules)
             if tta_flip:
-                logits = (logits + self._forward(self._preprocess(pixels.flip(3)), precision, modules)) / 2
+                logits = (logits + self._forward(self._preprocess(pixels.flip(3), modules), precision, modules)) / 2
             return logits
 
     def maps(self, pixels: Tensor) -> Tensor:
@@ -138,12 +139,12 @@ class Classifier:
         Their spatial means are the logits. Raises UsageError for other tensors, and for a fully connected head.
         """
         self._check(pixels)
-        with self._inference_mode():
-            x = self._preprocess(pixels).contiguous(memory_format=torch.channels_last)
+        with self._inference_mode() as modules:
+            x = self._preprocess(pixels, modules).contiguous(memory_format=torch.channels_last)
             return self.model.category_maps(x)
 
-    def _preprocess(self, pixels: Tensor) -> Tensor:
-        return cast("Tensor", self.preprocessing(pixels.to(self.device)))
+    def _preprocess(self, pixels: Tensor, modules: list[nn.Module]) -> Tensor:
+        return cast("Tensor", self.preprocessing(pixels.to(device_of(modules))))
 
     def _plain_forward(self, x: Tensor) -> Tensor:
         """Return the logits of preprocessed images by the plain network."""
@@ -151,7 +152,7 @@ class Classifier:
 
     def _forward(self, x: Tensor, precision: Precision, modules: list[nn.Module]) -> Tensor:
         """Return the logits of preprocessed images, by an engine if there is one; `modules` are the network's."""
-        supported = self.compiled and x.device.type == "cpu" and len(x) and tuple(x.shape[1:]) == self.input_size
+        supported = self.compiled and x.device.type == "cpu" and x.shape[0] and tuple(x.shape[1:]) == self.input_size
         state = state_of(modules) if supported else None
         if state is None:
             return self._plain_forward(x)

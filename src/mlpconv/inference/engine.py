@@ -44,10 +44,12 @@ class Engine:
 
     def split(self, x: Tensor) -> Iterator[Tensor]:
         """Split a batch into as few batches as possible of the sizes that graphs accept."""
-        while len(x):
-            count = next(count for count in BATCH_SIZES if count == 1 or (count <= len(x) and self.fits(count)))
-            yield x[:count]
-            x = x[count:]
+        start, end = 0, x.shape[0]
+        while start < end:
+            left = end - start
+            count = next(count for count in BATCH_SIZES if count == 1 or (count <= left and self.fits(count)))
+            yield x if count == end else x[start : start + count]
+            start += count
 
     def fits(self, count: int) -> bool:
         """Return whether the activations of `count` images stay within the working set."""
@@ -55,9 +57,10 @@ class Engine:
 
     def graph(self, x: Tensor) -> Forward:
         """Return the graph for the batch size of `x`; it is compiled and compared with the layers once."""
-        if len(x) not in self.graphs:
-            self.graphs[len(x)] = graph_of(self.network, x)
-        return self.graphs[len(x)]
+        count = x.shape[0]
+        if count not in self.graphs:
+            self.graphs[count] = graph_of(self.network, x)
+        return self.graphs[count]
 
 
 def graph_of(network: nn.Module, x: Tensor) -> Forward:

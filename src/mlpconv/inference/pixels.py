@@ -45,8 +45,8 @@ def batches(
     """
     singles, tensor = items(images), _as_tensor(images, size)
     if tensor is not None:
-        for batch in torch.split(tensor, count):
-            yield batch, [None] * len(batch)
+        for batch in [tensor] if tensor.shape[0] <= count else torch.split(tensor, count):
+            yield batch, [None] * batch.shape[0]
         return
     for pixels, sources in array_batches(singles, size, count, decode_options, failed):
         yield torch.from_numpy(pixels), sources

@@ -129,5 +129,5 @@ def one_or_map(maps: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Reshape (N, K, 1, 1) to (N, *shape); keep a larger map as (N, *shape, h, w)."""
     channels = tuple(size for axis, size in enumerate(shape) if axis == 0 or size > 1)
     if maps.shape[2:] == (1, 1):
-        return maps.reshape(len(maps), *shape)
-    return maps.reshape(len(maps), *channels, *maps.shape[2:])
+        return maps.reshape(maps.shape[0], *shape)
+    return maps.reshape(maps.shape[0], *channels, *maps.shape[2:])
