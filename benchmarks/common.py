@@ -91,3 +91,8 @@ def write_result(name: str, result: dict[str, Any]) -> Path:
     content = {"command": command, "date": time.strftime("%Y-%m-%d"), "machine": machine(), "result": result}
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return path
+
+
+def cells(*values: object) -> str:
+    """Return a row of a Markdown table."""
+    return "| " + " | ".join(str(value) for value in values) + " |\n"
