@@ -110,17 +110,21 @@ def choice_table(choice: dict[str, Any]) -> str:
 
 def depth_table(content: dict[str, Any]) -> str:
     """Return the table of how many layers are trained, and what that gains."""
-    text = (
-        "\n`python benchmarks/depth.py --tune all --size 128`: EfficientNet-Lite0, 20 validation images of each class, "
-    )
+    text = "\n`python benchmarks/depth.py --size 128`: EfficientNet-Lite0, 20 validation images of each class, "
     text += "and 40 of each class that no run has seen; mean ± standard deviation over n splits, "
-    text += f"{content['date']}, one thread. CPU seconds of `all` come on top of those of `head`.\n\n"
+    text += f"{content['date']}, one thread. CPU seconds of `last` and `all` come on top of those of `head`.\n\n"
     columns = ("folder", "images of a class", "pixels", "`--tune`", "validation", "unseen images", "gain, points")
     text += cells(*columns, "CPU seconds", "n") + "|---" * 9 + "|\n"
     for name, row in content["result"].items():
         kind, images, size, tune = name.split(", ")
-        accuracies = (f"{row[key]['mean']:.1%} ± {100 * row[key]['sd']:.1f}" for key in ("validation", "unseen"))
-        gain = "" if tune == "head" else f"{row['gain']['mean']:+.1f} ± {row['gain']['sd']:.1f}"
+        several = row["gain"]["n"] > 1
+        accuracies = (
+            f"{row[key]['mean']:.1%}" + (f" ± {100 * row[key]['sd']:.1f}" if several else "")
+            for key in ("validation", "unseen")
+        )
+        gain = (
+            "" if tune == "head" else f"{row['gain']['mean']:+.1f}" + (f" ± {row['gain']['sd']:.1f}" if several else "")
+        )
         numbers = (f"{row['cpu_seconds']['mean']:.0f}", row["gain"]["n"])
         text += cells(kind, images.split()[0], size.split()[0], f"`{tune}`", *accuracies, gain, *numbers)
     return text
