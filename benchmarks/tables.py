@@ -16,10 +16,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS
+from common import RESULTS, cells
 from comparisons import aims_table, comparison_table, draw_comparison, pointing_table
 from deployed_report import deployed_table, draw_deployed
 from rungs import ladder_table
+from transfer_tables import depth_table, distillation_tables, probe_table, transfer_table
 
 TOP = RESULTS.parents[1]
 PAGE, TRAINING, README = TOP / "docs" / "speed.md", TOP / "docs" / "training.md", TOP / "README.md"
@@ -28,19 +29,6 @@ TRANSFER, DISTILLATION, MAPS, EXPORT = (
 )
 IMAGES = TOP / "docs" / "images"
 HEADS = {"training": "Training", "inference": "Inference", "single": "Inference, one image at a time"}
-DISTILLED = (
-    (
-        "cifar10",
-        "CIFAR-10, {per_class} images a class, {validation_images:,} for validation; {epochs} epochs",
-        "nin_cifar10",
-    ),
-    (
-        "folder",
-        "folder of colour images, 80 a class, {validation_images:,} for validation; {epochs} epochs",
-        "nin_tiny",
-    ),
-)
-TAUGHT = ("plain", "taught")
 BLOCK = "<!-- {name}: written by benchmarks/tables.py -->\n{text}<!-- {name}: end -->"
 
 
@@ -56,11 +44,6 @@ def replaced(document: str, name: str, text: str) -> str:
     if count != 1:
         raise SystemExit(f"the document has {count} marked blocks {name!r}; expected one")
     return updated
-
-
-def cells(*values: object) -> str:
-    """Return a row of a Markdown table."""
-    return "| " + " | ".join(str(value) for value in values) + " |\n"
 
 
 def middle(spread: dict[str, Any], form: str = "{:,.0f}", times: float = 1.0) -> str:
@@ -183,109 +166,6 @@ def longer_table(content: dict[str, Any]) -> str:
     for name, plan in content["result"]["plans"].items():
         shares = (f"{plan[key]['mean']:.1%}" for key in ("error", "error_with_tta_flip", "train_accuracy"))
         text += cells(name, *shares, plan["error"]["n"])
-    return text
-
-
-def probe_table(content: dict[str, Any]) -> str:
-    """Return the table of linear probes, one row per folder and source network."""
-    result = content["result"]
-    text = f"\nTen classes of 100 images of CIFAR-100, enlarged to {result['size']} pixels, four fifths for training; "
-    text += f"mean ± standard deviation over {result['splits']} random splits. `{content['command']}`, "
-    text += f"{content['date']}, {result['precision']}, one thread.\n\n"
-    text += cells("folder", "source", "accuracy", "scikit-learn on the same features", "CPU seconds")
-    text += "|---" * 5 + "|\n"
-    for folder, sources in result["folders"].items():
-        for source, row in sources.items():
-            both = (f"{row[key]['mean']:.1%} ± {100 * row[key]['sd']:.1f}" for key in ("accuracy", "scikit_learn"))
-            text += cells(folder, f"`{source}`", *both, f"{row['cpu_seconds']:.0f}")
-    return text
-
-
-def transfer_table(content: dict[str, Any]) -> str:
-    """Return the table of runs from pretrained weights."""
-    text = (
-        "\n`python benchmarks/transfer.py --tune head all --per-class 10 30 100`: runs of `mlpconv.fit`, 20 images of "
-    )
-    text += "each class of these folders held out; mean ± standard deviation over n splits, "
-    text += f"{content['date']}, one thread.\n\n"
-    text += cells("folder", "training images of a class", "initial weights", "`--tune`", "accuracy", "CPU seconds", "n")
-    text += "|---" * 7 + "|\n"
-    rows = {tuple(name.split(", ")): row for name, row in content["result"].items()}
-    for folder, images, source, tune in sorted(rows, key=lambda row: (row[0], int(row[1].split()[0]), *row[2:])):
-        row = rows[folder, images, source, tune]
-        accuracy = f"{row['accuracy']['mean']:.1%} ± {100 * row['accuracy']['sd']:.1f}"
-        trained = str(min(int(images.split()[0]), 80))
-        seconds = f"{row['cpu_seconds']['mean']:.0f}"
-        text += cells(folder, trained, f"`{source}`", f"`{tune}`", accuracy, seconds, row["accuracy"]["n"])
-    return text
-
-
-def distillation_tables(content: dict[str, Any]) -> str:
-    """Return the tables of networks with and without a teacher, and of weights and temperatures."""
-    result = content["result"]
-    text = (
-        f"\n`python benchmarks/distill.py`, {content['date']}, one thread. The teacher is EfficientNet-Lite0 with the "
-    )
-    text += "weights of ImageNet, whose classifier was fitted on the same training images (`--tune head`): it saw "
-    text += "ImageNet, and so, through it, did the taught networks. Mean ± standard deviation over n seeds, which are "
-    text += "paired; no test image was used.\n\n"
-    head = ("images", "network", "alone", "taught", "gain, points", "teacher", "CPU seconds", "of the teacher", "n")
-    if any(part in result for part, *_ in DISTILLED):
-        text += cells(*head) + "|---" * len(head) + "|\n"
-    for part, images, network in DISTILLED:
-        if part in result:
-            text += distillation_row(result[part], images.format(**result[part]), network)
-    if "choose" in result:
-        text += choice_table(result["choose"])
-    return text
-
-
-def distillation_row(row: dict[str, Any], images: str, network: str) -> str:
-    """Return the row of a data set: accuracy alone, taught and of the teacher, and CPU seconds."""
-
-    def sd(spread: dict[str, Any]) -> str:
-        return f" ± {100 * spread['sd']:.1f}" if spread["n"] > 1 else ""
-
-    accuracies = (f"{row[kind]['accuracy']['mean']:.1%}{sd(row[kind]['accuracy'])}" for kind in TAUGHT)
-    seconds = ", ".join(f"{row[kind]['cpu_seconds']['mean']:.0f}" for kind in TAUGHT)
-    gain, teacher = row["gain"], row["teacher"]
-    points = f"{100 * gain['mean']:+.1f}{sd(gain)}"
-    own = (f"{teacher['accuracy']:.1%}", seconds, f"{teacher['all_cpu_seconds']:.0f}")
-    return cells(images, f"`{network}`", *accuracies, points, *own, gain["n"])
-
-
-def choice_table(choice: dict[str, Any]) -> str:
-    """Return the accuracies by weight and temperature."""
-    images = f"{choice['validation_images']:,} other images"
-    rows = choice["runs"]
-    error = max((row["accuracy"] * (1 - row["accuracy"]) / choice["validation_images"]) ** 0.5 for row in rows)
-    text = (
-        f"\nWeight and temperature were chosen on {images}, with half the channels and one seed. The standard error is "
-    )
-    text += f"{100 * error:.1f} points, so most of these differences are noise:\n\n"
-    text += cells(
-        "weight, temperature",
-        *(f"{row['weight']:g}, {row['temperature']:g}" if row["weight"] else "none" for row in rows),
-    )
-    text += "|---" * (len(rows) + 1) + "|\n"
-    return text + cells("validation accuracy", *(f"{row['accuracy']:.1%}" for row in rows))
-
-
-def depth_table(content: dict[str, Any]) -> str:
-    """Return the table of how many layers are trained, and what that gains."""
-    text = (
-        "\n`python benchmarks/depth.py --tune all --size 128`: EfficientNet-Lite0, 20 validation images of each class, "
-    )
-    text += "and 40 of each class that no run has seen; mean ± standard deviation over n splits, "
-    text += f"{content['date']}, one thread. CPU seconds of `all` come on top of those of `head`.\n\n"
-    columns = ("folder", "images of a class", "pixels", "`--tune`", "validation", "unseen images", "gain, points")
-    text += cells(*columns, "CPU seconds", "n") + "|---" * 9 + "|\n"
-    for name, row in content["result"].items():
-        kind, images, size, tune = name.split(", ")
-        accuracies = (f"{row[key]['mean']:.1%} ± {100 * row[key]['sd']:.1f}" for key in ("validation", "unseen"))
-        gain = "" if tune == "head" else f"{row['gain']['mean']:+.1f} ± {row['gain']['sd']:.1f}"
-        numbers = (f"{row['cpu_seconds']['mean']:.0f}", row["gain"]["n"])
-        text += cells(kind, images.split()[0], size.split()[0], f"`{tune}`", *accuracies, gain, *numbers)
     return text
 
 

@@ -95,10 +95,10 @@ def fit(
     `source` gives the initial weights: "scratch" (random), a shipped network, a model file, a run folder, or "auto",
     which compares them and is the default for a folder without recipe and settings of training. With a source, `tune`
     is "head" (default: only a classifier is fitted on its features, without epochs), "last" or "all"; with "auto" and
-    without `tune`, the deepest of them that is estimated to take at most `minutes` (default 0.5). `teacher` (a setting)
-    names a trained network of the same classes, whose probabilities the network learns too. Features and outputs of the
-    teacher are cached in at most `cache_gb` gigabytes of disk. The caller's random states do not change. Raises a
-    subclass of MlpconvError (`mlpconv.errors`).
+    without `tune`, the deepest of them that is estimated to take at most `minutes` (default 0.25). The setting
+    `teacher` names a trained network of the same classes, whose probabilities the network learns too. Features and
+    outputs of the teacher are cached in at most `cache_gb` gigabytes of disk. The caller's random states do not change.
+    Raises a subclass of MlpconvError (`mlpconv.errors`).
     """
     progress, run_folder, name, published = progress_of(progress), folder_type(), data_name(data), published_name(data)
     target = Path(out) if out is not None else None

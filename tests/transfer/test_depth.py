@@ -34,18 +34,18 @@ def gratings() -> Dataset:
 @pytest.mark.parametrize(
     ("seconds", "minutes", "chosen", "said"),
     [
-        ({"all": 29.9}, 0.5, "all", "all layers are trained, in about 30 s: minutes=0.5 allows 30 s"),
+        ({"all": 29.9}, 0.5, "all", "all layers are trained, in about 30 s, since minutes=0.5 allows 30 s"),
         (
             {"all": 31, "last": 12},
             0.5,
             "last",
-            "the last layers are trained, in about 12 s: all layers would take about 31 s, minutes",
+            "the last layers are trained, in about 12 s, since minutes=0.5 allows 30 s: all",
         ),
         (
             {"all": 310, "last": 61},
             1,
             "head",
-            "only the classifier is fitted: all layers would take about 310 s, the last",
+            "only the classifier is fitted, since minutes=1 allows 60 s: all layers, usually",
         ),
     ],
 )
@@ -119,7 +119,7 @@ def test_a_run_that_trains_all_layers_by_itself(photos: Path, capsys: pytest.Cap
     assert main(["train", "photos", "--minutes", "60", "--out", "run"]) == 0
     said = capsys.readouterr().out
     assert "all layers are trained, in about " in said
-    assert ": --minutes 60 allows 3,600 s" in said
+    assert " s, since --minutes 60 allows 3,600 s" in said
     recipe = json.loads(Path("run/recipe.json").read_text())
     assert (recipe["source"], recipe["tune"], recipe["size"], recipe["epochs"]) == ("squeezenet", "all", 67, 1)
     choice = json.loads(Path("run/choice.json").read_text())

@@ -37,7 +37,7 @@ Minutes = Annotated[
     float | None,
     Parameter(
         help="With --from auto: train more layers than the classifier if that is estimated to take at most so many "
-        "minutes; default 0.5."
+        "minutes; default 0.25."
     ),
 ]
 

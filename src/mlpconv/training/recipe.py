@@ -46,10 +46,7 @@ class Recipe:
     )
     add_classes: bool = setting(False, "keep the source's classes and their weights, and fit only new classes")
     balance: bool = setting(False, "give all classes the same weight: draw them equally often, or weigh their images")
-    calibrate: bool = setting(
-        False,
-        "at the end, divide the logits by a temperature fitted on the validation images: calibrated probabilities",
-    )
+    calibrate: bool = setting(False, "fit a temperature on the validation images at the end: calibrated probabilities")
     # the teacher
     teacher: str | None = setting(None, "trained network to learn from: a model file, run folder or shipped network")
     teacher_weight: float = setting(
@@ -251,10 +248,7 @@ def shipped_files() -> dict[str, Traversable]:
 
 
 def find_recipe(name: str | Path, data: str | None = None) -> Recipe:
-    """Return the recipe called `name`, of a .json file or of best-of:STUDY; raises UsageError.
-
-    `data` is the name of a published data set, for which there may be a recipe of its own; None for other data.
-    """
+    """Return the recipe `name` for a published set `data` or (None) other data, of a .json file or best-of:STUDY."""
     if str(name).endswith(".json"):
         return read_recipe(Path(name))
     if str(name).startswith(BEST_OF):

@@ -90,9 +90,7 @@ def run_training(
             folder.write_json(ENVIRONMENT, describe() | {"precision": info["precision"]})
             return [first]
     split = dataset.split("train")
-    sampler: Sampler = Sampler(len(split), recipe.batch_size, recipe.seed, recipe.shuffle_window)
-    if recipe.balance:
-        sampler = balanced(split.labels, recipe.batch_size, recipe.seed)
+    sampler = make_sampler(split.labels, recipe)
     loader = BatchLoader(split, preprocessing, recipe, sampler, recipe.epochs * sampler.steps_per_epoch, device, soft)
     precision = recorded_precision(folder, progress) if resume else None
     state = initial_state(model, loader, recipe, stored, progress, precision)
@@ -111,6 +109,13 @@ def run_training(
     trainer = Trainer(*parts) if group is None and recipe.virtual_shards == 1 else ShardedTrainer(group, *parts)
     trainer.run()
     return state.history
+
+
+def make_sampler(labels: np.ndarray, recipe: Recipe) -> Sampler:
+    """Return the sampler of a recipe for training images with these labels (N,)."""
+    if recipe.balance:
+        return balanced(labels, recipe.batch_size, recipe.seed)
+    return Sampler(len(labels), recipe.batch_size, recipe.seed, recipe.shuffle_window)
 
 
 def begin(folder: RunFolder, dataset: Dataset, recipe: Recipe) -> None:

@@ -26,7 +26,7 @@ __all__ = [
     "VALIDATIONS", "DepthChoice", "DepthEstimate", "choose_depth", "estimate_seconds", "finetune_recipe", "time_limit",
 ]  # fmt: skip
 
-MINUTES = 0.5
+MINUTES = 0.25
 """The default limit of the time for training more layers than the classifier."""
 MAX_MINUTES = 100_000
 DEPTHS = {"all": "all layers", "last": "the last layers"}  # the deepest first
@@ -63,11 +63,12 @@ class DepthChoice:
         trained = "only the classifier is fitted"
         if self.tune != "head":
             trained = f"{DEPTHS[self.tune]} are trained, in about {self.estimates[-1].seconds:,.0f} s"
-        longer = [item for item in self.estimates if item.tune != self.tune]
-        rest = [f"{DEPTHS[item.tune]} would take about {item.seconds:,.0f} s" for item in longer]
         limit = int(self.minutes) if self.minutes == int(self.minutes) else self.minutes
-        allowed = f"{option('minutes', limit)} allows {60 * self.minutes:,.0f} s"
-        return f"{trained}: {', '.join([*rest, allowed])}"
+        trained += f", since {option('minutes', limit)} allows {60 * self.minutes:,.0f} s"
+        longer = (item for item in self.estimates if item.tune != self.tune)
+        names = {"all": "all layers, usually the most accurate,", "last": "the last layers"}
+        rest = [f"{names[item.tune]} would take about {item.seconds:,.0f} s" for item in longer]
+        return f"{trained}: {' and '.join(rest)}" if rest else trained
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
