@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from mlpconv.analysis.meta import replaced
 from mlpconv.models.efficientnet_lite import same_padding
 
 __all__ = ["join_same_padding", "short_formulas", "translations"]
@@ -60,8 +59,11 @@ def short_formulas() -> Iterator[None]:
             return original(x, kernel_size, stride, dilation)
         return sum(same_padding(x, extent, stride))
 
-    with replaced(padding, "get_same_padding", zeros):
+    padding.get_same_padding = zeros  # type: ignore[attr-defined]
+    try:
         yield
+    finally:
+        padding.get_same_padding = original  # type: ignore[attr-defined]
 
 
 def join_same_padding(graph: fx.Graph) -> None:
