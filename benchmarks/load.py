@@ -245,7 +245,7 @@ def main() -> None:
         (folder / "image.png").write_bytes(stream.getvalue())
         script = folder / "post.lua"
         script.write_text(SCRIPT.format(image=folder / "image.png"))
-        result: dict[str, Any] = {"rows": []}
+        result: dict[str, Any] = {"model": arguments.model, "rows": []}
         with serving(model, folder) as (process, port, log):
             for connections in CONNECTIONS:
                 engine = bare(model, stream.getvalue(), arguments.seconds / 2)

@@ -19,7 +19,8 @@ def load_table(content: dict[str, Any]) -> str:
     """Return the tables of throughput, of overload, and of everything that is one number."""
     result = content["result"]
     text = f"`{content['command']}`, {content['date']}, {content['machine']['cpu']}, {content['machine']['cores']} "
-    text += f"cores, `nin_cifar10` and PNG files:\n\n| {' | '.join(HEAD)} |\n{'|---' * len(HEAD)}|\n"
+    text += f"cores, `{result.get('model', 'nin_cifar10')}` and PNG files:\n\n"
+    text += f"| {' | '.join(HEAD)} |\n{'|---' * len(HEAD)}|\n"
     text += "".join(_row(1, row) for row in result["rows"])
     text += "".join(_row(content["machine"]["cores"], row) for row in result.get("workers", ()))
     if "overload" in result:

@@ -214,6 +214,7 @@ for name in ("torch", "matplotlib", "onnx", "torchvision", "safetensors.torch"):
 from mlpconv.cli import main
 code = main(sys.argv[1:])
 assert sys.modules.get("torch") is None
+assert code or not {"mlpconv.data.dataset", "rich.progress"} & set(sys.modules)  # slow, and not needed
 sys.exit(code)
 """
 

@@ -26,6 +26,8 @@ NETWORKS = {  # outputs, and whether any size is accepted
     "timm:test_resnet": (3, True),
     "timm:resnet18": (3, True),
     "timm:convnext_atto": (2, True),
+    "timm:test_efficientnet": (3, True),
+    "timm:tf_efficientnet_lite0": (3, True),
     "timm:vit_tiny_patch16_224": (2, False),
     "torchvision:mobilenet_v3_small": (2, True),
     "torchvision:densenet121": (3, True),

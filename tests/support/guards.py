@@ -297,7 +297,7 @@ GUARDS = (
     ),
     Mutant(
         "inference/classifier.py",
-        "and len(x) and tuple(x.shape[1:]) == self.input_size",
+        "and x.shape[0] and tuple(x.shape[1:]) == self.input_size",
         "and len(x)",
         "inference/test_engine.py::test_images_of_another_size_go_to_the_plain_network",
     ),

@@ -1,9 +1,35 @@
-"""Load named data sets and folders of images as uint8 arrays in splits. Needs only NumPy and Pillow."""
+"""Load named data sets and folders of images as uint8 arrays in splits. Needs only NumPy and Pillow.
+
+Importing the package is fast: each public name is imported from its module on first use, so that a program that only
+decodes images starts sooner.
+"""
 
 from __future__ import annotations
 
-from mlpconv.data.dataset import Dataset, Split, make_dataset
-from mlpconv.data.openers import open_data
-from mlpconv.data.validation import holdout
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:
+    from mlpconv.data.dataset import Dataset as Dataset
+    from mlpconv.data.dataset import Split as Split
+    from mlpconv.data.dataset import make_dataset as make_dataset
+    from mlpconv.data.openers import open_data as open_data
+    from mlpconv.data.validation import holdout as holdout
+
+_MODULE_OF = {
+    "Dataset": "dataset",
+    "Split": "dataset",
+    "holdout": "validation",
+    "make_dataset": "dataset",
+    "open_data": "openers",
+}
 
 __all__ = ["Dataset", "Split", "holdout", "make_dataset", "open_data"]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name on first use; raises AttributeError for any other name."""
+    from importlib import import_module
+
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

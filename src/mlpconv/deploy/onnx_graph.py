@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mlpconv.deploy.exportable import Exportable
-from mlpconv.deploy.same_padding import join_same_padding, translations
+from mlpconv.deploy.same_padding import join_same_padding, short_formulas, translations
 from mlpconv.errors import ExportError, UsageError, first_line
 
 __all__ = ["OPSET", "GraphBytes", "PixelsToOutputs", "onnx_graph", "other_size"]
@@ -113,7 +113,7 @@ def _serialised(graph: PixelsToOutputs, *, any_size: bool) -> bytes:
     dynamic = torch.export.Dim.DYNAMIC
     shapes = {0: dynamic, 2: dynamic, 3: dynamic} if any_size else {0: dynamic}
     running: list[str] = []
-    with _quiet(), _tracked(graph, running), _simple_sizes(graph):
+    with _quiet(), _tracked(graph, running), _simple_sizes(graph), short_formulas():
         try:
             traced = torch.export.export(
                 graph, (pixels,), dynamic_shapes=(shapes,), strict=False,

@@ -6,7 +6,9 @@ by itself; so a padding and the convolution after it are traced as one operator,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor, fx
 
 from mlpconv.models.efficientnet_lite import same_padding
 
-__all__ = ["join_same_padding", "translations"]
+__all__ = ["join_same_padding", "short_formulas", "translations"]
 
 ATEN = torch.ops.aten
 DEFAULTS = (None, [1, 1], [0, 0], [1, 1], 1)  # of conv2d: bias, stride, padding, dilation, groups
@@ -37,6 +39,31 @@ def same_conv2d(
 def _(x: Tensor, weight: Tensor, _bias: object, stride: Sequence[int], *_: object) -> Tensor:
     rows, columns = (-(-side // step) for side, step in zip(x.shape[2:], stride, strict=True))
     return x.new_empty(x.shape[0], weight.shape[0], rows, columns)
+
+
+@contextmanager
+def short_formulas() -> Iterator[None]:
+    """Let timm's SAME padding compute its zeros by the formula of `same_padding`.
+
+    timm's own, with a maximum and a division of floats, doubles in length from layer to layer of a trace.
+    """
+    padding = sys.modules.get("timm.layers.padding")
+    if padding is None:
+        yield
+        return
+    original: Callable[..., Any] = padding.get_same_padding
+
+    def zeros(x: Any, kernel_size: int, stride: int, dilation: int) -> Any:
+        extent = (kernel_size - 1) * dilation + 1
+        if isinstance(x, Tensor) or extent < stride:
+            return original(x, kernel_size, stride, dilation)
+        return sum(same_padding(x, extent, stride))
+
+    padding.get_same_padding = zeros  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        padding.get_same_padding = original  # type: ignore[attr-defined]
 
 
 def join_same_padding(graph: fx.Graph) -> None:
