@@ -20,7 +20,8 @@ from common import RESULTS, cells
 from comparisons import aims_table, comparison_table, draw_comparison, pointing_table
 from deployed_report import deployed_table, draw_deployed
 from rungs import ladder_table
-from transfer_tables import depth_table, distillation_tables, probe_table, transfer_table
+from taught import distillation_tables
+from transfer_tables import depth_table, probe_table, transfer_table
 
 TOP = RESULTS.parents[1]
 PAGE, TRAINING, README = TOP / "docs" / "speed.md", TOP / "docs" / "training.md", TOP / "README.md"
