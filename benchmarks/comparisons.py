@@ -46,14 +46,13 @@ def parsed(result: Mapping[str, Runs]) -> dict[tuple[str, int], dict[str, Runs]]
     return {key: groups[key] for key in sorted(groups)}
 
 
-def paired_difference(runs: Runs, others: Runs, name: str = "test") -> tuple[float, float, int] | None:
-    """Return the mean difference on common splits, half its 95 % interval and the number of splits; None below two."""
-    common = sorted(set(runs) & set(others))
-    differences = [runs[seed][name] - others[seed][name] for seed in common]
-    if len(differences) < 2:
-        return None
-    half = float(student.ppf(0.975, len(differences) - 1)) * stdev(differences) / len(differences) ** 0.5
-    return fmean(differences), half, len(differences)
+def paired_difference(runs: Runs, others: Runs, name: str = "test") -> tuple[float, float | None, int]:
+    """Return the mean difference on common splits, half its 95 % interval (None for one) and the number of splits."""
+    differences = [runs[seed][name] - others[seed][name] for seed in sorted(set(runs) & set(others))]
+    count = len(differences)
+    if count < 2:
+        return fmean(differences or [0.0]), None, count
+    return fmean(differences), float(student.ppf(0.975, count - 1)) * stdev(differences) / count**0.5, count
 
 
 def mean_of(runs: Runs, name: str) -> dict[str, float | int] | None:
@@ -76,7 +75,8 @@ def comparison_table(content: Mapping[str, Any]) -> str:
             runs = methods[method]
             accuracy, seconds = mean_of(runs, "test"), mean_of(runs, "cpu_seconds")
             assert accuracy is not None
-            cells = [kind, images, METHODS[method], f"{accuracy['mean']:.1%} ± {100 * accuracy['sd']:.1f}"]
+            deviation = f" ± {100 * accuracy['sd']:.1f}" if accuracy["n"] > 1 else ""
+            cells = [kind, images, METHODS[method], f"{accuracy['mean']:.1%}{deviation}"]
             cells.append(difference_to(method, methods))
             cells.append("" if seconds is None else f"{seconds['mean']:.0f}" if seconds["mean"] >= 1 else "< 1")
             text += "| " + " | ".join(str(cell) for cell in [*cells, accuracy["n"]]) + " |\n"
@@ -108,12 +108,12 @@ def difference_to(method: str, methods: Mapping[str, Runs]) -> str:
     other = PAIRS.get(method)
     if other is None or other not in methods:
         return ""
-    found = paired_difference(methods[method], methods[other])
-    if found is None:
+    mean, half, count = paired_difference(methods[method], methods[other])
+    if not count:
         return ""
-    mean, half, count = found
     points = round(100 * mean, 1) + 0.0  # no -0.0
-    return f"{points:+.1f} ± {100 * half:.1f} from `{other}` (n = {count})"
+    interval = "" if half is None else f" ± {100 * half:.1f}"
+    return f"{points:+.1f}{interval} from `{other}` (n = {count})"
 
 
 @styled

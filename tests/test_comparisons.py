@@ -61,7 +61,7 @@ def test_differences_are_taken_on_common_splits() -> None:
     low, high = stats.ttest_rel([0.9, 0.8, 0.85], [0.88, 0.79, 0.80]).confidence_interval()
     assert count == 3
     assert (mean - half, mean + half) == pytest.approx((low, high))
-    assert comparisons.paired_difference(ours, {"0": {"test": 0.9}}) is None
+    assert comparisons.paired_difference(ours, {"0": {"test": 0.9}}) == (0, None, 1)
 
 
 RESULT = {
@@ -71,10 +71,14 @@ RESULT = {
 }
 
 
+ONE = {"grey, 10 a class, head": {"3": {"test": 0.5}}, "grey, 10 a class, scikit-learn": {"3": {"test": 0.5}}}
+
+
 def test_the_table_has_a_row_for_each_method() -> None:
     table = comparisons.comparison_table({"result": RESULT, "date": "2026-01-01"})
-    assert "| grey | 10 | **mlpconv, `--tune head`** | 50.0% ± 0.0 |  | < 1 | 1 |" in table
+    assert "| grey | 10 | **mlpconv, `--tune head`** | 50.0% |  | < 1 | 1 |" in table
     assert "| grey | 80 | **mlpconv, `--tune head`** | 75.0% ± 7.1 |  | 15 | 2 |" in table
+    assert "| +0.0 from `head` (n = 1) |" in comparisons.comparison_table({"result": ONE, "date": "2026-01-01"})
     assert "| 74.5% ± 6.4 | -0.5 ± 6.4 from `head` (n = 2) |  | 2 |" in table
 
 

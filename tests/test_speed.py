@@ -95,6 +95,17 @@ def test_a_round_leaves_out_the_warm_up_and_what_comes_once_an_epoch(monkeypatch
     assert {key: report[key] for key in expected} == expected
 
 
+def test_a_contender_rests_before_each_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, rounds, _ = timed(monkeypatch, words=1, seconds=1.0)
+    rests: list[int] = []
+    rounds.rest = lambda: rests.append(rounds.laps_done)
+    with pytest.raises(Over):
+        for _ in range(100):
+            clock.now += 0.5
+            rounds.lap(1)
+    assert rests == [2, 5]  # ready after two laps; then one to warm up and two that count
+
+
 def test_a_short_lap_warms_up_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, rounds, answers = timed(monkeypatch, words=1, seconds=0.125)
     with pytest.raises(Over):

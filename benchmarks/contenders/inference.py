@@ -14,6 +14,7 @@ from contenders import PAPERS, Settings
 from contenders.images import images
 from contenders.port import network
 from contenders.rounds import Rounds
+from mlpconv.inference.dispatch import trim_memory
 from mlpconv.inference.engine import Engine
 from mlpconv.inference.layer_chain import chain_of
 from mlpconv.models.base import Network
@@ -112,6 +113,8 @@ def begin(rounds: Rounds, settings: Settings, *, memory: bool = True) -> Callabl
         rounds.facts["memory"] = keep_freed_memory()
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    if settings.network != PAPERS:
+        rounds.rest = trim_memory  # a batch of large images takes gigabytes, in each of the processes
     rounds.facts["threads"] = torch.get_num_threads()
     chain = preprocessing(settings)
     return lambda batch: chain(raw(settings.side, batch)).contiguous()

@@ -6,7 +6,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import median
 from typing import Any, TextIO
@@ -24,7 +24,8 @@ class Over(Exception):
 class Rounds:
     """Turn laps into rounds of `seconds`: wait for a command, warm up, time laps, answer, wait again.
 
-    The first `ready_after` laps run before the first command; `asked` is the content of the latest command.
+    The first `ready_after` laps run before the first command; `asked` is the content of the latest command; `rest` is
+    called before each wait.
     """
 
     def __init__(self, commands: TextIO, answers: TextIO, seconds: float, ready_after: int = 2) -> None:
@@ -33,6 +34,7 @@ class Rounds:
         self.laps_done, self.warm = 0, False
         self.asides: list[float] = []
         self.asked: dict[str, Any] = {}
+        self.rest: Callable[[], object] = lambda: None
         self.begin()
 
     def begin(self) -> None:
@@ -93,6 +95,7 @@ class Rounds:
 
     def wait(self) -> None:
         """Block until the next command."""
+        self.rest()
         line = self.commands.readline()
         if not line:
             raise Over
