@@ -95,8 +95,9 @@ def cut_short(argv: list[str]) -> list[str]:
     if argv[:1] != ["train"] or "--resume" in argv or "--help" in argv:
         return argv
     told = {word.removeprefix("--").partition("=")[0] for word in argv}
-    chosen = argv[1] not in CATALOG and not told & {"recipe", "epochs", "set"}  # pretrained features have no epochs
-    return argv if chosen or "--from" in argv else [*argv, *(f"--set={key}=1" for key in BRIEF if key not in told)]
+    if argv[1] not in CATALOG and not told & {"recipe", "epochs", "set", "from"}:  # pretrained features have no epochs
+        return argv if told & {"minutes", "tune"} else [*argv, "--minutes=0"]
+    return argv if "--from" in argv else [*argv, *(f"--set={key}=1" for key in BRIEF if key not in told)]
 
 
 def run_page(blocks: list[Block], folder: Path) -> None:

@@ -53,7 +53,7 @@ __all__ = [
     "first_line",
 ]
 
-MAX_LISTED = 80
+MAX_LISTED = 70
 """A message lists up to this many accepted names; of more, it lists only the closest matches."""
 
 
