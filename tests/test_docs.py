@@ -226,7 +226,8 @@ def test_training_is_cut_short_unless_the_page_says_how_long() -> None:
     assert cut_short(["train", "digits"]) == ["train", "digits", "--set=epochs=1", "--set=min_steps=1"]
     assert cut_short(["train", "digits", "--set", "epochs=2"])[-2:] == ["epochs=2", "--set=min_steps=1"]
     assert cut_short(["train", "photos", "--from", "squeezenet"])[-1] == "squeezenet"  # no epochs to cut
-    assert cut_short(["train", "photos", "--out", "run"])[-1] == "run"
+    assert cut_short(["train", "photos", "--out", "run"])[-1] == "--minutes=0"
+    assert cut_short(["train", "photos", "--minutes", "5"])[-1] == "5"
     assert cut_short(["train", "photos", "--recipe", "best"])[-1] == "--set=min_steps=1"
     assert cut_short(["train", "digits", "--epochs", "2"])[-2:] == ["2", "--set=min_steps=1"]
     assert cut_short(["train", "digits", "--resume"]) == ["train", "digits", "--resume"]

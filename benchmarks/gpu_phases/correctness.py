@@ -34,7 +34,7 @@ SMALL_MODELS = ("nin_tiny",)
 RUN = """
 import sys, torch, mlpconv
 torch.use_deterministic_algorithms(True)
-settings = {"epochs": 6, "width": 0.5, "dropout": 0.3, "flip": "random", "crop": 1, "norm": "batch"}
+settings = {"epochs": 3, "width": 0.5, "dropout": 0.3, "flip": "random", "crop": 1, "norm": "batch"}
 mlpconv.fit("digits", out=sys.argv[1], resume=True, device=sys.argv[2], precision="fp32",
             checkpoint_minutes=0, progress=None, report=False, **settings)
 """

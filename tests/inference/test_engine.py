@@ -481,3 +481,13 @@ def test_a_classifier_that_is_not_to_be_compiled_is_not() -> None:
     made.compiled = False
     np.testing.assert_array_equal(made.predict(pixels).probabilities, plain(made, pixels))
     assert made._dispatcher is None
+
+
+def test_many_large_images_are_computed_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, pixels, seen, forward = classifier(), raw(21), [], Classifier._forward
+    expected = made.predict(pixels, precision="fp32", tta_flip=True).probabilities
+    monkeypatch.setattr("mlpconv.inference.classifier.VALUES_AT_A_TIME", 11 * 3 * 32 * 32)
+    monkeypatch.setattr(Classifier, "_forward", lambda self, x, *given: seen.append(len(x)) or forward(self, x, *given))
+    found = made.predict(pixels, precision="fp32", tta_flip=True).probabilities
+    assert seen == [8, 8, 5] * 2
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7)
