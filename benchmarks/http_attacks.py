@@ -96,7 +96,7 @@ def slow_reader(port: int) -> str:
     return HELD if received >= LARGE else "closed"
 
 
-def idle_connections(port: int, count: int = 80, rounds: int = 10) -> str:
+def idle_connections(port: int, count: int = 120, rounds: int = 10) -> str:
     """Open many connections that send nothing, again and again; return what a further one gets."""
     with ExitStack() as stack:
         for _ in range(rounds):
