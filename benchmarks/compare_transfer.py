@@ -49,7 +49,7 @@ from transfer import measure, split_folder
 
 import mlpconv
 from mlpconv.training import Progress, Recipe
-from mlpconv.transfer.features import extract, feature_precision
+from mlpconv.transfer.features import FastForward, extract, feature_precision
 from mlpconv.transfer.head import fit_head
 from mlpconv.transfer.source import SIZE, open_source
 
@@ -115,7 +115,8 @@ def whole(folder: Path, kind: str) -> tuple[list[NDArray[np.float32]], NDArray[n
     network = origin.network(dataset, Recipe(source=SOURCE, tune="head"))
     precision = feature_precision("auto", torch.device("cpu"))
     preprocessing = origin.preprocessing(dataset)
-    views = [extract(network, preprocessing, split.images, flip=flip, precision=precision) for flip in (False, True)]
+    forward = FastForward(network, precision)
+    views = [extract(forward, preprocessing, split.images, flip=flip) for flip in (False, True)]
     return [view.numpy() for view in views], split.labels
 
 

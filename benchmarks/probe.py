@@ -27,7 +27,7 @@ import mlpconv
 from mlpconv.data.dataset import select
 from mlpconv.training import Recipe
 from mlpconv.transfer import FeatureCache, linear_probe
-from mlpconv.transfer.features import extract
+from mlpconv.transfer.features import FastForward, extract
 from mlpconv.transfer.head import fit_head
 from mlpconv.transfer.source import BACKBONES, open_source
 from mlpconv.transfer.start import scores
@@ -46,7 +46,8 @@ def measure(folder: Path, source: str, splits: int, precision: str) -> dict[str,
     origin = open_source(source)
     network = origin.network(dataset, Recipe(source=source, tune="head"))
     preprocessing = origin.preprocessing(dataset)
-    views = [extract(network, preprocessing, split.images, flip=flip, precision=precision) for flip in (False, True)]
+    forward = FastForward(network, precision)
+    views = [extract(forward, preprocessing, split.images, flip=flip) for flip in (False, True)]
     labels = torch.from_numpy(split.labels).long()
     ours, theirs = [], []
     for seed in range(splits):

@@ -13,6 +13,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ BLOCK = "<!-- {name}: written by benchmarks/tables.py -->\n{text}<!-- {name}: en
 
 def load(kind: str) -> dict[str, dict[str, Any]]:
     """Return the published results of a kind by the name of their file."""
-    return {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(RESULTS.glob(f"{kind}*.json"))}
+    paths = sorted(path for path in RESULTS.glob("*.json") if path.stem.partition("-")[0] == kind)
+    return {path.stem: json.loads(path.read_text("utf-8")) for path in paths}
 
 
 def replaced(document: str, name: str, text: str) -> str:
@@ -181,35 +183,28 @@ def pages() -> dict[Path, str]:
         PAGE: replaced(replaced(PAGE.read_text("utf-8"), "speed", page), "networks", networks),
         README: replaced(README.read_text("utf-8"), "speed", front),
     }
-    training = TRAINING.read_text("utf-8")
-    for name, content in load("ladder").items():
-        training = replaced(training, name, ladder_table(content))
-    for name, content in load("longer").items():
-        training = replaced(training, name, longer_table(content))
-    for name, content in load("literal").items():
-        training = replaced(training, name, course(content, f"images/{name}.png"))
-    transfer = TRANSFER.read_text("utf-8")
-    for name, content in load("probe").items():
-        transfer = replaced(transfer, name, probe_table(content))
-    for name, content in load("transfer").items():
-        transfer = replaced(transfer, name, transfer_table(content))
-    distillation = DISTILLATION.read_text("utf-8")
-    for name, content in load("distill").items():
-        distillation = replaced(distillation, name, distillation_tables(content))
+    for path, kind, table in TABLES:
+        for name, content in load(kind).items():
+            text = documents.get(path) or path.read_text("utf-8")
+            documents[path] = replaced(text, name, table(content, f"images/{name}.png"))
     comparison = load("compare_transfer")["compare_transfer"]
-    transfer = replaced(transfer, "comparison", comparison_table(comparison))
-    transfer = replaced(transfer, "aims", aims_table(comparison["result"]))
-    maps = MAPS.read_text("utf-8")
-    for name, content in load("pointing").items():
-        maps = replaced(maps, name, pointing_table(content))
-    for name, content in load("depth").items():
-        transfer = replaced(transfer, name, depth_table(content))
-    export = EXPORT.read_text("utf-8")
-    for name, content in load("deployed").items():
-        export = replaced(export, name, deployed_table(content, f"images/{name}.png"))
-    return documents | {
-        TRAINING: training, TRANSFER: transfer, DISTILLATION: distillation, MAPS: maps, EXPORT: export
-    }  # fmt: skip
+    transfer = replaced(documents[TRANSFER], "comparison", comparison_table(comparison))
+    documents[TRANSFER] = replaced(transfer, "aims", aims_table(comparison["result"]))
+    return documents
+
+
+TABLES: tuple[tuple[Path, str, Callable[[dict[str, Any], str], str]], ...] = (
+    (TRAINING, "ladder", lambda content, _: ladder_table(content)),
+    (TRAINING, "longer", lambda content, _: longer_table(content)),
+    (TRAINING, "literal", course),
+    (TRANSFER, "probe", lambda content, _: probe_table(content)),
+    (TRANSFER, "transfer", lambda content, _: transfer_table(content)),
+    (TRANSFER, "depth", lambda content, _: depth_table(content)),
+    (DISTILLATION, "distill", lambda content, _: distillation_tables(content)),
+    (MAPS, "pointing", lambda content, _: pointing_table(content)),
+    (EXPORT, "deployed", deployed_table),
+)
+"""The page, the kind of the results, and the text from a result and the path of its picture."""
 
 
 def main() -> int:

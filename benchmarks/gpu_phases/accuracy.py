@@ -71,10 +71,7 @@ def run(
     plans = PLANS if found else {"fast": Plan(1, 10, {"recipe": "fast", "epochs": 1}, "digits")}
     data: dict[str, Any] = found or {"digits": "digits"}
     title = "cifar10" if found else "digits"
-    kept = earlier if earlier.get("data") == title else {}
-    result: dict[str, Any] = {"data": title, "recipes": dict(kept.get("recipes", {}))}
-    if "sweep" in kept:
-        result["sweep"] = kept["sweep"]
+    result = begun(earlier, title)
     for name, plan in plans.items():
         if plan.data not in data:
             result.setdefault("left_out", []).append(f"{name}: its images were not carried")
@@ -84,6 +81,13 @@ def run(
             settings = settings | swept(data[plan.data], device, result, deadline, plan.seconds, say)
         add_runs(result, name, plan._replace(settings=settings), data[plan.data], device, deadline, say, sources)
     return result
+
+
+def begun(earlier: dict[str, Any], data: str) -> dict[str, Any]:
+    """Return the result of a phase as it stands: the runs of an earlier one on the same data, or none."""
+    kept = earlier if earlier.get("data") == data else {}
+    sweep = {"sweep": kept["sweep"]} if "sweep" in kept else {}
+    return {"data": data, "recipes": dict(kept.get("recipes", {}))} | sweep
 
 
 def add_runs(

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import mlpconv
-from gpu_phases.accuracy import Plan, add_runs
+from gpu_phases.accuracy import Plan, add_runs, begun
 from mlpconv.data import Dataset, Split, make_dataset
 from mlpconv.data.converted import convert_images
 
@@ -48,9 +48,7 @@ def run(
     """
     found = None if small else gpu_data.load("cifar10")
     data: Any = "digits" if found is None else found
-    title = "digits" if found is None else "cifar10"
-    kept = earlier if earlier.get("data") == title else {}
-    result: dict[str, Any] = {"data": title, "recipes": dict(kept.get("recipes", {}))}
+    result = begun(earlier, "digits" if found is None else "cifar10")
     student, expected, seeds = (SMALL, 10, 1) if found is None else (STUDENT, 60, SEEDS)
     if time.perf_counter() > deadline - expected - (0 if found is None else TEACHER_SECONDS):
         return result | {"left_out": ["everything: the teacher alone takes longer"]}

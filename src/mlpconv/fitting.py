@@ -16,6 +16,7 @@ from mlpconv import inference
 from mlpconv.data import Dataset
 from mlpconv.data.balance import balance_text
 from mlpconv.errors import UsageError
+from mlpconv.evaluation import Evaluation
 from mlpconv.inference import Classifier
 from mlpconv.models.base import Network
 from mlpconv.preprocessing import Preprocessing
@@ -53,11 +54,13 @@ PILOT_STEPS = 250  # of training from random weights, to compare it with pretrai
 
 @dataclass(frozen=True, repr=False)
 class Run:
-    """The result of a run: the best classifier, the metrics of every epoch, and the run folder."""
+    """The result of a run: the best classifier, the metrics of every epoch, the run folder and what its report says."""
 
     classifier: Classifier
     history: list[EpochMetrics]
     folder: Path
+    evaluation: Evaluation | None = None
+    """Of the classifier on the validation images, in float32; None if no report was written."""
 
     def __repr__(self) -> str:
         best = self.classifier.info["metrics"]
@@ -172,9 +175,8 @@ def finished(
         progress.note(str(calibrate_file(folder.model, dataset.split("val"))))
     with folder.local(folder.model) as path:
         classifier = inference.load(path)
-    if report and folder.writes:
-        summarise(folder.path, classifier, dataset, history)
-    return Run(classifier, history, folder.path)
+    evaluation = summarise(folder.path, classifier, dataset, history) if report and folder.writes else None
+    return Run(classifier, history, folder.path, evaluation)
 
 
 def choose_source(

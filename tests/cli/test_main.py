@@ -53,7 +53,12 @@ FAILURES = {
     "nameless": (OSError("something"), 1, "something."),
     "memory": (MemoryError(), 1, "out of memory"),
     "torch memory": (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9"), 1, "out of memory"),
-    "a package": (ModuleNotFoundError("No module named 'scipy'", name="scipy"), 1, "pip install scipy"),
+    "a package": (ModuleNotFoundError("No module named 'sklearn'", name="sklearn"), 1, "pip install sklearn"),
+    "a package of an extra": (
+        ModuleNotFoundError("No module named 'scipy'", name="scipy.stats"),
+        1,
+        "pip install 'mlpconv[claims]'",
+    ),
     "Python's own module": (
         ModuleNotFoundError("No module", name="fcntl"),
         1,

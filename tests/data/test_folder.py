@@ -16,7 +16,7 @@ from support.work import counted
 from mlpconv.data import open_data, storage, survey
 from mlpconv.data.decode import decode
 from mlpconv.data.validation import with_validation
-from mlpconv.errors import DataError
+from mlpconv.errors import DataError, UsageError
 
 Pictures = Callable[..., Path]
 
@@ -38,6 +38,17 @@ def test_a_folder_of_class_folders(pictures: Pictures) -> None:
             assert np.array_equal(image, decode(top / name, size=(19, 19)))
     assert not set(train.names or ()) & set(val.names or ())
     assert any("3 of 18 images, 20% of each class, are held out with seed 5" in note for note in data.notes)
+
+
+def test_a_note_names_the_side_of_images_that_are_resized(pictures: Pictures) -> None:
+    top = pictures(size=(19, 19), cat=3, dog=3)
+    assert "images with sides of 19 pixels are resized to 23 x 23" in notes_of(top, size=23)
+
+
+@pytest.mark.parametrize("options", [{"size": (19, 19)}, {"size": 2.5}, {"val_fraction": "0.2"}, {"max_bad": None}])
+def test_an_option_of_another_type_is_refused(pictures: Pictures, options: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match=r"whole number|must"):
+        notes_of(pictures(cat=3, dog=3), **options)
 
 
 def test_the_split_depends_on_the_seed_alone(pictures: Pictures) -> None:

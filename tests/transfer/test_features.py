@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from mlpconv.inference import dispatch
+from mlpconv.inference.engine import supported
 from mlpconv.models import create_model
 from mlpconv.preprocessing import Preprocessing
+from mlpconv.transfer import features
 from mlpconv.transfer.cache import FeatureCache, hash_of
-from mlpconv.transfer.features import extract, frozen_hash
+from mlpconv.transfer.features import FastForward, extract, frozen_hash
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (53, 3, 37, 31), np.uint8)
 
@@ -27,7 +30,10 @@ def backbone() -> tuple[torch.nn.Module, Preprocessing]:
 
 def test_features_are_the_mean_of_the_maps_that_the_classifier_takes(backbone) -> None:
     model, chain = backbone
-    found, flipped = extract(model, chain, IMAGES), extract(model, chain, IMAGES, flip=True)
+    found, flipped = (
+        extract(FastForward(model, "fp32"), chain, IMAGES),
+        extract(FastForward(model, "fp32"), chain, IMAGES, flip=True),
+    )
     model.eval()
     with torch.no_grad():
         expected = model.forward_features(chain(IMAGES)).mean((2, 3))
@@ -40,7 +46,7 @@ def test_features_are_the_mean_of_the_maps_that_the_classifier_takes(backbone) -
 def test_frozen_means_frozen(backbone) -> None:
     model, chain = backbone
     before, rng = frozen_hash(model, chain), torch.get_rng_state()
-    extract(model, chain, IMAGES)
+    extract(FastForward(model, "fp32"), chain, IMAGES)
     assert frozen_hash(model, chain) == before
     assert model.training and model.bn1.training
     assert torch.equal(torch.get_rng_state(), rng)
@@ -57,12 +63,12 @@ def test_the_hash_sees_every_number(backbone) -> None:
 def test_computed_once_for_the_same_images_and_weights(backbone, tmp_path: Path) -> None:
     model, chain = backbone
     cache, done = FeatureCache(folder=tmp_path / "features"), []
-    first = extract(model, chain, IMAGES, cache=cache, progress=done.append)
+    first = extract(FastForward(model, "fp32"), chain, IMAGES, cache=cache, progress=done.append)
     assert done == [48, 53]
-    assert torch.equal(extract(model, chain, IMAGES, cache=cache, progress=done.append), first)
+    assert torch.equal(extract(FastForward(model, "fp32"), chain, IMAGES, cache=cache, progress=done.append), first)
     assert done == [48, 53]
-    extract(model, chain, IMAGES[:7], cache=cache, progress=done.append)
-    extract(model, chain, IMAGES, cache=cache, flip=True, progress=done.append)
+    extract(FastForward(model, "fp32"), chain, IMAGES[:7], cache=cache, progress=done.append)
+    extract(FastForward(model, "fp32"), chain, IMAGES, cache=cache, flip=True, progress=done.append)
     assert done == [48, 53, 7, 48, 53]
 
 
@@ -110,3 +116,26 @@ def test_a_file_in_the_place_of_the_folder_is_no_error(tmp_path: Path) -> None:
 def test_hashes_tell_parts_apart() -> None:
     one, other = torch.zeros(2, 3), torch.zeros(3, 2)
     assert len({hash_of(parts) for parts in (["ab"], ["a", "b"], [one], [other], [one, other], [other.double()])}) == 6
+
+
+def test_the_network_is_compiled_once_for_all_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[torch.Size] = []
+    monkeypatch.setattr(features, "trusted_engine", lambda network, x, *given, **rest: tried.append(x.shape))
+    model = create_model("squeezenet", width=0.25)
+    forward, chain = FastForward(model, "fp32"), Preprocessing.create(["scale"], 3, (37, 31)).fit(IMAGES)
+    for flip in (False, True):
+        extract(forward, chain, IMAGES, flip=flip)
+    assert tried == [(8, 3, 37, 31)]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_engine_gives_what_the_network_does(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    monkeypatch.setattr(dispatch, "MIN_MACS", 0)
+    model = create_model("squeezenet", width=0.25)
+    chain = Preprocessing.create(["standardize"], 3, (37, 31)).fit(IMAGES)
+    forward = FastForward(model, precision)
+    found = extract(forward, chain, IMAGES)
+    assert (forward.engine is not None) is supported()
+    forward.engine = None  # the network itself
+    tolerance = 1e-5 if precision == "fp32" else 0.03
+    torch.testing.assert_close(found, extract(forward, chain, IMAGES), rtol=0, atol=tolerance * float(found.max()))

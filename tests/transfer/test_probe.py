@@ -15,7 +15,7 @@ from mlpconv.data.dataset import Split, make_dataset
 from mlpconv.errors import UsageError
 from mlpconv.models import create_model
 from mlpconv.transfer import FeatureCache, linear_probe
-from mlpconv.transfer.features import extract
+from mlpconv.transfer.features import FastForward, extract
 from mlpconv.transfer.source import BACKBONES
 
 SIDE, COUNT = 67, 13
@@ -62,7 +62,7 @@ def test_only_the_classifier_differs_from_the_shipped_weights(probe: mlpconv.Cla
 
 def test_the_network_gives_the_logits_of_the_fitted_head(probe: mlpconv.Classifier, folder: Path) -> None:
     pixels = mlpconv.open_data(folder, size=SIDE, channels=3, val_fraction=0).split("train").images[:7]
-    features = extract(probe.model, probe.preprocessing, pixels)
+    features = extract(FastForward(probe.model, "fp32"), probe.preprocessing, pixels)
     layer = probe.model.last_layer
     expected = features @ layer.weight.detach().reshape(2, -1).T + layer.bias.detach()
     logits = probe.logits(torch.from_numpy(np.array(pixels)))

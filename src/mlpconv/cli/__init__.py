@@ -41,6 +41,11 @@ VERBS = {
 EXTRAS = {
     "train": ("torch", "matplotlib"),
     "export": ("onnx", "onnxscript", "onnxruntime"),
+    "claims": ("scipy",),
+    "search": ("optuna",),
+    "parquet": ("pyarrow",),
+    "openvino": ("openvino",),
+    "vision": ("torchvision", "timm"),
     "serve": ("starlette", "uvicorn", "httptools", "prometheus_client"),
 }
 

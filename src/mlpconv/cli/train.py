@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from json import dumps
 from os import environ
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -98,7 +99,7 @@ def train(
     from mlpconv.cli.training_output import make_progress
     from mlpconv.fitting import fit
 
-    options = start or StartOptions()
+    start_time, options = perf_counter(), start or StartOptions()
     settings = merge_settings(
         set_, epochs=epochs, precision=precision, device=device, on_collapse=on_collapse, **options.settings()
     )
@@ -106,7 +107,7 @@ def train(
     with worded(CommandLine(data, data_dir)), limited(memory):
         run = fit(data, recipe, progress=make_progress(json), **settings)
     if environ.get("RANK", "0") == "0":  # torchrun: rank 0 prints
-        (print_json if json else print_summary)(run)
+        print_json(run) if json else print_summary(run, perf_counter() - start_time)
 
 
 def limited(memory: str | None) -> AbstractContextManager[None]:
@@ -167,8 +168,8 @@ class CommandLine(Wording):
         return f"To resume: {shlex.join([*words, '--out', str(folder), '--resume'])}"
 
 
-def print_summary(run: Run) -> None:
-    """Print the accuracy, the run folder and the next commands."""
+def print_summary(run: Run, seconds: float) -> None:
+    """Print the accuracy, that of the report if there is one, the time of the command and the next commands."""
     from rich.console import Console
     from rich.markup import escape
 
@@ -179,11 +180,12 @@ def print_summary(run: Run) -> None:
     else:
         epochs = run.history[-1]["epoch"]
         epoch = f" (best epoch: {best['epoch']} of {epochs})" if epochs else ""
-        console.print(f"validation accuracy [bold]{best['val_accuracy']:.2%}[/]{epoch}")
+        accuracy = best["val_accuracy"] if run.evaluation is None else 1 - run.evaluation.error
+        console.print(f"validation accuracy [bold]{accuracy:.2%}[/]{epoch}")
     if (teacher := run.classifier.info.get("teacher")) and teacher["val_accuracy"] is not None:
         console.print(f"teacher's validation accuracy {teacher['val_accuracy']:.2%}")
     folder = escape(shlex.quote(str(run.folder)))
-    console.print(f"{run.history[-1]['seconds']:.0f} s; results in [bold]{folder}[/]")
+    console.print(f"{seconds:.0f} s; results in [bold]{folder}[/]")
     console.print(f"  report    {escape(shlex.quote(str(run.folder / 'report.html')))}")
     console.print(f"  predict   mlpconv predict {folder} IMAGE...")
     console.print(f"  maps      mlpconv maps {folder} IMAGE...")

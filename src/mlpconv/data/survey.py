@@ -98,7 +98,8 @@ def resize_note(headers: Sequence[Header], size: int, fit: str) -> Iterator[str]
     if largest:
         effect = {"crop": "cuts off", "pad": "leaves empty", "stretch": "avoids cutting off"}[fit]
         how += f", which {effect} {median:.0%} of the median image and {largest:.0%} of the longest (setting: fit)"
-    yield f"images with sides of {min(sides)} to {max(sides)} pixels are resized to {size} x {size}: {how}."
+    lengths = f"{min(sides)}" if min(sides) == max(sides) else f"{min(sides)} to {max(sides)}"
+    yield f"images with sides of {lengths} pixels are resized to {size} x {size}: {how}."
 
 
 def _cropped(image: Header) -> float:

@@ -124,7 +124,8 @@ def open_runtime(path: Path, engine: EngineName = "auto", threads: int | None = 
 def require_engine(engine: str) -> None:
     """Raise UsageError if an engine is not installed."""
     if engine not in installed_engines():
-        raise UsageError(f"{engine} is not installed; install it with: pip install {engine}.")
+        extra = "export" if engine == "onnxruntime" else engine
+        raise UsageError(f"{engine} is not installed; install it with: pip install 'mlpconv[{extra}]'.")
 
 
 def _load(path: Path, metadata: Metadata, make: Callable[[], Any]) -> Any:

@@ -101,7 +101,8 @@ def trusted_engine(model: Network, x: Tensor, precision: str, plain: Forward, *,
         expected = plain(
             x
         ).float()  # rounded as the engine is: bfloat16 alone can exceed the tolerance of a deep network
-    return trusted(Engine(chain, torch.bfloat16 if rounded else torch.float32), x, expected)
+    with torch.autocast("cpu", enabled=False):  # the engine casts by itself
+        return trusted(Engine(chain, torch.bfloat16 if rounded else torch.float32), x, expected)
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,12 +13,13 @@ from torch import Tensor
 from mlpconv.data.converted import ConvertedImages
 from mlpconv.data.shard_images import ShardImages
 from mlpconv.inference.dispatch import trusted_engine
+from mlpconv.inference.engine import Engine
 from mlpconv.models.base import Network
 from mlpconv.preprocessing import Preprocessing
 from mlpconv.training.step import autocast
 from mlpconv.transfer.cache import FeatureCache, hash_of
 
-__all__ = ["extract", "feature_precision", "frozen_hash", "outputs"]
+__all__ = ["FastForward", "extract", "feature_precision", "frozen_hash", "outputs"]
 
 MAX_BATCH, BATCH_VALUES = 48, 1 << 21
 """Images at a time, and the most values in them: large images would need gigabytes."""
@@ -43,41 +43,57 @@ def frozen_hash(network: Network, preprocessing: Preprocessing, *, whole: bool =
     return hash_of([*described, *(part for name, tensor in sorted(state.items()) for part in (name, tensor))])
 
 
+class FastForward:
+    """The spatial means (N, D) of a network's features, or its logits (N, K), by an engine if there is one.
+
+    The engine is compiled for the first images that it gets. For use in eval mode and without gradients.
+    """
+
+    def __init__(self, network: Network, precision: str, *, logits: bool = False) -> None:
+        self.network, self.precision, self.logits = network, precision, logits
+        self.engine: Engine | None = None
+        self.tried = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return features or logits of preprocessed images (N, C, H, W)."""
+        if not self.tried:
+            self.engine = trusted_engine(self.network, x[:FEW], self.precision, self.plain, features=not self.logits)
+            self.tried = True
+        if self.engine is None:
+            return self.plain(x)
+        with torch.autocast(x.device.type, enabled=False):  # the engine casts by itself
+            return self.engine(x)
+
+    def plain(self, x: Tensor) -> Tensor:
+        """Return the same by the network itself."""
+        result: Tensor = self.network(x) if self.logits else self.network.forward_features(x).float().mean((2, 3))
+        return result
+
+
 def extract(
-    network: Network,
+    forward: FastForward,
     preprocessing: Preprocessing,
     images: NDArray[np.uint8],
     *,
     flip: bool = False,
-    precision: str = "fp32",
-    logits: bool = False,
     cache: FeatureCache | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Return the features (N, D) of images (N, C, H, W): the spatial mean of the feature maps, in eval mode.
+    """Return the features (N, D), or logits (N, K), of images (N, C, H, W) in eval mode.
 
-    `flip` flips the images horizontally; `precision` is "fp32" or "bf16"; `logits` returns the network's logits (N, K)
-    instead. A `cache` returns what is stored for the same images and weights. `progress` receives the number of images
-    done.
+    `flip` flips the images horizontally. A `cache` returns what is stored for the same images and weights. `progress`
+    receives the number of images done.
     """
 
-    def pooled(x: Tensor) -> Tensor:
-        return network.forward_features(x).float().mean((2, 3))
-
     def compute() -> Tensor:
-        plain = network if logits else pooled
-        with _evaluating(network, preprocessing) as device:
-            few = preprocessing(torch.from_numpy(np.array(images[:FEW])).to(device))
-            engine = trusted_engine(network, few, precision, plain, features=not logits)
-        forward, cast = (plain, precision) if engine is None else (engine, "fp32")  # the engine casts by itself
-        return outputs(network, preprocessing, images, forward, flip=flip, precision=cast, progress=progress)
+        network, precision = forward.network, forward.precision
+        return outputs(network, preprocessing, images, forward, flip=flip, precision=precision, progress=progress)
 
     if cache is None:
         return compute()
-    described = [f"flip {flip}", precision, METHOD, *(["logits"] if logits else [])]
-    return cache.get(
-        hash_of([frozen_hash(network, preprocessing, whole=logits), *identity(images), *described]), compute
-    )
+    weights = frozen_hash(forward.network, preprocessing, whole=forward.logits)
+    described = [f"flip {flip}", forward.precision, METHOD, *(["logits"] if forward.logits else [])]
+    return cache.get(hash_of([weights, *identity(images), *described]), compute)
 
 
 def identity(images: object) -> list[str | NDArray[Any]]:
@@ -100,31 +116,25 @@ def outputs(
     progress: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Return `forward` of the preprocessed images (N, C, H, W), on the CPU, in eval mode and without gradients."""
-    batch = max(1, min(MAX_BATCH, BATCH_VALUES // images[:1].size)) if len(images) else 1
-    batch = batch // FEW * FEW or batch
-    parts = []
-    with _evaluating(network, preprocessing) as device, autocast(precision, device):
-        for start in range(0, len(images), batch):
-            pixels = torch.from_numpy(np.array(images[start : start + batch])).to(device)
-            x = preprocessing(pixels.flip(3) if flip else pixels)
-            parts.append(forward(x.contiguous(memory_format=torch.channels_last)).float().cpu())
-            if progress is not None:
-                progress(min(start + batch, len(images)))
-    return torch.cat(parts).clone()
-
-
-@contextmanager
-def _evaluating(network: Network, preprocessing: Preprocessing) -> Iterator[torch.device]:
-    """Yield the device, in eval mode and without gradients; restore the training mode afterwards."""
+    device = next(network.parameters()).device
     training = [module for module in (*network.modules(), *preprocessing.modules()) if module.training]
     network.eval()
     preprocessing.eval()
+    batch = max(1, min(MAX_BATCH, BATCH_VALUES // images[:1].size)) if len(images) else 1
+    batch = batch // FEW * FEW or batch
+    parts = []
     try:
-        with torch.inference_mode():
-            yield next(network.parameters()).device
+        with torch.inference_mode(), autocast(precision, device):
+            for start in range(0, len(images), batch):
+                pixels = torch.from_numpy(np.array(images[start : start + batch])).to(device)
+                x = preprocessing(pixels.flip(3) if flip else pixels)
+                parts.append(forward(x.contiguous(memory_format=torch.channels_last)).float().cpu())
+                if progress is not None:
+                    progress(min(start + batch, len(images)))
     finally:
         for module in training:
             module.training = True
+    return torch.cat(parts).clone()
 
 
 def feature_precision(precision: str, device: torch.device) -> str:

@@ -18,7 +18,7 @@ from mlpconv.training.memory import keep_freed_memory
 from mlpconv.training.progress import EpochMetrics
 from mlpconv.training.recipe import Recipe
 from mlpconv.transfer.cache import FeatureCache
-from mlpconv.transfer.features import extract, feature_precision, outputs
+from mlpconv.transfer.features import FastForward, extract, feature_precision
 from mlpconv.transfer.head import Head, fit_head
 from mlpconv.transfer.source import Source
 
@@ -70,7 +70,8 @@ def start_from(parts: TransferParts, progress: FeatureProgress | None = None) ->
     head = None
     if parts.keeps_classifier:
         splits = [dataset.splits[name] for name in ("train", "val") if name in dataset.splits]
-        logits = [outputs(network, parts.preprocessing, split.images, network, precision=precision) for split in splits]
+        forward = FastForward(network, precision, logits=True)
+        logits = [extract(forward, parts.preprocessing, split.images) for split in splits]
         images = sum(map(len, splits))
     else:
         reader = FeatureReader(parts, precision, progress)
@@ -133,7 +134,8 @@ class FeatureReader:
     def __init__(
         self, parts: TransferParts, precision: str, progress: FeatureProgress | None, *, logits: bool = False
     ) -> None:
-        self.parts, self.precision, self.progress, self.logits = parts, precision, progress, logits
+        self.parts, self.progress = parts, progress
+        self.forward = FastForward(parts.network, precision, logits=logits)
         self.flips = (False,) if parts.recipe.flip == "none" else (False, True)
         self.known: dict[tuple[str, bool], Tensor] = {}
         self.done = 0
@@ -159,8 +161,7 @@ class FeatureReader:
                     self.progress(before + done, self.total)
 
             self.known[name, flip] = extract(
-                parts.network, parts.preprocessing, split.images,
-                flip=flip, precision=self.precision, logits=self.logits, cache=parts.cache, progress=report,
-            )  # fmt: skip
+                self.forward, parts.preprocessing, split.images, flip=flip, cache=parts.cache, progress=report
+            )
             self.done += len(split)
         return self.known[name, flip]
