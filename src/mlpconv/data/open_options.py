@@ -31,7 +31,7 @@ class OpenOptions:
     def __post_init__(self) -> None:
         if self.size is not None and not (_is(Integral, self.size) and 1 <= self.size <= MAX_SIZE):
             raise UsageError(
-                f"the size of images is one side, a whole number of 1 to {MAX_SIZE} pixels, not {self.size!r:.40}."
+                f"the size must be one side, a whole number between 1 and {MAX_SIZE} pixels, not {self.size!r:.40}."
             )
         if self.channels not in (None, 1, 3):
             raise UsageError(f"channels must be 1 (grey) or 3 (colour), not {self.channels}.")
