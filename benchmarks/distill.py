@@ -140,7 +140,7 @@ def measure(part: str, top: Path, options: argparse.Namespace) -> dict[str, Any]
     settings["width"] = 0.5
     rows = [{"weight": 0.0, "temperature": None} | train(data, top / "plain", 0, settings)]
     for number, (weight, temperature) in enumerate(CANDIDATES):
-        how = {"teacher": top / "teacher", "teacher_weight": weight, "temperature": temperature}
+        how = {"teacher": top / "teacher", "teacher_weight": weight, "teacher_temperature": temperature}
         row = train(data, top / f"run-{number}", 0, settings | how)
         rows.append({"weight": weight, "temperature": temperature} | row)
         print(rows[-1], flush=True)

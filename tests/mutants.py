@@ -262,10 +262,10 @@ MUTANTS = (
         "inference/test_classifier.py::test_it_computes_in_eval_mode_whatever_the_mode",
     ),
     Mutant(
-        "temperature.py",
+        "temperature_scaling.py",
         "    uncertain = 1 / (count + 2)\n",
         "    uncertain = 0.0\n",
-        "test_temperature.py::test_a_perfect_score_on_few_images_is_not_certain",
+        "test_temperature_scaling.py::test_a_perfect_score_on_few_images_is_not_certain",
     ),
     *GUARDS,
     *SERVER_GUARDS,

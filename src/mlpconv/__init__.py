@@ -79,10 +79,9 @@ def __getattr__(name: str) -> object:
 
     if name in _SUBMODULES:
         return import_module(f"{__name__}.{name}")
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    globals()[name] = value
+    from mlpconv.lazy import lazy_names  # here, so that importing the package imports nothing
+
+    value = globals()[name] = lazy_names(__name__, _MODULE_OF)(name)
     return value
 
 

@@ -22,7 +22,7 @@ from mlpconv.models.base import Network
 from mlpconv.preprocessing import Preprocessing
 from mlpconv.report.choice import choice_lines
 from mlpconv.report.summary import summarise
-from mlpconv.temperature import calibrate_file, check_scalable
+from mlpconv.temperature_scaling import calibrate_file, check_scalable
 from mlpconv.text import option
 from mlpconv.training import Progress, Recipe, find_recipe
 from mlpconv.training.combinations import SCRATCH

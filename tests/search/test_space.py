@@ -10,7 +10,7 @@ from mlpconv.search.space import SETTINGS, parse_space, settings_of
 
 def test_intervals_and_choices() -> None:
     width, depth, kernel, norm, lr, temperature = parse_space(
-        ["width=0.25..2", "depth=1..3", "kernel=3,5", "norm=none,batch", "lr=0.001..0.1", "temperature=1..8"]
+        ["width=0.25..2", "depth=1..3", "kernel=3,5", "norm=none,batch", "lr=0.001..0.1", "teacher_temperature=1..8"]
     )
     assert (width.low, width.high, width.integer, width.log) == (0.25, 2.0, False, False)
     assert (depth.low, depth.high, depth.integer) == (1, 3, True)

@@ -15,8 +15,8 @@ __all__ = [
 
 # Data flows one way: a package imports itself and the packages before it. `python tests/support/imports.py` draws it.
 ORDER = """
-text errors files threads decode_options predictions layers receptive_field models preprocessing data modelfile
-inference training transfer evaluation temperature maps plots report fitting search claims deploy explorer cli
+text lazy errors files threads decode_options predictions layers receptive_field models preprocessing data modelfile
+inference training transfer evaluation temperature_scaling maps plots report fitting search claims deploy explorer cli
 """.split()
 MAY_IMPORT = {package: set(ORDER[: position + 1]) for position, package in enumerate(ORDER)}
 MAY_IMPORT["analysis"] = {"errors", "layers", "receptive_field", "analysis"}

@@ -37,13 +37,13 @@ def expected(logits: torch.Tensor, labels: torch.Tensor, soft: torch.Tensor, rec
         smooth = np.full(K, recipe.label_smoothing / K)
         smooth[label] += 1 - recipe.label_smoothing
         hard = -(smooth * np.log(np.exp(row) / np.exp(row).sum())).sum()
-        own = np.exp(row / recipe.temperature) / np.exp(row / recipe.temperature).sum()
+        own = np.exp(row / recipe.teacher_temperature) / np.exp(row / recipe.teacher_temperature).sum()
         divergence = (teacher * np.log(teacher / own)).sum()
-        total += (1 - recipe.teacher_weight) * hard + recipe.teacher_weight * recipe.temperature**2 * divergence
+        total += (1 - recipe.teacher_weight) * hard + recipe.teacher_weight * recipe.teacher_temperature**2 * divergence
     return total / len(logits)
 
 
-@pytest.mark.parametrize("settings", [{}, {"teacher_weight": 0.3, "temperature": 2.5, "label_smoothing": 0.1}])
+@pytest.mark.parametrize("settings", [{}, {"teacher_weight": 0.3, "teacher_temperature": 2.5, "label_smoothing": 0.1}])
 def test_the_loss_is_that_of_hinton(settings: dict[str, Any]) -> None:
     recipe = Recipe(teacher="any", **settings)
     logits, labels, soft = drawn()
@@ -56,7 +56,7 @@ def test_the_loss_is_that_of_hinton(settings: dict[str, Any]) -> None:
 
 
 def test_a_network_that_agrees_with_its_teacher_has_no_loss_but_that_of_the_labels() -> None:
-    recipe = Recipe(teacher="any", teacher_weight=1.0, temperature=2.0)
+    recipe = Recipe(teacher="any", teacher_weight=1.0, teacher_temperature=2.0)
     logits, labels, _ = drawn()
     assert float(losses(logits, [], labels, torch.softmax(logits / 2, 1), recipe).total) == pytest.approx(0, abs=1e-5)
 
@@ -71,7 +71,7 @@ def batch() -> Batch:
     return Batch(torch.randn(N, 1, 8, 8, generator=rng), *drawn()[1:])
 
 
-RECIPE = Recipe(teacher="any", temperature=3.0, lr=0.1, momentum=0.0, weight_decay=0.0)
+RECIPE = Recipe(teacher="any", teacher_temperature=3.0, lr=0.1, momentum=0.0, weight_decay=0.0)
 
 
 def test_mixup_mixes_soft_targets_like_labels() -> None:

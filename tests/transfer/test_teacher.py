@@ -91,7 +91,7 @@ def test_the_outputs_of_a_teacher_are_found_by_class_name_and_resized_image(
     loader = mlpconv.training.session.BatchLoader
     monkeypatch.setattr("mlpconv.training.session.BatchLoader", lambda *given: seen.append(given[-1]) or loader(*given))
     progress = Notes()
-    run = fit(stripes(), **STUDENT, teacher=teacher, temperature=1.0, progress=progress)
+    run = fit(stripes(), **STUDENT, teacher=teacher, teacher_temperature=1.0, progress=progress)
     (soft,), classifier = seen, mlpconv.load(teacher)
     train = mlpconv.data.validation.with_validation(stripes(), 0.2, 0).split("train")
     images = [Image.fromarray(image.transpose(1, 2, 0)) for image in train.images]
@@ -105,7 +105,7 @@ def test_the_outputs_of_a_teacher_are_found_by_class_name_and_resized_image(
     assert facts["train_accuracy"] == pytest.approx(correct.mean()) and correct.mean() > 0.6
     assert (facts["name"], facts["network"], facts["views"]) == (str(teacher), "nin_tiny", 2)
     assert len(facts["sha256"]) == 64
-    assert run.classifier.info["recipe"]["temperature"] == 1.0
+    assert run.classifier.info["recipe"]["teacher_temperature"] == 1.0
     said = f"{facts['val_accuracy']:.2%} on the validation images"
     assert any(str(teacher) in note and said in note for note in progress.notes)
 
@@ -135,7 +135,7 @@ def test_outputs_are_computed_once(teacher: Path, monkeypatch: pytest.MonkeyPatc
     )
     before = weights(teacher)
     for number in range(2):
-        fit(stripes(), **STUDENT, teacher=teacher, temperature=1.0 + number, out=f"run-{number}")
+        fit(stripes(), **STUDENT, teacher=teacher, teacher_temperature=1.0 + number, out=f"run-{number}")
     assert computed == [False, True, False]  # two views of the training images, one of the validation images
     assert all(torch.equal(value, weights(teacher)[name]) for name, value in before.items())
 
@@ -228,7 +228,7 @@ def test_a_pretrained_network_learns_from_a_teacher_too(teacher: Path) -> None:
         ({"teacher": "digit"}, "There is no teacher 'digit'; did you mean 'digits'"),
         ({"teacher": "timm:resnet18"}, "first train it on them, with source='timm:resnet18'"),
         ({"teacher": ""}, "teacher='' is not accepted"),
-        ({"temperature": 2.0}, "temperature=2.0 needs a teacher: name one, teacher=MODEL"),
+        ({"teacher_temperature": 2.0}, "teacher_temperature=2.0 needs a teacher: name one, teacher=MODEL"),
         ({"teacher_weight": 1.5, "teacher": "x"}, "teacher_weight=1.5 is out of range"),
         ({"teacher": "x", "source": "squeezenet", "tune": "head"}, "tune='head' fits a classifier without any"),
         ({"teacher": "x", "source": "squeezenet", "tune": "head", "add_classes": True}, "tune='head' fits a classif"),

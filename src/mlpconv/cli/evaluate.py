@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mlpconv.data import Dataset, Split
     from mlpconv.evaluation import Evaluation
     from mlpconv.inference import Classifier
-    from mlpconv.temperature import TemperatureFit
+    from mlpconv.temperature_scaling import TemperatureFit
 
 __all__ = ["evaluate"]
 
@@ -114,7 +114,7 @@ def _calibrated(
 ) -> tuple[Classifier, TemperatureFit]:
     """Return the calibrated classifier after it was written to `out`; raise UsageError for images of another use."""
     from mlpconv.errors import UsageError
-    from mlpconv.temperature import calibrate_to
+    from mlpconv.temperature_scaling import calibrate_to
 
     check_can_be_written(calibrate=out)
     if name == "test" or trained:

@@ -30,7 +30,7 @@ Teacher = Annotated[
     str | None,
     Parameter(
         help="Trained network of the same classes to learn from (distillation): a model file, run folder or shipped "
-        "network; --set teacher_weight and temperature say how."
+        "network; --set teacher_weight and teacher_temperature say how."
     ),
 ]
 Minutes = Annotated[

@@ -6,6 +6,8 @@ classifies images with such a file, `server` answers HTTP requests, `guard` keep
 
 from __future__ import annotations
 
+from mlpconv.lazy import lazy_names
+
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
@@ -29,11 +31,4 @@ _MODULE_OF = {
 
 __all__ = ["Exported", "Guard", "Limits", "Predictor", "export", "exportable_from_network", "serve_app"]
 
-
-def __getattr__(name: str) -> object:
-    """Import a public name on first use; raises AttributeError for any other name."""
-    from importlib import import_module
-
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+__getattr__ = lazy_names(__name__, _MODULE_OF)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mlpconv.lazy import lazy_names
+
 if TYPE_CHECKING:
     from mlpconv.explorer.app import make_app
     from mlpconv.explorer.site import export_site
@@ -17,11 +19,4 @@ __all__ = ["Subject", "export_site", "make_app"]
 
 _MODULE_OF = {"Subject": "subject", "export_site": "site", "make_app": "app"}
 
-
-def __getattr__(name: str) -> object:
-    """Import a name on first use: the playground alone needs no torch. Raises AttributeError for an unknown name."""
-    from importlib import import_module
-
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+__getattr__ = lazy_names(__name__, _MODULE_OF)

@@ -11,7 +11,7 @@ from mlpconv.report.choice import COLUMNS, candidate_rows, depth_reason
 from mlpconv.report.headline import SPLITS
 from mlpconv.report.page import NOTHING, Html, element, figure, section, table
 from mlpconv.report.run_contents import RunParts, number
-from mlpconv.temperature import KEY, TemperatureFit
+from mlpconv.temperature_scaling import KEY, TemperatureFit
 from mlpconv.training.recipe import Recipe
 
 __all__ = ["sections"]
@@ -83,7 +83,7 @@ def teacher(run: RunParts) -> Html:
     source, images = run.teacher.get("source"), run.teacher.get("pretrained_on")
     origin = f", which was trained from {source}," if isinstance(source, str) and source != "scratch" else ""
     seen = f" Its teacher saw {images}, and so, through it, did this network." if isinstance(images, str) else ""
-    shares = [number(run.recipe, key) for key in ("teacher_weight", "temperature")]
+    shares = [number(run.recipe, key) for key in ("teacher_weight", "teacher_temperature")]
     how = "" if None in shares else f" (weight {shares[0]:g}, temperature {shares[1]:g})"
     text = f"This network learned from the labels and from the probabilities of {name} ({network}){origin}{how}.{seen}"
     rows = [("teacher", *_scores(run.teacher, number(run.teacher, "parameters")))]

@@ -28,7 +28,7 @@ SETTINGS = [
     and typing.get_origin(typing.get_type_hints(Recipe)[item.name]) is not tuple
 ]
 """The settings of a recipe that can be searched: all single values that affect the network or its training."""
-OF_A_TEACHER = ("teacher_weight", "temperature")
+OF_A_TEACHER = ("teacher_weight", "teacher_temperature")
 """Settings that need a teacher, which --set names."""
 LOG_FROM = 10  # ratio of the ends from which an interval is sampled on a logarithmic scale
 DIGITS = 4  # significant digits of a sampled number

@@ -96,7 +96,7 @@ def check_teacher(recipe: Recipe) -> None:
     """Raise UsageError for settings that exclude learning from a teacher, or need one."""
     name = recipe.teacher
     if name is None:
-        for key in ("teacher_weight", "temperature"):
+        for key in ("teacher_weight", "teacher_temperature"):
             if getattr(recipe, key) != _default(recipe, key):
                 raise UsageError(
                     f"{option(key, getattr(recipe, key))} needs a teacher: name one, {option('teacher', 'MODEL')}."

@@ -54,6 +54,6 @@ def with_teacher(labels: Tensor, logits: Tensor, soft: Tensor | None, recipe: Re
     """Return (1 - w) * labels + w * T^2 * KL(soft || softmax(logits / T)); `labels` alone without a teacher."""
     if soft is None:
         return labels
-    weight, temperature = recipe.teacher_weight, recipe.temperature
+    weight, temperature = recipe.teacher_weight, recipe.teacher_temperature
     divergence = F.kl_div(F.log_softmax(logits / temperature, 1), soft, reduction="batchmean")
     return (1 - weight) * labels + weight * temperature**2 * divergence

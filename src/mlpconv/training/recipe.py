@@ -52,7 +52,7 @@ class Recipe:
     teacher_weight: float = setting(
         0.9, "weight of the teacher's soft targets in the loss; the labels have the rest", 0, 1
     )
-    temperature: float = setting(8.0, "temperature that softens teacher and network in the loss", 0.1, 100)
+    teacher_temperature: float = setting(8.0, "temperature that softens teacher and network in the loss", 0.1, 100)
     # the network
     model: str = setting("auto", "network architecture; auto selects one for the data")
     width: float = setting(1.0, "width multiplier of the hidden channels", 0.01, 16)

@@ -79,7 +79,7 @@ def make_teach(
         facts = {"name": recipe.teacher, "sha256": checksum, "precision": precision, "views": len(train)}
         facts |= described(teacher) | accuracies(train[0], val, dataset)
         progress.note(f"{summary(facts)}; computed in {time.perf_counter() - clock:.1f} s, in {precision}")
-        return SoftTargets(torch.stack([torch.softmax(part / recipe.temperature, 1) for part in train]), facts)
+        return SoftTargets(torch.stack([torch.softmax(part / recipe.teacher_temperature, 1) for part in train]), facts)
 
     return teach
 

@@ -19,7 +19,7 @@ from mlpconv.data import Dataset, Split, make_dataset
 from mlpconv.errors import UsageError
 from mlpconv.models import create_model
 from mlpconv.preprocessing import Preprocessing
-from mlpconv.temperature import KEY, TemperatureFit, calibrate, calibrate_file, fit_temperature
+from mlpconv.temperature_scaling import KEY, TemperatureFit, calibrate, calibrate_file, fit_temperature
 from mlpconv.training import Progress, Recipe
 
 SIDE = 11
