@@ -28,7 +28,7 @@ MIN_MACS = 20_000_000  # multiply-adds per image; a smaller network does not rep
 TRIAL_IMAGES = 8
 REPEATS = 5
 ROUNDED = (NIN, SqueezeNet)
-"""Networks for which "auto" may choose bfloat16; 6 % of images would change their class with EfficientNet-Lite0."""
+"""Networks for which "auto" may choose bfloat16; with EfficientNet-Lite0 5 % of images would change their class."""
 MIN_SPEEDUP = 1.25  # of bfloat16 over float32; below that, timing noise would decide
 
 
