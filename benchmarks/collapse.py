@@ -49,7 +49,7 @@ def small_mnist(folder: Path | None, images: int, validation: int = 1000) -> mlp
     train = mnist.split("train")
     ranges = {"train": slice(0, images), "val": slice(50_000, 50_000 + validation)}
     splits = {name: mlpconv.Split(train.images[index], train.labels[index]) for name, index in ranges.items()}
-    return make_dataset("mnist", mnist.classes, splits)
+    return make_dataset("mnist", mnist.classes, splits, published=True)
 
 
 def one_run(data: mlpconv.Dataset, rate: float, seed: int, cure: str, epochs: int) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def load(name: str = "cifar10", validation: int = 5000) -> mlpconv.Dataset | Non
         "train": Split(pixels[:-held_out], numbers[:-held_out]),
         "val": Split(pixels[-held_out:], numbers[-held_out:]),
     }
-    return make_dataset(name, classes, splits)
+    return make_dataset(name, classes, splits, published=True)
 
 
 if __name__ == "__main__":

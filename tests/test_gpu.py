@@ -52,7 +52,7 @@ def test_each_phase_runs_in_its_smallest_size(phase: str) -> None:
         assert len(result["checks"]) == 12
         assert all(check is True for check in result["checks"].values()), result
     if phase == "distill":
-        assert len(result["recipes"]["taught"]["runs"]) == 1
+        assert len(result["recipes"]["small, taught"]["runs"]) == 1
         assert result["teacher"]["accuracy"] > 0.1
 
 
@@ -138,11 +138,11 @@ def test_distill_trains_the_teacher_on_enlarged_images(monkeypatch: pytest.Monke
     monkeypatch.setattr(distill, "STUDENT", distill.SMALL | {"model": "nin_tiny"})
     said: list[dict[str, Any]] = []
     arguments = {"small": False, "deadline": 1e18, "say": said.append, "sources": "now"}
-    earlier = {"data": "cifar10", "recipes": {"taught": {"runs": [dict(trained(0, 0, 2, {}))]}}}
+    earlier = {"data": "cifar10", "recipes": {"nin_tiny, taught": {"runs": [dict(trained(0, 0, 2, {}))]}}}
     result = distill.run(torch.device("cpu"), earlier=earlier, **arguments)
     assert (result["teacher"]["network"], result["teacher"]["weights"]) == ("squeezenet", "squeezenet")
     assert {name: [row["seed"] for row in found["runs"]] for name, found in result["recipes"].items()} == {
-        "taught": [2, 0, 1], "plain": [0, 1, 2],
+        "nin_tiny, taught": [2, 0, 1], "nin_tiny, alone": [0, 1, 2],
     }  # fmt: skip
     assert "left_out" in distill.run(torch.device("cpu"), earlier={}, **arguments | {"deadline": 0})
 
@@ -169,7 +169,7 @@ def test_data_survive_their_parts(
     assert len(list(gpu_data.folder_of(name).iterdir())) == 2
     loaded = gpu_data.load(name)
     assert loaded is not None
-    assert (loaded.name, loaded.classes) == (name, Opened.classes)
+    assert (loaded.name, loaded.classes, loaded.published) == (name, Opened.classes, True)
     again = np.concatenate([loaded.split("train").images, loaded.split("val").images])
     assert np.array_equal(again, pixels)
     assert np.array_equal(np.concatenate([loaded.split("train").labels, loaded.split("val").labels]), labels)

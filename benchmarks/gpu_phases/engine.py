@@ -20,6 +20,8 @@ __all__ = ["engine", "run"]
 
 BATCHES = (128, 192, 512, 1024)
 TRACED = 5  # steps
+RANGES = "Optimizer."
+"""How the names of ranges of several kernels begin, such as Optimizer.step#Muon.step."""
 
 
 def run(device: torch.device, *, small: bool, deadline: float, say: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -88,7 +90,7 @@ def traced(action: Callable[[], object], device: torch.device) -> dict[str, Any]
         torch.cuda.synchronize(device)
     kernels, launches, busy = [], 0, Counter[str]()
     for event in profile.events() or ():
-        if event.device_type.name == "CUDA" and "#" not in event.name:  # kernels, not ranges such as Muon's step
+        if event.device_type.name == "CUDA" and not event.name.startswith(RANGES):
             kernels.append((event.time_range.start, event.time_range.end))
             busy[event.name] += event.time_range.end - event.time_range.start
         launches += "LaunchKernel" in event.name or "GraphLaunch" in event.name

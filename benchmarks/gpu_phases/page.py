@@ -150,7 +150,7 @@ def distill(phase: dict[str, Any]) -> list[str]:
         f"Distillation ({phase['data']}): the teacher, {teacher['network']} with the weights of",
         f"{teacher['weights']}, {scores}. It saw ImageNet, and so, through it, did the taught network.",
         "",
-        "| `nin_cifar10`, recipe best | n | validation accuracy | seconds of training |",
+        "| network, recipe best | n | validation accuracy | seconds of training |",
         "|---|---|---|---|",
     ]
     for name, row in recipes.items():
