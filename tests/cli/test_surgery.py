@@ -60,7 +60,8 @@ def test_a_folded_model_file_is_compared_on_images_and_written(
         pixels = np.random.default_rng(index).integers(0, 256, (17, 19, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(photos / f"{index}.png")
     out = tmp_path / "folded.safetensors"
-    assert main(["surgery", "fold", str(file), "--images", str(photos), "--out", str(out)]) == 0
+    names = [str(photo) for photo in sorted(photos.iterdir())]  # as the shell expands photos/*.png
+    assert main(["surgery", "fold", str(file), "--images", *names, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "3 given" in printed
     assert f"Written: {out}" in printed

@@ -194,6 +194,8 @@ def test_the_command_line_exports_and_predicts(tmp_path: Path, capsys: pytest.Ca
         (["digits", "--out", "missing/x.onnx"], "does not exist"),
         (["squeezenet", "--to", "onnx-int8", "--out", "x.onnx"], "give --calibrate DATA or --images FILES"),
         (["nothing", "--out", "x.onnx"], "no file or folder"),
+        (["nothing", "--to", "all", "--out", "x"], "no file or folder"),
+        (["digits", "--to", "all", "--out", __file__], "is a file: with --to all, give a folder"),
     ],
 )
 def test_wrong_usage_is_one_sentence(

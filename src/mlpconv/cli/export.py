@@ -28,7 +28,7 @@ def export(
     to: Format = "onnx",
     out: Path | None = None,
     calibrate: str | None = None,
-    images: tuple[str, ...] = (),
+    images: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
     data_dir: Annotated[Path | None, Parameter(name="--data")] = None,
     json: Switch = False,
 ) -> None:
@@ -42,11 +42,12 @@ def export(
     to
         onnx, openvino (an .xml file and a .bin file), onnx-int8, openvino-int8, or all of them.
     out
-        The file, ending in .onnx or .xml; for all, a folder. Default: the model's name in the current folder.
+        The file, ending in .onnx or .xml; for all, a folder, created if necessary. Default: the model's name in the
+        current folder.
     calibrate
         For int8: a data set or folder, as for `mlpconv evaluate`. Default: the data that the model file names.
     images
-        For int8: unlabelled image files or folders instead of --calibrate.
+        For int8: unlabelled image files or folders, instead of --calibrate; half of them measure the change.
     data_dir
         Folder with the files of a named data set, if they are not in the cache.
     json
@@ -58,13 +59,15 @@ def export(
 
     variants = VARIANTS if to == "all" else (to,)
     stem = _stem(model)
-    if to == "all":
-        folder = out if out is not None else Path()
+    folder = (out if out is not None else Path()) if to == "all" else None
+    if folder is not None:
         files = [folder / f"{stem}{_mark(variant)}{suffix_of(variant)}" for variant in variants]
     else:
         files = [out if out is not None else Path(f"{stem}{_mark(to)}{suffix_of(to)}")]
-    _check_files(files, model)
+    _check_files(files, model, folder)
     source = open_exportable(model)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
     needs_images = any(name.endswith("int8") for name in variants)
     calibration = _calibration(source, calibrate, images, data_dir) if needs_images else None
     exported = export_variants(source, dict(zip(variants, files, strict=True)), calibration)
@@ -85,13 +88,16 @@ def _mark(variant: str) -> str:
     return "-int8" if variant.endswith("int8") else ""
 
 
-def _check_files(files: list[Path], model: str) -> None:
-    """Raise UsageError, before any work, for files that cannot be written."""
+def _check_files(files: list[Path], model: str, folder: Path | None) -> None:
+    """Raise UsageError, before any work, for files that cannot be written; `folder` is created later if necessary."""
     from mlpconv.cli.paths import check_target
     from mlpconv.errors import UsageError
 
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise UsageError(f"--out {str(folder)!r} is a file: with --to all, give a folder.")
     for file in files:
-        check_target(file, "--out")
+        if folder is None or folder.exists():
+            check_target(file, "--out")
         if file.resolve() == Path(model).resolve():
             raise UsageError(f"--out {str(file)!r} is the model itself: give another file.")
 

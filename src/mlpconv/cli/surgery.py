@@ -39,7 +39,7 @@ def surgery(
     /,
     *,
     input: Annotated[str | None, Parameter(name=["--input", "-i", "--shape"])] = None,  # noqa: A002
-    images: tuple[str, ...] = (),
+    images: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
     where: tuple[str, ...] = (),
     init: str | None = None,
     output: str | None = None,
@@ -49,10 +49,11 @@ def surgery(
 ) -> None:
     """Rewrite a network without changing its outputs, and report the comparison and the cost before and after.
 
-    convolutionalize: replace a fully connected head by convolutions; larger images give a map of logits. pool_head:
-    move the classifier before the global average pool, which gives exact class activation maps (CAM). fold: fold batch
-    norm into convolutions. deepen: insert a 1x1 convolution after --where that starts as the identity. factorize:
-    replace layers by low-rank factors for fewer multiply-adds, and report the loss of accuracy.
+    - convolutionalize: replace a fully connected head by convolutions; larger images give a map of logits.
+    - pool_head: move the classifier before the global average pool, which gives exact class activation maps (CAM).
+    - fold: fold batch norm into convolutions and linear layers.
+    - deepen: insert a 1x1 convolution after --where that starts as the identity.
+    - factorize: replace layers by low-rank factors for fewer multiply-adds, which changes the outputs; report the loss.
 
     Parameters
     ----------
