@@ -42,7 +42,7 @@ from mlpconv.transfer.cache import GIGABYTES, FeatureCache
 from mlpconv.transfer.choose import AUTO, AUTO_SETTINGS, SourceCandidate, SourceChoice, choose, is_automatic
 from mlpconv.transfer.classes import check_classes, with_classes
 from mlpconv.transfer.depth import finetune_recipe, time_limit
-from mlpconv.transfer.source import Source, open_source
+from mlpconv.transfer.source import BACKBONES, Source, open_source
 from mlpconv.transfer.start import TransferParts
 from mlpconv.transfer.teacher import make_teach
 
@@ -189,6 +189,7 @@ def choose_source(
 ) -> SourceChoice:
     """Compare the pretrained networks, and training from random weights if it may be better; note the results."""
     limit = time_limit(minutes, settings)
+    Recipe().with_settings(source=BACKBONES[0], **settings)  # refuses what the run would refuse later
     settings = {key: value for key, value in settings.items() if key not in ("tune", "calibrate")}  # alike for all
     recipe = Recipe().with_settings(**settings)
 

@@ -89,6 +89,14 @@ def test_the_depth_of_training_is_the_users(capsys: pytest.CaptureFixture[str]) 
     assert "--tune all needs pretrained weights: name them, --from NETWORK" in capsys.readouterr().err
 
 
+def test_a_bad_value_is_refused_before_anything_is_computed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw(here / "photos", 9, noise=12)
+    assert main(["train", "photos", "--tune", "most"]) == 2
+    out, error = capsys.readouterr()
+    assert error.startswith("mlpconv: tune='most' is not accepted; ")
+    assert "candidate" not in out
+
+
 def test_without_validation_images_nothing_is_compared(here: Path) -> None:
     draw(here / "photos", 41, noise=12)
     run = mlpconv.fit("photos", progress=Progress(), report=False, val_fraction=0)
