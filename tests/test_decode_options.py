@@ -21,7 +21,7 @@ def test_options_round_trip_through_a_dict() -> None:
     ("values", "sentence"),
     [
         ({"fit": "croop"}, "did you mean 'crop'"),
-        ({"fit": 3}, "Accepted: crop, pad, stretch"),
+        ({"fit": 3}, "accepted: crop, pad, stretch"),
         ({"bits": 11}, "8, 10, 12"),
     ],
 )

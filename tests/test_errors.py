@@ -46,7 +46,7 @@ def test_each_error_ends_a_command_with_its_code(error: type[errors.MlpconvError
 
 @pytest.mark.parametrize(
     ("given", "words"),
-    [("cifar1", "did you mean 'cifar10'? Accepted: cifar10, mnist."), ("zzz", "Accepted: cifar10, mnist.")],
+    [("cifar1", "did you mean 'cifar10'? Accepted: cifar10, mnist."), ("zzz", "accepted: cifar10, mnist.")],
 )
 def test_an_unknown_name_suggests_the_closest(given: str, words: str) -> None:
     assert errors.did_you_mean(given, ["mnist", "cifar10"]) == words

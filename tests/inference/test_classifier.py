@@ -337,5 +337,5 @@ def test_on_error_skip_skips_unreadable_images(classifier: Classifier, tmp_path:
     assert (len(nothing), nothing.probabilities.shape, len(nothing.skipped)) == (0, (0, 5), 1)
     with pytest.raises(ImageError):
         classifier.predict([good, bad])
-    with pytest.raises(UsageError, match=r"on_error is 'ignore'; .*Accepted: raise, skip\."):
+    with pytest.raises(UsageError, match=r"on_error is 'ignore'; .*accepted: raise, skip\."):
         classifier.predict([good], on_error="ignore")  # type: ignore[arg-type]

@@ -439,7 +439,7 @@ def test_images_that_are_too_small_are_refused_with_and_without_an_engine() -> N
 
 
 def test_there_are_two_precisions() -> None:
-    with pytest.raises(UsageError, match=r"precision is 'bf16'; .*Accepted: auto, fp32\."):
+    with pytest.raises(UsageError, match=r"precision is 'bf16'; .*accepted: auto, fp32\."):
         classifier().predict(raw(1), precision="bf16")  # type: ignore[arg-type]
 
 

@@ -107,8 +107,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("milestones", [1, 2.5], "give a whole number"),
     ("preprocessing", [1], "give a word"),
     ("preprocessing", [["zca"]], "give a word"),
-    ("norm", None, "Accepted: batch, network, none"),
-    ("norm", ["batch"], "Accepted"),
+    ("norm", None, "accepted: batch, network, none"),
+    ("norm", ["batch"], "accepted"),
     ("lr", {}, "give a number"),
 ]
 
@@ -132,7 +132,7 @@ def literals() -> list[str]:
 def test_every_choice_refuses_other_words_with_a_suggestion(key: str):
     hint = HINTS[key]
     options = typing.get_args(hint if typing.get_origin(hint) is Literal else typing.get_args(hint)[0])
-    with pytest.raises(UsageError, match=f"^{key}='{options[0]}x' is not accepted: did you mean '{options[0]}'"):
+    with pytest.raises(UsageError, match=f"^{key}='{options[0]}x' is not accepted; did you mean '{options[0]}'"):
         Recipe().with_settings(**{key: options[0] + "x"})
     for option in options:
         fits = {"steps": {"milestones": (1,)}}.get(option, {"source": "squeezenet"} if key == "tune" else {})

@@ -63,7 +63,7 @@ def open_data(
         raise DataError(f"{str(spec)!r} cannot be read: {str(error).lower()}.") from error
     if exists:
         raise DataError(f"{str(spec)!r} is a file: give a folder with one folder of images for each class.")
-    raise UsageError(f"there is no folder or data set named {str(spec)!r}. {did_you_mean(str(spec), CATALOG)}")
+    raise UsageError(f"there is no folder or data set named {str(spec)!r}; {did_you_mean(str(spec), CATALOG)}")
 
 
 def _namesakes(name: str) -> Iterator[str]:

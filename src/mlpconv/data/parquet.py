@@ -56,7 +56,7 @@ class ParquetImages:
                 return name
         listed = ", ".join(printable(name) for name in names[:20])
         raise DataError(
-            f"{str(self.path)!r} has no {what} column (it has {listed}): rename one. {did_you_mean(what, accepted)}"
+            f"{str(self.path)!r} has no {what} column (it has {listed}); {did_you_mean(what, accepted)} Rename one."
         )
 
     def classes(self) -> set[str]:

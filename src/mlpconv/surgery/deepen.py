@@ -95,8 +95,7 @@ def _check(model: nn.Module, names: Sequence[str], settings: Insertion) -> None:
     known = [name for name, _ in model.named_modules() if name]
     for name in names:
         if name not in known:
-            suggestion = did_you_mean(name, known).split("Accepted:")[0]
-            raise UsageError(f"{type(model).__name__} has no module {name!r}; {suggestion}named_modules() lists all.")
+            raise UsageError(f"{type(model).__name__} has no module {name!r}; {did_you_mean(name, known)}")
     if not names or len({model.get_submodule(name) for name in names}) < len(names):
         raise UsageError(f"where is {list(names)}; one or more names of different modules are accepted.")
 

@@ -70,8 +70,9 @@ def check_source(recipe: Recipe) -> None:
         for name in ("weights", "tune", "add_classes"):
             value = getattr(recipe, name)
             if value != _default(recipe, name):
+                network = "timm:NAME" if name == "weights" else "NETWORK"
                 raise UsageError(
-                    f"{option(name, value)} needs pretrained weights: name them, {option('source', 'NETWORK')}."
+                    f"{option(name, value)} needs pretrained weights: name them, {option('source', network)}."
                 )
         return
     if recipe.weights is not None and not recipe.source.startswith(TIMM):

@@ -175,7 +175,7 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
         if value in arguments:
             return value
         suggestion = did_you_mean(value[:80] if isinstance(value, str) else "", arguments)
-        raise UsageError(f"{name}={shorten(value)} is not accepted: {suggestion}")
+        raise UsageError(f"{name}={shorten(value)} is not accepted; {suggestion}")
     if origin is tuple:
         values = value.split(",") if isinstance(value, str) else value
         if isinstance(values, int) and not isinstance(values, bool):  # --set milestones=200

@@ -55,18 +55,18 @@ def _read(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file."""
     if path.suffix in PICKLES:
         raise UsageError(
-            f"{path} looks like a pickle, which can run any program when it is read. Where you trust it, open it with "
+            f"{path} looks like a pickle, which can run any program when it is read. If you trust it, open it with "
             "timm.create_model(NAME, checkpoint_path=...), and write the network's state_dict() with "
             "safetensors.torch.save_file."
         )
     try:
         if not path.is_file() or path.stat().st_size > MAX_BYTES:
-            raise UsageError(f"{path} is no file of up to {MAX_BYTES >> 30} GiB: give a safetensors file.")
+            raise UsageError(f"{path} is not a file of at most {MAX_BYTES >> 30} GiB: give a safetensors file.")
         return parse_tensors(path.read_bytes())
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}).") from error
     except (SafetensorError, KeyError, ValueError) as error:
-        raise ModelFileError(f"{path} is damaged or no safetensors file ({first_line(error)}).") from error
+        raise ModelFileError(f"{path} is damaged, or not a safetensors file ({first_line(error)}).") from error
 
 
 def _from_hub(name: str, hub_id: str | None) -> dict[str, Tensor]:
