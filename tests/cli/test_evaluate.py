@@ -183,7 +183,15 @@ def test_a_missing_split_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize(
-    "words", [("missing", "digits"), ("m", "no_such_data"), ("m",), (), ("m", "digits", "--split", "x")]
+    "words",
+    [
+        ("missing", "digits"),
+        ("m", "no_such_data"),
+        ("m",),
+        (),
+        ("m", "digits", "--split", "x"),
+        ("m", "digits", "--batch-size", "0"),
+    ],
 )
 def test_wrong_usage_prints_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]

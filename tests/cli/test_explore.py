@@ -94,6 +94,7 @@ def test_the_accuracy_is_measured_on_the_data_that_the_user_names(tmp_path: Path
         (["no-such-model"], 1, "no-such-model"),
         (["digits", "no-such-image.png"], 2, "no-such-image.png"),
         (["digits", "--data", "no-such-data"], 2, "no-such-data"),
+        (["--compare", "digits"], 2, "--compare needs a MODEL"),
     ],
 )
 def test_wrong_words_are_answered_in_one_sentence(

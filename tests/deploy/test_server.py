@@ -20,6 +20,7 @@ from PIL import Image
 from support.servers import Served, connect, read_answer, request, running, serve_command
 
 import mlpconv
+from mlpconv.cli import main
 from mlpconv.deploy.predictor import Predictor
 
 ROUTE = "/v2/models/digits"
@@ -205,6 +206,14 @@ def test_a_model_that_cannot_be_served_is_one_sentence(tmp_path: Path, digits_on
     done = subprocess.run(serve_command(str(path)), capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "damaged" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--workers", "--threads", "--batch-size", "--max-body", "--max-connections"])
+def test_a_count_below_one_is_refused_by_the_name_of_the_option(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "x.onnx", option, "0"]) == 2
+    assert capsys.readouterr().err == f"mlpconv: {option} is 0; expected an integer of at least 1.\n"
 
 
 def test_a_port_in_use_is_one_sentence(server: Served, digits_onnx: Path) -> None:

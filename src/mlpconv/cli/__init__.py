@@ -32,7 +32,7 @@ VERBS = {
     "search": ("mlpconv.cli.search:search", "Search recipe settings for networks of low error and low cost."),
     "claims": ("mlpconv.cli.claims:app", "Test what is said about 1x1 convolutions: experiments with a verdict."),
     "explore": ("mlpconv.cli.explore:explore", "See a network's numbers in the browser, and 1x1 arithmetic."),
-    "data": ("mlpconv.cli.data:app", "List the data sets, or download one."),
+    "data": ("mlpconv.cli.data:app", "List or download data sets, or pack images into tar shards."),
     "export": ("mlpconv.cli.export:export", "Write a model as ONNX or OpenVINO, in float32 or int8, and check it."),
     "serve": ("mlpconv.cli.serve:serve", "Serve an exported model over HTTP."),
 }
@@ -67,7 +67,7 @@ def make_app(verb: str | None = None) -> App:
         help="Network In Network on your own images: train, evaluate, predict, draw class activation maps.",
         help_epilogue=None if verb in VERBS else FIRST_STEPS,
         default_parameter=Parameter(negative_iterable=(), show_default=_shown_default),
-        help_format="plaintext",  # markdown adds a tenth to the start-up time
+        help_format="markdown" if verb in VERBS else "plaintext",  # markdown joins lines; plain text starts faster
         suppress_keyboard_interrupt=False,
         error_formatter=_usage_error,
     )

@@ -1,4 +1,4 @@
-"""`mlpconv data`: list the named data sets, download one, and pack images into tar shards."""
+"""`mlpconv data`: list or download the named data sets, and pack images into tar shards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = App(name="data", help="List the named data sets, download one, or pack images into tar shards.")
+app = App(name="data", help="List or download the named data sets, or pack images into tar shards.")
 
 
 @app.command(name="list")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from mlpconv.cli.options import Model, Switch, check_can_be_written
+from mlpconv.cli.options import Model, Switch, check_can_be_written, check_from_one
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,11 +49,11 @@ def evaluate(
     Parameters
     ----------
     data
-        digits, mnist, fashion_mnist, cifar10, cifar100, svhn, or a folder of class folders, or a folder with train/,
-        val/ and test/.
+        digits, mnist, fashion_mnist, cifar10, cifar100, svhn; a folder (of class folders, or train/, val/ and test/);
+        or tar shards, such as shards/*.tar.
     split
         The images to evaluate: test (the default, if there is one), val (those that training held out; the default
-        with --calibrate), train or all.
+        without a test split, and with --calibrate), train or all.
     data_dir
         Folder with the files of a named data set, if they are not in the cache.
     batch_size
@@ -69,6 +69,7 @@ def evaluate(
     from mlpconv.cli.bar import Bar
     from mlpconv.data.as_trained import open_as_trained
 
+    check_from_one(batch_size=batch_size)
     classifier = inference.load(model)
     dataset = open_as_trained(data, data_dir, classifier)
     name, images = _select(dataset, split or (None if calibrate is None else "val"))

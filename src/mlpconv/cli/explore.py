@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from mlpconv.cli.options import Switch, shipped_names
+from mlpconv.errors import UsageError
 
 if TYPE_CHECKING:
     from mlpconv.explorer import Subject
@@ -42,7 +43,8 @@ def explore(
     Parameters
     ----------
     images
-        Image files, folders of images, or quoted patterns. Default: some held-out images, where there are any.
+        Image files, folders of images, or quoted patterns; the first 64 are used. Default: six held-out images, or a
+        test pattern if there are none.
     compare
         A second model to show beside the first, on the same images.
     data
@@ -59,6 +61,8 @@ def explore(
     force
         Overwrite an existing site.
     """
+    if model is None and compare is not None:
+        raise UsageError("--compare needs a MODEL to compare with: mlpconv explore MODEL --compare OTHER.")
     subject, complete = (None, True) if model is None else _subject(model, images, data, data_dir)
     other = None if compare is None or subject is None else _beside(subject, compare, data, data_dir)
     if export is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from cyclopts import Parameter
 
-from mlpconv.cli.options import Switch, check_can_be_written, image_size
+from mlpconv.cli.options import Switch, check_can_be_written, check_from_one, image_size
 
 if TYPE_CHECKING:
     from mlpconv.analysis import Profile
@@ -63,6 +63,7 @@ def profile(
     """
     from mlpconv.files import json_bytes, write_atomic
 
+    check_from_one(batch=batch)
     size = image_size(input) if input is not None else None
     drawing = _parse_drawing(field, image, cell, out)
     check_can_be_written(html=html, out=out)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from mlpconv.cli.options import AnyModel, is_exported
+from mlpconv.cli.options import AnyModel, check_from_one, is_exported
 
 __all__ = ["serve"]
 
@@ -42,17 +42,20 @@ def serve(
     threads
         Threads of each worker. Default: the cores divided by the workers.
     batch_size
-        Most images that a worker runs together.
+        Maximum number of images in a batch.
     latency
-        Seconds that a request may wait for a worker; more are refused at once with 503.
+        Maximum expected wait for a worker, in seconds; a request that would wait longer is refused with 503.
     max_body
-        Largest request body in bytes. Default: 16 MiB.
+        Maximum size of a request body, in bytes. Default: 16 MiB.
     max_connections
-        Most open connections. Default: 512.
+        Maximum number of open connections. Default: 512.
     """
     from mlpconv.deploy.limits import Limits
     from mlpconv.deploy.server import ServeOptions, serve_model
 
+    optional = {"threads": threads, "max_body": max_body, "max_connections": max_connections}
+    counts = {name: value for name, value in optional.items() if value is not None}
+    check_from_one(workers=workers, batch_size=batch_size, **counts)
     given = {"body_bytes": max_body, "connections": max_connections}
     limits = Limits(**{name: value for name, value in given.items() if value is not None})
     options = ServeOptions(Path(model).stem, engine, workers, threads, batch_size, latency)

@@ -16,7 +16,8 @@ From = Annotated[
     Parameter(
         "--from",
         help="Initial weights: scratch (random), a shipped network such as efficientnet_lite0 or squeezenet, a model "
-        "file or run folder, or auto, which compares them; the default for a folder without --recipe, --epochs, --set.",
+        "file or run folder, timm:NAME, or auto, which compares the first three. auto is the default for a folder of "
+        "images without --recipe and settings of training such as --epochs.",
     ),
 ]
 Tune = Annotated[
@@ -30,13 +31,13 @@ Teacher = Annotated[
     str | None,
     Parameter(
         help="Trained network of the same classes to learn from (distillation): a model file, run folder or shipped "
-        "network; --set teacher_weight and teacher_temperature say how."
+        "network; --set teacher_weight=0.9 teacher_temperature=8 are the defaults of the loss."
     ),
 ]
 Minutes = Annotated[
     float | None,
     Parameter(
-        help="With --from auto: train more layers than the classifier if that is estimated to take at most so many "
+        help="With --from auto: train more layers than the classifier if that is estimated to take at most this many "
         "minutes; default 0.25."
     ),
 ]
@@ -60,7 +61,7 @@ class StartOptions:
     """Keep the classes of the network in --from with their weights, and fit only the new ones."""
     teacher: Teacher = None
     cache_gb: float | None = None
-    """Most gigabytes of disk for cached features and outputs of a teacher; default 2."""
+    """Maximum size of the cache of features and teacher outputs on disk, in gigabytes; default 2."""
 
     def settings(self) -> dict[str, Any]:
         """Return the options that are settings of the recipe; None for those that are not given."""

@@ -73,13 +73,15 @@ def train(
 ) -> None:
     """Train a network on a named data set or a folder with one folder of images per class; write a run folder.
 
+    A folder of photographs starts from pretrained weights, everything else from random weights (see --from).
+
     Parameters
     ----------
     data
         digits, mnist, fashion_mnist, cifar10, cifar100, svhn; a folder (of class folders, or train/ and val/); or
         tar shards, such as shards/*.tar.
     recipe
-        Training recipe: fast (the default), best, paper, or a JSON file.
+        Training recipe: fast (the default), best, paper, finetune, a JSON file, or best-of:FOLDER of a search.
     epochs
         Number of epochs; overrides epochs and min_steps of the recipe.
     out
