@@ -68,7 +68,7 @@ CONTENDERS = {
     "ours-bf16": _ours("mlpconv, paper's network, bf16", kind="dropout", precision="bf16"),
     "ours-norm-fp32": _ours("mlpconv, batch norm, fp32", kind="norm", precision="fp32"),
     "ours-norm-bf16": _ours("mlpconv, batch norm, bf16", kind="norm", precision="bf16"),
-    "ours-fast": _ours("mlpconv, recipe fast, format chosen by itself", kind="fast", precision="auto"),
+    "ours-fast": _ours("mlpconv, recipe fast, dtype chosen automatically", kind="fast", precision="auto"),
     "eager": _infers("torch as ports run it", "eager", memory=False),
     "eager-memory": _infers("torch as ports run it, our memory settings", "eager", memory=True),
     "compiled-fp32": _infers("torch.compile, channels-last, fp32", "compiled", precision="fp32"),
