@@ -33,8 +33,9 @@ def test_a_write_that_fails_keeps_the_old_file(call: str, tmp_path: Path, monkey
             patch.setattr("builtins.open", refuse)
         else:
             patch.setattr(os, call, refuse)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(OSError, match="No space") as caught:
             files.write_atomic(path, b"new")
+    assert caught.value.filename == str(path)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a.json"]
 

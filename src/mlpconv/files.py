@@ -77,19 +77,20 @@ def write_atomic(path: Path, content: bytes) -> None:
 
     A device or pipe is written to and stays what it is.
     """
-    if is_stream(path):
-        path.write_bytes(content)
-        return
+    stream = is_stream(path)
     name = path.name if len(os.fsencode(path.name)) <= LONGEST else "file"
     staged = path.with_name(f".{name}.{secrets.token_hex(4)}.part")
     try:
+        if stream:
+            path.write_bytes(content)
+            return
         write_synced(staged, content)
         os.replace(staged, path)
     except BaseException as error:
         with suppress(OSError):
             staged.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is not None:
-            error.filename = str(path)  # instead of the temporary file
+        if isinstance(error, OSError):
+            error.filename = str(path)  # instead of the temporary file, or none for a full disk
         raise
     fsync_folder(path.parent)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from mlpconv.data.sampler import Sampler
 from mlpconv.errors import RunFolderError, UsageError
-from mlpconv.text import option
+from mlpconv.text import counted, option
 from mlpconv.training.process_group import current
 from mlpconv.training.recipe import MAX_EPOCHS, Recipe
 from mlpconv.training.sharded_step import check_shards, resolve_shards
@@ -61,13 +61,15 @@ def plan_notes(recipe: Recipe, plan: Recipe, images: int, min_steps: int = 0) ->
     steps = plan.epochs * per_epoch
     if plan.epochs > NOTE_FACTOR * recipe.epochs:
         yield (
-            f"The {images:,} training images are {per_epoch:,} steps per epoch, so min_steps={recipe.min_steps} raises "
-            f"{recipe.epochs:,} epochs to {plan.epochs:,}: pass {option('min_steps', 0)} to keep {recipe.epochs:,}."
+            f"The {images:,} training images are {counted(per_epoch, 'step')} per epoch, so "
+            f"min_steps={recipe.min_steps} raises {counted(recipe.epochs, 'epoch')} to {plan.epochs:,}: pass "
+            f"{option('min_steps', 0)} to keep {recipe.epochs:,}."
         )
     if steps < min_steps:
         yield (
-            f"{plan.epochs:,} epochs of the {images:,} training images are only {steps:,} steps; the recipe's default "
-            f"is at least {min_steps:,}, as small data sets need more epochs."
+            f"{counted(plan.epochs, 'epoch')} of the {images:,} training images {'is' if plan.epochs == 1 else 'are'} "
+            f"only {counted(steps, 'step')}; the recipe's default is at least {min_steps:,}, as small data sets need "
+            "more epochs."
         )
     if plan.ema and plan.ema_every > steps:
         yield (
