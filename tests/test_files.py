@@ -33,8 +33,9 @@ def test_a_write_that_fails_keeps_the_old_file(call: str, tmp_path: Path, monkey
             patch.setattr("builtins.open", refuse)
         else:
             patch.setattr(os, call, refuse)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(OSError, match="No space") as caught:
             files.write_atomic(path, b"new")
+    assert caught.value.filename == str(path)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a.json"]
 
@@ -76,3 +77,38 @@ def test_an_error_names_the_file_and_not_the_temporary_one(tmp_path: Path) -> No
             files.write_atomic(path, b"content")
         assert caught.value.filename == str(path)
     assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_a_pipe_or_device_is_written_to_and_stays(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to("pipe")
+    for path in (pipe, link):
+        reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            files.write_atomic(path, b"new")
+            assert os.read(reader, 9) == b"new"
+        finally:
+            os.close(reader)
+    assert files.is_stream(pipe)
+    assert link.is_symlink()
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["link", "pipe"]
+    (tmp_path / "null").symlink_to("/dev/null")
+    files.write_atomic(tmp_path / "null", b"new")
+    assert (tmp_path / "null").is_symlink()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="Linux alone")
+def test_a_link_to_an_open_file_is_never_replaced(tmp_path: Path) -> None:
+    with open(tmp_path / "file", "wb") as file:
+        (tmp_path / "stdout").symlink_to(f"/proc/self/fd/{file.fileno()}")  # as /dev/stdout that goes to a file
+        files.write_atomic(tmp_path / "stdout", b"new")
+    assert (tmp_path / "stdout").is_symlink()
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_every_legal_file_name_can_be_written(tmp_path: Path) -> None:
+    for name in ("x" * 255, "ü" * 127):
+        files.write_atomic(tmp_path / name, b"new")
+        assert (tmp_path / name).read_bytes() == b"new"
+    assert len(list(tmp_path.iterdir())) == 2

@@ -158,7 +158,9 @@ def test_a_model_file_is_calibrated_on_held_out_images(
     for words in (["--split", "test"], ["--split", "train"], ["--split", "all"]):
         assert main(["evaluate", "run", "digits", "--calibrate", "new.safetensors", *words]) == 2
     assert "the test images measure the result: use --split val" in capsys.readouterr().err
-    assert not Path("new.safetensors").exists()
+    assert main(["evaluate", "run", "digits", "--calibrate", "new.onnx"]) == 2
+    assert "expected a model file, such as 'new.safetensors'" in capsys.readouterr().err
+    assert not list(Path().glob("new.*"))
     assert main(["evaluate", "run", "digits", "--calibrate", "new.safetensors", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     fit, new, old = said["calibration"], mlpconv.load("new.safetensors"), mlpconv.load("run")

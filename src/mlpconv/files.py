@@ -13,7 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["NotRegularError", "fsync_folder", "json_bytes", "open_regular", "sha256", "write_atomic", "write_synced"]
+__all__ = [
+    "NotRegularError", "fsync_folder", "is_stream", "json_bytes", "open_regular", "sha256", "write_atomic",
+    "write_synced",
+]  # fmt: skip
+
+LONGEST = 240
+"""Bytes of a file name that leave room for what a temporary file has besides, of the 255 that systems allow."""
 
 
 class NotRegularError(OSError):
@@ -56,17 +62,35 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replace a file atomically: readers see either the old or the new content; raise OSError if that fails."""
-    staged = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+def is_stream(path: Path) -> bool:
+    """Return whether a path leads to a device or pipe, such as /dev/null, or to this process's standard output."""
     try:
+        mode = path.stat().st_mode
+        link = str(path.readlink()) if path.is_symlink() else ""
+    except (OSError, ValueError):
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or link.startswith("/proc/")
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replace a file atomically: readers see either the old or the new content; raise OSError if that fails.
+
+    A device or pipe is written to and stays what it is.
+    """
+    stream = is_stream(path)
+    name = path.name if len(os.fsencode(path.name)) <= LONGEST else "file"
+    staged = path.with_name(f".{name}.{secrets.token_hex(4)}.part")
+    try:
+        if stream:
+            path.write_bytes(content)
+            return
         write_synced(staged, content)
         os.replace(staged, path)
     except BaseException as error:
         with suppress(OSError):
             staged.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is not None:
-            error.filename = str(path)  # instead of the temporary file
+        if isinstance(error, OSError):
+            error.filename = str(path)  # instead of the temporary file, or none for a full disk
         raise
     fsync_folder(path.parent)
 

@@ -17,10 +17,51 @@ from mlpconv.claims.figures import figures_of, network_panels, panels_of
 from mlpconv.claims.report import SIGNS, html_report, sentence, verdict_of
 from mlpconv.claims.results import judge_all, result_path
 from mlpconv.claims.statistics import Outcome
-from mlpconv.errors import UsageError
+from mlpconv.errors import DataError, UsageError
 from mlpconv.plots.constructions import CONSTRUCTIONS, construction
 from mlpconv.plots.networks import networks
 from mlpconv.plots.paired import paired
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ((), []),
+        (("hypothesis",), 3),
+        (("budget",), None),
+        (("cpu_seconds",), "1"),
+        (("arms", "mlpconv"), {}),
+        (("arms", "mlpconv", "words"), []),
+        (("arms", "mlpconv", "macs"), None),
+        (("arms", "mlpconv", "values"), []),
+        (("arms", "mlpconv", "values", "error"), ["low"] * 12),
+        (("arms", "mlpconv", "values", "error"), [1.0, 2.0]),
+        (("arms", "mlpconv", "values", "error"), [float("nan")] * 12),
+    ],
+)
+def test_a_result_that_is_damaged_anywhere_is_named(place: tuple[str, ...], value: object, tmp_path: Path) -> None:
+    file = find_claim("mlpconv")
+    write_result(tmp_path, file, "digits", -1.0)
+    path = result_path(tmp_path, "digits", "mlpconv")
+    content = json.loads(path.read_text())
+    part = content
+    for key in place[:-1]:
+        part = part[key]
+    if place:
+        part[place[-1]] = value
+    path.write_text(json.dumps(content if place else value))
+    with pytest.raises(DataError, match=rf"mlpconv claims run mlpconv --data digits --out {tmp_path}` writes it again"):
+        html_report(judge_all([file], tmp_path))
+
+
+@pytest.mark.parametrize("check", [{}, {"statement": "x", "cases": None, "worst": 0, "bound": 0}, 3])
+def test_a_proof_that_is_damaged_is_named(check: object, tmp_path: Path) -> None:
+    file = find_claim("one-channel")
+    path = result_path(tmp_path, "exact", "one-channel")
+    path.parent.mkdir()
+    path.write_text(json.dumps({"hypothesis": file.hypothesis, "checks": [check]}))
+    with pytest.raises(DataError, match=f"mlpconv claims run one-channel --out {tmp_path}` writes it again"):
+        html_report(judge_all([file], tmp_path))
 
 
 @pytest.mark.parametrize(

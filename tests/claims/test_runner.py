@@ -227,7 +227,12 @@ def test_too_few_seeds_are_refused(seeds: int, tmp_path: Path) -> None:
 def test_a_damaged_result_is_named(claim_path: Path, tmp_path: Path, trained: list[ClaimRun]) -> None:
     run(claim_path, tmp_path)
     file = find_claim(str(claim_path))
-    (tmp_path / "digits" / "my-claim.npz").write_bytes(b"no")
+    labels, arms, predictions = read_predictions(tmp_path, "digits", "my-claim")
+    path = tmp_path / "digits" / "my-claim.npz"
+    np.savez(path, labels=labels[:-1], arms=arms, predictions=predictions)
+    with pytest.raises(DataError, match=f"mlpconv claims run my-claim --data digits --out {tmp_path}` writes it again"):
+        read_predictions(tmp_path, "digits", "my-claim")
+    path.write_bytes(b"no")
     with pytest.raises(DataError, match="is damaged"):
         read_predictions(tmp_path, "digits", "my-claim")
     (tmp_path / "digits" / "my-claim.json").write_text("{")

@@ -13,7 +13,7 @@ from mlpconv.claims import timing
 from mlpconv.claims.claim_files import find_claim
 from mlpconv.claims.figures import cost_panels, figures_of
 from mlpconv.claims.results import judge_all
-from mlpconv.claims.timing import measure_times, read_times, times_path
+from mlpconv.claims.timing import KINDS, QUARTILES, measure_times, read_times, times_path
 from mlpconv.errors import DataError, UsageError
 from mlpconv.plots.error_cost import error_cost
 
@@ -80,11 +80,30 @@ def test_a_claim_without_times_has_no_such_figure(tmp_path: Path) -> None:
         error_cost({})
 
 
-@pytest.mark.parametrize("content", ["{", '{"arms": {}}', '{"arms": {"average pooling": {"inference": 3}}}'])
+MEDIANS = {name: {kind: {"median": 1.0} for kind in KINDS} for name in ARMS}
+STRINGS = {name: {kind: dict.fromkeys(QUARTILES, "1") for kind in KINDS} for name in ARMS}
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", '{"arms": {}}', '{"arms": {"average pooling": {"inference": 3}}}']
+    + [json.dumps({"arms": arms}) for arms in (MEDIANS, STRINGS)],
+)
 def test_damaged_times_are_named(content: str, tmp_path: Path) -> None:
     file = find_claim("average-pooling")
     path = times_path(tmp_path, "digits", "average-pooling")
     path.parent.mkdir(parents=True)
     path.write_text(content)
-    with pytest.raises(DataError, match="mlpconv claims time average-pooling"):
+    with pytest.raises(DataError, match=f"mlpconv claims time average-pooling --data digits --out {tmp_path}`"):
         read_times(file, "digits", tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_known_before_the_timing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = find_claim("average-pooling")
+    write_result(tmp_path, file, "digits", -1.0)
+    (tmp_path / "times").write_text("a file")
+    monkeypatch.setattr(timing, "_in_turn", lambda *_: pytest.fail("timed in vain"))
+    with pytest.raises(OSError, match="times"):
+        measure_times(file, "digits", tmp_path, 3, lambda done: None)

@@ -72,6 +72,20 @@ def test_images_are_shown_under_their_names_and_unreadable_ones_are_named(
     assert '"images": ["five.png"]' in text
 
 
+def test_more_images_than_the_page_takes_are_said_and_an_unreadable_folder_is_a_failure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlpconv.explorer.subject.MAX_IMAGES", 2)
+    for name in ("a", "b", "c"):
+        Image.new("L", (8, 8), 9).save(tmp_path / f"{name}.png")
+    words = ["explore", "digits", str(tmp_path), "--force", "--export", str(tmp_path / "site")]
+    assert main(words) == 0
+    assert "skipped: all but the first 2 of 3 images." in capsys.readouterr().err
+    (tmp_path / "c.png").unlink()
+    (tmp_path / "c.png").symlink_to("nowhere")
+    assert main(words) == 1
+
+
 def test_the_accuracy_is_measured_on_the_data_that_the_user_names(tmp_path: Path) -> None:
     digits = mlpconv.open_data("digits").split("test")
     for index in range(40):

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from mlpconv.cli import paths
-from mlpconv.cli.paths import expand, find_images
+from mlpconv.cli.options import check_can_be_written
+from mlpconv.cli.paths import check_target, expand, find_images
 from mlpconv.errors import DataError, UsageError
 
 
@@ -149,3 +150,13 @@ def test_an_argument_that_names_no_image_is_refused(album: Path, argument: str, 
 def test_no_argument_is_refused() -> None:
     with pytest.raises(UsageError, match="No images given"):
         expand([])
+
+
+def test_a_file_in_a_folder_that_is_not_writable_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    for check in (lambda path: check_target(path, "--csv"), lambda path: check_can_be_written(csv=path)):
+        with pytest.raises(UsageError, match="not writable: give"):
+            check(tmp_path / "p.csv")
+        check(Path(os.devnull))

@@ -92,6 +92,7 @@ def test_a_deepened_network_is_written(file: Path, tmp_path: Path) -> None:
         (["fold", "nin_tiny", "--init", "he"], "--init belongs to deepen"),
         (["fold", "nin_tiny", "--out", "a.safetensors"], "random weights"),
         (["fold", "nin_tiny", "--out", "absent/a.safetensors"], "folder that exists"),
+        (["fold", "digits", "--out", "a.onnx"], "expected a model file, such as 'a.safetensors'"),
         (["pool_head", "nin_tiny", "--out", "a.safetensors"], "mlpconv.surgery.pool_head(mlpconv.load('nin_tiny')"),
         (["fold", "nin_tiny", "--images", "a.png"], "needs a model file"),
         (["fold", "nin_tiny", "--output", "1"], "--output belongs to convolutionalize and pool_head"),

@@ -103,6 +103,10 @@ def test_notes_on_the_data_are_printed_and_stored(here: Path, capsys: pytest.Cap
         (["digits", "--set", "model=nin_cifar11"], 2, "nin_cifar10"),
         (["digits", "--set", "lr"], 2, "give key=value"),
         (["digits", "--epochs", "3", "--set", "epochs=4"], 2, "--epochs 3 and --set epochs=4 differ"),
+        (["digits", "--set", "epochs=2", "epochs=3"], 2, "--set epochs=2 and --set epochs=3 differ"),
+        (["digits", "--cache-gb", "nan"], 2, "--cache-gb NaN is not accepted: give 0 to"),
+        (["digits", "--cache-gb", "inf"], 2, "--cache-gb Infinity is not accepted"),
+        (["digits", "--cache-gb", "-1"], 2, "--cache-gb -1.0 is not accepted"),
         (["digits", "--out", "full"], 1, "is not empty: choose another folder, --out FOLDER."),
         (
             ["digits", "--out", "full", "--resume"],

@@ -76,3 +76,4 @@ def test_the_log_names_the_smallest_and_the_largest_class() -> None:
         "same"
     )
     assert balance_text(labels_of(7, 7), CLASSES) == "classes are balanced: all have 7 training images"
+    assert balance_text(labels_of(1, 1), CLASSES) == "classes are balanced: all have 1 training image"

@@ -17,7 +17,7 @@ from mlpconv.data import Split, make_dataset, open_data
 from mlpconv.data.as_trained import open_as_trained, recorded_data
 from mlpconv.data.catalog import CATALOG, is_published
 from mlpconv.data.validation import with_validation
-from mlpconv.errors import UsageError
+from mlpconv.errors import DataError, UsageError
 from mlpconv.inference import load
 from mlpconv.search.searching import base_recipe
 from mlpconv.training import Recipe, find_recipe
@@ -105,6 +105,13 @@ def test_the_name_alone_is_the_published_set_and_a_note_says_so(here: Path) -> N
     dataset = open_data("digits")
     assert dataset.classes == tuple("0123456789")
     assert "digits is the published data set, not the folder of this name here: write ./digits" in dataset.notes[-1]
+
+
+def test_a_published_set_that_is_not_there_names_the_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLPCONV_DATA", str(here / "cache"))
+    write_folder(here / "mnist")
+    with pytest.raises(DataError, match="mnist not found: .* mnist is the published .* write ./mnist for the folder"):
+        open_data("mnist")
 
 
 def test_a_run_on_such_a_folder(here: Path) -> None:

@@ -37,6 +37,14 @@ def test_min_steps_that_raise_the_epochs_tenfold_are_noted() -> None:
     assert "min_steps=0" in note
 
 
+def test_one_step_and_one_epoch_are_singular() -> None:
+    (note,) = notes(RECIPE.with_settings(epochs=1, min_steps=151), 5)
+    assert "5 training images are 1 step per epoch, so min_steps=151 raises 1 epoch to 151:" in note
+    once = RECIPE.with_settings(epochs=1, min_steps=0)
+    (note,) = plan_notes(once, resolve_plan(once, 5, 3), 5, 100)
+    assert note.startswith("1 epoch of the 5 training images is only 1 step; the recipe's default is at least 100")
+
+
 def test_min_steps_beyond_the_maximum_epochs_are_refused() -> None:
     assert resolve_plan(RECIPE.with_settings(min_steps=500_000), 37, 3).epochs == 100_000
     with pytest.raises(UsageError, match=r"min_steps=500001 needs 100,001 epochs .* 100,000 .* 500,000 or less"):

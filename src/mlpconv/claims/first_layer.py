@@ -14,7 +14,7 @@ from torch import nn
 
 from mlpconv.claims.claim_files import ClaimFile
 from mlpconv.claims.measured.orientation_tuning import orientation_index
-from mlpconv.claims.results import DAMAGES, read_result, result_path
+from mlpconv.claims.results import DAMAGES, read_result, rerun, result_path
 from mlpconv.claims.trial import ClaimRun, trained_network
 from mlpconv.errors import DataError
 from mlpconv.files import write_atomic
@@ -76,7 +76,7 @@ def read_filters(file: ClaimFile, data: str, folder: Path, result: dict[str, Any
             indices = {name: float(np.mean(filter_indices(values))) for name, values in weights.items()}
             measured = {name: arm["values"][METRIC][SEED - 1] for name, arm in result["arms"].items()}
     except DAMAGES as error:
-        command = f"mlpconv claims run {file.claim.name}"
+        command = rerun(folder, data, file.claim.name)
         raise DataError(f"{str(path)!r} is damaged: `{command}` writes it again.") from error
     same = set(indices) == set(measured) and all(abs(indices[name] - measured[name]) < ROUNDING for name in indices)
     return weights if same else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
@@ -31,12 +32,14 @@ __all__ = [
     "predictions_csv",
     "read_predictions",
     "read_result",
+    "rerun",
     "result_header",
     "result_path",
 ]
 
 DAMAGES = (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
 """What reading a damaged .npz file raises."""
+LEAST_RUNS = 2  # a spread needs two
 ORDER = ("refuted", "undecided", "indicated", "equivalent", "supported")
 """The verdict on a claim with several comparisons is the first of these that one of them has."""
 
@@ -176,28 +179,70 @@ def read_result(folder: Path, data: str, file: ClaimFile) -> dict[str, Any] | No
     path = result_path(folder, data, file.claim.name)
     try:
         result = json.loads(path.read_bytes())
-        complete = result["checks"] if data == "exact" else {name: result["arms"][name] for name in file.claim.arms}
+        if data == "exact":
+            _check_proof(result)
+        else:
+            _check_measurement(result, file)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
-        command = f"mlpconv claims run {file.claim.name}"
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(
-            f"{str(path)!r} is damaged, or of another version of the claim: `{command}` writes it again."
+            f"{str(path)!r} is damaged, or of another version of the claim: `{rerun(folder, data, file.claim.name)}` "
+            "writes it again."
         ) from error
-    return result if complete else None
+    return result if (result["checks"] if data == "exact" else file.claim.arms) else None
+
+
+def rerun(folder: Path, data: str, name: str, verb: str = "run") -> str:
+    """Return the command that writes a result again, or, with the verb time, its times."""
+    sets = "" if data == "exact" else f" --data {data}"
+    return f"mlpconv claims {verb} {name}{sets} --out {folder}"
+
+
+def _check_proof(result: dict[str, Any]) -> None:
+    """Raise ValueError, KeyError or TypeError unless a stored result of checks has all that is read of it."""
+    _check_kinds(str, [result["hypothesis"], *(check["statement"] for check in result["checks"])])
+    _check_kinds(float, [check[key] for check in result["checks"] for key in ("cases", "worst", "bound")])
+
+
+def _check_measurement(result: dict[str, Any], file: ClaimFile) -> None:
+    """Raise ValueError, KeyError or TypeError unless a stored measurement has all that is read of it."""
+    arms = result["arms"]
+    used = {(arm, "error") for arm in (*arms, *file.claim.arms)}
+    for comparison in file.claim.comparisons:
+        used.add((comparison.treatment, comparison.metric))
+        used.add((comparison.control, comparison.control_metric or comparison.metric))
+    runs = [arms[arm]["values"][metric] for arm, metric in sorted(used)]
+    if len({len(values) for values in runs}) > 1 or any(len(values) < LEAST_RUNS for values in runs):
+        raise ValueError("the arms have different numbers of runs, or too few")
+    _check_kinds(str, [result["hypothesis"], result["budget"], *(arm["words"] for arm in arms.values())])
+    sizes = [arm[key] for arm in arms.values() for key in ("parameters", "macs", "learning_rate")]
+    _check_kinds(float, [result["cpu_seconds"], *sizes, *(value for values in runs for value in values)])
+
+
+def _check_kinds(kind: type[str | float], values: Iterable[object]) -> None:
+    """Raise TypeError or ValueError unless all values are texts, or finite numbers."""
+    for value in values:
+        if not isinstance(value, str if kind is str else (int, float)):
+            raise TypeError(f"{value!r:.40} is no {kind.__name__}")
+        if isinstance(value, int | float) and not math.isfinite(value):
+            raise ValueError(f"{value} is not finite")
 
 
 def read_predictions(folder: Path, data: str, name: str) -> tuple[np.ndarray, list[str], np.ndarray]:
     """Return labels (N,), arm names, and predicted classes (arms, seeds, N); raise UsageError if there are none."""
     path = result_path(folder, data, name).with_suffix(".npz")
     if not path.is_file():
-        command = f"mlpconv claims run {name} --data {data} --out {folder}"
+        command = rerun(folder, data, name)
         raise UsageError(f"There are no predictions of {name} on {data} in {str(folder)!r}: `{command}` makes them.")
     try:
         with np.load(io.BytesIO(path.read_bytes())) as stored:
-            return stored["labels"], [str(arm) for arm in stored["arms"]], stored["predictions"]
+            labels, arms, predictions = stored["labels"], [str(arm) for arm in stored["arms"]], stored["predictions"]
+        if predictions.ndim != 3 or (len(arms), *labels.shape) != predictions.shape[::2]:
+            raise ValueError("the arrays have different lengths")
     except DAMAGES as error:
-        raise DataError(f"{str(path)!r} is damaged: run the claim again.") from error
+        raise DataError(f"{str(path)!r} is damaged: `{rerun(folder, data, name)}` writes it again.") from error
+    return labels, arms, predictions
 
 
 def predictions_csv(labels: np.ndarray, arms: Sequence[str], predictions: np.ndarray) -> bytes:

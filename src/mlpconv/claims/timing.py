@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from mlpconv.claims.budget import BUDGET, load_images
 from mlpconv.claims.claim_files import ClaimFile
 from mlpconv.claims.networks import build
-from mlpconv.claims.results import read_result, result_header
+from mlpconv.claims.results import read_result, rerun, result_header
 from mlpconv.claims.trial import make_optimizer
 from mlpconv.errors import DataError, UsageError
 from mlpconv.files import json_bytes, write_atomic
@@ -32,6 +33,7 @@ LEAST_ROUNDS = 3
 STEPS = 10
 """Calls in a row that are timed together: the components of a PCA are computed again in one training step of ten."""
 KINDS = ("inference", "training step")
+QUARTILES = ("median", "low", "high")
 
 
 def times_path(folder: Path, data: str, name: str) -> Path:
@@ -54,8 +56,10 @@ def measure_times(
         raise UsageError(f"{file.claim.name} has no networks on {data}; accepted: {accepted or 'measured claims'}.")
     result = read_result(folder, data, file)
     if result is None:
-        command = f"mlpconv claims run {file.claim.name} --data {data} --out {folder}"
+        command = rerun(folder, data, file.claim.name)
         raise UsageError(f"There is no result of {file.claim.name} on {data} in {str(folder)!r}: `{command}` makes it.")
+    path = times_path(folder, data, file.claim.name)
+    path.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is known before minutes of timing
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     with one_thread(), flushing_denormals(), keeping_random_states(torch.device("cpu")):
         seed_torch(0, torch.device("cpu"))
@@ -63,8 +67,8 @@ def measure_times(
         times = _in_turn(calls, rounds, progress)
     arms: dict[str, dict[str, Any]] = {name: {} for name in result["arms"]}
     for (name, kind), values in times.items():
-        low, median, high = np.percentile(values, (25, 50, 75))
-        arms[name][kind] = {"median": round(median, 4), "low": round(low, 4), "high": round(high, 4)}
+        found = np.percentile(values, (50, 25, 75))
+        arms[name][kind] = {key: round(value, 4) for key, value in zip(QUARTILES, found, strict=True)}
     content = result_header(file) | {
         "command": f"mlpconv claims time {file.claim.name} --data {data} --rounds {rounds}",
         "data": data,
@@ -76,8 +80,6 @@ def measure_times(
         "unit": "milliseconds per batch: median, lower and upper quartile",
         "arms": arms,
     }
-    path = times_path(folder, data, file.claim.name)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json_bytes(content))
     return content
 
@@ -154,10 +156,11 @@ def read_times(file: ClaimFile, data: str, folder: Path) -> dict[str, Any] | Non
         stored: dict[str, Any] = json.loads(path.read_bytes())
         for name in file.claim.arms:
             for kind in KINDS:
-                stored["arms"][name][kind]["median"] += 0.0
+                if not all(math.isfinite(stored["arms"][name][kind][key]) for key in QUARTILES):
+                    raise ValueError("a time is not finite")
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
-        command = f"mlpconv claims time {file.claim.name}"
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        command = rerun(folder, data, file.claim.name, "time")
         raise DataError(f"{str(path)!r} is damaged: `{command}` writes it again.") from error
     return stored

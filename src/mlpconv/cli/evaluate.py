@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from mlpconv.cli.options import Model, Switch, check_can_be_written, check_from_one
+from mlpconv.cli.options import Model, Switch, check_from_one, check_model_file
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -117,7 +117,7 @@ def _calibrated(
     from mlpconv.errors import UsageError
     from mlpconv.temperature_scaling import calibrate_to
 
-    check_can_be_written(calibrate=out)
+    check_model_file(calibrate=out)
     if name == "test" or trained:
         reason = "the test images measure the result" if name == "test" else "the model was trained on these images"
         raise UsageError(f"--calibrate needs held-out images, and {reason}: use --split val.")

@@ -79,7 +79,7 @@ def _subject(model: str, images: tuple[str, ...], data: str | None, root: Path |
     """Return the network with its images, and whether every image could be read."""
     from mlpconv import inference
     from mlpconv.cli.paths import find_images
-    from mlpconv.cli.reading import readable, say_left_out
+    from mlpconv.cli.reading import readable, say_left_out, say_skipped
     from mlpconv.explorer import Subject
     from mlpconv.explorer.held_out import find_held_out, some_images
     from mlpconv.explorer.subject import MAX_IMAGES
@@ -94,12 +94,14 @@ def _subject(model: str, images: tuple[str, ...], data: str | None, root: Path |
     listing = find_images(images, recursive=True)
     say_left_out(listing)
     files = listing.files[:MAX_IMAGES]
+    if len(files) < len(listing.files):
+        say_skipped(f"all but the first {MAX_IMAGES} of {len(listing.files):,} images.")
     added = sum(1 for _ in readable(files, lambda file: subject.add(file, file.name)))
     if not added:
         from mlpconv.errors import ImageError
 
         raise ImageError("None of the images can be read.")
-    return subject, added == len(files)
+    return subject, added == len(files) and not listing.unreadable
 
 
 def _beside(first: Subject, model: str, data: str | None, root: Path | None) -> Subject:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from mlpconv.cli.options import check_can_be_written, check_from_one
+from mlpconv.cli.options import check_can_be_written, check_from_one, check_model_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +61,8 @@ def check_factorizable(
     from mlpconv.errors import UsageError
     from mlpconv.models import NIN
 
-    check_can_be_written(plot=options.plot, out=out)
+    check_can_be_written(plot=options.plot)
+    check_model_file(out=out)
     numbers = {"fine_tune": options.fine_tune, "calibrate": options.calibrate, "held_out": options.held_out}
     check_from_one(**{name: number for name, number in numbers.items() if number is not None})
     if options.plot is not None and options.plot.suffix.lower() not in (".png", ".svg"):

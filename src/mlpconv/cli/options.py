@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated
@@ -9,10 +10,11 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from mlpconv.errors import UsageError
+from mlpconv.files import is_stream
 
 __all__ = [
-    "AnyModel", "Model", "Switch", "check_can_be_written", "check_from_one", "image_size", "is_exported",
-    "shipped_names",
+    "AnyModel", "Model", "Switch", "check_can_be_written", "check_from_one", "check_model_file", "image_size",
+    "is_exported", "shipped_names",
 ]  # fmt: skip
 
 Switch = Annotated[bool, Parameter(negative=())]
@@ -51,10 +53,26 @@ def check_from_one(**options: int) -> None:
 
 
 def check_can_be_written(**files: Path | None) -> None:
-    """Raise UsageError for an option that names a folder, or a file in a folder that does not exist."""
+    """Raise UsageError, before any work, for an option that names a folder, or a file in one that cannot take it."""
     for name, file in files.items():
-        if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+        if file is None:
+            continue
+        folder = file.absolute().parent
+        if file.is_dir() or not folder.is_dir():
             raise UsageError(f"--{name} is {str(file)!r}; expected a file in a folder that exists.")
+        if not os.access(folder, os.W_OK | os.X_OK) and not is_stream(file):
+            raise UsageError(f"--{name} is {str(file)!r}, and its folder is not writable: give a file in another one.")
+
+
+def check_model_file(**files: Path | None) -> None:
+    """Raise UsageError for an option that names no file to write, or one that would be read as an exported network."""
+    check_can_be_written(**files)
+    for name, file in files.items():
+        if file is not None and is_exported(str(file)):
+            raise UsageError(
+                f"--{name} is {str(file)!r}; expected a model file, such as {str(file.with_suffix('.safetensors'))!r}, "
+                "which `mlpconv export` turns into .onnx or .xml."
+            )
 
 
 def image_size(text: str) -> tuple[int, int, int]:

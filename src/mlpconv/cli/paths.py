@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mlpconv.data.folder_layout import EXTENSIONS
 from mlpconv.errors import DataError, UsageError
+from mlpconv.files import is_stream
 
 __all__ = ["ImageFiles", "check_target", "expand", "find_images"]
 
@@ -62,6 +63,8 @@ def find_images(arguments: Sequence[str | Path], recursive: bool = True) -> Imag
 def check_target(path: Path, option: str) -> None:
     """Raise UsageError for an output file that cannot be written, before any work is done."""
     folder = path.parent
+    if is_stream(path):
+        return
     if path.is_dir():
         raise UsageError(f"{str(path)!r} is a folder: give {option} a file.")
     if not folder.is_dir():

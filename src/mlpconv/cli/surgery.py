@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from mlpconv.cli.factorize import FactorizeOptions
-from mlpconv.cli.options import Switch, check_can_be_written, image_size
+from mlpconv.cli.options import Switch, check_model_file, image_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -167,7 +167,7 @@ def _check_options(operation: str, options: list[str]) -> None:
 def _check_out(operation: str, model: str, out: Path) -> None:
     from mlpconv.errors import UsageError
 
-    check_can_be_written(out=out)
+    check_model_file(out=out)
     if operation not in OURS:
         raise UsageError(
             f"--out cannot store the result of {operation}: model files hold built-in architectures only. In Python: "

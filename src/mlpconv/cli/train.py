@@ -39,6 +39,7 @@ NAMES = (
     "add_classes",
     "weights",
     "teacher",
+    "cache_gb",
 )
 Memory = Annotated[
     str | None, Parameter(help="Memory for the images of tar shards, such as 4G (default: a quarter of what is free).")
@@ -123,10 +124,13 @@ def limited(memory: str | None) -> AbstractContextManager[None]:
 
 
 def merge_settings(pairs: tuple[str, ...], **flags: object) -> dict[str, Any]:
-    """Merge the settings of --set and of the flags; raises UsageError if the two differ."""
+    """Merge the settings of --set and of the flags; raises UsageError if two differ."""
     from mlpconv.training.recipe import parse_setting
 
-    settings: dict[str, Any] = dict(parse_setting(text) for text in pairs)
+    settings: dict[str, Any] = {}
+    for name, value in map(parse_setting, pairs):
+        if settings.setdefault(name, value) != value:
+            raise UsageError(f"--set {name}={settings[name]} and --set {name}={value} differ: give only one of them.")
     for name, value in flags.items():
         if value is not None and settings.setdefault(name, value) != value:
             raise UsageError(f"{FLAGS[name]} {value} and --set {name}={settings[name]} differ: give only one of them.")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mlpconv.data.augment import generator
 from mlpconv.data.sampler import Sampler
-from mlpconv.text import printable
+from mlpconv.text import counted, printable
 
 __all__ = ["BalancedSampler", "balance_text", "balanced", "drawn_labels"]
 
@@ -52,7 +52,7 @@ def balance_text(labels: np.ndarray, classes: Sequence[str]) -> str:
     present = np.flatnonzero(counts)
     small, large = present[counts[present].argmin()], present[counts[present].argmax()]
     if counts[small] == counts[large]:
-        return f"classes are balanced: all have {counts[small]:,} training images"
+        return f"classes are balanced: all have {counted(counts[small], 'training image')}"
     described = " and ".join(f"{printable(classes[label])} {counts[label]:,}" for label in (small, large))
     return f"classes are balanced: the smallest and the largest have {described} training images, and count the same"
 

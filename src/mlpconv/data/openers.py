@@ -49,8 +49,12 @@ def open_data(
     """
     options = OpenOptions(size, channels, classes, seed, val_fraction, max_bad, fit, bits, membership)
     if is_published(spec):
-        dataset = _convert(open_named(str(spec), None if root is None else Path(root)), size, channels, classes)
-        return replace(dataset, notes=(*dataset.notes, *_namesakes(str(spec)))) if root is None else dataset
+        notes = tuple(_namesakes(str(spec))) if root is None else ()
+        try:
+            dataset = _convert(open_named(str(spec), None if root is None else Path(root)), size, channels, classes)
+        except DataError as error:
+            raise DataError(" ".join((str(error), *notes))) from error
+        return replace(dataset, notes=(*dataset.notes, *notes))
     folder = Path(spec)
     try:
         if (shards := find_shards(spec)) is not None:

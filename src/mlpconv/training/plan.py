@@ -61,8 +61,9 @@ def plan_notes(recipe: Recipe, plan: Recipe, images: int, min_steps: int = 0) ->
     steps = plan.epochs * per_epoch
     if plan.epochs > NOTE_FACTOR * recipe.epochs:
         yield (
-            f"The {images:,} training images are {per_epoch:,} steps per epoch, so min_steps={recipe.min_steps} raises "
-            f"{recipe.epochs:,} epochs to {plan.epochs:,}: pass {option('min_steps', 0)} to keep {recipe.epochs:,}."
+            f"The {images:,} training images are {counted(per_epoch, 'step')} per epoch, so "
+            f"min_steps={recipe.min_steps} raises {counted(recipe.epochs, 'epoch')} to {plan.epochs:,}: pass "
+            f"{option('min_steps', 0)} to keep {recipe.epochs:,}."
         )
     if steps < min_steps:
         be = "is" if plan.epochs == 1 else "are"

@@ -20,7 +20,9 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from mlpconv.data.storage import cache_folder
+from mlpconv.errors import UsageError
 from mlpconv.files import write_atomic
+from mlpconv.text import option
 
 __all__ = ["GIGABYTES", "FeatureCache", "hash_of"]
 
@@ -29,6 +31,7 @@ NAME = "features"
 GIGABYTE = 10**9
 GIGABYTES = 2.0
 """The default limit."""
+MOST = 1_000_000  # gigabytes
 
 
 def hash_of(parts: Iterable[str | NDArray[Any] | Tensor]) -> str:
@@ -50,6 +53,9 @@ class FeatureCache:
     """Features (N, D) by key, in a folder of at most `gigabytes`; nothing is kept at 0."""
 
     def __init__(self, gigabytes: float = GIGABYTES, folder: Path | None = None) -> None:
+        """Raise UsageError for a limit that is not a number of gigabytes."""
+        if not 0 <= gigabytes <= MOST:  # also refuses NaN
+            raise UsageError(f"{option('cache_gb', gigabytes)} is not accepted: give 0 to {MOST:,} gigabytes.")
         self.most_bytes = int(gigabytes * GIGABYTE)
         self.folder = cache_folder() / "features" if folder is None else folder
 
