@@ -39,7 +39,15 @@ from mlpconv.training.session import run_training
 from mlpconv.training.shared_folder import folder_type
 from mlpconv.transfer.begin import make_start
 from mlpconv.transfer.cache import GIGABYTES, FeatureCache
-from mlpconv.transfer.choose import AUTO, AUTO_SETTINGS, SourceCandidate, SourceChoice, choose, is_automatic
+from mlpconv.transfer.choose import (
+    AUTO,
+    AUTO_SETTINGS,
+    SourceCandidate,
+    SourceChoice,
+    choose,
+    is_automatic,
+    unchosen_note,
+)
 from mlpconv.transfer.classes import check_classes, with_classes
 from mlpconv.transfer.depth import finetune_recipe, time_limit
 from mlpconv.transfer.source import BACKBONES, Source, open_source
@@ -113,8 +121,8 @@ def fit(
             require_empty(target)  # before minutes of computing
         choice = choose_source(data, data_root, settings, features, progress, minutes)
         source, (settings, choice) = choice.source, choice.settle(settings)
-    elif stored is None:
-        refuse_minutes(minutes)
+    elif stored is None and (note := unchosen_note(data, recipe, source, settings, minutes)):
+        progress.note(note)
     base = stored if stored is not None and recipe is None else resolve_recipe(recipe, published, source, settings)
     requested = apply_settings(base, settings if source in (None, AUTO) else {"source": str(source)} | settings)
     check_processes(requested)
@@ -140,14 +148,6 @@ def progress_of(progress: Progress | bool | None) -> Progress:
     if (group := current()) is not None and group.rank:
         return Progress()
     return progress if isinstance(progress, Progress) else default_progress(bar=bool(progress))
-
-
-def refuse_minutes(minutes: float | None) -> None:
-    """Raise UsageError for a limit on a run whose source is not chosen."""
-    if minutes is not None:
-        raise UsageError(
-            f"{option('minutes', minutes)} needs {option('source', AUTO)}: pass it too, or drop the limit."
-        )
 
 
 def new_folder(kind: type[RunFolder], target: Path | None, name: str, resume: bool, progress: Progress) -> RunFolder:

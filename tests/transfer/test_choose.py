@@ -15,7 +15,7 @@ from mlpconv.data import Split, make_dataset
 from mlpconv.errors import UsageError
 from mlpconv.report.choice import candidate_rows, choice_lines
 from mlpconv.training import Progress, Recipe
-from mlpconv.transfer.choose import SourceChoice, is_automatic, size_for, unlike_photographs
+from mlpconv.transfer.choose import SourceChoice, is_automatic, size_for, unchosen_note, unlike_photographs
 from mlpconv.transfer.start import Started
 
 COUNT = 11
@@ -95,6 +95,26 @@ def test_a_bad_value_is_refused_before_anything_is_computed(here: Path, capsys: 
     out, error = capsys.readouterr()
     assert error.startswith("mlpconv: tune='most' is not accepted; ")
     assert "candidate" not in out
+
+
+@pytest.mark.parametrize(
+    ("data", "recipe", "source", "settings", "named"),
+    [
+        ("photos", None, None, {"seed": 1, "size": 32}, "size=32"),
+        ("photos", "fast", None, {"size": 32}, "recipe='fast'"),
+        ("photos", None, "scratch", {"size": 32}, None),
+        ("photos", None, None, {"teacher": "runs/a"}, None),
+        ("digits", "fast", None, {}, None),
+        ("photos", None, None, {"seed": 1}, None),
+    ],
+)
+def test_a_setting_that_leaves_pretrained_networks_out_is_named(
+    data: str, recipe: str | None, source: str | None, settings: dict[str, object], named: str | None
+) -> None:
+    note = unchosen_note(data, recipe, source, settings, None)
+    assert (
+        note is None if named is None else (note or "").startswith(f"with {named} the network is trained from random")
+    )
 
 
 def test_without_validation_images_nothing_is_compared(here: Path) -> None:

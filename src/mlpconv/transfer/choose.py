@@ -29,6 +29,7 @@ __all__ = [
     "choose",
     "is_automatic",
     "size_for",
+    "unchosen_note",
     "unlike_photographs",
 ]
 
@@ -119,6 +120,32 @@ def is_automatic(
             f"{option('source', SCRATCH)}."
         )
     return True
+
+
+def unchosen_note(
+    data: str | Path | Dataset,
+    recipe: object,
+    source: str | Path | None,
+    settings: Mapping[str, Any],
+    minutes: float | None,
+) -> str | None:
+    """Return which setting makes a folder train from random weights; None if that was asked for.
+
+    Raises UsageError for `minutes`, which limits only runs whose source is chosen.
+    """
+    if minutes is not None:
+        raise UsageError(
+            f"{option('minutes', minutes)} needs {option('source', AUTO)}: pass it too, or drop the limit."
+        )
+    given = {} if recipe is None else {"recipe": str(recipe)}
+    given |= {key: settings[key] for key in settings if key not in AUTO_SETTINGS}
+    if source is not None or isinstance(data, Dataset) or is_published(data) or "teacher" in given or not given:
+        return None
+    name, value = next(iter(given.items()))
+    return (
+        f"with {option(name, value)} the network is trained from random weights, and no pretrained one is tried: pass "
+        f"{option('source', BACKBONES[-1])} to start from one."
+    )
 
 
 def unlike_photographs(split: Split) -> str | None:
