@@ -96,8 +96,12 @@ def slow_reader(port: int) -> str:
     return HELD if received >= LARGE else "closed"
 
 
-def idle_connections(port: int, count: int = 120, rounds: int = 10) -> str:
-    """Open many connections that send nothing, again and again; return what a further one gets."""
+def idle_connections(port: int, count: int = 30, rounds: int = 40) -> str:
+    """Open many connections that send nothing, some at a time; return what a further one gets.
+
+    More at a time than the kernel queues for a slow server would be tried again after a second, when the first ones
+    have reached their deadline.
+    """
     with ExitStack() as stack:
         for _ in range(rounds):
             for _ in range(count):
