@@ -1,7 +1,8 @@
 """Load the server with wrk: throughput against the bare engine, latency of what is accepted, refusals, SIGTERM.
 
-    python benchmarks/load.py [--model nin_cifar10] [--seconds 10] [--soak SECONDS]
+    python benchmarks/load.py [PART...] [--seconds 10] [--soak SECONDS]
 
+A part is rows, networks, crowd, workers, overload, sigterm or soak; all by default, and the others keep their results.
 wrk (a package of most systems) sends one encoded image again and again over 1 to 256 connections; then four times as
 many images a second as the server can classify. Latencies by status are those of the log of the server. The bare
 engine decodes and classifies batches of the same image without a server. Writes results/load.json and the table of
@@ -25,23 +26,27 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from common import write_result
+from common import RESULTS, write_result
 from load_report import write_table
 from PIL import Image
 
 from mlpconv.deploy import Predictor, export
 from mlpconv.deploy.runtime import CORES
 
+MODEL = "nin_cifar10"
+LARGER = ("squeezenet", "efficientnet_lite0")
 CONNECTIONS = (1, 4, 16, 64, 256)
+SATURATED = 16  # connections, with which nothing is refused
 BATCH = 32
 OVERLOAD, CLIENTS = 4, 64  # times the capacity, over this many connections
 LATENCIES = (0.1, 0.01, 0.001)
@@ -51,6 +56,28 @@ wrk.method, wrk.body = "POST", file:read("*all")
 file:close()
 """
 PAUSE = "function delay() return math.random(0, {most}) end\n"
+
+
+class Case(NamedTuple):
+    """An exported network, an encoded image of its size, wrk's script that sends it, and the seconds of a row."""
+
+    model: Path
+    image: bytes
+    script: Path
+    folder: Path
+    seconds: float
+
+
+def prepare(network: str, folder: Path, seconds: float) -> Case:
+    """Export a network, and write an image of noise and the script."""
+    model = export(network, folder / f"{network}.onnx").path
+    shape = Predictor(model, engine="onnxruntime").input_size
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape[1:], 3), dtype=np.uint8)
+    stream, image, script = io.BytesIO(), folder / f"{network}.png", folder / f"{network}.lua"
+    Image.fromarray(pixels).save(stream, "PNG")
+    image.write_bytes(stream.getvalue())
+    script.write_text(SCRIPT.format(image=image))
+    return Case(model, stream.getvalue(), script, folder, seconds)
 
 
 @contextmanager
@@ -68,46 +95,50 @@ def serving(model: Path, folder: Path, *words: str) -> Iterator[tuple[subprocess
         process.wait()
 
 
-def bare(model: Path, image: bytes, seconds: float, threads: int = CORES) -> float:
+def bare(case: Case, threads: int = CORES) -> float:
     """Return images/s of decoding and classifying in one process, without a server, in batches."""
-    predictor = Predictor(model, engine="onnxruntime", threads=threads)
-    predictor.predict([image] * BATCH)
+    predictor = Predictor(case.model, engine="onnxruntime", threads=threads)
+    predictor.predict([case.image] * BATCH)
     start, count = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        predictor.predict([image] * BATCH)
+    while time.perf_counter() - start < case.seconds / 2:
+        predictor.predict([case.image] * BATCH)
         count += BATCH
     return count / (time.perf_counter() - start)
 
 
-def bare_processes(model: Path, image: bytes, seconds: float) -> float:
+def bare_processes(case: Case) -> float:
     """Return images/s of one process of one thread for each core."""
     with ProcessPoolExecutor(CORES, get_context("spawn")) as pool:
-        runs = [pool.submit(bare, model, image, seconds, 1) for _ in range(CORES)]
+        runs = [pool.submit(bare, case, 1) for _ in range(CORES)]
         return sum(run.result() for run in runs)
 
 
-def with_workers(model: Path, folder: Path, image: bytes, seconds: float, script: Path) -> list[dict[str, Any]]:
-    """Load a server with a worker of one thread for each core."""
+def compared(
+    case: Case, connections: Iterable[int], engine: Callable[[Case], float], *words: str
+) -> list[dict[str, Any]]:
+    """Load a server over several numbers of connections; measure the bare engine before and after each."""
     rows = []
-    with serving(model, folder, "--workers", str(CORES)) as (_, port, log):
-        for connections in CONNECTIONS[:3]:
-            engine = bare_processes(model, image, seconds / 2)
-            row = load(port, log, connections, seconds, script)
-            row["bare_engine_per_second"] = (engine + bare_processes(model, image, seconds / 2)) / 2
+    with serving(case.model, case.folder, *words) as (_, port, log):
+        for count in connections:
+            before = engine(case)
+            row = load(port, log, count, case.seconds, case.script)
+            row["bare_engine_per_second"] = (before + engine(case)) / 2
             rows.append(row)
-            print(f"{CORES} workers: {row}", flush=True)
+            print(*words, row, flush=True)
     return rows
 
 
-def overloaded(model: Path, folder: Path, capacity: float, seconds: float, script: Path) -> list[dict[str, Any]]:
-    """Send OVERLOAD times as many requests as `capacity` a second, for several bounds of the waiting time."""
-    paused = folder / "paused.lua"
-    paused.write_text(script.read_text() + PAUSE.format(most=round(2000 * CLIENTS / (OVERLOAD * capacity))))
+def overloaded(case: Case) -> list[dict[str, Any]]:
+    """Send OVERLOAD times as many requests a second as the server can classify, for several bounds of the waiting."""
+    with serving(case.model, case.folder) as (_, port, log):
+        capacity = load(port, log, SATURATED, case.seconds, case.script)["accepted_per_second"]
+    paused = case.folder / "paused.lua"
+    paused.write_text(case.script.read_text() + PAUSE.format(most=round(2000 * CLIENTS / (OVERLOAD * capacity))))
     rows = []
     for latency in LATENCIES:
-        with serving(model, folder, "--latency", str(latency)) as (_, port, log):
-            alone = load(port, log, 1, seconds, script)
-            row = load(port, log, CLIENTS, seconds, paused)
+        with serving(case.model, case.folder, "--latency", str(latency)) as (_, port, log):
+            alone = load(port, log, 1, case.seconds, case.script)
+            row = load(port, log, CLIENTS, case.seconds, paused)
             rows.append({"latency": latency, "unloaded_ms": alone["accepted_ms"], **row})
             print(f"overload: {rows[-1]}", flush=True)
     return rows
@@ -140,7 +171,7 @@ def quantiles(values: list[float]) -> dict[str, float] | None:
     return {"p50": float(np.quantile(values, 0.5)), "p99": float(np.quantile(values, 0.99))}
 
 
-def lost_at_sigterm(model: Path, folder: Path, image: bytes, clients: int = 8) -> dict[str, int]:
+def lost_at_sigterm(case: Case, clients: int = 8) -> dict[str, int]:
     """Send SIGTERM under load; return how many requests were answered, and how many lost after they were sent."""
     counts = {"answered": 0, "refused": 0, "lost": 0}
     stop = threading.Event()
@@ -155,7 +186,7 @@ def lost_at_sigterm(model: Path, folder: Path, image: bytes, clients: int = 8) -
             try:
                 closing = False
                 while not closing and not stop.is_set():
-                    connection.request("POST", "/predict", image)
+                    connection.request("POST", "/predict", case.image)
                     response = connection.getresponse()
                     response.read()
                     closing = response.getheader("connection") == "close"
@@ -164,7 +195,7 @@ def lost_at_sigterm(model: Path, folder: Path, image: bytes, clients: int = 8) -
                 counts["lost"] += 1
             connection.close()
 
-    with serving(model, folder, "--latency", "5") as (process, port, _):
+    with serving(case.model, case.folder, "--latency", "5") as (process, port, _):
         threads = [threading.Thread(target=client, args=(port,)) for _ in range(clients)]
         for thread in threads:
             thread.start()
@@ -177,26 +208,27 @@ def lost_at_sigterm(model: Path, folder: Path, image: bytes, clients: int = 8) -
     return counts
 
 
-def crowd(process: subprocess.Popen[str], port: int, count: int = 10_000) -> dict[str, Any]:
+def crowd(case: Case, count: int = 10_000) -> dict[str, Any]:
     """Open many connections that send nothing; return what became of them, and how many files the server had open."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     count, most = min(count, hard - 100), 0
-    with contextlib.ExitStack() as stack:
+    with serving(case.model, case.folder) as (process, port, _), contextlib.ExitStack() as stack:
         clients = []
         for index in range(count):
             clients.append(stack.enter_context(socket.create_connection(("127.0.0.1", port), 30)))
             if index % 200 == 0:
                 most = max(most, len(os.listdir(f"/proc/{process.pid}/fd")))
         answers = [first_bytes(client) for client in clients]
-    connection = HTTPConnection("127.0.0.1", port, timeout=30)
-    connection.request("GET", "/v2/health/ready")
-    return {
-        "opened": count,
-        "answers": {answer: answers.count(answer) for answer in sorted(set(answers))},
-        "most_files_of_the_server": most,
-        "status_afterwards": connection.getresponse().status,
-    }
+        stack.close()
+        connection = HTTPConnection("127.0.0.1", port, timeout=30)
+        connection.request("GET", "/v2/health/ready")
+        return {
+            "opened": count,
+            "answers": {answer: answers.count(answer) for answer in sorted(set(answers))},
+            "most_files_of_the_server": most,
+            "status_afterwards": connection.getresponse().status,
+        }
 
 
 def first_bytes(client: socket.socket) -> str:
@@ -215,54 +247,53 @@ def memory(pid: int) -> float:
     return sum(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def soak(process: subprocess.Popen[str], port: int, script: Path, seconds: float) -> list[float]:
-    """Load the server for a long time; return its memory in MB, every tenth of that time."""
-    words = ["-t1", "-c16", f"-d{seconds:g}s", "-s", str(script), f"http://127.0.0.1:{port}/predict"]
-    with subprocess.Popen(["wrk", *words], stdout=subprocess.DEVNULL):
-        sizes = []
-        for _ in range(10):
-            time.sleep(seconds / 10)
-            sizes.append(round(memory(process.pid), 1))
-    return sizes
+def soak(case: Case, seconds: float) -> dict[str, Any]:
+    """Load the server for a long time; return its memory in MB, every tenth of that time, and its answers."""
+    with serving(case.model, case.folder) as (process, port, log):
+        url = f"http://127.0.0.1:{port}/predict"
+        words = ["-t1", f"-c{SATURATED}", f"-d{seconds:g}s", "-s", str(case.script), url]
+        with subprocess.Popen(["wrk", *words], stdout=subprocess.DEVNULL):
+            sizes = []
+            for _ in range(10):
+                time.sleep(seconds / 10)
+                sizes.append(round(memory(process.pid), 1))
+        statuses = Counter(json.loads(line).get("status") for line in log.read_text().splitlines())
+    return {"mb": sizes, "seconds": seconds, "answers": {str(code): n for code, n in statuses.items() if code}}
 
 
 def main() -> None:
-    """Measure everything; print and write it, and the table of the page."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--model", default="nin_cifar10")
+    """Measure the parts; print and write them, and the table of the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", help="all by default")
     parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--soak", type=float, default=60)
+    parser.add_argument("--soak", type=float, default=60, help="seconds")
     arguments = parser.parse_args()
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is not installed")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        model = export(arguments.model, folder / "model.onnx").path
-        stream = io.BytesIO()
-        shape = Predictor(model, engine="onnxruntime").input_size
-        pixels = np.random.default_rng(0).integers(0, 256, (*shape[1:], 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(stream, "PNG")
-        (folder / "image.png").write_bytes(stream.getvalue())
-        script = folder / "post.lua"
-        script.write_text(SCRIPT.format(image=folder / "image.png"))
-        result: dict[str, Any] = {"model": arguments.model, "rows": []}
-        with serving(model, folder) as (process, port, log):
-            for connections in CONNECTIONS:
-                engine = bare(model, stream.getvalue(), arguments.seconds / 2)
-                row = load(port, log, connections, arguments.seconds, script)
-                row["bare_engine_per_second"] = (engine + bare(model, stream.getvalue(), arguments.seconds / 2)) / 2
-                result["rows"].append(row)
-                print(row, flush=True)
-            result["soak_mb"] = soak(process, port, script, arguments.soak)
-            result["soak_seconds"] = arguments.soak
-            result["crowd"] = crowd(process, port)
-            print(result["crowd"], flush=True)
-        result["workers"] = with_workers(model, folder, stream.getvalue(), arguments.seconds, script)
-        capacity = max(row["accepted_per_second"] for row in result["rows"])
-        result["overload"] = overloaded(model, folder, capacity, arguments.seconds, script)
-        result["sigterm"] = lost_at_sigterm(model, folder, stream.getvalue())
-        print(result["soak_mb"], result["sigterm"])
-    write_table(json.loads(write_result("load", result).read_text()))
+        case = prepare(MODEL, Path(name), arguments.seconds)
+        parts: dict[str, Callable[[], Any]] = {
+            "rows": lambda: compared(case, CONNECTIONS, bare),
+            "networks": lambda: {
+                network: compared(prepare(network, Path(name), arguments.seconds), (SATURATED,), bare)[0]
+                for network in LARGER
+            },
+            "crowd": lambda: crowd(case),
+            "workers": lambda: compared(case, CONNECTIONS[:3], bare_processes, "--workers", str(CORES)),
+            "overload": lambda: overloaded(case),
+            "sigterm": lambda: lost_at_sigterm(case),
+            "soak": lambda: soak(case, arguments.soak),
+        }
+        if unknown := set(arguments.parts) - parts.keys():
+            parser.error(f"there is no part {min(unknown)!r}; accepted: {', '.join(parts)}")
+        stored = RESULTS / "load.json"
+        kept = json.loads(stored.read_text("utf-8"))["result"] if stored.is_file() else {}
+        result: dict[str, Any] = {part: kept[part] for part in parts if part in kept}
+        for part in arguments.parts or parts:
+            result[part] = parts[part]()
+            print(part, result[part], flush=True)
+            content = json.loads(write_result("load", result).read_text("utf-8"))
+    write_table(content)
 
 
 if __name__ == "__main__":

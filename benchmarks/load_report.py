@@ -12,29 +12,37 @@ __all__ = ["load_table", "write_table"]
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "serve.md"
 START, END = "<!-- load: written by benchmarks/load.py -->", "<!-- load: end -->"
-HEAD = ("workers", "connections", "classified/s", "of the bare engine", "p50", "p99", "refused/s", "p99 of a refusal")
+HEAD = (
+    "network", "workers", "connections", "classified/s", "of the bare engine", "p50", "p99", "refused/s",
+    "p99 of a refusal",
+)  # fmt: skip
 
 
 def load_table(content: dict[str, Any]) -> str:
     """Return the tables of throughput, of overload, and of everything that is one number."""
     result = content["result"]
-    text = f"`{content['command']}`, {content['date']}, {content['machine']['cpu']}, {content['machine']['cores']} "
-    text += f"cores, `{result.get('model', 'nin_cifar10')}` and PNG files:\n\n"
+    text = f"{content['date']}, {content['machine']['cpu']}, {content['machine']['cores']} cores, PNG files:\n\n"
     text += f"| {' | '.join(HEAD)} |\n{'|---' * len(HEAD)}|\n"
-    text += "".join(_row(1, row) for row in result["rows"])
-    text += "".join(_row(content["machine"]["cores"], row) for row in result.get("workers", ()))
-    if "overload" in result:
-        text += (
-            "\nUnder four times the capacity:\n\n| `--latency` | classified/s | p50 | p99 | p99 unloaded | refused/s | "
-        )
-        text += "p99 of a refusal |\n|---|---|---|---|---|---|---|\n"
-        text += "".join(_overload_row(row) for row in result["overload"])
+    text += "".join(_row("nin_cifar10", 1, row) for row in result["rows"])
+    text += "".join(_row("nin_cifar10", content["machine"]["cores"], row) for row in result["workers"])
+    text += "".join(_row(network, 1, row) for network, row in result["networks"].items())
+    text += "\nUnder four times the capacity of `nin_cifar10`:\n\n"
+    text += "| `--latency` | classified/s | p50 | p99 | p99 unloaded | refused/s | "
+    text += "p99 of a refusal |\n|---|---|---|---|---|---|---|\n"
+    text += "".join(_overload_row(row) for row in result["overload"])
     return text + _facts(result)
 
 
-def _row(workers: int, row: dict[str, Any]) -> str:
+def _row(network: str, workers: int, row: dict[str, Any]) -> str:
     share = row["accepted_per_second"] / row["bare_engine_per_second"]
-    cells = (workers, row["connections"], f"{row['accepted_per_second']:,.0f}", f"{share:.0%}", *_latencies(row))
+    cells = (
+        f"`{network}`",
+        workers,
+        row["connections"],
+        f"{row['accepted_per_second']:,.0f}",
+        f"{share:.0%}",
+        *_latencies(row),
+    )
     return f"| {' | '.join(map(str, cells))} |\n"
 
 
@@ -53,14 +61,16 @@ def _overload_row(row: dict[str, Any]) -> str:
 
 
 def _facts(result: dict[str, Any]) -> str:
-    crowd, end, soak = result["crowd"], result["sigterm"], result["soak_mb"]
+    crowd, end, soak = result["crowd"], result["sigterm"], result["soak"]
     answers = ", ".join(f"{count:,} x {name}" for name, count in crowd["answers"].items())
-    most, after, seconds = crowd["most_files_of_the_server"], crowd["status_afterwards"], result["soak_seconds"]
+    most, after, kept = crowd["most_files_of_the_server"], crowd["status_afterwards"], soak["answers"]
+    soaked = ", ".join(f"{count:,} x {code}" for code, count in sorted(kept.items()))
     return (
         f"\n- {crowd['opened']:,} idle connections at once: {answers}; at most {most:,} files open in the server; an\n"
         f"  ordinary request afterwards got {after}.\n"
         f"- SIGTERM under load: {end['answered']:,} requests answered, {end['lost']} lost after they were sent.\n"
-        f"- Memory of server and worker in {seconds:g} s of load: {min(soak):.0f} to {max(soak):.0f} MB.\n"
+        f"- Memory of server and worker in {soak['seconds']:,.0f} s of load ({soaked}): {min(soak['mb']):.0f} to\n"
+        f"  {max(soak['mb']):.0f} MB.\n"
     )
 
 
