@@ -52,7 +52,7 @@ def test_each_phase_runs_in_its_smallest_size(phase: str) -> None:
         assert len(result["checks"]) == 12
         assert all(check is True for check in result["checks"].values()), result
     if phase == "distill":
-        assert len(result["recipes"]["small, taught"]["runs"]) == 1
+        assert len(result["recipes"]["nin_tiny, taught"]["runs"]) == 1
         assert result["teacher"]["accuracy"] > 0.1
 
 
@@ -135,7 +135,8 @@ def test_distill_trains_the_teacher_on_enlarged_images(monkeypatch: pytest.Monke
     monkeypatch.setattr(distill.gpu_data, "load", lambda _: data)
     monkeypatch.setattr(distill, "SIDE", 48)
     monkeypatch.setattr(distill, "TEACHER", {"source": "squeezenet", "tune": "all", "epochs": 1, "min_steps": 1})
-    monkeypatch.setattr(distill, "STUDENT", distill.SMALL | {"model": "nin_tiny"})
+    monkeypatch.setattr(distill, "STUDENTS", ("nin_tiny",))
+    monkeypatch.setattr(distill, "STUDENT", distill.SMALL)
     said: list[dict[str, Any]] = []
     arguments = {"small": False, "deadline": 1e18, "say": said.append, "sources": "now"}
     earlier = {"data": "cifar10", "recipes": {"nin_tiny, taught": {"runs": [dict(trained(0, 0, 2, {}))]}}}

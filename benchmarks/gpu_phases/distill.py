@@ -27,7 +27,8 @@ SIDE = 128
 """Pixels of the teacher's images, enlarged from 32."""
 TEACHER: dict[str, Any] = {"source": "efficientnet_lite0", "tune": "all", "batch_size": 128, "lr": 0.02, "epochs": 4}
 TEACHER_SECONDS = 150
-STUDENT: dict[str, Any] = {"recipe": "best", "model": "nin_cifar10", "batch_size": 128, "eval_every": 20}
+STUDENTS = ("nin_cifar10", "nin_tiny")
+STUDENT: dict[str, Any] = {"recipe": "best", "batch_size": 128, "eval_every": 20}
 SMALL: dict[str, Any] = {"recipe": "fast", "epochs": 1, "width": 0.25, "batch_size": 512}
 SEEDS = 3
 THREADS, CHUNK = 8, 500
@@ -66,11 +67,12 @@ def run(
             "all_seconds": round(time.perf_counter() - began, 1),
         }
         say(result)
-        network = student.get("model", "small")
-        plans = {f"{network}, taught": student | {"teacher": teacher}, f"{network}, alone": student}
-        for count in range(1, seeds + 1):  # in pairs, so that what time leaves can be compared
-            for name, given in plans.items():
-                add_runs(result, name, Plan(count, expected, given), data, device, deadline, say, sources)
+        for network in ("nin_tiny",) if found is None else STUDENTS:
+            alone = student | {"model": network}
+            plans = {f"{network}, taught": alone | {"teacher": teacher}, f"{network}, alone": alone}
+            for count in range(1, seeds + 1):  # in pairs, so that what time leaves can be compared
+                for name, given in plans.items():
+                    add_runs(result, name, Plan(count, expected, given), data, device, deadline, say, sources)
     return result
 
 

@@ -152,5 +152,5 @@ def did_you_mean(name: str, accepted: Iterable[str]) -> str:
         return f"{closest}; {len(names):,} names are accepted."
     originals = {_normalized(original): original for original in reversed(names)}
     matches = difflib.get_close_matches(_normalized(name), originals, n=1, cutoff=0.5)
-    listed = f"ccepted: {', '.join(names)}."
-    return f"did you mean {originals[matches[0]]!r}? A{listed}" if matches else f"a{listed}"
+    listed = ", ".join(names)
+    return f"did you mean {originals[matches[0]]!r}? Accepted: {listed}." if matches else f"accepted: {listed}."

@@ -41,12 +41,12 @@ from mlpconv.transfer.begin import make_start
 from mlpconv.transfer.cache import GIGABYTES, FeatureCache
 from mlpconv.transfer.choose import (
     AUTO,
-    AUTO_SETTINGS,
+    HEAD_SETTINGS,
     SourceCandidate,
     SourceChoice,
     choose,
     is_automatic,
-    unchosen_note,
+    leave_unchosen,
 )
 from mlpconv.transfer.classes import check_classes, with_classes
 from mlpconv.transfer.depth import finetune_recipe, time_limit
@@ -56,7 +56,6 @@ from mlpconv.transfer.teacher import make_teach
 
 __all__ = ["Run", "fit"]
 
-HEAD_SETTINGS = (*AUTO_SETTINGS, "size", "flip", "add_classes", "weights")
 PILOT_STEPS = 250  # of training from random weights, to compare it with pretrained features
 
 
@@ -121,8 +120,8 @@ def fit(
             require_empty(target)  # before minutes of computing
         choice = choose_source(data, data_root, settings, features, progress, minutes)
         source, (settings, choice) = choice.source, choice.settle(settings)
-    elif stored is None and (note := unchosen_note(data, recipe, source, settings, minutes)):
-        progress.note(note)
+    elif stored is None:
+        leave_unchosen(data, recipe, source, settings, minutes, progress.note)
     base = stored if stored is not None and recipe is None else resolve_recipe(recipe, published, source, settings)
     requested = apply_settings(base, settings if source in (None, AUTO) else {"source": str(source)} | settings)
     check_processes(requested)

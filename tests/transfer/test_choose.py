@@ -111,7 +111,7 @@ def test_a_bad_value_is_refused_before_anything_is_computed(here: Path, capsys: 
 def test_a_setting_that_leaves_pretrained_networks_out_is_named(
     data: str, recipe: str | None, source: str | None, settings: dict[str, object], named: str | None
 ) -> None:
-    note = unchosen_note(data, recipe, source, settings, None)
+    note = unchosen_note(data, recipe, source, settings)
     assert (
         note is None if named is None else (note or "").startswith(f"with {named} the network is trained from random")
     )

@@ -24,10 +24,12 @@ from mlpconv.transfer.start import FeatureProgress, Started, TransferParts, star
 
 __all__ = [
     "AUTO_SETTINGS",
+    "HEAD_SETTINGS",
     "SourceCandidate",
     "SourceChoice",
     "choose",
     "is_automatic",
+    "leave_unchosen",
     "size_for",
     "unchosen_note",
     "unlike_photographs",
@@ -36,6 +38,8 @@ __all__ = [
 AUTO = "auto"
 AUTO_SETTINGS = ("fit", "val_fraction", "seed", "precision", "device", "tune", "balance", "calibrate")
 """The settings with which the source is still chosen automatically."""
+HEAD_SETTINGS = (*AUTO_SETTINGS, "size", "flip", "add_classes", "weights")
+"""The settings that affect a fitted classifier."""
 CHANNELS = 3
 FAST_SIZE = 128  # pixels, for the smaller network
 SIZES = ((5_000, SIZE), (20_000, 160))  # up to so many images, this side; above
@@ -122,21 +126,27 @@ def is_automatic(
     return True
 
 
-def unchosen_note(
+def leave_unchosen(
     data: str | Path | Dataset,
     recipe: object,
     source: str | Path | None,
     settings: Mapping[str, Any],
     minutes: float | None,
-) -> str | None:
-    """Return which setting makes a folder train from random weights; None if that was asked for.
-
-    Raises UsageError for `minutes`, which limits only runs whose source is chosen.
-    """
+    note: Callable[[str], None],
+) -> None:
+    """Raise UsageError for a limit of the time of a choice that is not made; note which setting prevents the choice."""
     if minutes is not None:
         raise UsageError(
             f"{option('minutes', minutes)} needs {option('source', AUTO)}: pass it too, or drop the limit."
         )
+    if text := unchosen_note(data, recipe, source, settings):
+        note(text)
+
+
+def unchosen_note(
+    data: str | Path | Dataset, recipe: object, source: str | Path | None, settings: Mapping[str, Any]
+) -> str | None:
+    """Return which setting makes a folder train from random weights; None if that was asked for."""
     given = {} if recipe is None else {"recipe": str(recipe)}
     given |= {key: settings[key] for key in settings if key not in AUTO_SETTINGS}
     if source is not None or isinstance(data, Dataset) or is_published(data) or "teacher" in given or not given:
