@@ -249,7 +249,8 @@ def test_the_documented_defaults_are_the_real_ones() -> None:
     from mlpconv.deploy.server import ServeOptions
 
     page = (Path(mlpconv.__file__).parents[2] / "docs" / "serve.md").read_text()
-    documented = dict(re.findall(r"^\| `(\w+)` \| ([\d.,]+)", page, re.MULTILINE))
+    section = page.split("\n## Limits\n")[1].split("\n## ")[0]
+    documented = dict(re.findall(r"^\| `(\w+)` \| ([\d.,]+)", section, re.MULTILINE))
     real = {**vars(Limits()), **{name: value for name, value in vars(ServeOptions()).items() if name in documented}}
     assert {name: float(value.replace(",", "")) for name, value in documented.items()} == real
     assert len(documented) > len(vars(Limits()))
