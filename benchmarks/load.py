@@ -40,8 +40,8 @@ from common import RESULTS, write_result
 from load_report import write_table
 from PIL import Image
 
+from mlpconv.data.decode_threads import CORES
 from mlpconv.deploy import Predictor, export
-from mlpconv.deploy.runtime import CORES
 
 MODEL = "nin_cifar10"
 LARGER = ("squeezenet", "efficientnet_lite0")

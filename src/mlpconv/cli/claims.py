@@ -75,12 +75,13 @@ def run(
     from mlpconv.claims.results import judge_all
     from mlpconv.claims.runner import SEEDS, RunSettings, count_steps, run_claims
     from mlpconv.cli.bar import Bar
+    from mlpconv.data.decode_threads import CORES
 
     files = [find_claim(name) for name in names] or list(list_claims())
     everything = [*list_claims(), *(file for file in files if file not in list_claims())]
     check_unique(everything)
     settings = RunSettings(
-        out, _data_sets(data, quick), SEEDS if seeds is None else seeds, _cores() if workers is None else workers
+        out, _data_sets(data, quick), SEEDS if seeds is None else seeds, CORES if workers is None else workers
     )
     if not data and not quick:
         _name_missing(settings.data)
@@ -221,12 +222,6 @@ def _name_missing(chosen: tuple[str, ...]) -> None:
     for name in BUDGETS:
         if name not in chosen:
             _note(f"{name} is left out: its files are missing. `mlpconv data prepare {name}` downloads them.")
-
-
-def _cores() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _note(text: str) -> None:

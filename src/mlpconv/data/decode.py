@@ -7,8 +7,6 @@ import io
 import os
 import re
 import struct
-import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -26,6 +24,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from mlpconv.data.bit_depth import color_to_8_bits, grey_to_8_bits, has_sixteen_bits, max_sample
 from mlpconv.data.color import channels_of
+from mlpconv.data.decode_threads import without_warnings
 from mlpconv.data.jpeg import MAX_JPEG_PIXELS, reopen, set_draft
 from mlpconv.data.orientation import upright
 from mlpconv.data.resize import fit_image
@@ -152,24 +151,13 @@ def _open_source(source: Path | bytes) -> Iterator[tuple[io.BytesIO | io.Buffere
 def _damage_as_image_error(name: str) -> Iterator[None]:
     """Raise ImageError for any exception that Pillow raises on damaged or hostile bytes; its list is open-ended."""
     try:
-        with _without_warnings():
+        with without_warnings():
             yield
     except (MlpconvError, MemoryError):
         raise
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise ImageError(f"{name} is a damaged image file ({reason}); export it again, or leave it out.") from error
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Hide Pillow's warnings about odd metadata; only the main thread changes the global warning filters."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _check_bytes(length: int, name: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from mlpconv.data.dataset import Dataset, Split, make_dataset, select
 from mlpconv.data.decode import FORMATS, decode_hashed
+from mlpconv.data.decode_threads import without_warnings
 from mlpconv.data.duplicates import duplicate_notes, pixel_hash
 from mlpconv.data.folder_layout import MAX_NAMED, ScannedSplit, abbreviated, has_images, scan_folder, subfolders
 from mlpconv.data.open_options import OpenOptions
@@ -42,8 +42,7 @@ def open_folder(folder: Path, options: OpenOptions) -> Dataset:
     scanned, notes = scan_folder(folder)
     names = _class_names(folder, scanned, options.classes, notes)
     files = {key: _labelled(split, names) for key, split in scanned.items()}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's warnings about odd metadata
+    with without_warnings():
         if size is None or channels is None or fit is None or bits is None:
             headers = {key: read_headers(split_files) for key, split_files in files.items()}
             _check_unreadable(folder, files, options.max_bad)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mlpconv.data.decode import decode, from_pil
+from mlpconv.data.decode_threads import in_threads
 from mlpconv.decode_options import DecodeOptions
 from mlpconv.errors import ImageError, UsageError
 
@@ -91,15 +92,21 @@ def source_of(item: Item | BatchRow) -> str | None:
 def _readable(
     batch: Sequence[Item | BatchRow], size: Size, decode_options: DecodeOptions, failed: list[ImageError] | None
 ) -> Iterator[tuple[NDArray[np.uint8], str | None]]:
-    for item in batch:
+    def read(item: Item | BatchRow) -> NDArray[np.uint8] | ImageError:
         try:
-            pixels = read_pixels(item, size, decode_options)
+            return read_pixels(item, size, decode_options)
         except ImageError as error:
-            if failed is None:
-                raise
-            failed.append(error)
-        else:
+            return error
+
+    files = [item for item in batch if isinstance(item, str | os.PathLike | bytes)]
+    decoded = in_threads(read, files) if len(files) == len(batch) else map(read, batch)
+    for item, pixels in zip(batch, decoded, strict=True):
+        if not isinstance(pixels, ImageError):
             yield pixels, source_of(item)
+        elif failed is None:
+            raise pixels
+        else:
+            failed.append(pixels)
 
 
 def checked_item(image: object) -> Item:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from mlpconv.data.bit_depth import bits_needed
 from mlpconv.data.decode import Header, header, largest_value
+from mlpconv.data.decode_threads import in_threads
 from mlpconv.data.duplicates import PixelHash
 from mlpconv.decode_options import DEPTHS
 from mlpconv.errors import ImageError
@@ -22,8 +21,7 @@ __all__ = ["SplitFiles", "choose_bits", "choose_fit", "choose_size", "map_files"
 MAX_NATIVE_SIZE = 96  # images of one size up to this keep it
 SIZES = (32, 48, 64)  # otherwise the one nearest to the median of the shorter sides
 MAX_CROPPED = 0.4  # images are stretched if cropping would lose more of the median image
-THREADS = 4
-CHUNK = 256  # files submitted at a time
+CHUNK = 256  # files decoded at a time
 FULL_DEPTH = 1 << DEPTHS[-2]  # a sample of at least this value needs all sixteen bits
 
 T = TypeVar("T")
@@ -46,7 +44,7 @@ class SplitFiles:
 
 
 def map_files(function: Callable[[Path], T], files: SplitFiles) -> Iterator[tuple[int, T]]:
-    """Yield (index, result) of every readable file in order, using threads; append the other errors to `errors`."""
+    """Yield (index, result) of every readable file in order; append the other errors to `errors`."""
 
     def attempt(path: Path) -> T | ImageError:
         try:
@@ -54,13 +52,12 @@ def map_files(function: Callable[[Path], T], files: SplitFiles) -> Iterator[tupl
         except ImageError as error:
             return error
 
-    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1), thread_name_prefix="decode") as pool:
-        for start in range(0, len(files.paths), CHUNK):
-            for index, result in enumerate(pool.map(attempt, files.paths[start : start + CHUNK]), start):
-                if isinstance(result, ImageError):
-                    files.errors.append(result)
-                else:
-                    yield index, result
+    for start in range(0, len(files.paths), CHUNK):
+        for index, result in enumerate(in_threads(attempt, files.paths[start : start + CHUNK]), start):
+            if isinstance(result, ImageError):
+                files.errors.append(result)
+            else:
+                yield index, result
 
 
 def read_headers(files: SplitFiles) -> list[Header]:

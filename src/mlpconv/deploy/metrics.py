@@ -7,7 +7,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from mlpconv.deploy.worker_pool import Stages
+from mlpconv.deploy.jobs import Stages
 
 __all__ = ["Metrics"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mlpconv.data.decode_threads import CORES
 from mlpconv.deploy.ir_file import read_ir
 from mlpconv.deploy.metadata import Metadata
 from mlpconv.deploy.onnx_file import EXPORT_AGAIN, read_onnx
@@ -22,7 +22,6 @@ __all__ = ["ENGINES", "EngineName", "Runtime", "installed_engines", "open_runtim
 EngineName = Literal["auto", "onnxruntime", "openvino"]
 ENGINES = ("auto", "onnxruntime", "openvino")
 TRIALS = 5
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 Pixels = NDArray[np.uint8]
 Outputs = list[NDArray[np.float32]]

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from mlpconv.data.decode_threads import CORES
 from mlpconv.deploy.exporting import Exported
 from mlpconv.deploy.parity import Pixels
 from mlpconv.deploy.predictor import Predictor
 from mlpconv.deploy.quantize import Calibration
-from mlpconv.deploy.runtime import CORES, EngineName, installed_engines
+from mlpconv.deploy.runtime import EngineName, installed_engines
 
 __all__ = ["Variant", "advice", "measure_variants"]
 

@@ -11,14 +11,21 @@ import resource
 import signal
 import socket
 import sys
+import threading
 import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from queue import Queue
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlpconv.data.decode import decode, header
+from mlpconv.data.decode_threads import MAX_THREADS, in_threads
 from mlpconv.deploy.predictor import Predictor
 from mlpconv.deploy.wire import frame, receive
 from mlpconv.errors import ExportError, ImageError, MlpconvError, UsageError
@@ -26,8 +33,18 @@ from mlpconv.errors import ExportError, ImageError, MlpconvError, UsageError
 __all__ = ["main"]
 
 SPARE_MEMORY = 2 << 30  # bytes of address space beyond what the loaded network has
+IMAGE_MEMORY = 1 << 30  # more, for each image that is decoded beside another
 Pixels = NDArray[np.uint8]
 Decoded = Pixels | dict[str, str]  # an image, or why there is none
+SWITCH_SECONDS = 5e-4  # an answer waits at most so long for the thread that decodes the next batch
+
+
+class _Batch(NamedTuple):
+    """Jobs, the images of each, and the seconds of decoding them."""
+
+    jobs: list[dict[str, Any]]
+    images: list[list[Decoded]]
+    seconds: float
 
 
 def main(arguments: list[str]) -> int:
@@ -35,6 +52,8 @@ def main(arguments: list[str]) -> int:
     model, engine, threads, max_pixels, descriptor = arguments
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches all processes; the server decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    warnings.simplefilter("ignore")  # Pillow's, about odd metadata
+    sys.setswitchinterval(SWITCH_SECONDS)
     connection = socket.socket(fileno=int(descriptor))
     try:
         predictor = Predictor(Path(model), engine=engine, threads=int(threads))  # type: ignore[arg-type]
@@ -42,11 +61,29 @@ def main(arguments: list[str]) -> int:
     except MlpconvError as error:
         _send(connection, {"failed": str(error)}, [])
         return 1
-    _limit_memory()
+    decoders = min(MAX_THREADS, int(threads))
+    _limit_memory(SPARE_MEMORY + (decoders - 1) * IMAGE_MEMORY)
     _send(connection, {"ready": True, "engine": predictor.engine, "choice": predictor.choice}, [])
-    while (message := receive(connection)) is not None:
-        _send(connection, *_answer(predictor, message[0]["jobs"], message[1], int(max_pixels)))
+    decode_file = partial(_decode, predictor, max_pixels=int(max_pixels))
+    batches: Queue[_Batch | None] = Queue(1)
+    read = partial(in_threads, decode_file, threads=decoders)
+    threading.Thread(target=_read_batches, args=(connection, read, batches), daemon=True).start()
+    while (batch := batches.get()) is not None:
+        _send(connection, *_answer(predictor, batch))
     return 0
+
+
+def _read_batches(
+    connection: socket.socket, read: Callable[[list[bytes]], list[Decoded]], batches: Queue[_Batch | None]
+) -> None:
+    """Decode the next batch while one is computed; put None at the end."""
+    try:
+        while (message := receive(connection)) is not None:
+            start = time.perf_counter()
+            images = _decoded(message[0]["jobs"], message[1], read)
+            batches.put(_Batch(message[0]["jobs"], images, time.perf_counter() - start))
+    finally:
+        batches.put(None)
 
 
 def _send(connection: socket.socket, answer: dict[str, Any], arrays: list[Any]) -> None:
@@ -54,49 +91,46 @@ def _send(connection: socket.socket, answer: dict[str, Any], arrays: list[Any]) 
     connection.sendall(b"".join(frame(answer, [np.ascontiguousarray(array).tobytes() for array in arrays])))
 
 
-def _limit_memory() -> None:
+def _limit_memory(spare: int) -> None:
     """Let an image that needs too much memory fail with MemoryError, instead of the whole machine."""
     pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
     if pages:
-        limit = pages * resource.getpagesize() + SPARE_MEMORY
+        limit = pages * resource.getpagesize() + spare
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
-def _answer(
-    predictor: Predictor, jobs: list[dict[str, Any]], payload: memoryview, max_pixels: int
-) -> tuple[dict[str, Any], list[Any]]:
+def _answer(predictor: Predictor, batch: _Batch) -> tuple[dict[str, Any], list[Any]]:
     """Return the answer to a batch of jobs: for each its outputs, or an error for each image."""
     start = time.perf_counter()
-    images: list[list[Decoded]] = []
-    position = 0
-    for job in jobs:
-        sizes = job["sizes"]
-        parts = [payload[begin : begin + size] for begin, size in _spans(position, sizes)]
-        position += sum(sizes)
-        images.append(_decoded(predictor, job, parts, max_pixels))
-    decoded = time.perf_counter()
-    results = _run(predictor, jobs, images)
-    seconds = {"decode": decoded - start, "compute": time.perf_counter() - decoded}
+    results = _run(predictor, batch.jobs, batch.images)
+    seconds = {"decode": batch.seconds, "compute": time.perf_counter() - start}
     arrays = [array for result in results for array in result.pop("arrays")]
     return {"results": results, "seconds": seconds}, arrays
 
 
-def _spans(position: int, sizes: list[int]) -> list[tuple[int, int]]:
-    spans = []
-    for size in sizes:
-        spans.append((position, size))
-        position += size
-    return spans
+def _decoded(
+    jobs: list[dict[str, Any]], payload: memoryview, read: Callable[[list[bytes]], list[Decoded]]
+) -> list[list[Decoded]]:
+    """Return the images of each job: those of its tensor, or its decoded files. All files are decoded together."""
+    files: list[bytes] = []
+    tensors: dict[int, list[Decoded]] = {}
+    position = 0
+    for index, job in enumerate(jobs):
+        for size in job["sizes"]:
+            part = payload[position : position + size]
+            position += size
+            if "shape" in job:
+                tensors[index] = list(np.frombuffer(part, np.uint8).reshape(job["shape"]))
+            else:
+                files.append(bytes(part))
+    pixels = iter(read(files))
+    return [
+        tensors[index] if index in tensors else list(islice(pixels, len(job["sizes"])))
+        for index, job in enumerate(jobs)
+    ]
 
 
-def _decoded(predictor: Predictor, job: dict[str, Any], parts: list[memoryview], max_pixels: int) -> list[Decoded]:
-    """Return the images of a job: those of its tensor, or its decoded files."""
-    if "shape" in job:
-        return list(np.frombuffer(parts[0], np.uint8).reshape(job["shape"]))
-    return [_decode(predictor, bytes(part), max_pixels) for part in parts]
-
-
-def _decode(predictor: Predictor, content: bytes, max_pixels: int) -> Decoded:
+def _decode(predictor: Predictor, content: bytes, *, max_pixels: int) -> Decoded:
     channels, height, width = predictor.input_size
     try:
         head = header(content)
