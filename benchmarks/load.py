@@ -50,6 +50,7 @@ SATURATED = 16  # connections, with which nothing is refused
 BATCH = 32
 OVERLOAD, CLIENTS = 4, 64  # times the capacity, over this many connections
 LATENCIES = (0.1, 0.01, 0.001)
+PATIENCE = 5  # seconds that a request of the soak may wait
 SCRIPT = """
 local file = io.open("{image}", "rb")
 wrk.method, wrk.body = "POST", file:read("*all")
@@ -248,8 +249,11 @@ def memory(pid: int) -> float:
 
 
 def soak(case: Case, seconds: float) -> dict[str, Any]:
-    """Load the server for a long time; return its memory in MB, every tenth of that time, and its answers."""
-    with serving(case.model, case.folder) as (process, port, log):
+    """Load the server for a long time; return its memory in MB, every tenth of that time, and its answers.
+
+    Nothing is refused on a machine that also does other work, so that the log stays small.
+    """
+    with serving(case.model, case.folder, "--latency", str(PATIENCE)) as (process, port, log):
         url = f"http://127.0.0.1:{port}/predict"
         words = ["-t1", f"-c{SATURATED}", f"-d{seconds:g}s", "-s", str(case.script), url]
         with subprocess.Popen(["wrk", *words], stdout=subprocess.DEVNULL):
@@ -257,7 +261,8 @@ def soak(case: Case, seconds: float) -> dict[str, Any]:
             for _ in range(10):
                 time.sleep(seconds / 10)
                 sizes.append(round(memory(process.pid), 1))
-        statuses = Counter(json.loads(line).get("status") for line in log.read_text().splitlines())
+        with log.open() as lines:
+            statuses = Counter(json.loads(line).get("status") for line in lines)
     return {"mb": sizes, "seconds": seconds, "answers": {str(code): n for code, n in statuses.items() if code}}
 
 
