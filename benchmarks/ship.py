@@ -85,9 +85,17 @@ def write(path: Path, trained: Classifier, about: dict[str, Any]) -> None:
         trained.preprocessing,
         classes=trained.classes,
         input_size=trained.input_size,
-        info=trained.info | about,
+        info=portable(trained.info) | about,
         half=True,
     )
+
+
+def portable(info: dict[str, Any]) -> dict[str, Any]:
+    """Return what a model file says of its training, without the folders of this machine: of its teacher, RUNS/NAME."""
+    if "teacher" not in info:
+        return info
+    name = str(Path(*Path(info["teacher"]["name"]).parts[-2:]))
+    return info | {"recipe": info["recipe"] | {"teacher": name}, "teacher": info["teacher"] | {"name": name}}
 
 
 if __name__ == "__main__":
