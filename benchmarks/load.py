@@ -29,7 +29,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 from multiprocessing import get_context
 from pathlib import Path
@@ -50,7 +49,7 @@ SATURATED = 16  # connections, with which nothing is refused
 BATCH = 32
 OVERLOAD, CLIENTS = 4, 64  # times the capacity, over this many connections
 LATENCIES = (0.1, 0.01, 0.001)
-PATIENCE = 5  # seconds that a request of the soak may wait
+PATIENCE = 5  # seconds that a request of the soak may wait: a log of refusals would fill the disk
 SCRIPT = """
 local file = io.open("{image}", "rb")
 wrk.method, wrk.body = "POST", file:read("*all")
@@ -81,7 +80,7 @@ def prepare(network: str, folder: Path, seconds: float) -> Case:
     return Case(model, stream.getvalue(), script, folder, seconds)
 
 
-@contextmanager
+@contextlib.contextmanager
 def serving(model: Path, folder: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], int, Path]]:
     """Run a server; yield its process, its port and its log."""
     log = folder / "server.log"
@@ -167,9 +166,7 @@ def load(port: int, log: Path, connections: int, seconds: float, script: Path) -
 
 def quantiles(values: list[float]) -> dict[str, float] | None:
     """Return the median and the 99th percentile."""
-    if not values:
-        return None
-    return {"p50": float(np.quantile(values, 0.5)), "p99": float(np.quantile(values, 0.99))}
+    return {name: float(np.quantile(values, q)) for name, q in (("p50", 0.5), ("p99", 0.99))} if values else None
 
 
 def lost_at_sigterm(case: Case, clients: int = 8) -> dict[str, int]:
@@ -249,10 +246,7 @@ def memory(pid: int) -> float:
 
 
 def soak(case: Case, seconds: float) -> dict[str, Any]:
-    """Load the server for a long time; return its memory in MB, every tenth of that time, and its answers.
-
-    Nothing is refused on a machine that also does other work, so that the log stays small.
-    """
+    """Load the server for a long time; return its memory in MB, every tenth of that time, and its answers."""
     with serving(case.model, case.folder, "--latency", str(PATIENCE)) as (process, port, log):
         url = f"http://127.0.0.1:{port}/predict"
         words = ["-t1", f"-c{SATURATED}", f"-d{seconds:g}s", "-s", str(case.script), url]

@@ -22,13 +22,12 @@ Source = TypeVar("Source", bound="bytes | str | os.PathLike[str]")
 Result = TypeVar("Result")
 
 
-def in_threads(
-    function: Callable[[Source], Result], files: Sequence[Source], threads: int = min(MAX_THREADS, CORES)
-) -> list[Result]:
+def in_threads(function: Callable[[Source], Result], files: Sequence[Source], threads: int = CORES) -> list[Result]:
     """Return the results of a function that decodes image files, or their bytes, in order.
 
-    One file, and files that are small on average, are decoded without threads.
+    At most MAX_THREADS are used, and none for one file or for files that are small on average.
     """
+    threads = min(threads, MAX_THREADS)
     with without_warnings():
         if threads < 2 or len(files) < 2 or sum(map(_bytes, files)) < SMALL_BYTES * len(files):
             return list(map(function, files))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mlpconv.data.decode import decode, from_pil
-from mlpconv.data.decode_threads import in_threads
+from mlpconv.data.decode_threads import CORES, in_threads
 from mlpconv.decode_options import DecodeOptions
 from mlpconv.errors import ImageError, UsageError
 
@@ -71,13 +71,14 @@ def array_batches(
     count: int,
     decode_options: DecodeOptions,
     failed: list[ImageError] | None = None,
+    threads: int = CORES,
 ) -> Iterator[tuple[NDArray[np.uint8], list[str | None]]]:
-    """Yield pixels (N, C, H, W) of `count` images at a time, and their files.
+    """Yield pixels (N, C, H, W) of `count` images at a time, and their files, which up to `threads` threads decode.
 
     With `failed`, unreadable images are skipped and their errors appended to it.
     """
     while group := list(islice(singles, count)):
-        loaded = list(_readable(group, size, decode_options, failed))
+        loaded = list(_readable(group, size, decode_options, failed, threads))
         if loaded:
             yield np.stack([pixels for pixels, _ in loaded]), [source for _, source in loaded]
 
@@ -90,7 +91,11 @@ def source_of(item: Item | BatchRow) -> str | None:
 
 
 def _readable(
-    batch: Sequence[Item | BatchRow], size: Size, decode_options: DecodeOptions, failed: list[ImageError] | None
+    batch: Sequence[Item | BatchRow],
+    size: Size,
+    decode_options: DecodeOptions,
+    failed: list[ImageError] | None,
+    threads: int,
 ) -> Iterator[tuple[NDArray[np.uint8], str | None]]:
     def read(item: Item | BatchRow) -> NDArray[np.uint8] | ImageError:
         try:
@@ -99,7 +104,7 @@ def _readable(
             return error
 
     files = [item for item in batch if isinstance(item, str | os.PathLike | bytes)]
-    decoded = in_threads(read, files) if len(files) == len(batch) else map(read, batch)
+    decoded = in_threads(read, files, threads) if len(files) == len(batch) else map(read, batch)
     for item, pixels in zip(batch, decoded, strict=True):
         if not isinstance(pixels, ImageError):
             yield pixels, source_of(item)

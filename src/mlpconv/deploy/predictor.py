@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mlpconv.data.decode_threads import CORES
 from mlpconv.data.inputs import array_batches, image_items
 from mlpconv.deploy.runtime import EngineName, open_runtime
 from mlpconv.errors import ExportError, ImageError, UsageError
@@ -28,12 +29,13 @@ class Predictor:
     def __init__(
         self, path: str | os.PathLike[str], *, engine: EngineName = "auto", threads: int | None = None
     ) -> None:
-        """Open a file from `mlpconv export`; `threads` defaults to the number of cores.
+        """Open a file from `mlpconv export`; `threads`, also of decoding, defaults to the number of cores.
 
         `engine` is onnxruntime, openvino, or auto: the faster one of those installed; `choice` says which and why.
         Raises ExportError for a file that cannot be used, UsageError for an engine that is not installed.
         """
-        self.metadata, self._runtime, self.choice = open_runtime(Path(path), engine, threads)
+        self._threads = CORES if threads is None else threads
+        self.metadata, self._runtime, self.choice = open_runtime(Path(path), engine, self._threads)
         self.classes, self.input_size = self.metadata.classes, self.metadata.input_size
         self.info = self.metadata.info
 
@@ -61,7 +63,8 @@ class Predictor:
         sources: list[str | None] = []
         failed = skipped if on_error == "skip" else None
         options = self.metadata.decode_options
-        for pixels, files in array_batches(image_items(images), self.input_size, batch_size, options, failed):
+        items = image_items(images)
+        for pixels, files in array_batches(items, self.input_size, batch_size, options, failed, self._threads):
             rows.append(self.probabilities(pixels, tta_flip=tta_flip))
             sources += files
         return Predictions(np.concatenate(rows), self.classes, sources, skipped)

@@ -41,14 +41,15 @@ def batches(
 ) -> Iterator[tuple[Tensor, list[str | None]]]:
     """Yield pixels (N, C, H, W) of `count` images at a time, and their files; an array that fits is not copied.
 
-    With `failed`, unreadable images are skipped and their errors appended to it.
+    With `failed`, unreadable images are skipped and their errors appended to it. Decoding has as many threads as torch,
+    up to a maximum.
     """
     singles, tensor = items(images), _as_tensor(images, size)
     if tensor is not None:
         for batch in [tensor] if tensor.shape[0] <= count else torch.split(tensor, count):
             yield batch, [None] * batch.shape[0]
         return
-    for pixels, sources in array_batches(singles, size, count, decode_options, failed):
+    for pixels, sources in array_batches(singles, size, count, decode_options, failed, torch.get_num_threads()):
         yield torch.from_numpy(pixels), sources
 
 
