@@ -56,7 +56,7 @@ def test_the_same_command_gives_the_same_bits(claim_path: Path, tmp_path: Path) 
     first, second = (tmp_path / name / "digits" / "my-claim" for name in ("a", "b"))
     assert without_times(first.with_suffix(".json")) == without_times(second.with_suffix(".json"))
     assert first.with_suffix(".npz").read_bytes() == second.with_suffix(".npz").read_bytes()
-    labels, arms, predictions = read_predictions(tmp_path / "a", "digits", "my-claim")
+    labels, arms, predictions = read_predictions(tmp_path / "a", "digits", find_claim(str(claim_path)))
     assert arms == ["eight", "two"]
     assert predictions.shape == (2, LEAST_SEEDS, 359)
     stored = json.loads(first.with_suffix(".json").read_text())
@@ -227,15 +227,15 @@ def test_too_few_seeds_are_refused(seeds: int, tmp_path: Path) -> None:
 def test_a_damaged_result_is_named(claim_path: Path, tmp_path: Path, trained: list[ClaimRun]) -> None:
     run(claim_path, tmp_path)
     file = find_claim(str(claim_path))
-    labels, arms, predictions = read_predictions(tmp_path, "digits", "my-claim")
+    labels, arms, predictions = read_predictions(tmp_path, "digits", file)
     path = tmp_path / "digits" / "my-claim.npz"
     np.savez(path, labels=labels[:-1], arms=arms, predictions=predictions)
-    with pytest.raises(DataError, match=f"mlpconv claims run my-claim --data digits --out {tmp_path}` writes it again"):
-        read_predictions(tmp_path, "digits", "my-claim")
+    with pytest.raises(DataError, match=f"mlpconv claims run {file.argument} --data digits --out {tmp_path}` writes"):
+        read_predictions(tmp_path, "digits", file)
     path.write_bytes(b"no")
     with pytest.raises(DataError, match="is damaged"):
-        read_predictions(tmp_path, "digits", "my-claim")
+        read_predictions(tmp_path, "digits", file)
     (tmp_path / "digits" / "my-claim.json").write_text("{")
-    with pytest.raises(DataError, match="mlpconv claims run my-claim"):
+    with pytest.raises(DataError, match=f"mlpconv claims run {file.argument}"):
         judge_all([file], tmp_path)
     assert set(BUDGET) == {"digits", "mnist", "cifar10"}

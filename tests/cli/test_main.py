@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -107,6 +108,30 @@ def test_a_missing_package_is_named() -> None:
 def test_a_wrong_command_line_is_explained(words: list[str], expected: str, capsys: Any) -> None:
     assert cli.main(words) == 2
     assert expected in capsys.readouterr().err
+
+
+DASHES = {
+    "a file": (["predict", "digits", "-x.png"], "A path that starts with a dash is written ./-x.png"),
+    "a file that exists": (["predict", "digits", "--x"], "A path that starts with a dash is written ./--x"),
+    "data": (["train", "-photos.d"], "is written ./-photos.d"),
+    "a value": (
+        ["train", "digits", "--out", "-d"],
+        "--out needs a value. A path that starts with a dash is written ./-d",
+    ),
+    "no value": (["train", "digits", "--out", "--resume"], "--out requires an argument"),
+    "an option": (["predict", "digits", "--tpo", "3"], "Did you mean --top?"),
+    "a setting": (["train", "digits", "-lr", "3"], "--set lr=3."),
+}
+
+
+@pytest.mark.parametrize(("words", "said"), DASHES.values(), ids=DASHES.keys())
+def test_a_path_with_a_dash_is_explained(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "--x").touch()
+    assert cli.main(words) == 2
+    assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
 def test_the_version_is_printed(capsys: Any) -> None:

@@ -8,10 +8,11 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from cyclopts import App, CycloptsError, CycloptsPanel, Parameter, UnknownOptionError
+from cyclopts import App, CycloptsError, CycloptsPanel, MissingArgumentError, Parameter, UnknownOptionError
 
 from mlpconv import __version__
 from mlpconv.errors import Interrupted, MlpconvError, first_line
+from mlpconv.text import shell_path
 
 __all__ = ["VERBS", "explain", "main", "make_app"]
 
@@ -77,15 +78,31 @@ def make_app(verb: str | None = None) -> App:
 
 
 def _usage_error(error: CycloptsError) -> object:
-    """Format a usage error; an unknown option that is a setting of the recipe gets a hint."""
+    """Format a usage error, with a hint for a setting of the recipe and for a path that starts with a dash."""
     words = list(error.root_input_tokens or ())
-    if isinstance(error, UnknownOptionError) and words[:1] == ["train"]:
+    if isinstance(error, UnknownOptionError):
+        option = error.token.keyword or error.token.value
+        if advice := _unknown_option_hint(option, words):
+            return CycloptsPanel(f"Unknown option: {option}. {advice}")
+    elif isinstance(error, MissingArgumentError) and error.keyword in words[:-1]:
+        value = words[words.index(error.keyword) + 1]
+        if value.startswith("-") and not value.startswith("--"):
+            return CycloptsPanel(f"{error.keyword} needs a value. {_dash_hint(value)}")
+    return CycloptsPanel(error)
+
+
+def _unknown_option_hint(option: str, words: list[str]) -> str | None:
+    """Return how to pass a setting of the recipe, or a path, that was taken for an option; None for anything else."""
+    if words[:1] == ["train"]:
         from mlpconv.cli.train import hint
 
-        option = error.token.keyword or error.token.value
         if advice := hint(option, words):
-            return CycloptsPanel(f"Unknown option: {option}. {advice}.")
-    return CycloptsPanel(error)
+            return f"{advice}."
+    return _dash_hint(option) if os.path.lexists(option) or ("." in option and not option.startswith("--")) else None
+
+
+def _dash_hint(path: str) -> str:
+    return f"A path that starts with a dash is written {shell_path(path)}"
 
 
 def _shown_default(value: object) -> str | None:

@@ -13,8 +13,8 @@ from mlpconv.errors import UsageError
 from mlpconv.files import is_stream
 
 __all__ = [
-    "AnyModel", "Model", "Switch", "check_can_be_written", "check_from_one", "check_model_file", "image_size",
-    "is_exported", "shipped_names",
+    "AnyModel", "DataDir", "Model", "Switch", "check_can_be_written", "check_data_dir", "check_from_one",
+    "check_model_file", "image_size", "is_exported", "shipped_names",
 ]  # fmt: skip
 
 Switch = Annotated[bool, Parameter(negative=())]
@@ -40,9 +40,30 @@ AnyModel = Annotated[
 """The network of a verb that also runs exported files."""
 
 
+DataDir = Annotated[
+    Path | None,
+    Parameter(name="--data", help="Folder with the files of a named data set, if they are not in the cache."),
+]
+"""Where a verb finds a named data set."""
+
+
+def check_data_dir(folder: Path | None, data: str | None, option: str = "DATA") -> None:
+    """Raise UsageError for a --data that is no folder, or that has no effect as `data` is not a named data set."""
+    from mlpconv.data.catalog import CATALOG
+
+    if folder is None:
+        return
+    meaning = "--data is the folder with the files of a named data set"
+    if not folder.is_dir():
+        advice = f"; did you mean {option} {folder}?" if str(folder) in CATALOG else ": give a folder."
+        raise UsageError(f"{meaning}, and {str(folder)!r} is no folder{advice}")
+    if data is not None and data not in CATALOG:
+        raise UsageError(f"{meaning}, and {data!r} is none ({', '.join(CATALOG)}): leave --data out.")
+
+
 def is_exported(model: str) -> bool:
-    """Return whether a model is named like an exported file."""
-    return Path(model).suffix.lower() in (".onnx", ".xml")
+    """Return whether a model is named like an exported file; a run folder may have any name."""
+    return Path(model).suffix.lower() in (".onnx", ".xml") and not os.path.isdir(model)  # noqa: PTH112
 
 
 def check_from_one(**options: int) -> None:

@@ -33,7 +33,7 @@ def calibration_from_data(source: Exportable, data: str | None = None, root: Pat
         raise UsageError("A network without a model file has no data set: calibrate it on image files.")
     spec = _named_data(source) if data is None else data
     dataset = open_as_trained(spec, root, source.classifier)
-    splits = {name: align_labels(split, dataset.classes, source.classifier) for name, split in dataset.splits.items()}
+    splits = {name: align_labels(split, dataset, source.classifier) for name, split in dataset.splits.items()}
     if "train" not in splits:
         raise UsageError(f"{spec} has no training images to calibrate on: give a folder with train/.")
     train = _shuffled(splits["train"])
