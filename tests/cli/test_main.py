@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
 import os
 import signal
@@ -16,6 +17,7 @@ from cyclopts import App
 
 import mlpconv
 from mlpconv import cli
+from mlpconv.__main__ import main as start
 from mlpconv.cli.options import shipped_names
 from mlpconv.errors import DataError, Interrupted, UsageError
 from mlpconv.models.weights import pretrained_names
@@ -79,6 +81,23 @@ def test_every_failure_is_one_sentence(run_failing: Any, error: BaseException, c
     assert stderr.startswith("mlpconv: ")
     assert words in stderr
     assert stderr.count("\n") == 1
+
+
+def test_an_import_that_hides_ctrl_c_is_interrupted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def verb() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("cannot load module more than once per process") from None
+
+    app = App(name="mlpconv", suppress_keyboard_interrupt=False)
+    app.command(verb, name="verb")
+    monkeypatch.setattr(cli, "make_app", lambda verb: app)
+    assert cli.main(["verb"]) == 130
+    assert capsys.readouterr().err == "mlpconv: interrupted.\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_verb_may_choose_its_exit_code(run_failing: Any) -> None:
@@ -185,7 +204,11 @@ def test_a_name_that_the_terminal_cannot_encode_is_escaped() -> None:
     assert b"bug" not in done.stderr
 
 
-def test_interrupting_the_process_leaves_no_traceback() -> None:
+@pytest.mark.parametrize(
+    ("number", "outcome"),
+    [(signal.SIGINT, (130, "mlpconv: interrupted.\n")), (signal.SIGTERM, (143, "mlpconv: terminated.\n"))],
+)
+def test_interrupting_the_process_leaves_no_traceback(number: int, outcome: tuple[int, str]) -> None:
     code = (
         "import time, sys; from cyclopts import App; from mlpconv import cli\n"
         "app = App(name='mlpconv', suppress_keyboard_interrupt=False)\n"
@@ -198,9 +221,21 @@ def test_interrupting_the_process_leaves_no_traceback() -> None:
     with subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
-        child.send_signal(signal.SIGINT)
+        child.send_signal(number)
         _, stderr = child.communicate(timeout=200)
-    assert (child.returncode, stderr) == (130, "mlpconv: interrupted.\n")
+    assert (child.returncode, stderr) == outcome
+
+
+def test_ctrl_c_during_the_first_imports_leaves_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def interrupted(name: str, *rest: Any, **options: Any) -> Any:
+        if name == "mlpconv.cli":
+            raise KeyboardInterrupt
+        return real(name, *rest, **options)
+
+    monkeypatch.setattr(builtins, "__import__", interrupted)
+    assert start() == 130
 
 
 def test_help_lists_every_shipped_network(capsys: Any) -> None:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from cyclopts import App, CycloptsError, CycloptsPanel, MissingArgumentError, Parameter, UnknownOptionError
 
 from mlpconv import __version__
+from mlpconv.cli.interruption import interruptible
 from mlpconv.errors import Interrupted, MlpconvError, first_line
 from mlpconv.text import shell_path
 
@@ -120,28 +121,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     words = list(sys.argv[1:] if argv is None else argv)
     _escape_unprintable()
-    try:
-        result = make_app(words[0] if words else None)(words, exit_on_error=False, result_action="return_value")
-        sys.stdout.flush()
-    except CycloptsError:  # cyclopts has printed the message
-        return WRONG_USAGE
-    except BrokenPipeError:  # the reader is gone, as with `| head`
-        _drop_stdout()
-        return FAILED
-    except SystemExit as stop:  # rich exits this way when its reader is gone
-        return stop.code if isinstance(stop.code, int) else FAILED
-    except Interrupted as stop:
-        _print_error(str(stop))
-        return stop.exit_code
-    except KeyboardInterrupt:
-        _print_error("interrupted.")
-        return INTERRUPTED
-    except Exception as error:
-        if os.environ.get(DEBUG):
-            raise
-        sentence, code = explain(error)
-        _print_error(sentence)
-        return code
+    with interruptible() as signals:
+        try:
+            result = make_app(words[0] if words else None)(words, exit_on_error=False, result_action="return_value")
+            sys.stdout.flush()
+        except CycloptsError:  # cyclopts has printed the message
+            return WRONG_USAGE
+        except BrokenPipeError:  # the reader is gone, as with `| head`
+            _drop_stdout()
+            return FAILED
+        except SystemExit as stop:  # rich exits this way when its reader is gone
+            return stop.code if isinstance(stop.code, int) else FAILED
+        except Interrupted as stop:
+            _print_error(str(stop))
+            return stop.exit_code
+        except KeyboardInterrupt:
+            _print_error("interrupted.")
+            return INTERRUPTED
+        except Exception as error:
+            if os.environ.get(DEBUG):
+                raise
+            sentence, code = ("interrupted.", 128 + signals[0]) if signals else explain(error)
+            _print_error(sentence)
+            return code
     return result if isinstance(result, int) else 0
 
 
