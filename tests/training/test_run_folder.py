@@ -17,7 +17,7 @@ import pytest
 
 from mlpconv.errors import Interrupted, RunFolderError
 from mlpconv.training.progress import COLUMNS
-from mlpconv.training.run_folder import RunFolder, require_empty
+from mlpconv.training.run_folder import RunFolder, require_empty, require_usable
 
 
 @pytest.fixture
@@ -166,6 +166,19 @@ def test_a_folder_that_cannot_be_created_is_explained(here: Path, monkeypatch: p
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(RunFolderError, match="cannot be created .Read-only file system.: choose another folder, out="):
         RunFolder.create(out, "digits")
+
+
+@pytest.mark.parametrize("out", [None, Path("deep/down"), Path()])
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
+    here: Path, monkeypatch: pytest.MonkeyPatch, out: Path | None
+):
+    require_usable(out)
+    asked: list[Path] = []
+    monkeypatch.setattr(os, "access", lambda path, mode: asked.append(path))
+    with pytest.raises(RunFolderError, match="cannot be written: choose another folder, out=FOLDER"):
+        require_usable(out)
+    assert asked == [here]
+    assert not list(here.iterdir())
 
 
 # --- the lock

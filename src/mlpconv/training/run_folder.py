@@ -20,7 +20,7 @@ from mlpconv.text import option, printable, resume_hint
 from mlpconv.training import checkpoint
 from mlpconv.training.progress import COLUMNS, EpochMetrics
 
-__all__ = ["RunFolder", "require_empty"]
+__all__ = ["RunFolder", "require_empty", "require_usable"]
 
 RUNS = Path("runs")
 MAX_RUNS = 100_000
@@ -160,6 +160,16 @@ class RunFolder:
         writer.writeheader()
         writer.writerows(rows)
         self.write("metrics.csv", text.getvalue().encode())
+
+
+def require_usable(path: Path | None) -> None:
+    """Raise RunFolderError, before any work, if no run can start in `path` or, for None, in the default folder."""
+    if path is not None:
+        require_empty(path)
+    target = (path or RUNS).absolute()
+    existing = next(folder for folder in (target, *target.parents) if os.path.lexists(folder))
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise RunFolderError(f"the run folder {path or RUNS} cannot be written: {other_folder_hint()}.")
 
 
 def require_empty(path: Path) -> None:
