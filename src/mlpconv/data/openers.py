@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -75,6 +76,8 @@ def _open_path(spec: str | Path, folder: Path, options: OpenOptions) -> Dataset:
         exists = folder.exists()
     except (OSError, ValueError) as error:
         raise DataError(f"{str(spec)!r} cannot be read: {str(error).lower()}.") from error
+    if not exists and os.path.lexists(folder):
+        raise DataError(f"{str(spec)!r} is a link that leads nowhere: give the folder itself.")
     if exists:
         raise DataError(f"{str(spec)!r} is a file: give a folder with one folder of images for each class.")
     raise UsageError(f"there is no folder or data set named {str(spec)!r}; {did_you_mean(str(spec), CATALOG)}")
