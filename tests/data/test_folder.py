@@ -209,6 +209,7 @@ def test_links_are_followed_without_loops_and_pipes_are_skipped(pictures: Pictur
     os.mkfifo(top / "cat" / "pipe.png")
     (top / "cat" / "deep" / "er").mkdir(parents=True)
     shutil.copy(top / "dog" / "02.png", top / "cat" / "deep" / "er")
+    open_data(top / "cat" / "..", val_fraction=0)  # imports are not counted
     with counted() as work:
         data = open_data(top, val_fraction=0)
     assert work.calls < 20_000
