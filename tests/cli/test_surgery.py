@@ -142,3 +142,24 @@ def test_an_unsupported_head_exits_with_code_1(tmp_path: Path, capsys: pytest.Ca
     assert "head.1 (Linear) works on flattened maps" in captured.err
     assert (captured.err.count("\n"), captured.out) == (1, "")
     assert main(["surgery", "convolutionalize", str(path)]) == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["surgery", "fold", "MODEL", "--out"],
+        ["surgery", "factorize", "MODEL", "digits", "--out"],
+        ["evaluate", "MODEL", "digits", "--split", "val", "--calibrate"],
+    ],
+    ids=lambda words: words[-1] + words[1],
+)
+def test_the_model_itself_is_not_overwritten(
+    file: Path, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(file.parent)
+    content = file.read_bytes()
+    Path("link.safetensors").symlink_to(file)
+    for model, target in ((str(file), "model.safetensors"), (".", "link.safetensors"), ("link.safetensors", str(file))):
+        assert main([word.replace("MODEL", model) for word in words] + [target]) == 2
+        assert f"{words[-1]} is {str(Path(target))!r}, the model itself, which would be lost" in capsys.readouterr().err
+    assert file.read_bytes() == content

@@ -67,6 +67,7 @@ def evaluate(
 
     check_from_one(batch_size=batch_size)
     check_data_dir(data_dir, data)
+    check_model_file(model, calibrate=calibrate)
     classifier = inference.load(model)
     dataset = open_as_trained(data, data_dir, classifier)
     name, images = _select(dataset, split or (None if calibrate is None else "val"))
@@ -114,7 +115,6 @@ def _calibrated(
     from mlpconv.errors import UsageError
     from mlpconv.temperature_scaling import calibrate_to
 
-    check_model_file(calibrate=out)
     if name == "test" or trained:
         reason = "the test images measure the result" if name == "test" else "the model was trained on these images"
         raise UsageError(f"--calibrate needs held-out images, and {reason}: use --split val.")

@@ -62,7 +62,7 @@ def check_factorizable(
 
     check_data_dir(options.data_dir, data)
     check_can_be_written(plot=options.plot)
-    check_model_file(out=out)
+    check_model_file(model, out=out)
     numbers = {"fine_tune": options.fine_tune, "calibrate": options.calibrate, "held_out": options.held_out}
     check_from_one(**{name: number for name, number in numbers.items() if number is not None})
     if options.plot is not None and options.plot.suffix.lower() not in (".png", ".svg"):

@@ -17,6 +17,8 @@ __all__ = [
     "check_model_file", "image_size", "is_exported", "shipped_names",
 ]  # fmt: skip
 
+MODEL_FILE = "model.safetensors"
+"""The model file in a run folder, as in `modelfile`, which imports torch."""
 Switch = Annotated[bool, Parameter(negative=())]
 """A flag that is off by default and has no --no- form."""
 
@@ -85,15 +87,25 @@ def check_can_be_written(**files: Path | None) -> None:
             raise UsageError(f"--{name} is {str(file)!r}, and its folder is not writable: give a file in another one.")
 
 
-def check_model_file(**files: Path | None) -> None:
-    """Raise UsageError for an option that names no file to write, or one that would be read as an exported network."""
+def check_model_file(model: str, **files: Path | None) -> None:
+    """Raise UsageError for an option that names no file to write, the model's own, or one with an exported name."""
     check_can_be_written(**files)
     for name, file in files.items():
+        if file is not None and any(_same(file, source) for source in (Path(model), Path(model, MODEL_FILE))):
+            raise UsageError(f"--{name} is {str(file)!r}, the model itself, which would be lost: give another file.")
         if file is not None and is_exported(str(file)):
             raise UsageError(
                 f"--{name} is {str(file)!r}; expected a model file, such as {str(file.with_suffix('.safetensors'))!r}, "
                 "which `mlpconv export` turns into .onnx or .xml."
             )
+
+
+def _same(file: Path, other: Path) -> bool:
+    """Return whether two paths lead to one file."""
+    try:
+        return file.samefile(other)
+    except (OSError, ValueError):  # one of them does not exist
+        return False
 
 
 def image_size(text: str) -> tuple[int, int, int]:

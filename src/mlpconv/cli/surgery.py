@@ -167,7 +167,7 @@ def _check_options(operation: str, options: list[str]) -> None:
 def _check_out(operation: str, model: str, out: Path) -> None:
     from mlpconv.errors import UsageError
 
-    check_model_file(out=out)
+    check_model_file(model, out=out)
     if operation not in OURS:
         raise UsageError(
             f"--out cannot store the result of {operation}: model files hold built-in architectures only. In Python: "
