@@ -52,6 +52,11 @@ FAILURES = {
     "quota": (OSError(errno.EDQUOT, "Quota", "runs/a"), 1, "runs/a: the disk quota is used up"),
     "permission": (PermissionError(errno.EACCES, "Permission denied", "/x"), 1, "/x: permission denied"),
     "read-only": (OSError(errno.EROFS, "Read-only file system", b"/x"), 1, "/x: the disk is read-only"),
+    "a file in the way": (
+        NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"),
+        1,
+        "a/b: a part of this path",
+    ),
     "missing": (FileNotFoundError(errno.ENOENT, "No such file or directory", "a.png"), 1, "a.png: no such file"),
     "nameless": (OSError("something"), 1, "something."),
     "memory": (MemoryError(), 1, "out of memory"),
@@ -151,6 +156,20 @@ def test_a_path_with_a_dash_is_explained(
     (tmp_path / "--x").touch()
     assert cli.main(words) == 2
     assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["predict", "digits", ""], "an argument"),
+        (["train", "", "--epochs", "1"], "an argument"),
+        (["train", "digits", "--out", ""], "an argument"),
+        (["train", "digits", "--out="], "--out"),
+    ],
+)
+def test_an_empty_argument_is_not_the_current_folder(words: list[str], name: str, capsys: Any) -> None:
+    assert cli.main(words) == 2
+    assert f"{name} is empty, as a shell variable that is not set" in capsys.readouterr().err
 
 
 def test_the_version_is_printed(capsys: Any) -> None:

@@ -165,10 +165,22 @@ def test_a_folder_without_a_model_does_not_hide_a_network(here: Path) -> None:
         load("digits")
 
 
+def test_no_name_is_not_the_current_folder(here: Path) -> None:
+    write_folder(here)
+    assert open_data(".").classes == ("dark", "light")
+    with pytest.raises(UsageError, match="the name of the data is empty"):
+        open_data("")
+    with pytest.raises(ModelFileError, match="There is no file or folder ''"):
+        load("")
+
+
 def test_a_file_that_hides_a_network_says_so(here: Path) -> None:
     (here / "squeezenet").write_bytes(b"not a model")
     with pytest.raises(ModelFileError, match="'squeezenet' .* Rename it to use the shipped network squeezenet."):
         load("squeezenet")
+    (here / "digits.onnx").write_bytes(b"a graph")
+    with pytest.raises(ModelFileError, match="'digits.onnx' .* An exported file is run by `mlpconv predict` and"):
+        load("digits.onnx")
     (here / "model.safetensors").write_bytes(b"not a model")
     with pytest.raises(ModelFileError) as caught:
         load("model.safetensors")

@@ -12,7 +12,7 @@ from cyclopts import App, CycloptsError, CycloptsPanel, MissingArgumentError, Pa
 
 from mlpconv import __version__
 from mlpconv.cli.interruption import interruptible
-from mlpconv.errors import Interrupted, MlpconvError, first_line
+from mlpconv.errors import Interrupted, MlpconvError, UsageError, first_line
 from mlpconv.text import shell_path
 
 __all__ = ["VERBS", "explain", "main", "make_app"]
@@ -57,6 +57,8 @@ DISK_TROUBLE = {
     errno.EROFS: "the disk is read-only: choose a folder that can be written",
     errno.EACCES: "permission denied: choose a path that you may read and write",
     errno.EPERM: "operation not permitted: choose a path that you may read and write",
+    errno.ENOTDIR: "a part of this path is a file and not a folder: choose another path",
+    errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
     errno.EMFILE: "too many files are open: raise the limit with ulimit -n",
 }
 
@@ -123,6 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _escape_unprintable()
     with interruptible() as signals:
         try:
+            _refuse_empty(words)
             result = make_app(words[0] if words else None)(words, exit_on_error=False, result_action="return_value")
             sys.stdout.flush()
         except CycloptsError:  # cyclopts has printed the message
@@ -145,6 +148,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             _print_error(sentence)
             return code
     return result if isinstance(result, int) else 0
+
+
+def _refuse_empty(words: Sequence[str]) -> None:
+    """Raise UsageError for an empty argument, which as a path would be the current folder."""
+    for word in words:
+        if not word or (word.startswith("--") and word.endswith("=")):
+            name = word.rstrip("=") or "an argument"
+            raise UsageError(f"{name} is empty, as a shell variable that is not set: give a value, or leave it out.")
 
 
 def explain(error: Exception) -> tuple[str, int]:

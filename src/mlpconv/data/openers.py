@@ -56,6 +56,8 @@ def open_data(
         except DataError as error:
             raise DataError(" ".join((str(error), *notes))) from error
         return replace(dataset, notes=(*dataset.notes, *notes))
+    if spec == "":  # as a path it would be the current folder
+        raise UsageError(f"the name of the data is empty: give a folder or data set; {did_you_mean('', CATALOG)}")
     folder = Path(spec)
     try:
         return _open_path(spec, folder, options)

@@ -15,6 +15,7 @@ from mlpconv.deploy.exportable import Exportable
 from mlpconv.deploy.quantize import Calibration
 from mlpconv.errors import DataError, UsageError
 from mlpconv.evaluation import align_labels
+from mlpconv.text import counted
 
 __all__ = ["calibration_from_data", "calibration_from_files"]
 
@@ -53,7 +54,7 @@ def calibration_from_files(source: Exportable, files: Sequence[Path]) -> Calibra
     """
     files = files[:: -(-len(files) // (2 * CALIBRATE))] if files else files
     if len(files) < 2 * FEWEST:
-        raise UsageError(f"Got {len(files)} images to calibrate on; give at least {2 * FEWEST}.")
+        raise UsageError(f"Got {counted(len(files), 'image')} to calibrate on; give at least {2 * FEWEST}.")
     options = source.preprocessing.decode_options
     pixels = np.stack([read_pixels(file, source.input_size, options) for file in files])
     return Calibration(pixels[::2], pixels[1::2], None, f"{len(files)} image files")

@@ -45,6 +45,8 @@ FORMAT, VERSION = "mlpconv model", 3
 KEY = "mlpconv"
 NO_DIGEST = "0" * 64
 MODEL_FILE = "model.safetensors"
+EXPORTED = (".onnx", ".xml")
+"""The endings of files from `mlpconv export`."""
 KINDS = {
     "format": str,
     "version": int,
@@ -164,8 +166,7 @@ def read(path_or_name: str | os.PathLike[str]) -> ModelFile:
         _check_values(tensors, digest, document["sha256"])
         model, preprocessing = filled(document, parts, tensors)
     except ModelFileError as error:
-        advice = f" Rename it to use the shipped network {source}." if _hides_shipped(source) else ""
-        raise ModelFileError(f"The model file {str(path)!r} {error}{advice}") from None
+        raise ModelFileError(f"The model file {str(path)!r} {error}{_advice(source)}") from None
     channels, height, width = document["input_size"]
     return ModelFile(model, preprocessing, tuple(document["classes"]), (channels, height, width), document["info"])
 
@@ -180,13 +181,19 @@ def is_model_path(source: str) -> bool:
     return any(os.path.lexists(os.path.join(source, name)) for name in (MODEL_FILE, *RUN_FILES))  # noqa: PTH118
 
 
-def _hides_shipped(source: str) -> bool:
-    """Return whether a path has the name of a shipped network."""
-    return source in pretrained_names() and is_model_path(source)
+def _advice(source: str) -> str:
+    """Return what to do about a path that was taken for a model file: it hides a network, or is an exported file."""
+    if source in pretrained_names() and is_model_path(source):
+        return f" Rename it to use the shipped network {source}."
+    if source.lower().endswith(EXPORTED):
+        return " An exported file is run by `mlpconv predict` and `mlpconv serve` alone: give its model file."
+    return ""
 
 
 def _find(source: str) -> Path:
     """Return the model file of a path, a run folder or a name; a path takes precedence over a name."""
+    if not source:  # as a path it would be the current folder
+        raise ModelFileError("There is no file or folder '': give a model file, a run folder, or a shipped network.")
     path, shipped = Path(source), pretrained_names()
     if source in shipped and not is_model_path(source):
         return pretrained_path(source)
