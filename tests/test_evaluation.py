@@ -226,6 +226,13 @@ WRONG: dict[str, tuple[Split, dict[str, Any], type[Exception], str]] = {
         "are 1x3x4 .*expects 1x3x5",
     ),
     "no batch": (labelled(0), {"batch_size": 0}, UsageError, "batch_size is 0"),
+    "a data set": (
+        cast("Split", make_dataset("a", "bc", {"test": labelled(0)})),
+        {},
+        UsageError,
+        "a Split, got Dataset",
+    ),
+    "a name": (cast("Split", "digits"), {}, UsageError, "got str: give open_data.NAME..split"),
 }
 
 

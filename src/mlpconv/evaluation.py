@@ -179,6 +179,8 @@ def batch_for(split: Split) -> int:
 
 
 def _check(classifier: Classifier, split: Split, batch_size: int) -> None:
+    if not isinstance(split, Split):
+        raise UsageError(f"Expected a Split, got {type(split).__name__}: give open_data(NAME).split('test').")
     if type(batch_size) is not int or batch_size < 1:
         raise UsageError(f"batch_size is {batch_size!r}; expected an integer of at least 1.")
     if not len(split):
