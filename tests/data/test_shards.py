@@ -89,6 +89,13 @@ def test_the_same_images_are_held_out_as_in_the_folder(photos: Path, shards: Pat
     assert len(held[0]) == 12
 
 
+def test_shards_are_not_written_into_the_data(photos: Path) -> None:
+    for inside in (photos / "shards", photos / "dark" / ".." / "shards"):
+        with pytest.raises(UsageError, match="lies in the data, as one of its classes: choose one outside"):
+            pack(photos, inside)
+    assert sorted(path.name for path in photos.iterdir()) == ["dark", "light"]
+
+
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")], ids=repr)
 @pytest.mark.parametrize("existed", [False, True])
 def test_packing_that_stops_leaves_no_shards(

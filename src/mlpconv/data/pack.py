@@ -74,6 +74,8 @@ def pack(
         raise UsageError(f"per_shard is {per_shard}; give at least 1.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{str(out)!r} is not empty: choose another folder for the shards.")
+    if out.resolve().is_relative_to(source.resolve()):
+        raise UsageError(f"{str(out)!r} lies in the data, as one of its classes: choose one outside {str(source)!r}.")
     files = find_parquet(source)
     found = parquet_source(files) if files else folder_source(source, seed)
     if not found.total:
