@@ -61,8 +61,8 @@ def surgery(
         convolutionalize, deepen, factorize, fold or pool_head.
     model
         A model file, a run folder, an architecture such as nin_cifar10, or a network of another library with random
-        weights, such as torchvision:resnet50 or timm:convnext_tiny. factorize needs a model file, a run folder or
-        shipped weights.
+        weights, such as torchvision:resnet50 or timm:convnext_tiny. factorize, --out and --images need a model file, a
+        run folder or a shipped network.
     data
         For factorize: a data set such as digits, mnist or cifar10, or a folder, as for `mlpconv evaluate`.
     input
