@@ -30,7 +30,7 @@ from PIL import Image
 from transfer import split_folder
 
 import mlpconv
-from mlpconv.data import Split
+from mlpconv.data import Split, make_dataset
 from mlpconv.data.decode import from_pil
 from mlpconv.evaluation import align_labels
 from mlpconv.training import Progress
@@ -56,7 +56,7 @@ def unseen_images(cifar: mlpconv.Dataset, kind: str, size: int) -> Split:
 
 def accuracy(classifier: mlpconv.Classifier, unseen: Split, classes: tuple[str, ...]) -> float:
     """Return the accuracy on the unseen images."""
-    aligned = align_labels(unseen, classes, classifier)
+    aligned = align_labels(unseen, make_dataset("unseen", classes, {"test": unseen}), classifier)
     return mlpconv.evaluate(classifier, aligned, batch_size=40).accuracy
 
 

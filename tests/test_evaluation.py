@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from mlpconv.data import Split
+from mlpconv.data import Split, make_dataset
 from mlpconv.errors import DataError, ModelFileError, UsageError
 from mlpconv.evaluation import Evaluation, align_labels, evaluate, wilson, worst_mistakes
 from mlpconv.inference import Classifier
@@ -226,6 +226,13 @@ WRONG: dict[str, tuple[Split, dict[str, Any], type[Exception], str]] = {
         "are 1x3x4 .*expects 1x3x5",
     ),
     "no batch": (labelled(0), {"batch_size": 0}, UsageError, "batch_size is 0"),
+    "a data set": (
+        cast("Split", make_dataset("a", "bc", {"test": labelled(0)})),
+        {},
+        UsageError,
+        "a Split, got Dataset",
+    ),
+    "a name": (cast("Split", "digits"), {}, UsageError, "got str: give open_data.NAME..split"),
 }
 
 
@@ -247,16 +254,18 @@ def test_labels_are_matched_by_name() -> None:
     model = cast("Classifier", Table(np.zeros((1, 7), np.float32)))
     classes = ("class 5", "class 0", "unknown", "class 2")
     split = labelled(0, 1, 3, 3, 0)
-    assert align_labels(split, classes, model).labels.tolist() == [5, 0, 2, 2, 5]
-    assert align_labels(split, classes, model).names == split.names
-    with pytest.raises(DataError, match="does not know the class 'unknown'; it knows 'class 0', "):
-        align_labels(labelled(0, 2), classes, model)
+    dataset = make_dataset("photos", classes, {"test": split})
+    assert align_labels(split, dataset, model).labels.tolist() == [5, 0, 2, 2, 5]
+    assert align_labels(split, dataset, model).names == split.names
+    with pytest.raises(DataError, match="does not know the class 'unknown'; it knows 'class 0', .* rename or remove"):
+        align_labels(labelled(0, 2), dataset, model)
 
 
 def test_an_accent_has_one_spelling() -> None:
     model = cast("Classifier", Table(np.zeros((1, 2), np.float32)))
     model.classes = ("caf\u00e9", "nai\u0308f")
-    assert align_labels(labelled(0, 1), ("cafe\u0301", "na\u00eff"), model).labels.tolist() == [0, 1]
+    dataset = make_dataset("places", ("cafe\u0301", "na\u00eff"), {"test": labelled(0, 1)})
+    assert align_labels(labelled(0, 1), dataset, model).labels.tolist() == [0, 1]
 
 
 def test_a_real_classifier_on_read_only_images() -> None:

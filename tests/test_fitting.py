@@ -579,3 +579,10 @@ def test_without_a_report_the_run_folder_has_model_and_metrics_alone(pictures: N
 def test_denormals_are_restored_after_a_run(tmp_path: Path) -> None:
     mlpconv.fit("digits", out=tmp_path / "run", epochs=1, width=0.25, precision="fp32")
     assert sys.float_info.min / 2 > 0
+
+
+def test_a_folder_with_content_is_refused_before_the_data_are_read(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").touch()
+    for settings in ({}, {"epochs": 1}, {"source": "squeezenet"}):
+        with pytest.raises(RunFolderError, match="is not empty: choose another folder"):
+            fit(tmp_path / "no-such-data", out=tmp_path, **settings)

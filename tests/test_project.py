@@ -49,7 +49,7 @@ def test_no_requirement_names_a_url_or_a_build() -> None:
 
 def test_the_command_is_installed() -> None:
     (command,) = entry_points(group="console_scripts", name="mlpconv")
-    assert command.value == "mlpconv.cli:main"
+    assert command.value == "mlpconv.__main__:main"
 
 
 def test_the_licence_is_the_same_everywhere() -> None:

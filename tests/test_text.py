@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlpconv.text import Wording, composed, counted, natural, option, printable, resume_hint, worded
+from mlpconv.text import (
+    Wording,
+    composed,
+    counted,
+    natural,
+    option,
+    printable,
+    resume_hint,
+    shell_path,
+    shell_word,
+    worded,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -92,3 +105,27 @@ def test_a_caller_can_replace_the_wording_temporarily() -> None:
         assert resume_hint("r") == "To resume the run, pass --out r, --resume True."
         raise ZeroDivisionError
     assert option("out", "r") == "out='r'"
+
+
+PATHS = [
+    "plain",
+    "a b'c",
+    "-d",
+    "--",
+    "a/-b",
+    "$HOME",
+    "a\nb\x1b[31m",
+    "it's\t\\n",
+    os.fsdecode(b"\xe9t\xe9"),
+    "\u200b\u00a0f",
+]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_a_shell_reads_the_path() -> None:
+    words = [shell_path(path) for path in PATHS]
+    assert all(word.isprintable() for word in words)
+    done = subprocess.run(["bash", "-c", f"printf '%s\\0' {' '.join(words)}"], capture_output=True, check=True)
+    expected = [f"./{path}" if path.startswith("-") else path for path in PATHS]
+    assert [os.fsdecode(path) for path in done.stdout.split(b"\0")[:-1]] == expected
+    assert (shell_word("-1"), shell_word("a b")) == ("-1", "'a b'")

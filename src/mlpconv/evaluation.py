@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mlpconv.data import Split
+from mlpconv.data import Dataset, Split
+from mlpconv.data.openers import namesakes
 from mlpconv.errors import DataError, ModelFileError, UsageError
 from mlpconv.inference import Classifier
 from mlpconv.text import composed
@@ -178,6 +179,8 @@ def batch_for(split: Split) -> int:
 
 
 def _check(classifier: Classifier, split: Split, batch_size: int) -> None:
+    if not isinstance(split, Split):
+        raise UsageError(f"Expected a Split, got {type(split).__name__}: give open_data(NAME).split('test').")
     if type(batch_size) is not int or batch_size < 1:
         raise UsageError(f"batch_size is {batch_size!r}; expected an integer of at least 1.")
     if not len(split):
@@ -270,20 +273,24 @@ def worst_mistakes(evaluation: Evaluation, split: Split, k: int = 25) -> list[Mi
     ]
 
 
-def align_labels(split: Split, classes: Sequence[str], classifier: Classifier) -> Split:
-    """Return the split with labels as indices into the classifier's classes, matched by name.
+def align_labels(split: Split, dataset: Dataset, classifier: Classifier) -> Split:
+    """Return a split of a data set with labels as indices into the classifier's classes, matched by name.
 
     The data may lack classes. Raises DataError for images of a class that the classifier does not know.
     """
     index = {composed(name): k for k, name in enumerate(classifier.classes)}
-    classes = [composed(name) for name in classes]
+    classes = [composed(name) for name in dataset.classes]
     unknown = [classes[k] for k in np.unique(split.labels) if classes[k] not in index]
     if unknown:
-        shown = ", ".join(repr(name) for name in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-        known = ", ".join(repr(name) for name in classifier.classes[:20])
-        raise DataError(
-            f"The model does not know the {'class' if len(unknown) == 1 else 'classes'} {shown}; it knows {known}"
-            f"{', ...' if len(classifier.classes) > 20 else ''}: rename or remove their folders."
-        )
+        named = f"{'class' if len(unknown) == 1 else 'classes'} {_listed(unknown, 5)}"
+        advice = "rename or remove their folders."
+        if dataset.published:
+            named += f" of the published data set {dataset.name}"
+            advice = " ".join(("give a folder with images of those classes.", *namesakes(dataset.name)))
+        raise DataError(f"The model does not know the {named}; it knows {_listed(classifier.classes, 20)}: {advice}")
     table = np.array([index.get(name, -1) for name in classes], dtype=np.int64)
     return Split(split.images, table[split.labels], split.names)
+
+
+def _listed(names: Sequence[str], most: int) -> str:
+    return ", ".join(map(repr, names[:most])) + (", ..." if len(names) > most else "")

@@ -33,7 +33,7 @@ from mlpconv.training.plan import apply_settings, check_unchanged, plan_notes, r
 from mlpconv.training.process_group import current, in_process_group
 from mlpconv.training.progress import EpochMetrics
 from mlpconv.training.run_data import data_name, load_dataset, make_preprocessing, published_name
-from mlpconv.training.run_folder import RunFolder, require_empty
+from mlpconv.training.run_folder import RunFolder, require_usable
 from mlpconv.training.seeding import keeping_random_states, seed_torch
 from mlpconv.training.session import run_training
 from mlpconv.training.shared_folder import folder_type
@@ -115,9 +115,9 @@ def fit(
     existing = run_folder.find(target, name) if resume else None
     stored = None if existing is None else Recipe().with_settings(**existing.read_json("recipe.json"))
     features, choice = FeatureCache(cache_gb).remembering(), None
+    if current() is None and existing is None:
+        require_usable(target)  # before minutes of reading and computing
     if current() is None and stored is None and is_automatic(data, recipe, source, settings):
-        if target is not None and not resume:
-            require_empty(target)  # before minutes of computing
         choice = choose_source(data, data_root, settings, features, progress, minutes)
         source, (settings, choice) = choice.source, choice.settle(settings)
     elif stored is None:
@@ -224,7 +224,7 @@ def noted_plan(requested: Recipe, dataset: Dataset, min_steps: int, progress: Pr
     if plan.balance:
         progress.note(balance_text(dataset.split("train").labels, dataset.classes))
     if plan.calibrate and "val" not in dataset.splits:
-        raise UsageError(f"{option('calibrate', True)} needs a validation split: set val_fraction above 0.")
+        raise UsageError(f"{option('calibrate', True)} needs a validation split: pass {option('val_fraction', 0.2)}.")
     return plan
 
 

@@ -67,9 +67,10 @@ class TemperatureFit:
     def __str__(self) -> str:
         (loss, lower), (error, less) = self.log_loss, self.calibration_error
         few = f" (fewer than {FEW}, so it is uncertain)" if self.images < FEW else ""
+        rises = "; the loss rises, as so few images do not show that such confidence is right" if lower > loss else ""
         return (
             f"temperature {self.temperature:.3f} fitted on {self.images:,} held-out images{few}: log loss {loss:.4f} "
-            f"to {lower:.4f}, calibration error {error:.4f} to {less:.4f}, the same classes"
+            f"to {lower:.4f}, calibration error {error:.4f} to {less:.4f}, the same classes{rises}"
         )
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-__all__ = ["Wording", "composed", "counted", "natural", "option", "printable", "resume_hint", "worded"]
+__all__ = [
+    "Wording", "composed", "counted", "natural", "option", "printable", "resume_hint", "shell_path", "shell_word",
+    "worded",
+]  # fmt: skip
 
 JOINERS = "\u200c\u200d"
 """Invisible characters that many scripts and emoji need."""
@@ -30,6 +35,27 @@ def _escaped(letter: str) -> str:
     if ord(letter) in SURROGATE_BYTES:
         return f"\\x{ord(letter) - SURROGATE_BYTES.start + 0x80:02x}"
     return letter.encode("unicode_escape").decode("ascii")
+
+
+def shell_word(text: str) -> str:
+    """Quote a word for a shell; a word with characters that a terminal does not show is written as $'...'."""
+    if text.isprintable():
+        return shlex.quote(text)
+    return f"$'{''.join(map(_shell_letter, text))}'"
+
+
+def _shell_letter(letter: str) -> str:
+    if letter in "\\'":
+        return f"\\{letter}"
+    if letter.isprintable():
+        return letter
+    return "".join(f"\\x{byte:02x}" for byte in letter.encode("utf-8", "surrogateescape"))
+
+
+def shell_path(path: str | os.PathLike[str]) -> str:
+    """Quote a path for a shell, with ./ before a leading dash, which would begin an option."""
+    text = os.fspath(path)
+    return shell_word(f"./{text}" if text.startswith("-") else text)
 
 
 def composed(text: str) -> str:

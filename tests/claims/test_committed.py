@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlpconv.claims.claim_files import list_claims
+from mlpconv.claims.claim_files import find_claim, list_claims
 from mlpconv.claims.figures import filter_panels
 from mlpconv.claims.results import judge_all, read_predictions
 from mlpconv.claims.schema import TITLES
@@ -96,7 +96,7 @@ def test_every_exact_claim_is_proved() -> None:
 @pytest.mark.parametrize("path", MEASURED, ids=name_of)
 def test_the_predictions_give_the_errors_of_the_result(path: Path) -> None:
     stored = json.loads(path.read_text())
-    labels, arms, predictions = read_predictions(FOLDER, path.parent.name, path.stem)
+    labels, arms, predictions = read_predictions(FOLDER, path.parent.name, find_claim(path.stem))
     assert stored["seeds"] >= 10
     for arm, rows in zip(arms, predictions, strict=True):
         errors = 100 * (rows != labels).mean(1)

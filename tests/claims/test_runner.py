@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import time
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ from mlpconv.claims.results import judge_all, read_predictions
 from mlpconv.claims.run_cache import DamagedRun, RunCache
 from mlpconv.claims.runner import LEAST_SEEDS, RunSettings, count_steps, run_claims
 from mlpconv.claims.trial import TUNING_SEEDS, ClaimRun, Measured, run_trial, tuning_trials
+from mlpconv.claims.workers import end_pool, start_pool
 from mlpconv.errors import DataError, Interrupted, UsageError
 
 RUNS = 2 * (9 + LEAST_SEEDS)  # two arms, three learning rates with three seeds, three seeds
@@ -56,7 +60,7 @@ def test_the_same_command_gives_the_same_bits(claim_path: Path, tmp_path: Path) 
     first, second = (tmp_path / name / "digits" / "my-claim" for name in ("a", "b"))
     assert without_times(first.with_suffix(".json")) == without_times(second.with_suffix(".json"))
     assert first.with_suffix(".npz").read_bytes() == second.with_suffix(".npz").read_bytes()
-    labels, arms, predictions = read_predictions(tmp_path / "a", "digits", "my-claim")
+    labels, arms, predictions = read_predictions(tmp_path / "a", "digits", find_claim(str(claim_path)))
     assert arms == ["eight", "two"]
     assert predictions.shape == (2, LEAST_SEEDS, 359)
     stored = json.loads(first.with_suffix(".json").read_text())
@@ -71,6 +75,18 @@ def test_the_number_of_processes_changes_nothing(claim_path: Path, tmp_path: Pat
     run(claim_path, tmp_path / "two", count=2)
     files = [tmp_path / name / "digits" / "my-claim.npz" for name in ("one", "two")]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_ctrl_c_does_not_wait_for_the_running_trials() -> None:
+    pool = start_pool(2)
+    assert pool is not None
+    trial = pool.submit(time.sleep, 3600)
+    while not trial.running():
+        time.sleep(0.01)
+    processes = multiprocessing.active_children()
+    end_pool(pool, now=True)
+    assert isinstance(trial.exception(), BrokenProcessPool)
+    assert not any(process.is_alive() for process in processes)
 
 
 def test_finished_runs_are_reused(claim_path: Path, tmp_path: Path, trained: list[ClaimRun]) -> None:
@@ -227,15 +243,15 @@ def test_too_few_seeds_are_refused(seeds: int, tmp_path: Path) -> None:
 def test_a_damaged_result_is_named(claim_path: Path, tmp_path: Path, trained: list[ClaimRun]) -> None:
     run(claim_path, tmp_path)
     file = find_claim(str(claim_path))
-    labels, arms, predictions = read_predictions(tmp_path, "digits", "my-claim")
+    labels, arms, predictions = read_predictions(tmp_path, "digits", file)
     path = tmp_path / "digits" / "my-claim.npz"
     np.savez(path, labels=labels[:-1], arms=arms, predictions=predictions)
-    with pytest.raises(DataError, match=f"mlpconv claims run my-claim --data digits --out {tmp_path}` writes it again"):
-        read_predictions(tmp_path, "digits", "my-claim")
+    with pytest.raises(DataError, match=f"mlpconv claims run {file.argument} --data digits --out {tmp_path}` writes"):
+        read_predictions(tmp_path, "digits", file)
     path.write_bytes(b"no")
     with pytest.raises(DataError, match="is damaged"):
-        read_predictions(tmp_path, "digits", "my-claim")
+        read_predictions(tmp_path, "digits", file)
     (tmp_path / "digits" / "my-claim.json").write_text("{")
-    with pytest.raises(DataError, match="mlpconv claims run my-claim"):
+    with pytest.raises(DataError, match=f"mlpconv claims run {file.argument}"):
         judge_all([file], tmp_path)
     assert set(BUDGET) == {"digits", "mnist", "cifar10"}

@@ -97,7 +97,7 @@ def test_the_accuracy_is_measured_on_the_data_that_the_user_names(tmp_path: Path
         (tmp_path / "photos" / "train" / str(label)).mkdir()
         image = digits.images[np.flatnonzero(digits.labels == label)[-1], 0]
         Image.fromarray(image).save(tmp_path / "photos" / "train" / str(label) / "a.png")
-    words = ["explore", "digits", "--data", str(tmp_path / "photos"), "--export", str(tmp_path / "site")]
+    words = ["explore", "digits", "--evaluate", str(tmp_path / "photos"), "--export", str(tmp_path / "site")]
     assert main(words) == 0
     assert '"heldOut": {"count": 40' in (tmp_path / "site" / "network.js").read_text()
 
@@ -107,7 +107,9 @@ def test_the_accuracy_is_measured_on_the_data_that_the_user_names(tmp_path: Path
     [
         (["no-such-model"], 1, "no-such-model"),
         (["digits", "no-such-image.png"], 2, "no-such-image.png"),
-        (["digits", "--data", "no-such-data"], 2, "no-such-data"),
+        (["digits", "--evaluate", "no-such-data"], 2, "no-such-data"),
+        (["digits", "--data", "mnist"], 2, "'mnist' is no folder; did you mean --evaluate mnist?"),
+        (["digits", "--data", ".", "--evaluate", "photos"], 2, "'photos' is none (digits, "),
         (["--compare", "digits"], 2, "--compare needs a MODEL"),
     ],
 )

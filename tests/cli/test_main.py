@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from cyclopts import App
 
 import mlpconv
 from mlpconv import cli
+from mlpconv.__main__ import main as start
 from mlpconv.cli.options import shipped_names
 from mlpconv.errors import DataError, Interrupted, UsageError
 from mlpconv.models.weights import pretrained_names
@@ -49,6 +52,11 @@ FAILURES = {
     "quota": (OSError(errno.EDQUOT, "Quota", "runs/a"), 1, "runs/a: the disk quota is used up"),
     "permission": (PermissionError(errno.EACCES, "Permission denied", "/x"), 1, "/x: permission denied"),
     "read-only": (OSError(errno.EROFS, "Read-only file system", b"/x"), 1, "/x: the disk is read-only"),
+    "a file in the way": (
+        NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"),
+        1,
+        "a/b: a part of this path",
+    ),
     "missing": (FileNotFoundError(errno.ENOENT, "No such file or directory", "a.png"), 1, "a.png: no such file"),
     "nameless": (OSError("something"), 1, "something."),
     "memory": (MemoryError(), 1, "out of memory"),
@@ -80,6 +88,23 @@ def test_every_failure_is_one_sentence(run_failing: Any, error: BaseException, c
     assert stderr.count("\n") == 1
 
 
+def test_an_import_that_hides_ctrl_c_is_interrupted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def verb() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("cannot load module more than once per process") from None
+
+    app = App(name="mlpconv", suppress_keyboard_interrupt=False)
+    app.command(verb, name="verb")
+    monkeypatch.setattr(cli, "make_app", lambda verb: app)
+    assert cli.main(["verb"]) == 130
+    assert capsys.readouterr().err == "mlpconv: interrupted.\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_a_verb_may_choose_its_exit_code(run_failing: Any) -> None:
     assert run_failing(None, 3)[0] == 3
     assert run_failing(None, None) == (0, "")
@@ -107,6 +132,44 @@ def test_a_missing_package_is_named() -> None:
 def test_a_wrong_command_line_is_explained(words: list[str], expected: str, capsys: Any) -> None:
     assert cli.main(words) == 2
     assert expected in capsys.readouterr().err
+
+
+DASHES = {
+    "a file": (["predict", "digits", "-x.png"], "A path that starts with a dash is written ./-x.png"),
+    "a file that exists": (["predict", "digits", "--x"], "A path that starts with a dash is written ./--x"),
+    "data": (["train", "-photos.d"], "is written ./-photos.d"),
+    "a value": (
+        ["train", "digits", "--out", "-d"],
+        "--out needs a value. A path that starts with a dash is written ./-d",
+    ),
+    "no value": (["train", "digits", "--out", "--resume"], "--out requires an argument"),
+    "an option": (["predict", "digits", "--tpo", "3"], "Did you mean --top?"),
+    "a setting": (["train", "digits", "-lr", "3"], "--set lr=3."),
+}
+
+
+@pytest.mark.parametrize(("words", "said"), DASHES.values(), ids=DASHES.keys())
+def test_a_path_with_a_dash_is_explained(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "--x").touch()
+    assert cli.main(words) == 2
+    assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["predict", "digits", ""], "an argument"),
+        (["train", "", "--epochs", "1"], "an argument"),
+        (["train", "digits", "--out", ""], "an argument"),
+        (["train", "digits", "--out="], "--out"),
+    ],
+)
+def test_an_empty_argument_is_not_the_current_folder(words: list[str], name: str, capsys: Any) -> None:
+    assert cli.main(words) == 2
+    assert f"{name} is empty, as a shell variable that is not set" in capsys.readouterr().err
 
 
 def test_the_version_is_printed(capsys: Any) -> None:
@@ -160,7 +223,11 @@ def test_a_name_that_the_terminal_cannot_encode_is_escaped() -> None:
     assert b"bug" not in done.stderr
 
 
-def test_interrupting_the_process_leaves_no_traceback() -> None:
+@pytest.mark.parametrize(
+    ("number", "outcome"),
+    [(signal.SIGINT, (130, "mlpconv: interrupted.\n")), (signal.SIGTERM, (143, "mlpconv: terminated.\n"))],
+)
+def test_interrupting_the_process_leaves_no_traceback(number: int, outcome: tuple[int, str]) -> None:
     code = (
         "import time, sys; from cyclopts import App; from mlpconv import cli\n"
         "app = App(name='mlpconv', suppress_keyboard_interrupt=False)\n"
@@ -173,9 +240,21 @@ def test_interrupting_the_process_leaves_no_traceback() -> None:
     with subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
-        child.send_signal(signal.SIGINT)
+        child.send_signal(number)
         _, stderr = child.communicate(timeout=200)
-    assert (child.returncode, stderr) == (130, "mlpconv: interrupted.\n")
+    assert (child.returncode, stderr) == outcome
+
+
+def test_ctrl_c_during_the_first_imports_leaves_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def interrupted(name: str, *rest: Any, **options: Any) -> Any:
+        if name == "mlpconv.cli":
+            raise KeyboardInterrupt
+        return real(name, *rest, **options)
+
+    monkeypatch.setattr(builtins, "__import__", interrupted)
+    assert start() == 130
 
 
 def test_help_lists_every_shipped_network(capsys: Any) -> None:

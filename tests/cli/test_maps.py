@@ -15,6 +15,7 @@ from torch import nn
 
 from mlpconv import modelfile
 from mlpconv.cli import main
+from mlpconv.cli.maps import _print_table
 from mlpconv.data import decode as room
 from mlpconv.models.registry import create_model
 from mlpconv.preprocessing import Preprocessing
@@ -214,3 +215,9 @@ def test_a_network_without_maps_is_refused(tmp_path: Path, album: Path, capsys: 
     assert main(["maps", str(tmp_path / "fc.safetensors"), "album"]) == 2
     assert "has category maps" in capsys.readouterr().err
     assert not (album / "maps-001").exists()
+
+
+def test_a_peak_at_the_border_has_no_minus_zero(capsys: Any) -> None:
+    seen = {"label": "cat", "confidence": 0.5, "peak": {"x": -0.4, "y": 12.6}}
+    _print_table([{"file": "a.png", "picture": "p.png", "classes": [seen]}], [])
+    assert " 0, 13 " in capsys.readouterr().out

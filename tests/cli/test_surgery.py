@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch import nn
 
 import mlpconv
 from mlpconv.cli import main
+from mlpconv.models.timm_network import TimmNetwork
 
 
 @pytest.fixture
@@ -142,3 +144,43 @@ def test_an_unsupported_head_exits_with_code_1(tmp_path: Path, capsys: pytest.Ca
     assert "head.1 (Linear) works on flattened maps" in captured.err
     assert (captured.err.count("\n"), captured.out) == (1, "")
     assert main(["surgery", "convolutionalize", str(path)]) == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["surgery", "fold", "MODEL", "--out"],
+        ["surgery", "factorize", "MODEL", "digits", "--out"],
+        ["evaluate", "MODEL", "digits", "--split", "val", "--calibrate"],
+    ],
+    ids=lambda words: words[-1] + words[1],
+)
+def test_the_model_itself_is_not_overwritten(
+    file: Path, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(file.parent)
+    content = file.read_bytes()
+    Path("link.safetensors").symlink_to(file)
+    for model, target in ((str(file), "model.safetensors"), (".", "link.safetensors"), ("link.safetensors", str(file))):
+        assert main([word.replace("MODEL", model) for word in words] + [target]) == 2
+        assert f"{words[-1]} is {str(Path(target))!r}, the model itself, which would be lost" in capsys.readouterr().err
+    assert file.read_bytes() == content
+
+
+def test_the_name_of_a_shipped_network_is_a_model_file(tmp_path: Path) -> None:
+    out = tmp_path / "folded.safetensors"
+    assert main(["surgery", "fold", "nin_mnist", "--out", str(out)]) == 0
+    image = np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8)
+    expected = mlpconv.load("nin_mnist").predict(image).probabilities
+    np.testing.assert_allclose(mlpconv.load(out).predict(image).probabilities, expected, atol=1e-4)
+
+
+def test_a_changed_network_of_timm_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = cast("nn.Module", object.__new__(TimmNetwork))
+    monkeypatch.setattr("mlpconv.cli.surgery._open", lambda *_, **__: (network, (3, 8, 8), object()))
+    assert main(["surgery", "fold", "tm", "--out", str(tmp_path / "a.safetensors")]) == 2
+    assert (
+        "hold a changed network of timm. In Python: mlpconv.surgery.fold(mlpconv.load('tm')" in capsys.readouterr().err
+    )

@@ -132,12 +132,13 @@ def test_a_usage_error_is_one_line_and_writes_nothing(
 
 
 def test_an_interruption_prints_the_resume_command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise Interrupted(f"stopped after step 3 of 9. {resume_hint(Path('my run'))}", 2, Path("my run"))
 
     monkeypatch.setattr("mlpconv.fitting.fit", interrupted)
+    (here / "my data").mkdir()
     assert main(["train", "digits", "--data", "my data"]) == 130
     output = capsys.readouterr().err
     assert "To resume: mlpconv train digits --data 'my data' --out 'my run' --resume\n" in output

@@ -209,6 +209,7 @@ def test_links_are_followed_without_loops_and_pipes_are_skipped(pictures: Pictur
     os.mkfifo(top / "cat" / "pipe.png")
     (top / "cat" / "deep" / "er").mkdir(parents=True)
     shutil.copy(top / "dog" / "02.png", top / "cat" / "deep" / "er")
+    open_data(top / "cat" / "..", val_fraction=0)  # imports are not counted
     with counted() as work:
         data = open_data(top, val_fraction=0)
     assert work.calls < 20_000
@@ -216,6 +217,18 @@ def test_links_are_followed_without_loops_and_pipes_are_skipped(pictures: Pictur
     assert {"cat/linked.png", "cat/deep/er/02.png"} <= names
     assert len(names) == 6 + 2 + 5
     assert any("left out 4 files" in note for note in data.notes)
+
+
+def test_a_class_behind_a_broken_link_is_said_to_be_left_out(pictures: Pictures, tmp_path: Path) -> None:
+    top = pictures(cat=6, dog=5)
+    (top / "bird").symlink_to(tmp_path / "not mounted")
+    (top / "round").symlink_to("round")
+    data = open_data(top)
+    assert data.classes == ("cat", "dog")
+    assert any("left out, as they are links that lead nowhere: bird, round." in note for note in data.notes)
+    for link in (top / "bird", top / "round"):
+        with pytest.raises(DataError, match="is a link that leads nowhere: give the folder itself"):
+            open_data(link)
 
 
 def test_unprintable_file_names_are_escaped(pictures: Pictures) -> None:

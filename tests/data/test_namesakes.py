@@ -17,14 +17,16 @@ from mlpconv.data import Split, make_dataset, open_data
 from mlpconv.data.as_trained import open_as_trained, recorded_data
 from mlpconv.data.catalog import CATALOG, is_published
 from mlpconv.data.validation import with_validation
-from mlpconv.errors import DataError, UsageError
+from mlpconv.errors import DataError, ModelFileError, UsageError
 from mlpconv.inference import load
+from mlpconv.inference.open_network import open_with_classifier
 from mlpconv.search.searching import base_recipe
 from mlpconv.training import Recipe, find_recipe
 from mlpconv.training.network import make_model
 from mlpconv.training.run_data import data_name, published_name
 from mlpconv.training.session import data_summary, model_info
 from mlpconv.transfer.choose import is_automatic
+from mlpconv.transfer.source import open_source
 
 SIDE = 8
 
@@ -124,3 +126,62 @@ def test_a_run_on_such_a_folder(here: Path) -> None:
     assert load("run").model.config.name == "nin_tiny"
     assert len(open_as_trained(Path("mnist"), None, load("run")).split("val")) == 2
     assert "model.safetensors FOLDER" in Path("run/report.html").read_text()
+
+
+def test_a_model_that_does_not_know_the_published_classes_is_told_of_the_folder(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_folder(here / "photos")
+    words = ["--recipe", "fast", "--epochs", "1", "--set", "width=0.2", "precision=fp32"]
+    assert main(["train", "./photos", "--out", "b", *words]) == 0
+    capsys.readouterr()
+    write_folder(here / "digits")
+    assert main(["evaluate", "b", "digits"]) == 1
+    said = capsys.readouterr().err
+    assert "does not know the classes '0', '1', '2', '3', '4', ... of the published data set digits; it knows " in said
+    assert "give a folder with images of those classes." in said
+    assert "write ./digits for the folder" in said
+    assert "rename" not in said
+    assert main(["evaluate", "b", "./digits", "--split", "all"]) == 0
+
+
+def test_a_folder_that_is_not_the_published_set_names_it(here: Path) -> None:
+    (here / "cifar10").mkdir()
+    for data in ("cifar10/", Path("cifar10")):
+        with pytest.raises(DataError, match="has no class folders.* For the published data set, write cifar10 alone"):
+            open_data(data)
+
+
+def test_a_folder_without_a_model_does_not_hide_a_network(here: Path) -> None:
+    write_folder(here / "digits")
+    write_folder(here / "nin_tiny")
+    assert load("digits").classes == tuple("0123456789")
+    assert open_source("digits").classifier.classes == tuple("0123456789")
+    assert open_with_classifier("nin_tiny")[2] is None
+    (here / "digits" / "recipe.json").write_text("{}")  # a run that has not finished
+    with pytest.raises(
+        ModelFileError, match="has no model.safetensors: give a model file or a finished run, or rename"
+    ):
+        load("digits")
+
+
+def test_no_name_is_not_the_current_folder(here: Path) -> None:
+    write_folder(here)
+    assert open_data(".").classes == ("dark", "light")
+    with pytest.raises(UsageError, match="the name of the data is empty"):
+        open_data("")
+    with pytest.raises(ModelFileError, match="There is no file or folder ''"):
+        load("")
+
+
+def test_a_file_that_hides_a_network_says_so(here: Path) -> None:
+    (here / "squeezenet").write_bytes(b"not a model")
+    with pytest.raises(ModelFileError, match="'squeezenet' .* Rename it to use the shipped network squeezenet."):
+        load("squeezenet")
+    (here / "digits.onnx").write_bytes(b"a graph")
+    with pytest.raises(ModelFileError, match="'digits.onnx' .* An exported file is run by `mlpconv predict` and"):
+        load("digits.onnx")
+    (here / "model.safetensors").write_bytes(b"not a model")
+    with pytest.raises(ModelFileError) as caught:
+        load("model.safetensors")
+    assert "shipped" not in str(caught.value)

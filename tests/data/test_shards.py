@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import tarfile
@@ -16,7 +17,7 @@ from PIL import Image
 import mlpconv
 from mlpconv.cli import main
 from mlpconv.data import open_data, shard_index
-from mlpconv.data.pack import pack
+from mlpconv.data.pack import pack, write_shard
 from mlpconv.data.shard_images import ShardImages, fitting_sample, is_streamed
 from mlpconv.data.shards import find_shards, memory_limit
 from mlpconv.errors import DataError, RunFolderError, UsageError
@@ -86,6 +87,35 @@ def test_the_same_images_are_held_out_as_in_the_folder(photos: Path, shards: Pat
     held = [{image.tobytes() for image in open_data(data).split("val").images[:]} for data in (photos, shards)]
     assert held[0] == held[1]
     assert len(held[0]) == 12
+
+
+def test_shards_are_not_written_into_the_data(photos: Path) -> None:
+    for inside in (photos / "shards", photos / "dark" / ".." / "shards"):
+        with pytest.raises(UsageError, match="lies in the data, as one of its classes: choose one outside"):
+            pack(photos, inside)
+    assert sorted(path.name for path in photos.iterdir()) == ["dark", "light"]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")], ids=repr)
+@pytest.mark.parametrize("existed", [False, True])
+def test_packing_that_stops_leaves_no_shards(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: BaseException, existed: bool
+) -> None:
+    out, count = tmp_path / "shards", []
+
+    def stopping(*words: Any) -> int:
+        count.append(1)
+        if len(count) == 3:
+            raise stop
+        return write_shard(*words)
+
+    if existed:
+        out.mkdir()
+    monkeypatch.setattr("mlpconv.data.pack.write_shard", stopping)
+    with pytest.raises((KeyboardInterrupt, DataError)):
+        pack(photos, out, per_shard=2)
+    assert out.exists() == existed
+    assert not existed or not list(out.iterdir())
 
 
 def test_packing_is_reproducible_and_mixes_classes(photos: Path, shards: Path, tmp_path: Path) -> None:

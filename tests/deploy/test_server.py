@@ -216,6 +216,21 @@ def test_a_count_below_one_is_refused_by_the_name_of_the_option(
     assert capsys.readouterr().err == f"mlpconv: {option} is 0; expected an integer of at least 1.\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--port", "99999"], 2, "The port is 99999"),
+        (["--host", "no.such.invalid"], 1, "no address 'no.such.invalid'"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_known_before_the_export(
+    words: list[str], code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mlpconv.deploy.exporting.export", None)
+    assert main(["serve", "digits", *words]) == code
+    assert said in capsys.readouterr().err
+
+
 def test_a_port_in_use_is_one_sentence(server: Served, digits_onnx: Path) -> None:
     words = [*serve_command(str(digits_onnx))[:-2], "--port", str(server.port)]
     done = subprocess.run(words, capture_output=True, text=True)

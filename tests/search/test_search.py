@@ -213,7 +213,7 @@ def test_what_a_search_needs(data: Dataset, tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match=r"the store HOST/x cannot be opened|cannot be opened"):
         run_search(data, ["width=0.1..0.6"], out=tmp_path / "s", trials=1, store="nosuch://me:secret@HOST/x")
     train = Dataset("tiny", data.classes, {"train": data.split("train")}, (), "f" * 64)
-    with pytest.raises(MissingSplit, match="set val_fraction above 0"):
+    with pytest.raises(MissingSplit, match="pass val_fraction=0.2"):
         run_search(train, ["width=0.1..0.6"], out=tmp_path / "s", trials=1, val_fraction=0.0, **FAST)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()

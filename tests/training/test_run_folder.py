@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from mlpconv.errors import RunFolderError
+from mlpconv.errors import Interrupted, RunFolderError
 from mlpconv.training.progress import COLUMNS
-from mlpconv.training.run_folder import RunFolder, require_empty
+from mlpconv.training.run_folder import RunFolder, require_empty, require_usable
 
 
 @pytest.fixture
@@ -168,6 +168,19 @@ def test_a_folder_that_cannot_be_created_is_explained(here: Path, monkeypatch: p
         RunFolder.create(out, "digits")
 
 
+@pytest.mark.parametrize("out", [None, Path("deep/down"), Path()])
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
+    here: Path, monkeypatch: pytest.MonkeyPatch, out: Path | None
+):
+    require_usable(out)
+    asked: list[Path] = []
+    monkeypatch.setattr(os, "access", lambda path, mode: asked.append(path))
+    with pytest.raises(RunFolderError, match="cannot be written: choose another folder, out=FOLDER"):
+        require_usable(out)
+    assert asked == [here]
+    assert not list(here.iterdir())
+
+
 # --- the lock
 
 HOLDER = """
@@ -199,6 +212,25 @@ def test_the_lock_is_released_after_an_error(here: Path):
         raise ZeroDivisionError
     with folder.lock(), pytest.raises(RunFolderError, match=f"in use by process {os.getpid()}"), folder.lock():
         pytest.fail("two are in")
+
+
+@pytest.mark.parametrize(
+    ("stop", "number"), [(KeyboardInterrupt(), 2), (Interrupted("terminated.", 15), 15)], ids=["ctrl-c", "sigterm"]
+)
+def test_an_interruption_says_how_to_resume(here: Path, stop: KeyboardInterrupt, number: int):
+    with (
+        pytest.raises(Interrupted, match=r"interrupted. To resume the run, pass out=") as caught,
+        RunFolder(here).lock(),
+    ):
+        raise stop
+    assert (caught.value.signal_number, caught.value.folder) == (number, here)
+
+
+def test_an_interruption_that_says_so_is_left_alone(here: Path):
+    stop = Interrupted("stopped after step 3.", 2, here)
+    with pytest.raises(Interrupted) as caught, RunFolder(here).lock():
+        raise stop
+    assert caught.value is stop
 
 
 def test_a_symbolic_link_as_lock_is_not_followed(here: Path):

@@ -145,7 +145,7 @@ def test_added_classes_come_after_the_known_ones(source: Path) -> None:
     run = fit(stripes(classes=2, first=4), source=source, add_classes=True, report=False, progress=Notes())
     assert run.classifier.classes == ("row 0", "row 1", "row 2", "row 4", "row 5")
     assert any("no training images of the known classes" in text for text in notes)
-    with pytest.raises(UsageError, match="has no class that the source lacks"):
+    with pytest.raises(UsageError, match="has no class that the source lacks: leave out add_classes=True to fit all"):
         fit(stripes(classes=2), source=source, add_classes=True, report=False)
 
 

@@ -119,7 +119,12 @@ def test_weights_that_do_not_fit_are_refused(timm: Any, weights: Path, tmp_path:
     cut.write_bytes(weights.read_bytes()[:-9])
     cases: list[tuple[str, Path, type[Exception], str]] = [
         ("timm:test_resnet", pickled, UsageError, "looks like a pickle.*safetensors.torch.save_file"),
-        ("timm:test_resnet", tmp_path / "absent.safetensors", UsageError, "is not a file of at most 4 GiB"),
+        (
+            "timm:test_resnet",
+            tmp_path / "absent.safetensors",
+            UsageError,
+            "There is no file .*absent",
+        ),
         ("timm:test_resnet", cut, ModelFileError, "is damaged, or not a safetensors file"),
         ("timm:resnet18", weights, ModelFileError, "The weights are not those of timm:resnet18"),
         ("timm:test_resne", weights, UsageError, "timm has no image classifier 'test_resne'"),

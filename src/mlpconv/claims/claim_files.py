@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 import pkgutil
 import sys
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ from pathlib import Path
 from mlpconv.claims.schema import Claim, check_claim
 from mlpconv.errors import UsageError, did_you_mean
 from mlpconv.files import sha256
+from mlpconv.text import shell_path
 
 __all__ = ["ClaimFile", "check_unique", "find_claim", "list_claims", "read_claim"]
 
@@ -26,6 +28,12 @@ class ClaimFile:
     claim: Claim
     path: Path
     hypothesis: str
+
+    @property
+    def argument(self) -> str:
+        """Return the word that means this claim on the command line: its name, or the path of a user's own file."""
+        own = Path(__file__).parent not in self.path.parents
+        return shell_path(os.path.relpath(self.path)) if own else self.claim.name
 
 
 @functools.cache

@@ -76,7 +76,7 @@ def read_filters(file: ClaimFile, data: str, folder: Path, result: dict[str, Any
             indices = {name: float(np.mean(filter_indices(values))) for name, values in weights.items()}
             measured = {name: arm["values"][METRIC][SEED - 1] for name, arm in result["arms"].items()}
     except DAMAGES as error:
-        command = rerun(folder, data, file.claim.name)
+        command = rerun(folder, data, file)
         raise DataError(f"{str(path)!r} is damaged: `{command}` writes it again.") from error
     same = set(indices) == set(measured) and all(abs(indices[name] - measured[name]) < ROUNDING for name in indices)
     return weights if same else {}

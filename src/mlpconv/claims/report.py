@@ -124,7 +124,7 @@ def _claim(judged: Judged) -> Html:
             *_checks(judged),
             *_measurements(judged),
             element("p", element("b", "What would change the verdict: "), claim.overturn),
-            element("pre", f"mlpconv claims run {claim.name}"),
+            element("pre", f"mlpconv claims run {judged.file.argument}"),
         ),
         id=claim.name,
     )

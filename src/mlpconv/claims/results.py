@@ -20,6 +20,7 @@ from mlpconv.claims.claim_files import ClaimFile
 from mlpconv.claims.schema import BUDGETS, TITLES, Comparison
 from mlpconv.claims.statistics import Evidence, holm, pairs_needed, summarize, verdict
 from mlpconv.errors import DataError, UsageError
+from mlpconv.text import shell_path
 from mlpconv.training.environment import cpu_name, installed
 
 __all__ = [
@@ -187,16 +188,16 @@ def read_result(folder: Path, data: str, file: ClaimFile) -> dict[str, Any] | No
         return None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(
-            f"{str(path)!r} is damaged, or of another version of the claim: `{rerun(folder, data, file.claim.name)}` "
+            f"{str(path)!r} is damaged, or of another version of the claim: `{rerun(folder, data, file)}` "
             "writes it again."
         ) from error
     return result if (result["checks"] if data == "exact" else file.claim.arms) else None
 
 
-def rerun(folder: Path, data: str, name: str, verb: str = "run") -> str:
+def rerun(folder: Path, data: str, file: ClaimFile, verb: str = "run") -> str:
     """Return the command that writes a result again, or, with the verb time, its times."""
     sets = "" if data == "exact" else f" --data {data}"
-    return f"mlpconv claims {verb} {name}{sets} --out {folder}"
+    return f"mlpconv claims {verb} {file.argument}{sets} --out {shell_path(folder)}"
 
 
 def _check_proof(result: dict[str, Any]) -> None:
@@ -229,11 +230,11 @@ def _check_kinds(kind: type[str | float], values: Iterable[object]) -> None:
             raise ValueError(f"{value} is not finite")
 
 
-def read_predictions(folder: Path, data: str, name: str) -> tuple[np.ndarray, list[str], np.ndarray]:
+def read_predictions(folder: Path, data: str, file: ClaimFile) -> tuple[np.ndarray, list[str], np.ndarray]:
     """Return labels (N,), arm names, and predicted classes (arms, seeds, N); raise UsageError if there are none."""
+    name, command = file.claim.name, rerun(folder, data, file)
     path = result_path(folder, data, name).with_suffix(".npz")
     if not path.is_file():
-        command = rerun(folder, data, name)
         raise UsageError(f"There are no predictions of {name} on {data} in {str(folder)!r}: `{command}` makes them.")
     try:
         with np.load(io.BytesIO(path.read_bytes())) as stored:
@@ -241,7 +242,7 @@ def read_predictions(folder: Path, data: str, name: str) -> tuple[np.ndarray, li
         if predictions.ndim != 3 or (len(arms), *labels.shape) != predictions.shape[::2]:
             raise ValueError("the arrays have different lengths")
     except DAMAGES as error:
-        raise DataError(f"{str(path)!r} is damaged: `{rerun(folder, data, name)}` writes it again.") from error
+        raise DataError(f"{str(path)!r} is damaged: `{command}` writes it again.") from error
     return labels, arms, predictions
 
 

@@ -25,7 +25,7 @@ from mlpconv.claims.results import result_header, result_path
 from mlpconv.claims.run_cache import DamagedRun, RunCache
 from mlpconv.claims.schema import Arm, Claim
 from mlpconv.claims.trial import LEARNING_RATES, TUNING_SEEDS, ClaimRun, Measured, tuning_trials
-from mlpconv.claims.workers import run_trials, start_pool
+from mlpconv.claims.workers import end_pool, run_trials, start_pool
 from mlpconv.errors import Interrupted, UsageError
 from mlpconv.files import json_bytes, write_atomic
 from mlpconv.text import counted
@@ -100,13 +100,13 @@ def run_claims(files: Sequence[ClaimFile], settings: RunSettings, progress: Prog
                 if data in file.claim.data and file.claim.comparisons:
                     _Experiment(file, data, settings, pool, advance, note).run()
     except KeyboardInterrupt as stop:
+        end_pool(pool, now=True)
         raise Interrupted(
             f"interrupted after {counted(done, 'run')}, kept in {settings.out}: the same command resumes.",
-            signal.SIGINT,
+            stop.signal_number if isinstance(stop, Interrupted) else signal.SIGINT,
         ) from stop
     finally:
-        if pool is not None:
-            pool.shutdown(cancel_futures=True)
+        end_pool(pool)
 
 
 def _tunes(arm: Arm) -> bool:

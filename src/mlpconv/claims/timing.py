@@ -56,7 +56,7 @@ def measure_times(
         raise UsageError(f"{file.claim.name} has no networks on {data}; accepted: {accepted or 'measured claims'}.")
     result = read_result(folder, data, file)
     if result is None:
-        command = rerun(folder, data, file.claim.name)
+        command = rerun(folder, data, file)
         raise UsageError(f"There is no result of {file.claim.name} on {data} in {str(folder)!r}: `{command}` makes it.")
     path = times_path(folder, data, file.claim.name)
     path.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is known before minutes of timing
@@ -70,7 +70,7 @@ def measure_times(
         found = np.percentile(values, (50, 25, 75))
         arms[name][kind] = {key: round(value, 4) for key, value in zip(QUARTILES, found, strict=True)}
     content = result_header(file) | {
-        "command": f"mlpconv claims time {file.claim.name} --data {data} --rounds {rounds}",
+        "command": f"mlpconv claims time {file.argument} --data {data} --rounds {rounds}",
         "data": data,
         "batch": BUDGET[data].batch,
         "rounds": rounds,
@@ -161,6 +161,6 @@ def read_times(file: ClaimFile, data: str, folder: Path) -> dict[str, Any] | Non
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        command = rerun(folder, data, file.claim.name, "time")
+        command = rerun(folder, data, file, "time")
         raise DataError(f"{str(path)!r} is damaged: `{command}` writes it again.") from error
     return stored

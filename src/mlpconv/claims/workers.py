@@ -6,12 +6,23 @@ import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 
 from mlpconv.claims.claim_files import read_claim
 from mlpconv.claims.trial import ClaimRun, Measured, run_trial
 
-__all__ = ["run_trials", "start_pool"]
+__all__ = ["end_pool", "run_trials", "start_pool"]
+
+
+class _TrialProcess(SpawnProcess):
+    """A process of a pool, to tell it from other children of this process."""
+
+
+class _TrialContext(SpawnContext):
+    """Starts fresh processes of that class."""
+
+    Process = _TrialProcess
 
 
 def run_trials(
@@ -35,7 +46,18 @@ def start_pool(workers: int) -> ProcessPoolExecutor | None:
     """Return a pool of fresh processes that leave Ctrl-C to this one; None for a single worker."""
     if workers == 1:
         return None
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_ignore_interrupts)
+    return ProcessPoolExecutor(workers, _TrialContext(), initializer=_ignore_interrupts)
+
+
+def end_pool(pool: ProcessPoolExecutor | None, *, now: bool = False) -> None:
+    """Wait for the processes of a pool; `now` ends them without waiting for their trials."""
+    if pool is None:
+        return
+    if now:
+        for process in multiprocessing.active_children():
+            if isinstance(process, _TrialProcess):
+                process.terminate()
+    pool.shutdown(cancel_futures=True)
 
 
 def _ignore_interrupts() -> None:

@@ -8,10 +8,12 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from cyclopts import App, CycloptsError, CycloptsPanel, Parameter, UnknownOptionError
+from cyclopts import App, CycloptsError, CycloptsPanel, MissingArgumentError, Parameter, UnknownOptionError
 
 from mlpconv import __version__
-from mlpconv.errors import Interrupted, MlpconvError, first_line
+from mlpconv.cli.interruption import interruptible
+from mlpconv.errors import Interrupted, MlpconvError, UsageError, first_line
+from mlpconv.text import shell_path
 
 __all__ = ["VERBS", "explain", "main", "make_app"]
 
@@ -55,6 +57,8 @@ DISK_TROUBLE = {
     errno.EROFS: "the disk is read-only: choose a folder that can be written",
     errno.EACCES: "permission denied: choose a path that you may read and write",
     errno.EPERM: "operation not permitted: choose a path that you may read and write",
+    errno.ENOTDIR: "a part of this path is a file and not a folder: choose another path",
+    errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
     errno.EMFILE: "too many files are open: raise the limit with ulimit -n",
 }
 
@@ -77,15 +81,31 @@ def make_app(verb: str | None = None) -> App:
 
 
 def _usage_error(error: CycloptsError) -> object:
-    """Format a usage error; an unknown option that is a setting of the recipe gets a hint."""
+    """Format a usage error, with a hint for a setting of the recipe and for a path that starts with a dash."""
     words = list(error.root_input_tokens or ())
-    if isinstance(error, UnknownOptionError) and words[:1] == ["train"]:
+    if isinstance(error, UnknownOptionError):
+        option = error.token.keyword or error.token.value
+        if advice := _unknown_option_hint(option, words):
+            return CycloptsPanel(f"Unknown option: {option}. {advice}")
+    elif isinstance(error, MissingArgumentError) and error.keyword in words[:-1]:
+        value = words[words.index(error.keyword) + 1]
+        if value.startswith("-") and not value.startswith("--"):
+            return CycloptsPanel(f"{error.keyword} needs a value. {_dash_hint(value)}")
+    return CycloptsPanel(error)
+
+
+def _unknown_option_hint(option: str, words: list[str]) -> str | None:
+    """Return how to pass a setting of the recipe, or a path, that was taken for an option; None for anything else."""
+    if words[:1] == ["train"]:
         from mlpconv.cli.train import hint
 
-        option = error.token.keyword or error.token.value
         if advice := hint(option, words):
-            return CycloptsPanel(f"Unknown option: {option}. {advice}.")
-    return CycloptsPanel(error)
+            return f"{advice}."
+    return _dash_hint(option) if os.path.lexists(option) or ("." in option and not option.startswith("--")) else None
+
+
+def _dash_hint(path: str) -> str:
+    return f"A path that starts with a dash is written {shell_path(path)}"
 
 
 def _shown_default(value: object) -> str | None:
@@ -103,29 +123,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     words = list(sys.argv[1:] if argv is None else argv)
     _escape_unprintable()
-    try:
-        result = make_app(words[0] if words else None)(words, exit_on_error=False, result_action="return_value")
-        sys.stdout.flush()
-    except CycloptsError:  # cyclopts has printed the message
-        return WRONG_USAGE
-    except BrokenPipeError:  # the reader is gone, as with `| head`
-        _drop_stdout()
-        return FAILED
-    except SystemExit as stop:  # rich exits this way when its reader is gone
-        return stop.code if isinstance(stop.code, int) else FAILED
-    except Interrupted as stop:
-        _print_error(str(stop))
-        return stop.exit_code
-    except KeyboardInterrupt:
-        _print_error("interrupted.")
-        return INTERRUPTED
-    except Exception as error:
-        if os.environ.get(DEBUG):
-            raise
-        sentence, code = explain(error)
-        _print_error(sentence)
-        return code
+    with interruptible() as signals:
+        try:
+            _refuse_empty(words)
+            result = make_app(words[0] if words else None)(words, exit_on_error=False, result_action="return_value")
+            sys.stdout.flush()
+        except CycloptsError:  # cyclopts has printed the message
+            return WRONG_USAGE
+        except BrokenPipeError:  # the reader is gone, as with `| head`
+            _drop_stdout()
+            return FAILED
+        except SystemExit as stop:  # rich exits this way when its reader is gone
+            return stop.code if isinstance(stop.code, int) else FAILED
+        except Interrupted as stop:
+            _print_error(str(stop))
+            return stop.exit_code
+        except KeyboardInterrupt:
+            _print_error("interrupted.")
+            return INTERRUPTED
+        except Exception as error:
+            if os.environ.get(DEBUG):
+                raise
+            sentence, code = ("interrupted.", 128 + signals[0]) if signals else explain(error)
+            _print_error(sentence)
+            return code
     return result if isinstance(result, int) else 0
+
+
+def _refuse_empty(words: Sequence[str]) -> None:
+    """Raise UsageError for an empty argument, which as a path would be the current folder."""
+    for word in words:
+        if not word or (word.startswith("--") and word.endswith("=")):
+            name = word.rstrip("=") or "an argument"
+            raise UsageError(f"{name} is empty, as a shell variable that is not set: give a value, or leave it out.")
 
 
 def explain(error: Exception) -> tuple[str, int]:

@@ -181,7 +181,7 @@ def predictions(
     if data not in BUDGETS:
         raise UsageError(f"--data is {data!r}; {did_you_mean(data, BUDGETS)}")
     check_can_be_written(csv=csv)
-    labels, arms, predicted = read_predictions(out, data, find_claim(name).claim.name)
+    labels, arms, predicted = read_predictions(out, data, find_claim(name))
     if csv is not None:
         write_atomic(csv, predictions_csv(labels, arms, predicted))
         print(f"Written: {csv}")
@@ -274,7 +274,7 @@ def _print_verdicts(claims: list[Judged], json: bool) -> None:
 def _print_details(files: list[ClaimFile], claims: list[Judged], settings: RunSettings) -> None:
     """Print the bounds of the checks and what each comparison found."""
     from mlpconv.claims.report import sentence
-    from mlpconv.text import counted
+    from mlpconv.text import counted, shell_path
 
     names = [file.claim.name for file in files]
     for judged in (judged for judged in claims if judged.file.claim.name in names):
@@ -285,4 +285,6 @@ def _print_details(files: list[ClaimFile], claims: list[Judged], settings: RunSe
         for data in settings.data:
             for finding in judged.findings.get(data, ()):
                 print(f"{judged.file.claim.name}, {data}: {finding.comparison.name}: {sentence(finding)}")
-    print(f"Results: {settings.out}. `mlpconv claims report --out {settings.out}` writes the page.")
+    own = "".join(f" {file.argument}" for file in files if file.claim.number is None)
+    out = shell_path(settings.out)
+    print(f"Results: {out}. `mlpconv claims report{own} --out {out}` writes the page.")

@@ -113,6 +113,7 @@ def pack(
     """
 
     from mlpconv.cli.bar import Bar
+    from mlpconv.data.catalog import shell_data
     from mlpconv.data.pack import pack as pack_folder
     from mlpconv.text import counted
 
@@ -125,7 +126,8 @@ def pack(
         return
     for note in packed.notes:
         print(note)
-    print(f"{counted(packed.images, 'image')} in {counted(len(packed.shards), 'shard')}: mlpconv train {out}")
+    counts = f"{counted(packed.images, 'image')} in {counted(len(packed.shards), 'shard')}"
+    print(f"{counts}: mlpconv train {shell_data(out)}")
 
 
 def _row(entry: Published, root: Path) -> dict[str, Any]:
@@ -194,7 +196,9 @@ def _print_table(rows: list[dict[str, Any]], root: Path) -> None:
 def _print_ready(entry: Published, paths: list[Path], to: Path | None) -> None:
     for path in paths:
         print(f"verified {path}")
-    where = f" --data {to}" if to is not None and entry.files else ""
+    from mlpconv.text import shell_path
+
+    where = f" --data {shell_path(to)}" if to is not None and entry.files else ""
     print(f"{entry.name} is ready: mlpconv train {entry.name}{where}")
     print(f"licence: {entry.licence}; {entry.home}")
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from cyclopts import Parameter
-
-from mlpconv.cli.options import Model, Switch, check_from_one, check_model_file
+from mlpconv.cli.options import DataDir, Model, Switch, check_data_dir, check_from_one, check_model_file
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -38,7 +36,7 @@ def evaluate(
     /,
     *,
     split: Literal["test", "val", "train", "all"] | None = None,
-    data_dir: Annotated[Path | None, Parameter(name="--data")] = None,
+    data_dir: DataDir = None,
     batch_size: int = 128,
     tta_flip: Switch = False,
     calibrate: Path | None = None,
@@ -54,8 +52,6 @@ def evaluate(
     split
         The images to evaluate: test (the default, if there is one), val (those that training held out; the default
         without a test split, and with --calibrate), train or all.
-    data_dir
-        Folder with the files of a named data set, if they are not in the cache.
     batch_size
         Images per batch.
     tta_flip
@@ -70,10 +66,12 @@ def evaluate(
     from mlpconv.data.as_trained import open_as_trained
 
     check_from_one(batch_size=batch_size)
+    check_data_dir(data_dir, data)
+    check_model_file(model, calibrate=calibrate)
     classifier = inference.load(model)
     dataset = open_as_trained(data, data_dir, classifier)
     name, images = _select(dataset, split or (None if calibrate is None else "val"))
-    images = evaluation.align_labels(images, dataset.classes, classifier)
+    images = evaluation.align_labels(images, dataset, classifier)
     about: dict[str, Any] = {"model": model, "data": data, "split": name, "tta_flip": tta_flip}
     notes = [*dataset.notes, *_notes(dataset, name, classifier)]
     if calibrate is not None:
@@ -117,7 +115,6 @@ def _calibrated(
     from mlpconv.errors import UsageError
     from mlpconv.temperature_scaling import calibrate_to
 
-    check_model_file(calibrate=out)
     if name == "test" or trained:
         reason = "the test images measure the result" if name == "test" else "the model was trained on these images"
         raise UsageError(f"--calibrate needs held-out images, and {reason}: use --split val.")

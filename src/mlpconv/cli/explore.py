@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from mlpconv.cli.options import Switch, shipped_names
+from mlpconv.cli.options import DataDir, Switch, check_data_dir, shipped_names
 from mlpconv.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ def explore(
     /,
     *images: str,
     compare: str | None = None,
-    data: str | None = None,
-    data_dir: Path | None = None,
+    evaluate: str | None = None,
+    data_dir: DataDir = None,
     export: Path | None = None,
     port: int | None = None,
     open_browser: Annotated[bool, Parameter(name="--open", negative=())] = False,
@@ -47,11 +47,9 @@ def explore(
         test pattern if there are none.
     compare
         A second model to show beside the first, on the same images.
-    data
+    evaluate
         Named data set or folder whose held-out images the accuracy is measured on. Default: the data set that the
         network was trained on, if it is on this machine.
-    data_dir
-        Folder with the files of a named data set, if they are not in the cache.
     export
         Write the page to this folder as a static site, and exit; it works from a file system and on any web server.
     port
@@ -63,8 +61,9 @@ def explore(
     """
     if model is None and compare is not None:
         raise UsageError("--compare needs a MODEL to compare with: mlpconv explore MODEL --compare OTHER.")
-    subject, complete = (None, True) if model is None else _subject(model, images, data, data_dir)
-    other = None if compare is None or subject is None else _beside(subject, compare, data, data_dir)
+    check_data_dir(data_dir, evaluate, "--evaluate")
+    subject, complete = (None, True) if model is None else _subject(model, images, evaluate, data_dir)
+    other = None if compare is None or subject is None else _beside(subject, compare, evaluate, data_dir)
     if export is not None:
         from mlpconv.explorer import export_site
 

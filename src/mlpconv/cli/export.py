@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from mlpconv.cli.options import Model, Switch
+from mlpconv.cli.options import DataDir, Model, Switch, check_data_dir
 
 if TYPE_CHECKING:
     from mlpconv.deploy.exportable import Exportable
@@ -29,7 +29,7 @@ def export(
     out: Path | None = None,
     calibrate: str | None = None,
     images: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
-    data_dir: Annotated[Path | None, Parameter(name="--data")] = None,
+    data_dir: DataDir = None,
     json: Switch = False,
 ) -> None:
     """Write a model as one file that runs without torch: pixels in; probabilities, logits and category maps out.
@@ -48,8 +48,6 @@ def export(
         For int8: a data set or folder, as for `mlpconv evaluate`. Default: the data that the model file names.
     images
         For int8: unlabelled image files or folders, instead of --calibrate; half of them measure the change.
-    data_dir
-        Folder with the files of a named data set, if they are not in the cache.
     json
         Print one JSON object.
     """
@@ -57,6 +55,7 @@ def export(
     from mlpconv.deploy.exporting import export_variants, suffix_of
     from mlpconv.deploy.metadata import VARIANTS
 
+    check_data_dir(data_dir, calibrate, "--calibrate")
     variants = VARIANTS if to == "all" else (to,)
     stem = _stem(model)
     folder = (out if out is not None else Path()) if to == "all" else None

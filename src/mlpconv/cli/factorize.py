@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cyclopts import Parameter
 
-from mlpconv.cli.options import check_can_be_written, check_from_one, check_model_file
+from mlpconv.cli.options import DataDir, check_can_be_written, check_data_dir, check_from_one, check_model_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,8 +44,7 @@ class FactorizeOptions:
     """Number of held-out images of DATA to measure the error on (default 1000)."""
     plot: Path | None = None
     """Plot error against multiply-adds to this .png or .svg file, by activations and by weights."""
-    data_dir: Annotated[Path | None, Parameter(name="--data")] = None
-    """Folder with the files of a named data set, if they are not in the cache."""
+    data_dir: DataDir = None
 
     def given(self) -> list[str]:
         """Return the options that are set, as on the command line."""
@@ -61,8 +60,9 @@ def check_factorizable(
     from mlpconv.errors import UsageError
     from mlpconv.models import NIN
 
+    check_data_dir(options.data_dir, data)
     check_can_be_written(plot=options.plot)
-    check_model_file(out=out)
+    check_model_file(model, out=out)
     numbers = {"fine_tune": options.fine_tune, "calibrate": options.calibrate, "held_out": options.held_out}
     check_from_one(**{name: number for name, number in numbers.items() if number is not None})
     if options.plot is not None and options.plot.suffix.lower() not in (".png", ".svg"):
@@ -133,7 +133,7 @@ def _from_data(classifier: Classifier, data: str, options: FactorizeOptions) -> 
     from mlpconv.surgery.lowrank.batches import sample_split
 
     dataset = open_as_trained(data, options.data_dir, classifier)
-    splits = {name: align_labels(split, dataset.classes, classifier) for name, split in dataset.splits.items()}
+    splits = {name: align_labels(split, dataset, classifier) for name, split in dataset.splits.items()}
     dataset.split("train")  # raises UsageError without a training split
     count, prepare = options.calibrate or CALIBRATE, classifier.preprocessing
     calibration = list(sample_split(splits["train"], count, prepare))

@@ -243,7 +243,7 @@ def _print_table(rows: list[dict[str, Any]], sheets: list[str]) -> None:
     for row in rows:
         for rank, seen in enumerate(row["classes"]):
             peak = seen["peak"]
-            position = "none (constant map)" if peak is None else f"{peak['x']:.0f}, {peak['y']:.0f}"
+            position = "none (constant map)" if peak is None else f"{round(peak['x'])}, {round(peak['y'])}"
             file, picture = (printable(row["file"]), printable(row["picture"])) if rank == 0 else ("", "")
             cells = (file, printable(seen["label"]), f"{seen['confidence']:.1%}", position, picture)
             table.add_row(*(Text(cell) for cell in cells))

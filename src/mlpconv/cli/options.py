@@ -13,10 +13,12 @@ from mlpconv.errors import UsageError
 from mlpconv.files import is_stream
 
 __all__ = [
-    "AnyModel", "Model", "Switch", "check_can_be_written", "check_from_one", "check_model_file", "image_size",
-    "is_exported", "shipped_names",
+    "AnyModel", "DataDir", "Model", "Switch", "check_can_be_written", "check_data_dir", "check_from_one",
+    "check_model_file", "image_size", "is_exported", "shipped_names",
 ]  # fmt: skip
 
+MODEL_FILE = "model.safetensors"
+"""The model file in a run folder, as in `modelfile`, which imports torch."""
 Switch = Annotated[bool, Parameter(negative=())]
 """A flag that is off by default and has no --no- form."""
 
@@ -40,9 +42,30 @@ AnyModel = Annotated[
 """The network of a verb that also runs exported files."""
 
 
+DataDir = Annotated[
+    Path | None,
+    Parameter(name="--data", help="Folder with the files of a named data set, if they are not in the cache."),
+]
+"""Where a verb finds a named data set."""
+
+
+def check_data_dir(folder: Path | None, data: str | None, option: str = "DATA") -> None:
+    """Raise UsageError for a --data that is no folder, or that has no effect as `data` is not a named data set."""
+    from mlpconv.data.catalog import CATALOG
+
+    if folder is None:
+        return
+    meaning = "--data is the folder with the files of a named data set"
+    if not folder.is_dir():
+        advice = f"; did you mean {option} {folder}?" if str(folder) in CATALOG else ": give a folder."
+        raise UsageError(f"{meaning}, and {str(folder)!r} is no folder{advice}")
+    if data is not None and data not in CATALOG:
+        raise UsageError(f"{meaning}, and {data!r} is none ({', '.join(CATALOG)}): leave --data out.")
+
+
 def is_exported(model: str) -> bool:
-    """Return whether a model is named like an exported file."""
-    return Path(model).suffix.lower() in (".onnx", ".xml")
+    """Return whether a model is named like an exported file; a run folder may have any name."""
+    return Path(model).suffix.lower() in (".onnx", ".xml") and not os.path.isdir(model)  # noqa: PTH112
 
 
 def check_from_one(**options: int) -> None:
@@ -64,15 +87,25 @@ def check_can_be_written(**files: Path | None) -> None:
             raise UsageError(f"--{name} is {str(file)!r}, and its folder is not writable: give a file in another one.")
 
 
-def check_model_file(**files: Path | None) -> None:
-    """Raise UsageError for an option that names no file to write, or one that would be read as an exported network."""
+def check_model_file(model: str, **files: Path | None) -> None:
+    """Raise UsageError for an option that names no file to write, the model's own, or one with an exported name."""
     check_can_be_written(**files)
     for name, file in files.items():
+        if file is not None and any(_same(file, source) for source in (Path(model), Path(model, MODEL_FILE))):
+            raise UsageError(f"--{name} is {str(file)!r}, the model itself, which would be lost: give another file.")
         if file is not None and is_exported(str(file)):
             raise UsageError(
                 f"--{name} is {str(file)!r}; expected a model file, such as {str(file.with_suffix('.safetensors'))!r}, "
                 "which `mlpconv export` turns into .onnx or .xml."
             )
+
+
+def _same(file: Path, other: Path) -> bool:
+    """Return whether two paths lead to one file."""
+    try:
+        return file.samefile(other)
+    except (OSError, ValueError):  # one of them does not exist
+        return False
 
 
 def image_size(text: str) -> tuple[int, int, int]:

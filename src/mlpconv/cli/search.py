@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json as json_format
 import re
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from mlpconv.cli.options import Switch, check_from_one
+from mlpconv.cli.options import DataDir, Switch, check_data_dir, check_from_one
 from mlpconv.cli.train import merge_settings
 from mlpconv.errors import UsageError
-from mlpconv.text import Wording, worded
+from mlpconv.text import Wording, shell_path, shell_word, worded
 
 if TYPE_CHECKING:
     from mlpconv.search import SearchResult
@@ -65,7 +64,7 @@ def search(
     out: Path | None = None,
     store: str | None = None,
     no_pruning: Switch = False,
-    data_dir: Annotated[Path | None, Parameter(name="--data")] = None,
+    data_dir: DataDir = None,
     json: Switch = False,
 ) -> None:
     """Search recipe settings, and find the networks of lowest error for each cost: the Pareto front.
@@ -89,12 +88,11 @@ def search(
         URL of a database server for the trials, instead of a journal file in the folder.
     no_pruning
         Train every trial to the end, also those that fall behind.
-    data_dir
-        Folder with the files of a named data set, if they are not in the cache.
     json
         Print the result as one JSON object.
     """
     settings = merge_settings(set_, epochs=epochs)
+    check_data_dir(data_dir, data)
     if trials is not None:
         check_from_one(trials=trials)
     options: dict[str, Any] = {"recipe": recipe, "out": out, "trials": trials, "store": store, "data_root": data_dir}
@@ -126,7 +124,8 @@ class SearchLine(Wording):
     def option(self, name: str, value: object) -> str:
         """Return an option of the command line, or a setting of the recipe."""
         options = ("out", "budget", "trials", "recipe", "epochs", "store")
-        return f"--{name} {value}" if name in options else f"--set {name}={value}"
+        words = shell_path(value) if isinstance(value, str) else shell_word(str(value))
+        return f"--{name} {words}" if name in options else f"--set {shell_word(f'{name}={value}')}"
 
 
 def duration(text: str) -> float:
@@ -170,9 +169,9 @@ def print_result(result: SearchResult, data: str) -> None:
     if result.importance:
         listed = ", ".join(f"{name} {share:.0%}" for name, share in result.importance.items())
         say(console, f"importance for a low error: {listed}")
-    folder = shlex.quote(str(result.folder))
-    say(console, f"results in {folder}: pareto.png, trials.csv, recipes/")
-    say(console, f"  train the best   mlpconv train {shlex.quote(data)} --recipe best-of:{folder}")
+    say(console, f"results in {shell_path(result.folder)}: pareto.png, trials.csv, recipes/")
+    recipe = shell_word(f"best-of:{result.folder}")
+    say(console, f"  train the best   mlpconv train {shell_path(data)} --recipe {recipe}")
 
 
 def shown(value: Any) -> str:

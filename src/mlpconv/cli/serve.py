@@ -65,7 +65,9 @@ def serve(
     from tempfile import TemporaryDirectory
 
     from mlpconv.deploy.exporting import export
+    from mlpconv.deploy.serving import listen
 
+    listen(host, port, 1).close()  # an address that cannot be used is known before the export
     with TemporaryDirectory(prefix="mlpconv-") as folder:
         path = export(model, Path(folder) / "model.onnx").path
         serve_model(path, host, port, options=options, limits=limits, announce=_announce)

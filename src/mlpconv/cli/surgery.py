@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from mlpconv.cli.factorize import FactorizeOptions
-from mlpconv.cli.options import Switch, check_model_file, image_size
+from mlpconv.cli.options import Switch, check_model_file, image_size, shipped_names
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from mlpconv.inference import Classifier
     from mlpconv.surgery import Surgery
@@ -61,8 +61,8 @@ def surgery(
         convolutionalize, deepen, factorize, fold or pool_head.
     model
         A model file, a run folder, an architecture such as nin_cifar10, or a network of another library with random
-        weights, such as torchvision:resnet50 or timm:convnext_tiny. factorize needs a model file, a run folder or
-        shipped weights.
+        weights, such as torchvision:resnet50 or timm:convnext_tiny. factorize, --out and --images need a model file, a
+        run folder or a shipped network.
     data
         For factorize: a data set such as digits, mnist or cifar10, or a folder, as for `mlpconv evaluate`.
     input
@@ -130,14 +130,17 @@ def _rewrite(
 ) -> None:
     """Run an operation that preserves the outputs."""
     from mlpconv import surgery
+    from mlpconv.errors import UsageError
     from mlpconv.files import json_bytes
-    from mlpconv.inference.open_network import open_with_classifier
+    from mlpconv.models.timm_network import TimmNetwork
 
     if out is not None:
         _check_out(operation, model, out)
-    network, default_shape, classifier = open_with_classifier(model)
+    network, default_shape, classifier = _open(model, trained=out is not None or bool(images))
     if out is not None and classifier is None:
         raise _no_file(f"{model} has random weights and no classes")
+    if out is not None and isinstance(network, TimmNetwork):
+        raise UsageError(f"--out: no model file can hold a changed network of timm. {_in_python(operation, model)}")
     batch = _load_images(images, classifier)
     result: Surgery = getattr(surgery, operation)(network, input_shape=size or default_shape, images=batch, **options)
     if out is not None and classifier is not None:
@@ -148,6 +151,20 @@ def _rewrite(
     print(result.report)
     if out is not None:
         print(f"Written: {out}")
+
+
+def _open(model: str, *, trained: bool) -> tuple[nn.Module, tuple[int, int, int], Classifier | None]:
+    """Return a network, (C, H, W) of its images, and the classifier of a model file or None.
+
+    The name of an architecture means random weights unless the weights of the shipped network are needed, `trained`.
+    """
+    from mlpconv import inference
+    from mlpconv.inference.open_network import open_with_classifier
+
+    if not trained or model not in shipped_names():
+        return open_with_classifier(model)
+    classifier = inference.load(model)
+    return classifier.model, classifier.input_size, classifier
 
 
 def _check_options(operation: str, options: list[str]) -> None:
@@ -167,12 +184,16 @@ def _check_options(operation: str, options: list[str]) -> None:
 def _check_out(operation: str, model: str, out: Path) -> None:
     from mlpconv.errors import UsageError
 
-    check_model_file(out=out)
+    check_model_file(model, out=out)
     if operation not in OURS:
         raise UsageError(
-            f"--out cannot store the result of {operation}: model files hold built-in architectures only. In Python: "
-            f"mlpconv.surgery.{operation}(mlpconv.load({model!r}).model, input_shape).model"
+            f"--out cannot store the result of {operation}: model files hold built-in architectures only. "
+            f"{_in_python(operation, model)}"
         )
+
+
+def _in_python(operation: str, model: str) -> str:
+    return f"In Python: mlpconv.surgery.{operation}(mlpconv.load({model!r}).model, input_shape).model"
 
 
 def _no_file(why: str) -> Exception:

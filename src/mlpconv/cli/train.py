@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from json import dumps
@@ -14,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from mlpconv.cli.options import Switch
+from mlpconv.cli.options import DataDir, Switch, check_data_dir
 from mlpconv.cli.start_options import StartOptions
 from mlpconv.errors import UsageError
-from mlpconv.text import Wording, worded
+from mlpconv.text import Wording, shell_path, shell_word, worded
 
 if TYPE_CHECKING:
     from mlpconv.fitting import Run
@@ -46,10 +45,6 @@ Memory = Annotated[
 ]
 FLAGS = {name: f"--{name.replace('_', '-')}" for name in NAMES} | {"source": "--from"}
 
-DataDir = Annotated[
-    Path | None,
-    Parameter("--data", help="Folder with the files of a named data set, if they are not in the cache."),
-]
 OnCollapse = Annotated[
     str | None, Parameter(help="Action when training collapses at loss ln(classes): stop or repair.")
 ]
@@ -106,6 +101,7 @@ def train(
     settings = merge_settings(
         set_, epochs=epochs, precision=precision, device=device, on_collapse=on_collapse, **options.settings()
     )
+    check_data_dir(data_dir, data)
     settings |= {"out": out, "resume": resume, "data_root": data_dir, **options.arguments()}
     with worded(CommandLine(data, data_dir)), limited(memory):
         run = fit(data, recipe, progress=make_progress(json), **settings)
@@ -165,13 +161,13 @@ class CommandLine(Wording):
     def option(self, name: str, value: object) -> str:
         if value is True and name in FLAGS:
             return FLAGS[name]
-        text = value if isinstance(value, str) else dumps(value)
-        return f"{FLAGS[name]} {text}" if name in FLAGS else f"--set {name}={text}"
+        if name not in FLAGS:
+            return f"--set {shell_word(f'{name}={value if isinstance(value, str) else dumps(value)}')}"
+        return f"{FLAGS[name]} {shell_path(value) if isinstance(value, str) else dumps(value)}"
 
     def resume_hint(self, folder: object) -> str:
-        words = ["mlpconv", "train", self.data]
-        words += ["--data", str(self.data_dir)] if self.data_dir else []
-        return f"To resume: {shlex.join([*words, '--out', str(folder), '--resume'])}"
+        where = f" --data {shell_path(self.data_dir)}" if self.data_dir else ""
+        return f"To resume: mlpconv train {shell_path(self.data)}{where} --out {shell_path(str(folder))} --resume"
 
 
 def print_summary(run: Run, seconds: float) -> None:
@@ -190,9 +186,9 @@ def print_summary(run: Run, seconds: float) -> None:
         console.print(f"validation accuracy [bold]{accuracy:.2%}[/]{epoch}")
     if (teacher := run.classifier.info.get("teacher")) and teacher["val_accuracy"] is not None:
         console.print(f"teacher's validation accuracy {teacher['val_accuracy']:.2%}")
-    folder = escape(shlex.quote(str(run.folder)))
+    folder = escape(shell_path(run.folder))
     console.print(f"{seconds:.0f} s; results in [bold]{folder}[/]")
-    console.print(f"  report    {escape(shlex.quote(str(run.folder / 'report.html')))}")
+    console.print(f"  report    {escape(shell_path(run.folder / 'report.html'))}")
     console.print(f"  predict   mlpconv predict {folder} IMAGE...")
     console.print(f"  maps      mlpconv maps {folder} IMAGE...")
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
-__all__ = ["CATALOG", "Published", "PublishedFile", "is_published"]
+from mlpconv.text import shell_path
+
+__all__ = ["CATALOG", "Published", "PublishedFile", "is_published", "shell_data"]
 
 
 @dataclass(frozen=True)
@@ -247,3 +250,8 @@ CATALOG = MappingProxyType(
 def is_published(data: object) -> bool:
     """Return whether data is the name of a published data set; a Path is always a file or folder."""
     return isinstance(data, str) and data in CATALOG
+
+
+def shell_data(data: str | Path) -> str:
+    """Quote data for a shell; a folder (a Path) with the name of a published data set is written ./NAME."""
+    return shell_path(f"./{data}" if isinstance(data, Path) and str(data) in CATALOG else data)

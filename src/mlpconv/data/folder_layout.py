@@ -61,6 +61,9 @@ def scan_folder(folder: Path) -> tuple[dict[str, ScannedSplit], list[str]]:
     other_files = [path for split in splits.values() for path in split.other_files]
     if other_files:
         notes.append(_other_files_note(other_files, folder))
+    broken = [path for top in dict.fromkeys((folder, *split_folders.values())) for path in _broken_links(top)]
+    if broken:
+        notes.append(f"left out, as they are links that lead nowhere: {_first_paths(broken, folder)}.")
     outputs = [path for split in splits.values() for path in split.outputs]
     if outputs:
         notes.append(f"left out, written by mlpconv: {_first_paths(outputs, folder)}.")
@@ -76,6 +79,11 @@ def split_word(name: str) -> str | None:
 def subfolders(folder: Path) -> list[Path]:
     """Return the visible folders directly inside a folder, sorted by name."""
     return [Path(entry.path) for entry in _entries(folder) if _file_type(entry) == stat.S_IFDIR]
+
+
+def _broken_links(folder: Path) -> list[Path]:
+    """Return the broken and circular links directly inside a folder, where a class may be missing."""
+    return [Path(entry.path) for entry in _entries(folder) if entry.is_symlink() and not _file_type(entry)]
 
 
 def has_images(folder: Path) -> bool:

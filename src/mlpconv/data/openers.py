@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -20,7 +21,7 @@ from mlpconv.data.shards import find_shards, open_shards
 from mlpconv.data.validation import HoldOutRule
 from mlpconv.errors import DataError, UsageError, did_you_mean
 
-__all__ = ["open_data"]
+__all__ = ["namesakes", "open_data"]
 
 
 def open_data(
@@ -49,13 +50,25 @@ def open_data(
     """
     options = OpenOptions(size, channels, classes, seed, val_fraction, max_bad, fit, bits, membership)
     if is_published(spec):
-        notes = tuple(_namesakes(str(spec))) if root is None else ()
+        notes = tuple(namesakes(str(spec))) if root is None else ()
         try:
             dataset = _convert(open_named(str(spec), None if root is None else Path(root)), size, channels, classes)
         except DataError as error:
             raise DataError(" ".join((str(error), *notes))) from error
         return replace(dataset, notes=(*dataset.notes, *notes))
+    if spec == "":  # as a path it would be the current folder
+        raise UsageError(f"the name of the data is empty: give a folder or data set; {did_you_mean('', CATALOG)}")
     folder = Path(spec)
+    try:
+        return _open_path(spec, folder, options)
+    except DataError as error:
+        if folder.name not in CATALOG:
+            raise
+        raise DataError(f"{error} For the published data set, write {folder.name} alone.") from error
+
+
+def _open_path(spec: str | Path, folder: Path, options: OpenOptions) -> Dataset:
+    """Open a folder or tar shards."""
     try:
         if (shards := find_shards(spec)) is not None:
             return open_shards(shards, options)
@@ -65,12 +78,14 @@ def open_data(
         exists = folder.exists()
     except (OSError, ValueError) as error:
         raise DataError(f"{str(spec)!r} cannot be read: {str(error).lower()}.") from error
+    if not exists and os.path.lexists(folder):
+        raise DataError(f"{str(spec)!r} is a link that leads nowhere: give the folder itself.")
     if exists:
         raise DataError(f"{str(spec)!r} is a file: give a folder with one folder of images for each class.")
     raise UsageError(f"there is no folder or data set named {str(spec)!r}; {did_you_mean(str(spec), CATALOG)}")
 
 
-def _namesakes(name: str) -> Iterator[str]:
+def namesakes(name: str) -> Iterator[str]:
     """Yield a note if there is a folder of folders that has the name of a published data set."""
     with suppress(OSError):
         if Path(name).is_dir() and subfolders(Path(name)):

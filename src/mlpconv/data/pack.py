@@ -7,8 +7,9 @@ import json
 import os
 import secrets
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -73,23 +74,48 @@ def pack(
         raise UsageError(f"per_shard is {per_shard}; give at least 1.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{str(out)!r} is not empty: choose another folder for the shards.")
+    if out.resolve().is_relative_to(source.resolve()):
+        raise UsageError(f"{str(out)!r} lies in the data, as one of its classes: choose one outside {str(source)!r}.")
     files = find_parquet(source)
     found = parquet_source(files) if files else folder_source(source, seed)
     if not found.total:
         raise DataError(f"{str(source)!r} has no images in class folders or Parquet files: there is nothing to pack.")
     numbers = {name: number for number, name in enumerate(found.classes)}
-    shards: list[Path] = []
+    names: list[str] = []
     done = 0
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        for key, samples in found.splits.items():
-            for index, group in enumerate(groups(samples, per_shard)):
-                shards.append(out / f"{key}-{index:06d}.tar")
-                done += write_shard(shards[-1], group, index * per_shard, numbers)
-                progress(done, found.total)
+        with staging(out) as stage:
+            for key, samples in found.splits.items():
+                for index, group in enumerate(groups(samples, per_shard)):
+                    names.append(f"{key}-{index:06d}.tar")
+                    done += write_shard(stage / names[-1], group, index * per_shard, numbers)
+                    progress(done, found.total)
+            for name in names:
+                os.replace(stage / name, out / name)
     except OSError as error:
-        raise DataError(f"{str(out)!r} cannot be written ({error.strerror}): free disk space.") from error
-    return Packed(shards, done, found.notes)
+        raise DataError(
+            f"{str(out)!r} cannot be written ({error.strerror}): free disk space, or choose another folder."
+        ) from error
+    return Packed([out / name for name in names], done, found.notes)
+
+
+@contextmanager
+def staging(out: Path) -> Iterator[Path]:
+    """Create a folder and yield a temporary one in it: some of the shards, without the others, would pass for all.
+
+    After an error only what was there before is left.
+    """
+    existed = out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=out, prefix=".pack-") as stage:
+            yield Path(stage)
+    except BaseException:
+        if not existed:
+            with suppress(OSError):
+                out.rmdir()
+        raise
+    fsync_folder(out)
 
 
 def groups(samples: Iterable[Sample], length: int) -> Iterator[Iterator[Sample]]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mlpconv.data.dataset import Dataset, Split, select
 from mlpconv.errors import DataError, UsageError
+from mlpconv.text import option
 
 __all__ = ["HoldOutRule", "holdout", "shuffled", "stratified", "with_validation"]
 
@@ -96,7 +97,7 @@ def with_validation(dataset: Dataset, fraction: float, seed: int) -> Dataset:
     if dataset.membership is not None:  # a folder whose rule held out no image
         raise DataError(
             f"no image of {dataset.name} can be held out, as every class has a single image (copies count once): give "
-            "at least two of some class, or set val_fraction=0."
+            f"at least two of some class, or pass {option('val_fraction', 0)} for a run without validation."
         )
     in_order = dataset.published and dataset.name != "digits"
     train, val = holdout(dataset.split("train"), fraction, seed, "last" if in_order else "stratified")

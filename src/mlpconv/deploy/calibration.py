@@ -15,6 +15,7 @@ from mlpconv.deploy.exportable import Exportable
 from mlpconv.deploy.quantize import Calibration
 from mlpconv.errors import DataError, UsageError
 from mlpconv.evaluation import align_labels
+from mlpconv.text import counted
 
 __all__ = ["calibration_from_data", "calibration_from_files"]
 
@@ -33,7 +34,7 @@ def calibration_from_data(source: Exportable, data: str | None = None, root: Pat
         raise UsageError("A network without a model file has no data set: calibrate it on image files.")
     spec = _named_data(source) if data is None else data
     dataset = open_as_trained(spec, root, source.classifier)
-    splits = {name: align_labels(split, dataset.classes, source.classifier) for name, split in dataset.splits.items()}
+    splits = {name: align_labels(split, dataset, source.classifier) for name, split in dataset.splits.items()}
     if "train" not in splits:
         raise UsageError(f"{spec} has no training images to calibrate on: give a folder with train/.")
     train = _shuffled(splits["train"])
@@ -53,7 +54,7 @@ def calibration_from_files(source: Exportable, files: Sequence[Path]) -> Calibra
     """
     files = files[:: -(-len(files) // (2 * CALIBRATE))] if files else files
     if len(files) < 2 * FEWEST:
-        raise UsageError(f"Got {len(files)} images to calibrate on; give at least {2 * FEWEST}.")
+        raise UsageError(f"Got {counted(len(files), 'image')} to calibrate on; give at least {2 * FEWEST}.")
     options = source.preprocessing.decode_options
     pixels = np.stack([read_pixels(file, source.input_size, options) for file in files])
     return Calibration(pixels[::2], pixels[1::2], None, f"{len(files)} image files")

@@ -33,7 +33,7 @@ def find_held_out(classifier: Classifier, data: str | None, root: Path | None) -
     if data is not None:
         return _held_out(classifier, data, root)
     name = recorded_data(classifier.info)
-    advice = "To measure the accuracy, pass --data DATA."
+    advice = "To measure the accuracy, pass --evaluate DATA."
     if name is None:
         return None, f"The data set of this network is not on this machine. {advice}"
     try:
@@ -48,7 +48,7 @@ def _held_out(classifier: Classifier, data: str | Path, root: Path | None) -> tu
     if split is None or not len(split):
         return None, f"{dataset.name} has no test split, and none of its images were held out in training."
     chosen = np.sort(np.random.default_rng(SEED).permutation(len(split))[:MOST])
-    return align_labels(select(split, chosen), dataset.classes, classifier), ""
+    return align_labels(select(split, chosen), dataset, classifier), ""
 
 
 def some_images(classifier: Classifier, held_out: Split | None) -> Iterator[tuple[str, Any]]:

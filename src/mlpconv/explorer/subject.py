@@ -134,7 +134,7 @@ class Subject:
         Raises UsageError where there are none.
         """
         if self.held_out is None:
-            raise UsageError(self.why or "There are no held-out images: pass --data.")
+            raise UsageError(self.why or "There are no held-out images: pass --evaluate DATA.")
         changed = parse_edits(edits, self.program)
         result = evaluate(self._edited(changed), self.held_out)
         correct = round(result.n * result.accuracy)

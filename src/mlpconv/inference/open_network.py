@@ -8,6 +8,7 @@ from torch import nn
 
 from mlpconv.errors import ModelFileError, UsageError, did_you_mean
 from mlpconv.inference.classifier import Classifier, load
+from mlpconv.modelfile import is_model_path
 from mlpconv.models.external import create_external, is_external, weightless
 from mlpconv.models.registry import create_model, list_models
 
@@ -20,7 +21,7 @@ def open_network(source: str, *, weights: bool = True) -> tuple[nn.Module, tuple
     With `weights=False`, the parameters of a network that is not from a file may have no storage. Raises as
     `open_with_classifier` does.
     """
-    if weights or os.path.lexists(source) or not (is_external(source) or source in list_models()):
+    if weights or is_model_path(source) or not (is_external(source) or source in list_models()):
         return open_with_classifier(source)[:2]
     try:
         with weightless():
@@ -32,13 +33,13 @@ def open_network(source: str, *, weights: bool = True) -> tuple[nn.Module, tuple
 def open_with_classifier(source: str) -> tuple[nn.Module, tuple[int, int, int], Classifier | None]:
     """Return the network of a path or name, (C, H, W) of its images, and the classifier of a model file or None.
 
-    A path takes precedence over a name. Model files and run folders have trained weights; an architecture such as
-    nin_cifar10, torchvision:resnet50 or timm:convnext_tiny has random weights. Raises UsageError for an unknown name or
-    a library that is not installed, ModelFileError for a file that cannot be read.
+    A path to a model takes precedence over a name. Model files and run folders have trained weights; an architecture
+    such as nin_cifar10, torchvision:resnet50 or timm:convnext_tiny has random weights. Raises UsageError for an unknown
+    name or a library that is not installed, ModelFileError for a file that cannot be read.
     """
     if is_external(source):
         return *create_external(source), None
-    if not os.path.lexists(source) and source in list_models():
+    if not is_model_path(source) and source in list_models():
         network = create_model(source)
         return network, network.input_size, None
     try:

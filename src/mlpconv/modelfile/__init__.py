@@ -7,6 +7,6 @@ its tensors, `parts` checks that network, preprocessing and classes are compatib
 from __future__ import annotations
 
 from mlpconv.modelfile.parts import ModelFile
-from mlpconv.modelfile.store import read, save
+from mlpconv.modelfile.store import is_model_path, read, save
 
-__all__ = ["ModelFile", "read", "save"]
+__all__ = ["ModelFile", "is_model_path", "read", "save"]

@@ -21,6 +21,7 @@ from safetensors.torch import save as bytes_of
 from torch import Tensor, nn
 
 from mlpconv import __version__
+from mlpconv.data.folder_layout import RUN_FILES
 from mlpconv.errors import ModelFileError, NonFiniteError, UsageError
 from mlpconv.files import write_atomic
 from mlpconv.modelfile.parts import ModelFile, Size, check_parts
@@ -38,12 +39,14 @@ from mlpconv.models.weights import pretrained_names, pretrained_path
 from mlpconv.preprocessing import Preprocessing
 from mlpconv.threads import one_thread
 
-__all__ = ["MODEL_FILE", "read", "save"]
+__all__ = ["MODEL_FILE", "is_model_path", "read", "save"]
 
 FORMAT, VERSION = "mlpconv model", 3
 KEY = "mlpconv"
 NO_DIGEST = "0" * 64
 MODEL_FILE = "model.safetensors"
+EXPORTED = (".onnx", ".xml")
+"""The endings of files from `mlpconv export`."""
 KINDS = {
     "format": str,
     "version": int,
@@ -151,7 +154,8 @@ def read(path_or_name: str | os.PathLike[str]) -> ModelFile:
     The file is validated before memory is allocated or a network is built, and nothing in it can run. Raises
     ModelFileError for a file that is missing, damaged, hostile or not a model file.
     """
-    path = _find(os.fspath(path_or_name))
+    source = os.fspath(path_or_name)
+    path = _find(source)
     try:
         with open_model_file(path) as file:
             header = read_header(file, path)
@@ -162,23 +166,44 @@ def read(path_or_name: str | os.PathLike[str]) -> ModelFile:
         _check_values(tensors, digest, document["sha256"])
         model, preprocessing = filled(document, parts, tensors)
     except ModelFileError as error:
-        raise ModelFileError(f"The model file {str(path)!r} {error}") from None
+        raise ModelFileError(f"The model file {str(path)!r} {error}{_advice(source)}") from None
     channels, height, width = document["input_size"]
     return ModelFile(model, preprocessing, tuple(document["classes"]), (channels, height, width), document["info"])
 
 
+def is_model_path(source: str) -> bool:
+    """Return whether a source is a path rather than a name: a file, or a folder with a model file or a run in it.
+
+    Any other folder, such as one of images, does not hide a network of its name.
+    """
+    if not os.path.isdir(source):  # noqa: PTH112  (unlike Path.is_dir it is False, not an error, for an impossible name)
+        return os.path.lexists(source)
+    return any(os.path.lexists(os.path.join(source, name)) for name in (MODEL_FILE, *RUN_FILES))  # noqa: PTH118
+
+
+def _advice(source: str) -> str:
+    """Return what to do about a path that was taken for a model file: it hides a network, or is an exported file."""
+    if source in pretrained_names() and is_model_path(source):
+        return f" Rename it to use the shipped network {source}."
+    if source.lower().endswith(EXPORTED):
+        return " An exported file is run by `mlpconv predict` and `mlpconv serve` alone: give its model file."
+    return ""
+
+
 def _find(source: str) -> Path:
     """Return the model file of a path, a run folder or a name; a path takes precedence over a name."""
-    path = Path(source)
-    if os.path.isdir(path):  # noqa: PTH112  (unlike Path.is_dir it is False, not an error, for an impossible name)
+    if not source:  # as a path it would be the current folder
+        raise ModelFileError("There is no file or folder '': give a model file, a run folder, or a shipped network.")
+    path, shipped = Path(source), pretrained_names()
+    if source in shipped and not is_model_path(source):
+        return pretrained_path(source)
+    if os.path.isdir(path):  # noqa: PTH112
         if not os.path.lexists(path / MODEL_FILE):
-            raise ModelFileError(f"The folder {source!r} has no {MODEL_FILE}: give a model file or a finished run.")
+            accepted = f"give a model file or a finished run{', or rename it' if source in shipped else ''}"
+            raise ModelFileError(f"The folder {source!r} has no {MODEL_FILE}: {accepted}.")
         return path / MODEL_FILE
     if os.path.lexists(path):
         return path
-    shipped = pretrained_names()
-    if source in shipped:
-        return pretrained_path(source)
     names = ", ".join(shipped) or "none in this release"
     advice = f"give a model file, a run folder, or the name of a shipped network ({names})"
     raise ModelFileError(f"There is no file or folder {source[:300]!r}: {advice}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from mlpconv.report.headline import SPLITS
 from mlpconv.report.page import NOTHING, Html, element, figure, section, table
 from mlpconv.report.run_contents import RunParts, number
 from mlpconv.temperature_scaling import KEY, TemperatureFit
+from mlpconv.text import shell_path
 from mlpconv.training.recipe import Recipe
 
 __all__ = ["sections"]
@@ -106,7 +106,7 @@ def usage(run: RunParts) -> Html:
     file = run.path / "model.safetensors"
     if not file.is_file():
         return NOTHING
-    model, name = shlex.quote(str(file)), str(run.data.get("name", ""))
+    model, name = shell_path(file), str(run.data.get("name", ""))
     data = name if name in CATALOG and run.data.get("published", True) is True else "FOLDER"
     lines = (
         ("predict", "IMAGE...", "classify images"),

@@ -70,7 +70,7 @@ def run_search(
     source = Source(data, data_root)
     dataset = source.open(base)
     if "val" not in dataset.splits:
-        raise MissingSplit(f"{dataset.name} has no val split to compare trials on: set val_fraction above 0.")
+        raise MissingSplit(f"{dataset.name} has no val split to compare trials on: pass {option('val_fraction', 0.2)}.")
     limits = limits or CostLimits()
     definition = Definition(
         dataset.name,

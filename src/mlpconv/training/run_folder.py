@@ -8,18 +8,19 @@ import glob
 import io
 import json
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from mlpconv.errors import RunFolderError
+from mlpconv.errors import Interrupted, RunFolderError
 from mlpconv.files import json_bytes, write_atomic
-from mlpconv.text import option, printable
+from mlpconv.text import option, printable, resume_hint
 from mlpconv.training import checkpoint
 from mlpconv.training.progress import COLUMNS, EpochMetrics
 
-__all__ = ["RunFolder", "require_empty"]
+__all__ = ["RunFolder", "require_empty", "require_usable"]
 
 RUNS = Path("runs")
 MAX_RUNS = 100_000
@@ -79,7 +80,10 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Lock the folder; raises RunFolderError that names the process holding the lock."""
+        """Lock the folder; raises RunFolderError that names the process holding the lock.
+
+        An interruption inside becomes Interrupted, which says how to resume.
+        """
         path = self.path / LOCK
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
@@ -99,6 +103,11 @@ class RunFolder:
                 os.write(descriptor, f"{os.getpid()}\n".encode())
             self.remove_partial_files()
             yield
+        except KeyboardInterrupt as stop:
+            if isinstance(stop, Interrupted) and stop.folder is not None:
+                raise
+            number = stop.signal_number if isinstance(stop, Interrupted) else signal.SIGINT
+            raise Interrupted(f"interrupted. {resume_hint(self.path)}", number, self.path) from stop
         finally:
             os.close(descriptor)  # the kernel releases the lock, also when the process is killed
 
@@ -151,6 +160,16 @@ class RunFolder:
         writer.writeheader()
         writer.writerows(rows)
         self.write("metrics.csv", text.getvalue().encode())
+
+
+def require_usable(path: Path | None) -> None:
+    """Raise RunFolderError, before any work, if no run can start in `path` or, for None, in the default folder."""
+    if path is not None:
+        require_empty(path)
+    target = (path or RUNS).absolute()
+    existing = next(folder for folder in (target, *target.parents) if os.path.lexists(folder))
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise RunFolderError(f"the run folder {path or RUNS} cannot be written: {other_folder_hint()}.")
 
 
 def require_empty(path: Path) -> None:

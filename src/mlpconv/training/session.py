@@ -155,7 +155,8 @@ def keep_best(
         modelfile.save(folder.model, best, preprocessing, classes=dataset.classes, input_size=size, info=facts)
     except OSError as error:
         raise RunFolderError(
-            f"{folder.model} cannot be written ({error.strerror}): free disk space. {resume_hint(folder.path)}"
+            f"{folder.model} cannot be written ({error.strerror}): free disk space, or make the folder writable. "
+            f"{resume_hint(folder.path)}"
         ) from error
 
 

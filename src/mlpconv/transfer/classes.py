@@ -9,6 +9,7 @@ import numpy as np
 
 from mlpconv.data import Dataset, Split, make_dataset
 from mlpconv.errors import UsageError
+from mlpconv.text import option
 
 __all__ = ["check_classes", "with_classes"]
 
@@ -28,7 +29,8 @@ def with_classes(dataset: Dataset, known: Sequence[str]) -> Dataset:
     new = [name for name in dataset.classes if name not in known]
     if not new:
         raise UsageError(
-            f"{dataset.name} has no class that the source lacks: leave add_classes out to fit all {len(known)} anew."
+            f"{dataset.name} has no class that the source lacks: leave out {option('add_classes', True)} to fit all "
+            f"{len(known)} anew."
         )
     order = (*known, *new)
     label_of = np.array([order.index(name) for name in dataset.classes], np.int64)

@@ -60,8 +60,10 @@ def _read(path: Path) -> dict[str, Tensor]:
             "safetensors.torch.save_file."
         )
     try:
-        if not path.is_file() or path.stat().st_size > MAX_BYTES:
-            raise UsageError(f"{path} is not a file of at most {MAX_BYTES >> 30} GiB: give a safetensors file.")
+        if not path.is_file():
+            raise UsageError(f"There is no file {str(path)!r}: give the safetensors file of the weights.")
+        if path.stat().st_size > MAX_BYTES:
+            raise UsageError(f"{path} has more than {MAX_BYTES >> 30} GiB: give the safetensors file of the weights.")
         return parse_tensors(path.read_bytes())
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}).") from error
