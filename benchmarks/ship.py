@@ -91,11 +91,14 @@ def write(path: Path, trained: Classifier, about: dict[str, Any]) -> None:
 
 
 def portable(info: dict[str, Any]) -> dict[str, Any]:
-    """Return what a model file says of its training, without the folders of this machine: of its teacher, RUNS/NAME."""
-    if "teacher" not in info:
-        return info
-    name = str(Path(*Path(info["teacher"]["name"]).parts[-2:]))
-    return info | {"recipe": info["recipe"] | {"teacher": name}, "teacher": info["teacher"] | {"name": name}}
+    """Return what a model file says of its training without the folders of this machine: of a path, RUNS/NAME."""
+
+    def shortened(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: shortened(item) for key, item in value.items()}
+        return str(Path(*Path(value).parts[-2:])) if isinstance(value, str) and Path(value).is_absolute() else value
+
+    return {key: shortened(value) for key, value in info.items()}
 
 
 if __name__ == "__main__":
