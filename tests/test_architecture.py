@@ -105,12 +105,10 @@ def test_only_the_downloader_and_the_server_import_a_network_library() -> None:
         "deploy/connection.py": {"asyncio", "http"},
         "deploy/draining.py": {"asyncio", "socket"},
         "deploy/guard.py": {"asyncio", "http"},
-        "deploy/jobs.py": {"asyncio"},
         "deploy/serving.py": {"asyncio", "socket"},
         "deploy/wire.py": {"asyncio", "socket"},
         "deploy/worker.py": {"socket"},
-        "deploy/worker_pool.py": {"asyncio"},
-        "deploy/worker_process.py": {"asyncio", "socket"},
+        "deploy/worker_pool.py": {"asyncio", "socket"},
     }
     assert importers == expected
 

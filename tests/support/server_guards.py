@@ -101,8 +101,8 @@ SERVER_GUARDS = (
     ),
     # Workers
     Mutant(
-        "deploy/worker_process.py",
-        "asyncio.timeout(pool.compute_seconds)",
+        "deploy/worker_pool.py",
+        "asyncio.timeout(self.pool.compute_seconds)",
         "asyncio.timeout(None)",
         SERVER + "test_a_worker_that_dies_or_hangs_is_replaced",
     ),

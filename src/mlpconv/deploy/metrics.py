@@ -7,7 +7,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from mlpconv.deploy.jobs import Stages
+from mlpconv.deploy.worker_pool import Stages
 
 __all__ = ["Metrics"]
 
@@ -24,7 +24,7 @@ class Metrics(Stages):
         self.executions = Counter("mlpconv_executions", "Batches run.", registry=registry)
         self.restarts = Counter("mlpconv_worker_restarts", "Workers replaced.", ["reason"], registry=registry)
         self.queue = Gauge("mlpconv_queue_images", "Images waiting.", registry=registry)
-        self.waited = self._histogram("queue", "From the arrival of a request until a worker has its batch.")
+        self.waited = self._histogram("queue", "From the arrival of a request to the start of its batch.")
         self.decoded = self._histogram("decode", "Decoding the images of a batch.")
         self.computed = self._histogram("compute", "Running the network on a batch.")
         self.answered = self._histogram("request", "From the headers of a request to its response.")

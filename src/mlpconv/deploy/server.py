@@ -21,14 +21,13 @@ from mlpconv.deploy.form_data import files_of
 from mlpconv.deploy.guard import Log, Receive, Refusal, Scope, Send, log_to_stderr
 from mlpconv.deploy.inference_protocol import BINARY_HEADER, model_metadata, parse_request, response_body
 from mlpconv.deploy.ir_file import read_ir
-from mlpconv.deploy.jobs import Job, Result
 from mlpconv.deploy.limits import Limits
 from mlpconv.deploy.metadata import Metadata
 from mlpconv.deploy.metrics import Metrics
 from mlpconv.deploy.onnx_file import read_onnx
 from mlpconv.deploy.open_api import open_api
 from mlpconv.deploy.serving import serve_app
-from mlpconv.deploy.worker_pool import WorkerPool
+from mlpconv.deploy.worker_pool import Job, Result, WorkerPool
 from mlpconv.errors import ServerError, UsageError
 
 __all__ = ["PROBES", "ModelServer", "ServeOptions", "serve_model"]

@@ -11,15 +11,12 @@ import resource
 import signal
 import socket
 import sys
-import threading
 import time
-import warnings
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from queue import Queue
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,15 +33,6 @@ SPARE_MEMORY = 2 << 30  # bytes of address space beyond what the loaded network 
 IMAGE_MEMORY = 1 << 30  # more, for each image that is decoded beside another
 Pixels = NDArray[np.uint8]
 Decoded = Pixels | dict[str, str]  # an image, or why there is none
-SWITCH_SECONDS = 5e-4  # an answer waits at most so long for the thread that decodes the next batch
-
-
-class _Batch(NamedTuple):
-    """Jobs, the images of each, and the seconds of decoding them."""
-
-    jobs: list[dict[str, Any]]
-    images: list[list[Decoded]]
-    seconds: float
 
 
 def main(arguments: list[str]) -> int:
@@ -52,8 +40,6 @@ def main(arguments: list[str]) -> int:
     model, engine, threads, max_pixels, descriptor = arguments
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches all processes; the server decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    warnings.simplefilter("ignore")  # Pillow's, about odd metadata
-    sys.setswitchinterval(SWITCH_SECONDS)
     connection = socket.socket(fileno=int(descriptor))
     try:
         predictor = Predictor(Path(model), engine=engine, threads=int(threads))  # type: ignore[arg-type]
@@ -65,25 +51,10 @@ def main(arguments: list[str]) -> int:
     _limit_memory(SPARE_MEMORY + (decoders - 1) * IMAGE_MEMORY)
     _send(connection, {"ready": True, "engine": predictor.engine, "choice": predictor.choice}, [])
     decode_file = partial(_decode, predictor, max_pixels=int(max_pixels))
-    batches: Queue[_Batch | None] = Queue(1)
     read = partial(in_threads, decode_file, threads=decoders)
-    threading.Thread(target=_read_batches, args=(connection, read, batches), daemon=True).start()
-    while (batch := batches.get()) is not None:
-        _send(connection, *_answer(predictor, batch))
+    while (message := receive(connection)) is not None:
+        _send(connection, *_answer(predictor, message[0]["jobs"], message[1], read))
     return 0
-
-
-def _read_batches(
-    connection: socket.socket, read: Callable[[list[bytes]], list[Decoded]], batches: Queue[_Batch | None]
-) -> None:
-    """Decode the next batch while one is computed; put None at the end."""
-    try:
-        while (message := receive(connection)) is not None:
-            start = time.perf_counter()
-            images = _decoded(message[0]["jobs"], message[1], read)
-            batches.put(_Batch(message[0]["jobs"], images, time.perf_counter() - start))
-    finally:
-        batches.put(None)
 
 
 def _send(connection: socket.socket, answer: dict[str, Any], arrays: list[Any]) -> None:
@@ -99,11 +70,15 @@ def _limit_memory(spare: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
-def _answer(predictor: Predictor, batch: _Batch) -> tuple[dict[str, Any], list[Any]]:
+def _answer(
+    predictor: Predictor, jobs: list[dict[str, Any]], payload: memoryview, read: Callable[[list[bytes]], list[Decoded]]
+) -> tuple[dict[str, Any], list[Any]]:
     """Return the answer to a batch of jobs: for each its outputs, or an error for each image."""
     start = time.perf_counter()
-    results = _run(predictor, batch.jobs, batch.images)
-    seconds = {"decode": batch.seconds, "compute": time.perf_counter() - start}
+    images = _decoded(jobs, payload, read)
+    decoded = time.perf_counter()
+    results = _run(predictor, jobs, images)
+    seconds = {"decode": decoded - start, "compute": time.perf_counter() - decoded}
     arrays = [array for result in results for array in result.pop("arrays")]
     return {"results": results, "seconds": seconds}, arrays
 
