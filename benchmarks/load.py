@@ -39,7 +39,7 @@ from common import RESULTS, write_result
 from load_report import write_table
 from PIL import Image
 
-from mlpconv.data.decode_threads import CORES
+from mlpconv.cores import CORES
 from mlpconv.deploy import Predictor, export
 
 MODEL = "nin_cifar10"

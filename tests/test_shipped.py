@@ -19,6 +19,8 @@ BACKBONES = {"squeezenet": (1_235_496, 2_500_000), "efficientnet_lite0": (4_631_
 """Trained by others on ImageNet: parameters with batch norm folded, and the most bytes of the file."""
 EVALUATED = Path(__file__).parents[1] / "benchmarks" / "results" / "nin_cifar10-40000.safetensors"
 """The recipe of nin_cifar10 on a part of the images, so that others are left to evaluate it on."""
+TAUGHT = EVALUATED.with_name("nin_cifar10-taught.safetensors")
+"""The same, with a teacher."""
 
 
 def test_what_ships_is_what_is_promised():
@@ -49,7 +51,7 @@ def test_a_backbone_is_plain_and_small_and_says_who_made_it(name: str):
     assert f"{name}.safetensors" in (WEIGHTS / "NOTICE.txt").read_text("utf-8")
 
 
-@pytest.mark.parametrize("name", [*SHIPPED, EVALUATED])
+@pytest.mark.parametrize("name", [*SHIPPED, EVALUATED, TAUGHT])
 def test_a_shipped_network_is_as_good_as_it_says(name: str | Path):
     classifier = mlpconv.load(name)
     try:
@@ -61,6 +63,13 @@ def test_a_shipped_network_is_as_good_as_it_says(name: str | Path):
     some = Split(split.images[:500], split.labels[:500])  # a part is enough to see a wrong weight
     found, expected = mlpconv.evaluate(classifier, some).error, classifier.info["shipped"]["validation"]["error"]
     assert abs(found - expected) < 0.035 if unseen else found < expected
+
+
+def test_the_taught_network_says_what_its_teacher_saw_and_names_no_folder_of_a_machine():
+    info = mlpconv.load(TAUGHT).info
+    assert info["teacher"]["pretrained_on"] == "ImageNet"
+    assert info["recipe"]["teacher"] == info["teacher"]["name"] == "runs/teacher"
+    assert info["train_images"] == mlpconv.load(EVALUATED).info["train_images"]
 
 
 def test_what_was_trained_on_all_images_has_the_figures_of_the_same_recipe_on_a_part():

@@ -14,10 +14,14 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
-    "NotRegularError", "fsync_folder", "is_stream", "json_bytes", "open_regular", "sha256", "write_atomic",
-    "write_synced",
+    "EXPORTED", "MODEL_FILE", "NotRegularError", "fsync_folder", "is_stream", "json_bytes", "open_regular", "sha256",
+    "write_atomic", "write_synced",
 ]  # fmt: skip
 
+MODEL_FILE = "model.safetensors"
+"""The name of the model file in a run folder."""
+EXPORTED = (".onnx", ".xml")
+"""The endings of files from `mlpconv export`."""
 LONGEST = 240
 """Bytes of a file name that leave room for what a temporary file has besides, of the 255 that systems allow."""
 

@@ -15,8 +15,9 @@ __all__ = [
 
 # Data flows one way: a package imports itself and the packages before it. `python tests/support/imports.py` draws it.
 ORDER = """
-text lazy errors files threads decode_options predictions layers receptive_field models preprocessing data modelfile
-inference training transfer evaluation temperature_scaling maps plots report fitting search claims deploy explorer cli
+text lazy errors files cores threads decode_options predictions layers receptive_field models preprocessing data
+modelfile inference training transfer evaluation temperature_scaling maps plots report fitting search claims deploy
+explorer cli
 """.split()
 MAY_IMPORT = {package: set(ORDER[: position + 1]) for position, package in enumerate(ORDER)}
 MAY_IMPORT["analysis"] = {"errors", "layers", "receptive_field", "analysis"}
@@ -30,7 +31,7 @@ for _package in ("claims", "explorer", "cli"):
     MAY_IMPORT[_package] |= {"analysis", "surgery"}
 # What runs where torch is not installed: the modules of deploy, except those that export.
 EXPORTING = {"calibration", "exporting", "onnx_graph", "parity", "quantize", "exportable", "variants", "same_padding"}
-WITHOUT_TORCH = {"text", "errors", "files", "decode_options", "predictions", "data", "deploy"}
+WITHOUT_TORCH = {"text", "errors", "files", "cores", "decode_options", "predictions", "data", "deploy"}
 ENTRY_POINTS = {"__init__", "__main__"}  # they may import every package
 
 FILE_LINES, FUNCTION_LINES = 300, 60

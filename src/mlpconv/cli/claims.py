@@ -75,7 +75,7 @@ def run(
     from mlpconv.claims.results import judge_all
     from mlpconv.claims.runner import SEEDS, RunSettings, count_steps, run_claims
     from mlpconv.cli.bar import Bar
-    from mlpconv.data.decode_threads import CORES
+    from mlpconv.cores import CORES
 
     files = [find_claim(name) for name in names] or list(list_claims())
     everything = [*list_claims(), *(file for file in files if file not in list_claims())]

@@ -10,15 +10,13 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from mlpconv.errors import UsageError
-from mlpconv.files import is_stream
+from mlpconv.files import EXPORTED, MODEL_FILE, is_stream
 
 __all__ = [
     "AnyModel", "DataDir", "Model", "Switch", "check_can_be_written", "check_data_dir", "check_from_one",
     "check_model_file", "image_size", "is_exported", "shipped_names",
 ]  # fmt: skip
 
-MODEL_FILE = "model.safetensors"
-"""The model file in a run folder, as in `modelfile`, which imports torch."""
 Switch = Annotated[bool, Parameter(negative=())]
 """A flag that is off by default and has no --no- form."""
 
@@ -65,7 +63,7 @@ def check_data_dir(folder: Path | None, data: str | None, option: str = "DATA") 
 
 def is_exported(model: str) -> bool:
     """Return whether a model is named like an exported file; a run folder may have any name."""
-    return Path(model).suffix.lower() in (".onnx", ".xml") and not os.path.isdir(model)  # noqa: PTH112
+    return Path(model).suffix.lower() in EXPORTED and not os.path.isdir(model)  # noqa: PTH112
 
 
 def check_from_one(**options: int) -> None:

@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-__all__ = ["CORES", "MAX_THREADS", "in_threads", "without_warnings"]
+from mlpconv.cores import CORES
+
+__all__ = ["MAX_THREADS", "in_threads", "without_warnings"]
 
 MAX_THREADS = 4  # each may hold a decoded image of the largest accepted size
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 SMALL_BYTES = 8 << 10  # smaller files are decoded faster than a thread takes them
 
 Source = TypeVar("Source", bound="bytes | str | os.PathLike[str]")

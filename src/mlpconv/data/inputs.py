@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mlpconv.cores import CORES
 from mlpconv.data.decode import decode, from_pil
-from mlpconv.data.decode_threads import CORES, in_threads
+from mlpconv.data.decode_threads import in_threads
 from mlpconv.decode_options import DecodeOptions
 from mlpconv.errors import ImageError, UsageError
 

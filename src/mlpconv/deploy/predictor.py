@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mlpconv.data.decode_threads import CORES
+from mlpconv.cores import CORES
 from mlpconv.data.inputs import array_batches, image_items
 from mlpconv.deploy.runtime import EngineName, open_runtime
 from mlpconv.errors import ExportError, ImageError, UsageError

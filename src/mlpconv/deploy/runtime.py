@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mlpconv.data.decode_threads import CORES
+from mlpconv.cores import CORES
 from mlpconv.deploy.ir_file import read_ir
 from mlpconv.deploy.metadata import Metadata
 from mlpconv.deploy.onnx_file import EXPORT_AGAIN, read_onnx

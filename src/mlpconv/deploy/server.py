@@ -214,7 +214,7 @@ class ModelServer:
 
 
 def _threads(options: ServeOptions) -> int:
-    from mlpconv.data.decode_threads import CORES
+    from mlpconv.cores import CORES
 
     return max(1, CORES // options.workers)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mlpconv.data.decode_threads import CORES
+from mlpconv.cores import CORES
 from mlpconv.deploy.exporting import Exported
 from mlpconv.deploy.parity import Pixels
 from mlpconv.deploy.predictor import Predictor

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from mlpconv import __version__
 from mlpconv.data.folder_layout import RUN_FILES
 from mlpconv.errors import ModelFileError, NonFiniteError, UsageError
-from mlpconv.files import write_atomic
+from mlpconv.files import EXPORTED, MODEL_FILE, write_atomic
 from mlpconv.modelfile.parts import ModelFile, Size, check_parts
 from mlpconv.modelfile.template import check_described, compare, filled, make_template, stored_dtype
 from mlpconv.modelfile.tensorfile import (
@@ -39,14 +39,11 @@ from mlpconv.models.weights import pretrained_names, pretrained_path
 from mlpconv.preprocessing import Preprocessing
 from mlpconv.threads import one_thread
 
-__all__ = ["MODEL_FILE", "is_model_path", "read", "save"]
+__all__ = ["is_model_path", "read", "save"]
 
 FORMAT, VERSION = "mlpconv model", 3
 KEY = "mlpconv"
 NO_DIGEST = "0" * 64
-MODEL_FILE = "model.safetensors"
-EXPORTED = (".onnx", ".xml")
-"""The endings of files from `mlpconv export`."""
 KINDS = {
     "format": str,
     "version": int,

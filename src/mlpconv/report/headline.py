@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mlpconv.files import MODEL_FILE
 from mlpconv.report.page import NOTHING, Html, element
 from mlpconv.report.run_contents import RunParts, number
 from mlpconv.text import counted
@@ -54,7 +55,7 @@ def _model(run: RunParts) -> Html:
     if run.classifier is None:
         return _tile(run.model_name, "network")
     parameters = sum(parameter.numel() for parameter in run.classifier.model.parameters())
-    size = (run.path / "model.safetensors").stat().st_size
+    size = (run.path / MODEL_FILE).stat().st_size
     return _tile(run.model_name, f"{parameters:,} parameters, model file {size / 1e6:.1f} MB")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from mlpconv import inference
 from mlpconv.errors import MlpconvError
+from mlpconv.files import MODEL_FILE
 from mlpconv.inference import Classifier
 
 __all__ = ["FIGURES", "RunParts", "number", "read_run"]
@@ -67,7 +68,7 @@ def read_run(folder: Path, classifier: Classifier | None = None) -> RunParts:
         _mapping(folder / "teacher.json"),
         _history(folder / "metrics.csv"),
         {name: content for name, content in figures.items() if content.startswith(PNG)},
-        _classifier(folder / "model.safetensors", classifier),
+        _classifier(folder / MODEL_FILE, classifier),
     )
 
 

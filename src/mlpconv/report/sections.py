@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlpconv.data.catalog import CATALOG
+from mlpconv.files import MODEL_FILE
 from mlpconv.report.choice import COLUMNS, candidate_rows, depth_reason
 from mlpconv.report.headline import SPLITS
 from mlpconv.report.page import NOTHING, Html, element, figure, section, table
@@ -103,7 +104,7 @@ def _scores(metrics: Mapping[str, Any], parameters: float | None) -> tuple[str, 
 
 def usage(run: RunParts) -> Html:
     """Return commands for this model."""
-    file = run.path / "model.safetensors"
+    file = run.path / MODEL_FILE
     if not file.is_file():
         return NOTHING
     model, name = shell_path(file), str(run.data.get("name", ""))

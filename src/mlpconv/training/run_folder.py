@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mlpconv.errors import Interrupted, RunFolderError
-from mlpconv.files import json_bytes, write_atomic
+from mlpconv.files import MODEL_FILE, json_bytes, write_atomic
 from mlpconv.text import option, printable, resume_hint
 from mlpconv.training import checkpoint
 from mlpconv.training.progress import COLUMNS, EpochMetrics
@@ -38,7 +38,7 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.figures = path / "figures"
-        self.model = path / "model.safetensors"
+        self.model = path / MODEL_FILE
 
     @classmethod
     def create(cls, out: Path | None, name: str, reuse: bool = False) -> RunFolder:
