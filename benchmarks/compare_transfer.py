@@ -15,11 +15,12 @@ The folders and splits are those of benchmarks/transfer.py: for each seed, 20 im
     pixels        logistic regression on standardised pixels, its penalty cross-validated
     neighbours    k-nearest neighbours on standardised pixels, k cross-validated
 
-`accuracy` is that on the held-out images; `all`, `plain` and `scratch` keep the epoch in which it was best. `test` is
-the accuracy on 1,000 other images of the same classes, which nothing was chosen on. Seconds are CPU seconds on one
-thread; those of `head` are measured in a whole run, once per folder and number of images. With `--tuning`, training and
-evaluation use images that are in neither: learning rates are chosen there. Each run is added to
-benchmarks/results/compare_transfer.json (compare_transfer-tuning.json), and replaces the one with the same key.
+`accuracy` is that on the held-out images; `all` and `scratch` keep the last epoch that was not clearly less accurate
+than the best, `plain` the last. `test` is the accuracy on 1,000 other images of the same classes, which nothing was
+chosen on. Seconds are CPU seconds on one thread; those of `head` are measured in a whole run, once per folder and
+number of images. With `--tuning`, training and evaluation use images that are in neither: learning rates are chosen
+there. Each run is added to benchmarks/results/compare_transfer.json (compare_transfer-tuning.json), and replaces the
+one with the same key.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ PILOT_STEPS = 250  # of training from random weights, to compare it with pretrai
 
 @dataclass(frozen=True, repr=False)
 class Run:
-    """The result of a run: the best classifier, the metrics of every epoch, the run folder and what its report says."""
+    """The result of a run: the classifier, the metrics of every epoch, the run folder and what its report says."""
 
     classifier: Classifier
     history: list[EpochMetrics]
@@ -70,11 +70,11 @@ class Run:
     """Of the classifier on the validation images, in float32; None if no report was written."""
 
     def __repr__(self) -> str:
-        best = self.classifier.info["metrics"]
-        split = "train" if best["val_accuracy"] is None else "val"
+        kept = self.classifier.info["metrics"]
+        split = "train" if kept["val_accuracy"] is None else "val"
         last = self.history[-1]["epoch"]
-        epochs = f"best epoch {best['epoch']} of {last}" if last else "fitted classifier"
-        return f"<Run in {str(self.folder)!r}: {epochs}, {split}_accuracy {best[f'{split}_accuracy']:.4f}>"
+        epochs = f"epoch {kept['epoch']} of {last}" if last else "fitted classifier"
+        return f"<Run in {str(self.folder)!r}: {epochs}, {split}_accuracy {kept[f'{split}_accuracy']:.4f}>"
 
 
 # Set before anything else: threads that torch has already started would not get it, and results would depend on them.
@@ -94,7 +94,7 @@ def fit(
     minutes: float | None = None,
     **settings: Any,
 ) -> Run:
-    """Train a network on a data set and return the best classifier, the history and the run folder.
+    """Train a network on a data set and return the classifier, the history and the run folder.
 
     `data` is the name of a data set, a folder with one folder per class, or a Dataset. `recipe` is a name (default
     "fast"), a JSON file or a Recipe; `settings` override single settings, and `epochs` also overrides `min_steps`.

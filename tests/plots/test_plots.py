@@ -75,18 +75,18 @@ def test_curves_show_the_history() -> None:
             expected = np.array([row[f"{part}_{key}"] for row in history(7)])
             np.testing.assert_allclose(lines[name], scale * (1 - expected if key == "accuracy" else expected))
     np.testing.assert_allclose(rate.lines[0].get_ydata(), [row["lr"] for row in history(7)])
-    assert any("best validation 10%, epoch 7" in text for text in texts(figure))
+    assert any("lowest validation error 10%, epoch 7" in text for text in texts(figure))
     assert is_whole(figure)
 
 
-def test_of_equal_errors_the_epoch_with_the_lowest_loss_is_marked() -> None:
-    losses = [0.5, 0.9, 0.7, None, 0.8, 0.7]
-    wrong = [0.3, 0.2, 0.2, None, 0.2, 0.2]
-    rows = [
-        row | {"val_loss": loss, "val_accuracy": None if error is None else 1 - error}
-        for row, loss, error in zip(history(6), losses, wrong, strict=True)
-    ]
-    assert any("best validation 20%, epoch 3" in text for text in texts(plots.curves(rows)))
+def test_the_curves_mark_the_kept_epoch() -> None:
+    rows = history(7)
+    rows[4]["val_accuracy"] = None
+    figure = plots.curves(rows, kept=6)
+    assert any("kept: validation error 11.7%, epoch 6" in text for text in texts(figure))
+    (marked,) = [line for line in figure.axes[1].lines if len(line.get_xdata()) == 1]
+    assert (marked.get_xdata()[0], marked.get_ydata()[0]) == pytest.approx((6, 70 / 6))
+    assert any("lowest validation error" in text for text in texts(plots.curves(rows, kept=5)))  # never validated
 
 
 def test_curves_accept_rows_of_a_csv_file() -> None:

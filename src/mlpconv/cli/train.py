@@ -175,14 +175,14 @@ def print_summary(run: Run, seconds: float) -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    best = run.classifier.info["metrics"]
+    kept = run.classifier.info["metrics"]
     console = Console(highlight=False, soft_wrap=True)
-    if best["val_accuracy"] is None:
-        console.print(f"training accuracy [bold]{best['train_accuracy']:.2%}[/]; there is no validation split")
+    if kept["val_accuracy"] is None:
+        console.print(f"training accuracy [bold]{kept['train_accuracy']:.2%}[/]; there is no validation split")
     else:
         epochs = run.history[-1]["epoch"]
-        epoch = f" (best epoch: {best['epoch']} of {epochs})" if epochs else ""
-        accuracy = best["val_accuracy"] if run.evaluation is None else 1 - run.evaluation.error
+        epoch = f" (epoch {kept['epoch']} of {epochs})" if epochs else ""
+        accuracy = kept["val_accuracy"] if run.evaluation is None else 1 - run.evaluation.error
         console.print(f"validation accuracy [bold]{accuracy:.2%}[/]{epoch}")
     if (teacher := run.classifier.info.get("teacher")) and teacher["val_accuracy"] is not None:
         console.print(f"teacher's validation accuracy {teacher['val_accuracy']:.2%}")

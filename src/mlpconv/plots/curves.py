@@ -23,11 +23,15 @@ LOG_RATIO = 12.0  # largest to smallest value from which the axis is logarithmic
 
 
 @styled
-def curves(history: Sequence[Mapping[str, Any]]) -> Figure:
+def curves(history: Sequence[Mapping[str, Any]], kept: int | None = None) -> Figure:
     """Plot training and validation loss and error (%) over the epochs, and the learning rate below.
 
-    `history` has one mapping per epoch with the columns of metrics.csv; missing, empty and None values are skipped.
-    Raises UsageError for an empty history.
+    Args:
+        history: one mapping per epoch with the columns of metrics.csv; missing, empty and None values are skipped.
+        kept: the epoch to mark, that of the model file; None marks the lowest validation error.
+
+    Raises:
+        UsageError: if the history is empty.
     """
     if not history:
         raise UsageError("The history is empty: train at least one epoch before plotting.")
@@ -42,7 +46,7 @@ def curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     _panel(loss, "Loss", epochs, *losses)
     errors = [100 * (1 - _column(history, f"{split}_accuracy")) for split in ("train", "val")]
     _panel(error, "Error, %", epochs, *errors)
-    _mark_best(error, epochs, errors[1], losses[1])
+    _mark(error, epochs, errors[1], kept)
     if strip:
         _rate_strip(figure.add_subplot(grid[1, :]), epochs, rates)
     return figure
@@ -86,13 +90,14 @@ def _scale(axes: Axes, values: Floats) -> None:
     axes.tick_params(axis="y", which="minor", length=0)
 
 
-def _mark_best(axes: Axes, epochs: Floats, error: Floats, loss: Floats) -> None:
-    """Mark the epoch that training keeps: the lowest error, and the lowest loss among equals."""
+def _mark(axes: Axes, epochs: Floats, error: Floats, kept: int | None) -> None:
+    """Mark the epoch `kept`, or that of the lowest error."""
     if not np.isfinite(error).any():
         return
-    best = int(np.lexsort((loss, error))[0])
-    axes.plot(epochs[best], error[best], "o", color=ACCENT, markersize=6, markeredgecolor="white", zorder=5)
-    label = f"best validation {error[best]:.3g}%, epoch {epochs[best]:.0f}"
+    rows = np.flatnonzero((epochs == kept) & np.isfinite(error))
+    row = int(rows[0]) if len(rows) else int(np.nanargmin(error))
+    axes.plot(epochs[row], error[row], "o", color=ACCENT, markersize=6, markeredgecolor="white", zorder=5)
+    label = f"{'kept: ' if len(rows) else 'lowest '}validation error {error[row]:.3g}%, epoch {epochs[row]:.0f}"
     axes.set_title(label, loc="right", fontsize=9, color=ACCENT, fontweight="normal")
 
 

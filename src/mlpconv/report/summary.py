@@ -1,4 +1,4 @@
-"""Evaluate the best network of a run, and write its figures and report."""
+"""Evaluate the network of a run, and write its figures and report."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def draw(
     from mlpconv import plots  # matplotlib: not needed where the report is left out
 
     if history and history[-1]["epoch"] != 0:  # a fitted classifier has no curves
-        plots.save_figure(plots.curves(history), figures / "curves.png")
+        kept = classifier.info.get("metrics", {}).get("epoch")
+        plots.save_figure(plots.curves(history, kept), figures / "curves.png")
     plots.save_figure(plots.confusion(evaluation.confusion, classifier.classes), figures / "confusion.png")
     plots.save_figure(plots.filters(classifier.model.first_conv.weight.detach().cpu().numpy()), figures / "filters.png")
     worst = worst_mistakes(evaluation, split, MISTAKES)

@@ -23,6 +23,7 @@ from mlpconv.training.freeze import freeze, train_mode
 from mlpconv.training.progress import EpochMetrics, Progress
 from mlpconv.training.recipe import Recipe
 from mlpconv.training.schedule import lr_factor
+from mlpconv.training.selection import is_kept
 from mlpconv.training.state import State
 from mlpconv.training.step import BatchLoader, Outcome, autocast
 from mlpconv.training.step_engine import Mode, StepEngine
@@ -40,7 +41,7 @@ EVAL_BATCH = 256
 class Trainer:
     """Run the steps of a recipe on a State.
 
-    `keep` is called with every new best network and its metrics, `record` with the history after every epoch.
+    `keep` is called with every network to keep and its metrics, `record` with the history after every epoch.
     """
 
     def __init__(
@@ -182,7 +183,7 @@ class Trainer:
         )
 
     def end_epoch(self) -> None:
-        """Validate, record the metrics, and keep the network if it is the best so far."""
+        """Validate, record the metrics, and keep the network if it is about as good as the best so far."""
         state, recipe = self.state, self.recipe
         if not state.finite():
             raise self.non_finite_error("a weight became NaN or infinite")
@@ -205,7 +206,7 @@ class Trainer:
         row |= {"seconds": round(state.seconds, 3), "cpu_seconds": round(state.cpu_seconds, 3)}
         state.totals.zero_()
         state.history.append(row)
-        if self.is_best(row):
+        if self.is_kept(row):
             state.best = row
             self.keep(state.eval_model, row)
         self.save()
@@ -220,14 +221,14 @@ class Trainer:
         start = self.state.history[-1]["seconds"] if self.state.history else 0.0
         return images / max(self.state.seconds - start, 1e-3)  # the column has a resolution of 1 ms
 
-    def is_best(self, row: EpochMetrics) -> bool:
-        """Return whether this epoch is better than all before; without validation, the newest is the best."""
+    def is_kept(self, row: EpochMetrics) -> bool:
+        """Return whether the network of the newest epoch is kept; without validation, it always is."""
         if self.validation is None:
             return True
         if row["val_accuracy"] is None:
             return False
-        best = self.state.best
-        return best is None or (row["val_accuracy"], -row["val_loss"]) > (best["val_accuracy"], -best["val_loss"])
+        accuracies = [past["val_accuracy"] for past in self.state.history if past["val_accuracy"] is not None]
+        return is_kept(accuracies, len(self.validation))
 
     def validate(self, split: Split) -> tuple[float, float]:
         """Return mean loss and accuracy of the weights to evaluate (the EMA if there is one) on a split."""

@@ -82,7 +82,7 @@ def run_training(
         first, facts = start()
         folder.write_json(START, facts)
     info |= folder.read_json(START) if start is not None else {}
-    keep = partial(keep_best, folder, dataset, preprocessing, info)
+    keep = partial(keep_network, folder, dataset, preprocessing, info)
     if first is not None:
         folder.write_history([first])
         keep(model, first)
@@ -139,20 +139,20 @@ def agree(group: Group, state: State, preprocessing: Preprocessing, dataset: Dat
     group.copy_from_first([*state.model.state_dict().values(), *preprocessing.state_dict().values()])
 
 
-def keep_best(
+def keep_network(
     folder: RunFolder,
     dataset: Dataset,
     preprocessing: Preprocessing,
     info: dict[str, Any],
-    best: Network,
+    network: Network,
     row: EpochMetrics,
 ) -> None:
-    """Write the model file of a run: the best network so far, with its metrics."""
+    """Write the model file of a run: the network of an epoch, with its metrics."""
     if not folder.writes:
         return
     size, facts = (dataset.channels, *dataset.size), info | {"metrics": row}
     try:
-        modelfile.save(folder.model, best, preprocessing, classes=dataset.classes, input_size=size, info=facts)
+        modelfile.save(folder.model, network, preprocessing, classes=dataset.classes, input_size=size, info=facts)
     except OSError as error:
         raise RunFolderError(
             f"{folder.model} cannot be written ({error.strerror}): free disk space, or make the folder writable. "
