@@ -3,12 +3,12 @@
     python benchmarks/depth.py [--data FOLDER] [--folders colour grey] [--per-class 10 30] [--tune last all]
                               [--size 224] [--seeds 3]
 
-The folders and splits are those of benchmarks/transfer.py. For each split, a classifier is fitted on features
-(tune=head), and training at each depth of --tune goes on from it, on images of the same size, as the automatic choice
-does. All are evaluated on the 20 validation images of each class, which select the epoch, and on 40 images of each
-class that no run has seen: CIFAR-100 training images from the 101st of a class on. `gain` is the difference to the
-fitted classifier on the unseen images, in points; `cpu_seconds` of a depth come on top of those of the classifier.
-Writes benchmarks/results/depth.json; rows that are not measured again stay.
+The folders are those of benchmarks/folders.py, and the splits those of benchmarks/compare_transfer.py. In each split, a
+classifier is fitted on features (tune=head), and training at each depth of --tune goes on from it, on images of the
+same size, as the automatic choice does. All are evaluated on the 20 validation images of each class, which select the
+epoch, and on 40 images of each class that no run has seen: CIFAR-100 training images from the 101st of a class on.
+`gain` is the difference to the fitted classifier on the unseen images, in points; `cpu_seconds` of a depth come on top
+of those of the classifier. Writes benchmarks/results/depth.json; rows that are not measured again stay.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 from common import RESULTS, spread, write_result
 from folders import CLASSES, IMAGES_PER_CLASS, make_folder
 from PIL import Image
-from transfer import split_folder
+from splits import split_folder
 
 import mlpconv
 from mlpconv.data import Split, make_dataset

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from common import RESULTS, spread, write_result
 from folders import make_folder
-from transfer import split_folder
+from splits import split_folder
 
 import mlpconv
 from mlpconv.data import Dataset, Split, make_dataset

@@ -1,11 +1,11 @@
 """Measure linear probes of the shipped ImageNet networks on small folders of photographs.
 
-    python benchmarks/probe.py [--data FOLDER] [--splits 10] [--precision bf16]
+    python benchmarks/probe.py [--data FOLDER] [--sizes 96 128 160 224] [--splits 10] [--precision bf16]
 
-The two folders are those of benchmarks/folders.py: ten classes of 100 images of CIFAR-100, in colour and in grey. The
-seconds are those of one `linear_probe` call without cached features, on one thread. The accuracy is the mean over
-random splits, four fifths of each class for training; scikit-learn's logistic regression with the same penalty on the
-same features is fitted beside it. Writes benchmarks/results/probe.json.
+The two folders are those of benchmarks/folders.py: ten classes of 100 images of CIFAR-100, in colour and in grey, read
+at several sizes. The seconds are those of one `linear_probe` call without cached features, on one thread. The accuracy
+is the mean over random splits, four fifths of each class for training; scikit-learn's logistic regression with the same
+penalty on the same features is fitted beside it. Writes benchmarks/results/probe.json.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from common import spread, write_result
 from folders import CLASSES, make_folder
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 import mlpconv
 from mlpconv.data.dataset import select
@@ -32,16 +34,15 @@ from mlpconv.transfer.head import fit_head
 from mlpconv.transfer.source import BACKBONES, open_source
 from mlpconv.transfer.start import scores
 
-SIZE = 224
 HELD_OUT = 0.2
 
 
-def measure(folder: Path, source: str, splits: int, precision: str) -> dict[str, Any]:
+def measure(folder: Path, source: str, size: int, splits: int, precision: str) -> dict[str, Any]:
     """Return the seconds of one probe, and the accuracies of both implementations over random splits."""
     start = time.process_time()
-    linear_probe(folder, source, size=SIZE, precision=precision, cache=FeatureCache(0))
+    linear_probe(folder, source, size=size, precision=precision, cache=FeatureCache(0))
     seconds = time.process_time() - start
-    dataset = mlpconv.open_data(folder, size=SIZE, channels=3, val_fraction=0)
+    dataset = mlpconv.open_data(folder, size=size, channels=3, val_fraction=0)
     split = dataset.split("train")
     origin = open_source(source)
     network = origin.network(dataset, Recipe(source=source, tune="head"))
@@ -80,24 +81,23 @@ def reference(
 
 
 def main() -> None:
-    """Measure both networks on both folders."""
+    """Measure both networks on both folders, at each size."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder with the files of CIFAR-100; default: the cache")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[96, 128, 160, 224], help="sides of the images, pixels")
     parser.add_argument("--splits", type=int, default=10)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     args = parser.parse_args()
     torch.set_num_threads(1)
     cifar = mlpconv.open_data("cifar100", root=args.data, val_fraction=0)
-    result: dict[str, Any] = {"size": SIZE, "splits": args.splits, "precision": args.precision, "folders": {}}
-    with tempfile.TemporaryDirectory() as top:
-        for kind in CLASSES:
-            folder = make_folder(cifar, kind, Path(top))
-            result["folders"][kind] = {}
-            for source in BACKBONES:
-                row = measure(folder, source, args.splits, args.precision)
-                result["folders"][kind][source] = row
-                print(kind, source, row, flush=True)
-    write_result("probe", result)
+    rows = []
+    with tempfile.TemporaryDirectory() as top, threadpool_limits(1):
+        folders = {kind: make_folder(cifar, kind, Path(top)) for kind in CLASSES}
+        for kind, source, size in product(CLASSES, BACKBONES, args.sizes):
+            row = {"folder": kind, "source": source, "size": size}
+            rows.append(row | measure(folders[kind], source, size, args.splits, args.precision))
+            print(rows[-1], flush=True)
+    write_result("probe", {"splits": args.splits, "precision": args.precision, "rows": rows})
 
 
 if __name__ == "__main__":

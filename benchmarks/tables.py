@@ -2,7 +2,7 @@
 
 For each benchmarks/results/speed-CPU.json and scaling-CPU.json it draws docs/images/speed-CPU.png and scaling-CPU.png,
 and writes the tables between the markers of docs/speed.md and README.md. results/ladder.json, longer.json and
-literal-cifar10.json become the tables of docs/training.md, probe.json, transfer.json and compare_transfer.json (with a
+literal-cifar10.json become the tables of docs/training.md, probe.json, depth.json and compare_transfer.json (with a
 figure) those of docs/transfer.md, distill.json those of docs/distillation.md, and pointing.json that of docs/maps.md.
 With `--check` it writes nothing and exits with 1 if a document differs from the results.
 """
@@ -22,7 +22,7 @@ from comparisons import aims_table, comparison_table, draw_comparison, pointing_
 from deployed_report import deployed_table, draw_deployed
 from rungs import ladder_table
 from taught import distillation_tables
-from transfer_tables import depth_table, probe_table, transfer_table
+from transfer_tables import depth_table, probe_table
 
 TOP = RESULTS.parents[1]
 PAGE, TRAINING, README = TOP / "docs" / "speed.md", TOP / "docs" / "training.md", TOP / "README.md"
@@ -198,7 +198,6 @@ TABLES: tuple[tuple[Path, str, Callable[[dict[str, Any], str], str]], ...] = (
     (TRAINING, "longer", lambda content, _: longer_table(content)),
     (TRAINING, "literal", course),
     (TRANSFER, "probe", lambda content, _: probe_table(content)),
-    (TRANSFER, "transfer", lambda content, _: transfer_table(content)),
     (TRANSFER, "depth", lambda content, _: depth_table(content)),
     (DISTILLATION, "distill", lambda content, _: distillation_tables(content)),
     (MAPS, "pointing", lambda content, _: pointing_table(content)),

@@ -6,40 +6,20 @@ from typing import Any
 
 from common import cells
 
-__all__ = ["depth_table", "probe_table", "transfer_table"]
+__all__ = ["depth_table", "probe_table"]
 
 
 def probe_table(content: dict[str, Any]) -> str:
-    """Return the table of linear probes, one row per folder and source network."""
+    """Return the table of linear probes, one row per folder, source network and size."""
     result = content["result"]
-    text = f"\nTen classes of 100 images of CIFAR-100, enlarged to {result['size']} pixels, four fifths for training; "
+    text = "\nTen classes of 100 images of CIFAR-100, enlarged from 32 pixels, four fifths for training; "
     text += f"mean ± standard deviation over {result['splits']} random splits. `{content['command']}`, "
-    text += f"{content['date']}, {result['precision']}, one thread.\n\n"
-    text += cells("folder", "source", "accuracy", "scikit-learn on the same features", "CPU seconds")
-    text += "|---" * 5 + "|\n"
-    for folder, sources in result["folders"].items():
-        for source, row in sources.items():
-            both = (f"{row[key]['mean']:.1%} ± {100 * row[key]['sd']:.1f}" for key in ("accuracy", "scikit_learn"))
-            text += cells(folder, f"`{source}`", *both, f"{row['cpu_seconds']:.0f}")
-    return text
-
-
-def transfer_table(content: dict[str, Any]) -> str:
-    """Return the table of runs from pretrained weights."""
-    text = (
-        "\n`python benchmarks/transfer.py --tune head all --per-class 10 30 100`: runs of `mlpconv.fit`, 20 images of "
-    )
-    text += "each class of these folders held out; mean ± standard deviation over n splits, "
-    text += f"{content['date']}, one thread.\n\n"
-    text += cells("folder", "training images of a class", "initial weights", "`--tune`", "accuracy", "CPU seconds", "n")
-    text += "|---" * 7 + "|\n"
-    rows = {tuple(name.split(", ")): row for name, row in content["result"].items()}
-    for folder, images, source, tune in sorted(rows, key=lambda row: (row[0], int(row[1].split()[0]), *row[2:])):
-        row = rows[folder, images, source, tune]
-        accuracy = f"{row['accuracy']['mean']:.1%} ± {100 * row['accuracy']['sd']:.1f}"
-        trained = str(min(int(images.split()[0]), 80))
-        seconds = f"{row['cpu_seconds']['mean']:.0f}"
-        text += cells(folder, trained, f"`{source}`", f"`{tune}`", accuracy, seconds, row["accuracy"]["n"])
+    text += f"{content['date']}, {result['precision']}, one thread of an {content['machine']['cpu']}.\n\n"
+    text += cells("folder", "source", "pixels", "accuracy", "scikit-learn on the same features", "CPU seconds")
+    text += "|---" * 6 + "|\n"
+    for row in result["rows"]:
+        both = (f"{row[key]['mean']:.1%} ± {100 * row[key]['sd']:.1f}" for key in ("accuracy", "scikit_learn"))
+        text += cells(row["folder"], f"`{row['source']}`", row["size"], *both, f"{row['cpu_seconds']:.0f}")
     return text
 
 
@@ -47,7 +27,10 @@ def depth_table(content: dict[str, Any]) -> str:
     """Return the table of how many layers are trained, and what that gains."""
     text = "\n`python benchmarks/depth.py --size 128`: EfficientNet-Lite0, 20 validation images of each class, "
     text += "and 40 of each class that no run has seen; mean ± standard deviation over n splits, "
-    text += f"{content['date']}, one thread. CPU seconds of `last` and `all` come on top of those of `head`.\n\n"
+    text += (
+        f"{content['date']}, one thread of an {content['machine']['cpu']}. CPU seconds of `last` and `all` come on top "
+    )
+    text += "of those of `head`.\n\n"
     columns = ("folder", "images of a class", "pixels", "`--tune`", "validation", "unseen images", "gain, points")
     text += cells(*columns, "CPU seconds", "n") + "|---" * 9 + "|\n"
     for name, row in content["result"].items():
