@@ -40,14 +40,13 @@ import torch
 from common import RESULTS, write_result
 from folders import CLASSES
 from numpy.typing import NDArray
-from PIL import Image
 from probe import reference
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from splits import split_folder
+from splits import split_folder, write_images
 from threadpoolctl import threadpool_limits
 
 import mlpconv
@@ -59,22 +58,7 @@ from mlpconv.transfer.head import fit_head
 from mlpconv.transfer.source import SIZE, open_source
 
 SOURCE = "efficientnet_lite0"
-PARTS = {"folder": range(100), "test": range(100, 200), "tuning": range(200, 300), "tuning-test": range(300, 400)}
-"""The images of each class, by their order in CIFAR-100."""
-
 Row = dict[str, float]
-
-
-def write_images(cifar: mlpconv.Dataset, kind: str, part: str, out: Path) -> Path:
-    """Write a part of the images of each class as PNG files, one folder per class; return the folder."""
-    train = cifar.split("train")
-    for label in CLASSES[kind]:
-        folder = out / f"{kind}-{part}" / cifar.classes[label]
-        folder.mkdir(parents=True)
-        for number in np.flatnonzero(train.labels == label)[list(PARTS[part])]:
-            image = Image.fromarray(train.images[number].transpose(1, 2, 0))
-            (image.convert("L") if kind == "grey" else image).save(folder / f"{number:05d}.png")
-    return out / f"{kind}-{part}"
 
 
 class Case(NamedTuple):

@@ -65,9 +65,8 @@ def comparison_table(content: Mapping[str, Any]) -> str:
     """Return the table of all methods, one row per folder, number of images and method."""
     text = "\n`python benchmarks/compare_transfer.py --per-class 10 30 100`: the same folders, 20 images of each class "
     text += "held out. "
-    text += (
-        f"Accuracy on 1,000 other images, mean ± standard deviation over n splits, {content['date']}, one thread of an "
-    )
+    text += f"Accuracy on 1,000 other images, mean ± standard deviation over n splits, {content['date']}, "
+    text += "one thread of an "
     text += f"{content['machine']['cpu']}; differences on the same splits, with their 95 % interval.\n\n"
     text += "| folder | training images of a class | method | accuracy | difference, points | CPU seconds | n |\n"
     text += "|---|---|---|---|---|---|---|\n"

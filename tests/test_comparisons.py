@@ -75,10 +75,12 @@ ONE = {"grey, 10 a class, head": {"3": {"test": 0.5}}, "grey, 10 a class, scikit
 
 
 def test_the_table_has_a_row_for_each_method() -> None:
-    table = comparisons.comparison_table({"result": RESULT, "date": "2026-01-01"})
+    facts = {"date": "2026-01-01", "machine": {"cpu": "abacus"}}
+    table = comparisons.comparison_table({"result": RESULT} | facts)
+    assert "2026-01-01, one thread of an abacus;" in table
     assert "| grey | 10 | **mlpconv, `--tune head`** | 50.0% |  | < 1 | 1 |" in table
     assert "| grey | 80 | **mlpconv, `--tune head`** | 75.0% ± 7.1 |  | 15 | 2 |" in table
-    assert "| +0.0 from `head` (n = 1) |" in comparisons.comparison_table({"result": ONE, "date": "2026-01-01"})
+    assert "| +0.0 from `head` (n = 1) |" in comparisons.comparison_table({"result": ONE} | facts)
     assert "| 74.5% ± 6.4 | -0.5 ± 6.4 from `head` (n = 2) |  | 2 |" in table
 
 
