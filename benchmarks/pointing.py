@@ -28,10 +28,10 @@ import numpy as np
 import torch
 from captum.attr import LayerGradCam
 from common import RESULTS, write_result
-from compare_transfer import write_images
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
+from splits import write_images
 from torch import Tensor, nn
 
 import mlpconv
