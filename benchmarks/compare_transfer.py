@@ -38,7 +38,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from common import RESULTS, write_result
-from folders import CLASSES
 from numpy.typing import NDArray
 from probe import reference
 from sklearn.linear_model import LogisticRegression
@@ -46,7 +45,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from splits import split_folder, write_images
+from small_folders import CLASSES, split_folder, write_images
 from threadpoolctl import threadpool_limits
 
 import mlpconv

@@ -25,9 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import RESULTS, spread, write_result
-from folders import CLASSES, IMAGES_PER_CLASS, make_folder
-from PIL import Image
-from splits import split_folder
+from small_folders import CLASSES, picture, positions, split_folder, write_images
 
 import mlpconv
 from mlpconv.data import Split, make_dataset
@@ -45,11 +43,8 @@ def unseen_images(cifar: mlpconv.Dataset, kind: str, size: int) -> Split:
     """Return images of the classes of a folder that are not in it, as the network takes them."""
     train, images, labels = cifar.split("train"), [], []
     for label, class_index in enumerate(sorted(CLASSES[kind], key=lambda index: cifar.classes[index])):
-        chosen = np.flatnonzero(train.labels == class_index)[IMAGES_PER_CLASS : IMAGES_PER_CLASS + UNSEEN]
-        for number in chosen:
-            image = Image.fromarray(train.images[number].transpose(1, 2, 0))
-            image = image.convert("L") if kind == "grey" else image
-            images.append(from_pil(image, channels=3, size=(size, size)))
+        for number in positions(train, class_index, "test")[:UNSEEN]:
+            images.append(from_pil(picture(train, number, kind), channels=3, size=(size, size)))
             labels.append(label)
     return Split(np.stack(images), np.array(labels, np.int64))
 
@@ -110,7 +105,7 @@ def main() -> None:
     rows: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as top:
         cifar = mlpconv.open_data("cifar100", root=args.data, val_fraction=0)
-        folders = {kind: make_folder(cifar, kind, Path(top)) for kind in args.folders}
+        folders = {kind: write_images(cifar, kind, "folder", Path(top)) for kind in args.folders}
         unseen = {kind: unseen_images(cifar, kind, args.size) for kind in args.folders}
         os.environ["MLPCONV_DATA"] = str(Path(top) / "cache")  # features of the first run of a split, for the others
         for seed in range(args.seeds):

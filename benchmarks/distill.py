@@ -25,8 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import RESULTS, spread, write_result
-from folders import make_folder
-from splits import split_folder
+from small_folders import split_folder, write_images
 
 import mlpconv
 from mlpconv.data import Dataset, Split, make_dataset
@@ -150,7 +149,7 @@ def measure(part: str, top: Path, options: argparse.Namespace) -> dict[str, Any]
 def measure_folder(top: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Return the result of the folder of colour images; the held-out images are those of the first split."""
     cifar = mlpconv.open_data("cifar100", root=options.data)
-    data = split_folder(make_folder(cifar, "colour", top / "all"), top / "colour", 100, 0)
+    data = split_folder(write_images(cifar, "colour", "folder", top), top / "colour", 100, 0)
     os.environ["MLPCONV_DATA"] = str(top / "cache")
     teacher = train(data, top / "teacher", 0, {"source": TEACHER, "tune": "head"})
     print("teacher", teacher, flush=True)

@@ -17,30 +17,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from common import spread, write_result
-from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from small_folders import CLASSES, write_images
 
 import mlpconv
-
-CLASSES = {"colour": range(0, 100, 10), "grey": range(5, 100, 10)}
-IMAGES_PER_CLASS = 100
-
-
-def make_folder(cifar: mlpconv.Dataset, kind: str, out: Path) -> Path:
-    """Write the first images of the selected classes as PNG files, one folder per class."""
-    train = cifar.split("train")
-    for label in CLASSES[kind]:
-        folder = out / kind / cifar.classes[label]
-        folder.mkdir(parents=True)
-        for number in np.flatnonzero(train.labels == label)[:IMAGES_PER_CLASS]:
-            image = Image.fromarray(train.images[number].transpose(1, 2, 0))
-            (image.convert("L") if kind == "grey" else image).save(folder / f"{number:05d}.png")
-    return out / kind
 
 
 def baselines(data: mlpconv.Dataset) -> dict[str, float]:
@@ -77,7 +61,7 @@ def main() -> None:
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for kind in CLASSES:
-            folder = make_folder(cifar, kind, Path(scratch))
+            folder = write_images(cifar, kind, "folder", Path(scratch))
             rows = [run_seed(folder, seed) for seed in range(options.seeds)]
             names = ("mlpconv", "linear", "nearest_neighbours", "seconds")
             result[kind] = {"runs": rows} | {name: spread([row[name] for row in rows]) for name in names}

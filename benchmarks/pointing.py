@@ -31,7 +31,7 @@ from common import RESULTS, write_result
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
-from splits import write_images
+from small_folders import write_images
 from torch import Tensor, nn
 
 import mlpconv

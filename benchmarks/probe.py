@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 from common import spread, write_result
-from folders import CLASSES, make_folder
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from small_folders import CLASSES, write_images
 from threadpoolctl import threadpool_limits
 
 import mlpconv
@@ -92,7 +92,7 @@ def main() -> None:
     cifar = mlpconv.open_data("cifar100", root=args.data, val_fraction=0)
     rows = []
     with tempfile.TemporaryDirectory() as top, threadpool_limits(1):
-        folders = {kind: make_folder(cifar, kind, Path(top)) for kind in CLASSES}
+        folders = {kind: write_images(cifar, kind, "folder", Path(top)) for kind in CLASSES}
         for kind, source, size in product(CLASSES, BACKBONES, args.sizes):
             row = {"folder": kind, "source": source, "size": size}
             rows.append(row | measure(folders[kind], source, size, args.splits, args.precision))

@@ -140,9 +140,9 @@ def test_the_returned_classifier_equals_the_model_file():
 @pytest.mark.parametrize(("share", "name"), [(0.2, "val"), (0, "train")])
 def test_the_repr_of_a_run_has_folder_epoch_and_accuracy(share: float, name: str):
     run = fit(colours(), TINY, out="mine", val_fraction=share)
-    best = run.classifier.info["metrics"]
-    accuracy = best[f"{name}_accuracy"]
-    assert repr(run) == f"<Run in 'mine': epoch {best['epoch']} of 2, {name}_accuracy {accuracy:.4f}>"
+    kept = run.classifier.info["metrics"]
+    accuracy = kept[f"{name}_accuracy"]
+    assert repr(run) == f"<Run in 'mine': epoch {kept['epoch']} of 2, {name}_accuracy {accuracy:.4f}>"
 
 
 def test_equal_recipes_give_identical_weights_and_another_seed_does_not():

@@ -8,7 +8,8 @@ import json
 import shutil
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from PIL import Image
@@ -16,8 +17,10 @@ from rich.console import Console
 
 import mlpconv
 from mlpconv.cli import main
+from mlpconv.cli.train import kept_epoch
 from mlpconv.cli.training_output import JsonLines, make_progress
 from mlpconv.errors import Interrupted, RunFolderError
+from mlpconv.fitting import Run
 from mlpconv.text import option, resume_hint
 from mlpconv.training import Recipe
 from mlpconv.training.display import Lines
@@ -54,6 +57,21 @@ def test_a_run_prints_its_accuracy_and_folder(here: Path, capsys: pytest.Capture
     assert float(rows[0]["val_accuracy"]) == best["val_accuracy"]
 
 
+@pytest.mark.parametrize(
+    ("accuracies", "kept", "text"),
+    [
+        ([0.8], 0, ""),  # a fitted classifier
+        ([0.8, 0.85], 1, " (epoch 1 of 1)"),
+        ([0.8, None, 0.89, 0.88], 3, " (epoch 3 of 3; 89.00% in epoch 2 is within one standard error)"),
+        ([0.9, 0.9], 1, " (epoch 1 of 1)"),
+    ],
+)
+def test_the_kept_epoch_is_named_and_explained(accuracies: list[float | None], kept: int, text: str) -> None:
+    history = [{"epoch": epoch, "val_accuracy": accuracy} for epoch, accuracy in enumerate(accuracies)]
+    run = SimpleNamespace(classifier=SimpleNamespace(info={"metrics": history[kept]}), history=history)
+    assert kept_epoch(cast("Run", run)) == text
+
+
 def test_run_folders_are_numbered(here: Path) -> None:
     assert main(["train", "digits", *QUICK]) == main(["train", "digits", *QUICK]) == 0
     assert sorted(path.name for path in (here / "runs").iterdir()) == ["digits-001", "digits-002"]
@@ -64,7 +82,7 @@ def test_json_prints_one_object_per_epoch_and_one_at_the_end(here: Path, capsys:
     lines = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
     epochs = [entry for entry in lines if "epoch" in entry]
     assert [entry["epoch"] for entry in epochs] == [1]
-    assert lines[-1] == {"folder": "r", "model": "r/model.safetensors", "best": epochs[0]}
+    assert lines[-1] == {"folder": "r", "model": "r/model.safetensors", "metrics": epochs[0]}
 
 
 def test_a_folder_of_images_is_trained_on(here: Path) -> None:

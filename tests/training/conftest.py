@@ -136,7 +136,6 @@ def results() -> Callable[[Path], dict[str, Any]]:
                 content[f"{place}/{path.stem}/{name}"] = (value.dtype.str, value.shape, value.tobytes())
         state = json.loads((last / "state.json").read_text())
         content["history"] = [without_clocks(row) for row in state.pop("history")]
-        content["best"] = without_clocks(state.pop("best"))
         content["state"] = without_clocks(state)
         with open(folder / "metrics.csv", newline="") as file:
             table = list(csv.DictReader(file))

@@ -269,7 +269,7 @@ STATES: dict[str, Callable[[dict[str, Any]], object]] = {
     "history that is none": lambda state: state.update(history=None),
     "rows that are none": lambda state: state.update(history=[1, 2]),
     "rows of other columns": lambda state: state["history"][0].update(accuracy=1.0),
-    "a best row without columns": lambda state: state["best"].clear() or state["best"].update(epoch=1),
+    "a row without columns": lambda state: state["history"].append({"epoch": 1}),
 }
 
 

@@ -16,6 +16,7 @@ from cyclopts import Parameter
 from mlpconv.cli.options import DataDir, Switch, check_data_dir
 from mlpconv.cli.start_options import StartOptions
 from mlpconv.errors import UsageError
+from mlpconv.files import MODEL_FILE
 from mlpconv.text import Wording, shell_path, shell_word, worded
 
 if TYPE_CHECKING:
@@ -180,10 +181,8 @@ def print_summary(run: Run, seconds: float) -> None:
     if kept["val_accuracy"] is None:
         console.print(f"training accuracy [bold]{kept['train_accuracy']:.2%}[/]; there is no validation split")
     else:
-        epochs = run.history[-1]["epoch"]
-        epoch = f" (epoch {kept['epoch']} of {epochs})" if epochs else ""
         accuracy = kept["val_accuracy"] if run.evaluation is None else 1 - run.evaluation.error
-        console.print(f"validation accuracy [bold]{accuracy:.2%}[/]{epoch}")
+        console.print(f"validation accuracy [bold]{accuracy:.2%}[/]{kept_epoch(run)}")
     if (teacher := run.classifier.info.get("teacher")) and teacher["val_accuracy"] is not None:
         console.print(f"teacher's validation accuracy {teacher['val_accuracy']:.2%}")
     folder = escape(shell_path(run.folder))
@@ -193,8 +192,20 @@ def print_summary(run: Run, seconds: float) -> None:
     console.print(f"  maps      mlpconv maps {folder} IMAGE...")
 
 
+def kept_epoch(run: Run) -> str:
+    """Return which epoch was kept, in brackets, and why if another has a higher accuracy; nothing without epochs."""
+    kept, last = run.classifier.info["metrics"], run.history[-1]["epoch"]
+    if not last:
+        return ""
+    best = max((row for row in run.history if row["val_accuracy"] is not None), key=lambda row: row["val_accuracy"])
+    text = f"epoch {kept['epoch']} of {last}"
+    if best["val_accuracy"] > kept["val_accuracy"]:
+        text += f"; {best['val_accuracy']:.2%} in epoch {best['epoch']} is within one standard error"
+    return f" ({text})"
+
+
 def print_json(run: Run) -> None:
     """Print the result of the run as one line of JSON."""
     info = run.classifier.info
-    line = {"folder": str(run.folder), "model": str(run.folder / "model.safetensors"), "best": info["metrics"]}
+    line = {"folder": str(run.folder), "model": str(run.folder / MODEL_FILE), "metrics": info["metrics"]}
     print(dumps(line | ({"teacher": info["teacher"]} if "teacher" in info else {})))

@@ -25,7 +25,11 @@ MEASURES = (
     ("log_loss", "log loss", "{:.4f}"),
     ("calibration_error", "calibration error (15 bins)", "{:.4f}"),
 )
-OVERFITTING = "If the validation curve rises while the training curve falls, the network overfits."
+CURVES = (
+    "Loss and error by epoch. The dot is the kept epoch: the newest one that is at most one standard error worse than "
+    "the best, whose lead may be luck. If the validation curve rises while the training curve falls, the network "
+    "overfits."
+)
 MISTAKES = (
     "The most confident mistakes: the predicted class in orange, the true class in green. Wrong labels in the data "
     "often show here first."
@@ -45,7 +49,7 @@ def sections(run: RunParts) -> Html:
         choice(run),
         teacher(run),
         usage(run),
-        picture(run, "curves", "Training", "Loss and error by epoch", "Loss and error by epoch. " + OVERFITTING),
+        picture(run, "curves", "Training", "Loss and error by epoch", CURVES),
         evaluation(run),
         picture(run, "mistakes", "Worst mistakes", "Wrongly classified images", MISTAKES),
         picture(run, "maps", "Class activation maps", "Images and their category maps", MAPS),

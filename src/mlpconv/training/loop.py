@@ -207,7 +207,6 @@ class Trainer:
         state.totals.zero_()
         state.history.append(row)
         if self.is_kept(row):
-            state.best = row
             self.keep(state.eval_model, row)
         self.save()
         self.record(state.history)

@@ -102,7 +102,7 @@ def run_training(
     if message:
         progress.note(message)
     if first is not None:
-        state.history, state.best = [first], first
+        state.history = [first]
         state.seconds, state.cpu_seconds = first["seconds"], first["cpu_seconds"]
     validation = dataset.splits.get("val")
     parts = (state, loader, validation, recipe, folder.checkpoints, keep, folder.write_history, progress, engine)

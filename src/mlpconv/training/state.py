@@ -23,7 +23,6 @@ JSON_FIELDS: dict[str, tuple[type, ...]] = {
     "step": (int,),
     "precision": (str,),
     "history": (list,),
-    "best": (dict, type(None)),
     "lr_factor": NUMBER,
     "repairs": (int,),
     "repaired_at": (int, type(None)),
@@ -48,7 +47,6 @@ class State:
     totals: Tensor
     step: int = 0
     history: list[EpochMetrics] = field(default_factory=list)
-    best: EpochMetrics | None = None
     lr_factor: float = 1.0
     repairs: int = 0
     repaired_at: int | None = None
@@ -82,7 +80,7 @@ class State:
                 if type(values[name]) not in types:
                     raise TypeError(f"{name} is {values[name]!r:.40}")
                 setattr(self, name, values[name])
-            for row in [*self.history, *filter(None, [self.best])]:
+            for row in self.history:
                 if set(row) != set(COLUMNS):
                     raise ValueError("a row of its history has the wrong columns")
             self.totals.copy_(torch.tensor(values["totals"], dtype=torch.float64))
