@@ -21,8 +21,8 @@ import mlpconv
 from mlpconv.data import Dataset, open_data
 from mlpconv.data.dataset import make_dataset, select
 from mlpconv.data.validation import holdout
+from mlpconv.training import find_recipe
 from mlpconv.training.display import Lines
-from mlpconv.training.recipe import find_recipe
 
 FLOOR: dict[str, Any] = {
     "model": "nin_cifar10", "last_relu": False, "init": "he", "norm": "none", "dropout": 0.0, "pool_first": False,

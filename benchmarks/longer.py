@@ -20,8 +20,8 @@ from ladder import load_images
 
 import mlpconv
 from mlpconv.data import Dataset
+from mlpconv.training import find_recipe
 from mlpconv.training.display import Lines
-from mlpconv.training.recipe import find_recipe
 
 SIDE, COUNT = 20, 10_000
 SMALL: dict[str, Any] = {"width": 0.5, "sizes": (), "crop": 2, "ema": 0.98}

@@ -10,7 +10,7 @@ from common import spread
 from ladder import CHOICES, FLOOR, RESET, RUNGS, plans
 from rungs import changes, ladder_table, pooled_deviation
 
-from mlpconv.training.recipe import Recipe, find_recipe
+from mlpconv.training import Recipe, find_recipe
 
 
 def test_each_run_adds_or_removes_one_technique() -> None:

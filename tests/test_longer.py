@@ -11,7 +11,7 @@ from longer import COUNT, PLANS, SIDE, SMALL
 from tables import longer_table
 
 from mlpconv import create_model
-from mlpconv.training.recipe import find_recipe
+from mlpconv.training import find_recipe
 
 
 def test_the_images_per_parameter_are_those_of_the_full_recipe() -> None:

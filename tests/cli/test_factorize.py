@@ -160,7 +160,7 @@ def test_the_plot_can_be_svg(inside: Path) -> None:
         (["data", "--plot", "curve.jpg"], ".png or .svg"),
         (["data", "--plot", "absent/curve.png"], "folder that exists"),
         (["data", "--out", "absent/m.safetensors"], "folder that exists"),
-        (["data", "--where", "blocks.9"], "layers names 'blocks.9'"),
+        (["data", "--where", "blocks.9"], "no layer is named 'blocks.9'"),
         (["data", "--init", "he"], "--init belongs to deepen"),
         (["data", "--input", "3x8x8"], "--input belongs to convolutionalize"),
         (["--images", "data", "--held-out", "9"], "need DATA"),

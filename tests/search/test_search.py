@@ -219,7 +219,7 @@ def test_what_a_search_needs(data: Dataset, tmp_path: Path) -> None:
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(RunFolderError, match="is not a search .it contains thesis.tex"):
         run_search(data, ["width=0.1..0.6"], out=tmp_path / "mine", trials=1)
-    with pytest.raises(UsageError, match=r"no search|not a file"):
+    with pytest.raises(UsageError, match=r"best-of:.* is not a finished search .*give the folder that"):
         find_recipe(f"best-of:{tmp_path}", "tiny")
 
 

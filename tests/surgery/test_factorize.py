@@ -321,7 +321,10 @@ def test_a_subclass_that_computes_the_same_is_factorized() -> None:
 def test_only_the_named_layers_change() -> None:
     result = factorize(network(), images(), 0.7, layers=["2"], curve=False)
     assert result.report.changed == ("2",)
-    assert result.report.details["left_alone"] == {"0": "is not in layers", "4": "is not in layers"}
+    assert result.report.details["left_alone"] == {
+        "0": "is not one of the named layers",
+        "4": "is not one of the named layers",
+    }
 
 
 def test_the_original_and_the_random_state_are_unchanged() -> None:
@@ -413,7 +416,7 @@ def test_images_of_the_wrong_size_and_useless_outputs_are_refused() -> None:
         ({"of": "mac"}, "did you mean 'macs'"),
         ({"by": "weight"}, "did you mean 'weights'"),
         ({"fine_tune": -1}, "fine_tune is -1"),
-        ({"layers": ["3"]}, "layers names '3'"),
+        ({"layers": ["3"]}, "no layer is named '3'"),
     ],
 )
 def test_invalid_settings_are_refused(wrong: dict[str, Any], words: str) -> None:

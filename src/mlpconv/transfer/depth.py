@@ -14,10 +14,10 @@ from mlpconv.data import Dataset
 from mlpconv.data.sampler import Batch
 from mlpconv.errors import UsageError
 from mlpconv.text import option
+from mlpconv.training import Recipe, find_recipe
 from mlpconv.training.freeze import train_mode
 from mlpconv.training.plan import resolve_plan
 from mlpconv.training.precision import time_step
-from mlpconv.training.recipe import Recipe, find_recipe
 from mlpconv.training.seeding import keeping_random_states
 from mlpconv.transfer.features import feature_precision, outputs
 from mlpconv.transfer.source import TUNED_LR, Source

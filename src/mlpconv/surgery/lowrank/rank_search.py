@@ -82,11 +82,13 @@ class RankSearch:
         """Keep the named candidates only; raise if a name is not a candidate."""
         for name in layers or ():
             if name in self.left_alone:
-                raise SurgeryError(f"{name} {self.left_alone[name]} and cannot be factorized: leave it out of layers.")
+                raise SurgeryError(f"{name} {self.left_alone[name]} and cannot be factorized: do not name it.")
             if name not in self.candidates:
-                raise UsageError(f"layers names {name!r}; {did_you_mean(name, self.candidates)}")
+                raise UsageError(f"no layer is named {name!r}: {did_you_mean(name, self.candidates)}")
         if layers is not None:
-            self.left_alone |= {name: "is not in layers" for name in self.candidates if name not in layers}
+            self.left_alone |= {
+                name: "is not one of the named layers" for name in self.candidates if name not in layers
+            }
             self.candidates = {name: layer for name, layer in self.candidates.items() if name in layers}
         if not self.candidates:
             raise SurgeryError("The network has no convolution or linear layer that can be factorized.")
