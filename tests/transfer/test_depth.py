@@ -70,22 +70,30 @@ def test_the_deepest_training_that_fits_the_time_is_chosen(
     assert lines == ["start from squeezenet: x", found.reason]
 
 
-def test_the_estimate_counts_steps_and_validation(monkeypatch: pytest.MonkeyPatch) -> None:
-    frozen: list[int] = []
+@pytest.mark.parametrize(("tune", "room"), [("all", True), ("last", True), ("last", False)])
+def test_the_estimate_counts_steps_and_validation(tune: str, room: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stepped: list[int] = []
 
-    def step(network: torch.nn.Module, batch: Any, precision: str) -> float:
-        frozen.append(sum(not parameter.requires_grad for parameter in network.parameters()))
+    def step(logits: Any, batch: Any, precision: str) -> float:
         assert (len(batch.labels), precision) == (16, "fp32")
+        assert logits(batch.images).shape == (16, 2)
+        stepped.append(batch.images.shape[1])
         return 4.0
 
+    def forward(function: Any, x: torch.Tensor, precision: str) -> tuple[float, torch.Tensor]:
+        return 0.5, function(x).detach()
+
     monkeypatch.setattr(depth, "time_step", step)
+    monkeypatch.setattr(depth, "time_forward", forward)
+    monkeypatch.setattr("mlpconv.training.frozen_outputs.MAX_BYTES", 1 << 29 if room else 0)
     state = torch.get_rng_state()
-    tuned = depth.finetune_recipe("squeezenet").with_settings(tune="last", size=SIDE, epochs=3, min_steps=0)
+    tuned = depth.finetune_recipe("squeezenet").with_settings(tune=tune, size=SIDE, epochs=3, min_steps=0)
     seconds = depth.estimate_seconds(
         open_source("squeezenet"), gratings(), tuned.with_settings(precision="fp32"), torch.device("cpu")
     )
-    assert 3 * 17 * 4 / 16 < seconds < 3 * 17 * 4 / 16 + 30  # and some forward passes of six images
-    assert frozen[0] > 20
+    once = tune == "last" and room  # the frozen layers run for 17 images, their flips, and 6 validation images
+    assert seconds == (3 * 17 * 4 + 3 * 6 * 0.5 + once * (2 * 17 + 6) * 0.5) / 16
+    assert set(stepped) == {384 if once else 3}  # channels that a step reads
     assert torch.equal(torch.get_rng_state(), state)
 
 

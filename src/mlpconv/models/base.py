@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
 from mlpconv.errors import UsageError
 
-__all__ = ["Config", "Network"]
+__all__ = ["Config", "Network", "Stage", "run_stages"]
 
 
 class Config(Protocol):
@@ -30,6 +30,20 @@ class Config(Protocol):
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-serializable data with the key "family"; `registry.build` is the inverse."""
+
+
+class Stage(NamedTuple):
+    """A part of a network: its modules, and what they compute from the output of the stage before."""
+
+    modules: tuple[nn.Module, ...]
+    forward: Callable[[Tensor], Tensor]
+
+
+def run_stages(stages: Sequence[Stage], x: Tensor) -> Tensor:
+    """Return the output of consecutive stages: (N, C, H, W) -> (N, D, h, w)."""
+    for stage in stages:
+        x = stage.forward(x)
+    return x
 
 
 class Network(nn.Module, ABC):
@@ -54,6 +68,11 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def first_stages(self) -> Sequence[Sequence[nn.Module]]:
         """The modules of the first convolution, then of the first block: the order in which layers are frozen."""
+
+    @property
+    def stages(self) -> Sequence[Stage]:
+        """The stages that `forward_features` runs one after another; empty if a network has none."""
+        return ()
 
     @property
     def first_conv(self) -> nn.Conv2d:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlpconv.layers import GlobalAveragePool, Norm
-from mlpconv.models.base import Network
+from mlpconv.models.base import Network, Stage, run_stages
 from mlpconv.models.blocks import widened
 from mlpconv.models.depthwise import depthwise
 from mlpconv.models.dropout import Dropout
@@ -25,7 +25,7 @@ from mlpconv.models.validate import LIMITS, JSONConfig, check_count, choice, int
 __all__ = ["CONFIG", "EfficientNetLite", "EfficientNetLiteConfig", "InvertedBottleneck", "same_padding"]
 
 
-class Stage(NamedTuple):
+class StageConfig(NamedTuple):
     """Blocks of equal shape; the first has the stride."""
 
     blocks: int
@@ -37,13 +37,13 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage(1, 3, 1, 1, 16),
-    Stage(2, 3, 2, 6, 24),
-    Stage(2, 5, 2, 6, 40),
-    Stage(3, 3, 2, 6, 80),
-    Stage(3, 5, 1, 6, 112),
-    Stage(4, 5, 2, 6, 192),
-    Stage(1, 3, 1, 6, 320),
+    StageConfig(1, 3, 1, 1, 16),
+    StageConfig(2, 3, 2, 6, 24),
+    StageConfig(2, 5, 2, 6, 40),
+    StageConfig(3, 3, 2, 6, 80),
+    StageConfig(3, 5, 1, 6, 112),
+    StageConfig(4, 5, 2, 6, 192),
+    StageConfig(1, 3, 1, 6, 320),
 )
 STEM, HEAD = 32, 1280
 """Channels of the 3x3 convolution on the image, and of the last 1x1 convolution before the pool."""
@@ -105,7 +105,7 @@ class InvertedBottleneck(nn.Module):
     (N, C, H, W) -> (N, channels, h, w). Without expansion the 1x1 convolution before the depthwise one is absent.
     """
 
-    def __init__(self, config: EfficientNetLiteConfig, channels: int, stage: Stage, stride: int) -> None:
+    def __init__(self, config: EfficientNetLiteConfig, channels: int, stage: StageConfig, stride: int) -> None:
         super().__init__()
         inner, out = channels * stage.expand, config.wide(stage.channels)
         self.expands, self.shortcut = stage.expand > 1, stride == 1 and channels == out
@@ -183,6 +183,18 @@ class EfficientNetLite(Network):
         return [self.conv_stem, self.bn1], [self.conv_stem, self.bn1, self.blocks[0]]
 
     @property
+    def stages(self) -> list[Stage]:
+        """The convolution of the image, the blocks of each shape, and the last 1x1 convolution."""
+        first, last = Stage((self.conv_stem, self.bn1), self._stem), Stage((self.conv_head, self.bn2), self._last)
+        return [first, *(Stage((blocks,), blocks) for blocks in self.blocks), last]
+
+    def _stem(self, x: Tensor) -> Tensor:
+        return F.relu6(self.bn1(self.conv_stem(same_padded(x, self.conv_stem))))
+
+    def _last(self, x: Tensor) -> Tensor:
+        return F.relu6(self.bn2(self.conv_head(x)))
+
+    @property
     def last_conv(self) -> None:
         """None: the classifier is a linear layer on the pooled features."""
         return None
@@ -204,10 +216,7 @@ class EfficientNetLite(Network):
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the output of the last 1x1 convolution: (N, C, H, W) -> (N, D, h, w)."""
         self.check_input(x)
-        x = F.relu6(self.bn1(self.conv_stem(same_padded(x, self.conv_stem))))
-        for blocks in self.blocks:
-            x = blocks(x)
-        return F.relu6(self.bn2(self.conv_head(x)))
+        return run_stages(self.stages, x)
 
     def forward_head(self, features: Tensor) -> Tensor:
         """Return the logits of feature maps: (N, D, h, w) -> (N, K)."""

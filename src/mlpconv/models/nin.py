@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mlpconv.errors import UsageError
 from mlpconv.layers import GlobalAveragePool, MLPConv, activation_pieces, make_pool
-from mlpconv.models.base import Network
+from mlpconv.models.base import Network, Stage, run_stages
 from mlpconv.models.blocks import STD, Block, NINConfig
 from mlpconv.models.dropout import Dropout
 from mlpconv.models.initialise import init_convs, init_linear
@@ -70,6 +70,15 @@ class NIN(Network):
         return [first.convs[0], first.norms[0]], [first]
 
     @property
+    def stages(self) -> list[Stage]:
+        """The mlpconv layers and their dropouts, the last without its last convolution; empty with another head."""
+        if self.fixed_size:
+            return []
+        *blocks, last = self.blocks
+        first = [module for pair in zip(blocks, self.dropouts, strict=False) for module in pair]
+        return [*(Stage((module,), module) for module in first), Stage((last,), cast("MLPConv", last).forward_hidden)]
+
+    @property
     def last_conv(self) -> nn.Conv2d | None:
         """The 1x1 whose outputs are the category maps; None with a fully connected head."""
         return None if self.fixed_size else parts_of(self._convs()[-1])[-1]
@@ -95,9 +104,7 @@ class NIN(Network):
         if self.fixed_size:
             return self._maps(x)
         self.check_input(x)
-        for index in range(len(self.blocks) - 1):
-            x = self.dropouts[index](self.blocks[index](x))
-        return cast("MLPConv", self.blocks[-1]).forward_hidden(x)
+        return run_stages(self.stages, x)
 
     def forward_head(self, features: Tensor) -> Tensor:
         """Return the logits of feature maps: (N, D, h, w) -> (N, K)."""

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlpconv.layers import GlobalAveragePool, convolved_size, make_pool, pooled_size
-from mlpconv.models.base import Network
+from mlpconv.models.base import Network, Stage
 from mlpconv.models.blocks import widened
 from mlpconv.models.dropout import Dropout
 from mlpconv.models.initialise import init_convs
@@ -135,6 +135,11 @@ class SqueezeNet(Network):
     def first_stages(self) -> tuple[list[nn.Module], list[nn.Module]]:
         """The first convolution, then all modules before the second pool."""
         return [self.features[0]], [self.features[index] for index in range(5)]
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The layers and fire modules."""
+        return [Stage((module,), module) for module in self.features]
 
     @property
     def last_conv(self) -> nn.Conv2d:

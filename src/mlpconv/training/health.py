@@ -19,6 +19,7 @@ from mlpconv.data.augment import generator
 from mlpconv.errors import CollapseError
 from mlpconv.models.base import Network
 from mlpconv.text import option
+from mlpconv.training.step import Logits, logits_of
 
 __all__ = ["CollapseWatch", "chance_loss", "collapse_error", "is_constant", "repair"]
 
@@ -60,7 +61,7 @@ class CollapseWatch:
             1 - self.largest
         )
 
-    def collapsed(self, loss: float, steps: int, model: Network, images: Tensor) -> bool:
+    def collapsed(self, loss: float, steps: int, model: Network, images: Tensor, logits: Logits = logits_of) -> bool:
         """Return whether training has collapsed, from a step's loss and images (N, C, H, W).
 
         `steps` is the number of steps since the previous check.
@@ -69,18 +70,18 @@ class CollapseWatch:
         if self.count < self.patience:
             return False
         self.count = 0
-        return is_constant(model, images)
+        return is_constant(model, images, logits)
 
 
 @torch.no_grad()
-def is_constant(model: Network, images: Tensor) -> bool:
+def is_constant(model: Network, images: Tensor, logits: Logits = logits_of) -> bool:
     """Return whether the network computes the same logits for different images (N, C, H, W)."""
     images = images[:CHECKED_IMAGES]
     if bool((images == images[:1]).all()):
         return False
     with eval_mode(model):
-        logits = model(images)
-    return bool((logits.amax(0) - logits.amin(0)).max() <= TOLERANCE * logits.abs().max())
+        found = logits(model, images)
+    return bool((found.amax(0) - found.amin(0)).max() <= TOLERANCE * found.abs().max())
 
 
 def collapse_error(loss: float, num_classes: int, step: int) -> CollapseError:

@@ -25,7 +25,7 @@ from mlpconv.training.recipe import Recipe
 from mlpconv.training.schedule import lr_factor
 from mlpconv.training.selection import is_kept
 from mlpconv.training.state import State
-from mlpconv.training.step import BatchLoader, Outcome, autocast
+from mlpconv.training.step import BatchLoader, Logits, Outcome, autocast, forward_pass, logits_of
 from mlpconv.training.step_engine import Mode, StepEngine
 from mlpconv.training.stop import StopRequest
 
@@ -58,7 +58,9 @@ class Trainer:
     ) -> None:
         self.state, self.loader, self.validation, self.recipe = state, loader, validation, recipe
         self.folder, self.keep, self.record, self.progress = folder, keep, record, progress
-        self.engine = StepEngine(state.model, state.optimizers, recipe, state.precision, engine)
+        self.logits: Logits = logits_of if loader.frozen is None else loader.frozen.logits
+        forward = forward_pass if loader.frozen is None else loader.frozen.forward
+        self.engine = StepEngine(state.model, state.optimizers, recipe, state.precision, engine, forward=forward)
         self.per_epoch = loader.sampler.steps_per_epoch
         self.steps = recipe.epochs * self.per_epoch
         self.watch = health.CollapseWatch(drawn_labels(loader.sampler, loader.labels), self.per_epoch, state.guesses)
@@ -138,7 +140,7 @@ class Trainer:
             raise self.non_finite_error(f"the loss became {loss}")
         total, correct, images = state.totals.tolist()
         self.progress.step(state.step, total / images, correct / images, self.epoch_images)
-        if self.watch.collapsed(loss, self.steps_since_check(), state.model, batch.images):
+        if self.watch.collapsed(loss, self.steps_since_check(), state.model, batch.images, self.logits):
             if self.recipe.on_collapse == "stop" or state.repairs >= MAX_REPAIRS:
                 raise health.collapse_error(loss, state.model.num_classes, state.step)
             repeated = state.repaired_at is not None and state.step - state.repaired_at < 2 * RECOVERY
@@ -248,9 +250,12 @@ class Trainer:
     def score(self, split: Split, start: int) -> tuple[float, int]:
         """Return the sum of the loss and the correct predictions of one chunk of a split."""
         batch, device = slice(start, start + EVAL_BATCH), self.loader.device
-        images = self.loader.preprocessing(torch.from_numpy(np.array(split.images[batch])).to(device))
+        if self.loader.frozen is not None:
+            images = self.loader.frozen.validation(batch)
+        else:
+            images = self.loader.preprocessing(torch.from_numpy(np.array(split.images[batch])).to(device))
         labels = torch.from_numpy(np.array(split.labels[batch])).to(device)
-        logits = self.state.eval_model(images.contiguous(memory_format=torch.channels_last)).float()
+        logits = self.logits(self.state.eval_model, images.contiguous(memory_format=torch.channels_last)).float()
         loss = F.cross_entropy(logits, labels, reduction="sum")
         return float(loss), int((logits.argmax(1) == labels).sum())
 

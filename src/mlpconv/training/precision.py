@@ -14,6 +14,7 @@ import os
 import secrets
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def measure(model: nn.Module, batch: Batch) -> Timing:
     return Timing(**medians)
 
 
-def time_step(model: nn.Module, batch: Batch, precision: str) -> float:
+def time_step(model: Callable[[Tensor], Tensor], batch: Batch, precision: str) -> float:
     """Return the seconds of one forward and backward pass."""
     start = time.perf_counter()
     with autocast(precision, batch.images.device):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ from mlpconv.preprocessing import Preprocessing
 from mlpconv.text import resume_hint
 from mlpconv.training import checkpoint
 from mlpconv.training.environment import describe, differences
+from mlpconv.training.frozen_outputs import FrozenOutputs
 from mlpconv.training.loop import Trainer
 from mlpconv.training.loss import SoftTargets
 from mlpconv.training.memory import keep_freed_memory
@@ -34,7 +36,7 @@ from mlpconv.training.run_folder import RunFolder, require_empty
 from mlpconv.training.sharded_loop import ShardedTrainer
 from mlpconv.training.state import State, make_ema
 from mlpconv.training.step import BatchLoader
-from mlpconv.training.step_engine import check_engine, choose_engine
+from mlpconv.training.step_engine import Mode, check_engine, choose_engine
 from mlpconv.training.whitening import whiten
 
 __all__ = ["Start", "Teach", "initial_state", "run_training"]
@@ -98,17 +100,42 @@ def run_training(
         agree(group, state, preprocessing, dataset, loader.soft)
     if stored is None and precision is None:
         folder.write_json(ENVIRONMENT, describe() | {"precision": state.precision})
-    engine, message = choose_engine(state.model, lambda: loader(state.step), recipe, state.precision, device)
-    if message:
-        progress.note(message)
+    engine = select_engine(state, loader, progress)
+    if recipe.tune == "last" and group is None:
+        keep_frozen_outputs(state, loader, dataset, progress)
     if first is not None:
         state.history = [first]
-        state.seconds, state.cpu_seconds = first["seconds"], first["cpu_seconds"]
+        state.seconds, state.cpu_seconds = state.seconds + first["seconds"], state.cpu_seconds + first["cpu_seconds"]
     validation = dataset.splits.get("val")
     parts = (state, loader, validation, recipe, folder.checkpoints, keep, folder.write_history, progress, engine)
     trainer = Trainer(*parts) if group is None and recipe.virtual_shards == 1 else ShardedTrainer(group, *parts)
     trainer.run()
     return state.history
+
+
+def select_engine(state: State, loader: BatchLoader, progress: Progress) -> Mode:
+    """Return the engine of a run, and note why."""
+    batch = partial(loader, state.step)
+    engine, message = choose_engine(state.model, batch, loader.recipe, state.precision, loader.device)
+    if message:
+        progress.note(message)
+    return engine
+
+
+def keep_frozen_outputs(state: State, loader: BatchLoader, dataset: Dataset, progress: Progress) -> None:
+    """Compute what the frozen layers give for the images of a run, if these look the same in every epoch."""
+    clock, cpu_clock, recipe = time.perf_counter(), time.process_time(), loader.recipe
+    parts = state.model, loader.preprocessing, dataset.split("train"), dataset.splits.get("val"), recipe
+    try:
+        loader.frozen = FrozenOutputs.compute(*parts, state.precision, progress.features)
+    except BaseException:
+        progress.end()  # remove the bar
+        raise
+    seconds = time.perf_counter() - clock
+    state.seconds, state.cpu_seconds = state.seconds + seconds, state.cpu_seconds + time.process_time() - cpu_clock
+    if loader.frozen is not None:
+        views, size = " and its flip" if len(loader.frozen.train) > 1 else "", f"{loader.frozen.nbytes / 1e6:.0f} MB"
+        progress.note(f"the frozen layers ran once for each image{views}: {seconds:.1f} s, {size} of memory")
 
 
 def make_sampler(labels: np.ndarray, recipe: Recipe) -> Sampler:

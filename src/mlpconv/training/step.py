@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,9 +24,12 @@ from mlpconv.training.optim import Optimizers
 from mlpconv.training.recipe import Recipe
 from mlpconv.training.seeding import seed_torch
 
+if TYPE_CHECKING:
+    from mlpconv.training.frozen_outputs import FrozenOutputs
+
 __all__ = [
-    "BatchLoader", "Forward", "Inputs", "Outcome", "autocast", "forward_pass", "mixed", "prepare", "train_step",
-    "update",
+    "BatchLoader", "Forward", "Inputs", "Logits", "Outcome", "autocast", "forward_pass", "logits_of", "mixed",
+    "prepare", "train_step", "update",
 ]  # fmt: skip
 
 CPU = torch.device("cpu")
@@ -44,7 +47,8 @@ class Outcome:
 class BatchLoader:
     """Load the batch of any step: images, preprocessing, augmentation, progressive resizing.
 
-    `soft` are the soft targets (V, N, K) of a teacher, of which a batch has the view that its images show.
+    `soft` are the soft targets (V, N, K) of a teacher, of which a batch has the view that its images show. With
+    `frozen`, a batch has the outputs of the frozen layers in place of its images.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class BatchLoader:
         self.preprocessing, self.recipe, self.sampler, self.steps = preprocessing, recipe, sampler, steps
         self.augmentation = Augmentation(recipe.crop, recipe.crop_mode, recipe.flip, recipe.cutout)
         self.device, self.soft = device, None if soft is None else soft.to(device)
+        self.frozen: FrozenOutputs | None = None
         self.streamed = is_streamed(split.images)
         if device.type != "cpu" and self.streamed:
             self.labels = self.labels.to(device)
@@ -71,17 +76,21 @@ class BatchLoader:
     def __call__(self, step: int) -> Batch:
         index = self.sampler.indices(step)
         place: dict[str, Any] = {"seed": self.recipe.seed, "step": step, "epoch": self.sampler.epoch(step)}
-        with torch.no_grad():
-            images = self.preprocessing(self.gather(index))
-            images = augment(images, self.augmentation, **place, index=index)
-            if side := self.side(step):
-                images = resize(images, side)
-            images = images.contiguous(memory_format=torch.channels_last)
-        soft = None
-        if self.soft is not None:
+        soft: Tensor | None = None
+        if self.frozen is not None or self.soft is not None:
             view = flips(self.augmentation, **place, index=index).long()
+        images = self.augmented(step, index, place) if self.frozen is None else self.frozen.views(view, index)
+        if self.soft is not None:
             soft = self.soft[view.to(self.device, non_blocking=True), index.to(self.device, non_blocking=True)]
         return Batch(images, self.labels[index.to(self.labels.device, non_blocking=True)], soft)
+
+    @torch.no_grad()
+    def augmented(self, step: int, index: Tensor, place: dict[str, Any]) -> Tensor:
+        """Return the images with these numbers (N,), preprocessed and augmented, channels last."""
+        images = augment(self.preprocessing(self.gather(index)), self.augmentation, **place, index=index)
+        if side := self.side(step):
+            images = resize(images, side)
+        return images.contiguous(memory_format=torch.channels_last)
 
     @property
     def workers(self) -> int:
@@ -123,6 +132,7 @@ class Inputs(NamedTuple):
 
 
 Forward = Callable[[Network, Tensor], tuple[Tensor, list[tuple[float, Tensor]]]]
+Logits = Callable[[Network, Tensor], Tensor]
 
 
 def train_step(
@@ -171,6 +181,12 @@ def update(
     with torch.no_grad():
         correct = (logits.argmax(1) == labels).sum()
     return Outcome(loss.detach(), correct, logits.detach())
+
+
+def logits_of(model: Network, images: Tensor) -> Tensor:
+    """Return the logits (N, K) of images (N, C, H, W)."""
+    logits: Tensor = model(images)
+    return logits
 
 
 AUXILIARY_WEIGHT = 0.3  # of the loss of each auxiliary classifier (Szegedy et al. 2014, section 5)

@@ -49,9 +49,10 @@ class StepEngine:
         precision: str,
         mode: Mode = "eager",
         capture: Capture | None = None,
+        forward: Forward = forward_pass,
     ) -> None:
         self.model, self.optimizers, self.recipe, self.precision = model, optimizers, recipe, precision
-        self.forward = compiled_forward() if mode == "compile" else forward_pass
+        self.forward = compiled_forward() if mode == "compile" else forward
         device = next(model.parameters()).device
         if capture is None and mode != "eager" and device.type == "cuda":
             capture = CudaCapture(device)

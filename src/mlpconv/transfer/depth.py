@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import partial
+from operator import itemgetter
+from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mlpconv.data import Dataset
 from mlpconv.data.sampler import Batch
 from mlpconv.errors import UsageError
+from mlpconv.models.base import run_stages
 from mlpconv.text import option
 from mlpconv.training import Recipe, find_recipe
 from mlpconv.training.freeze import train_mode
+from mlpconv.training.frozen_outputs import fits, frozen_stages, images_of, logits_after
 from mlpconv.training.plan import resolve_plan
 from mlpconv.training.precision import time_step
 from mlpconv.training.seeding import keeping_random_states
-from mlpconv.transfer.features import feature_precision, outputs
+from mlpconv.training.step import autocast
+from mlpconv.transfer.features import feature_precision
 from mlpconv.transfer.source import TUNED_LR, Source
 
 __all__ = [
@@ -124,22 +130,35 @@ def shared(recipe: Recipe) -> dict[str, Any]:
 
 
 def estimate_seconds(source: Source, dataset: Dataset, recipe: Recipe, device: torch.device) -> float:
-    """Return the wall-clock seconds of the epochs of a recipe, from one training step and one forward pass."""
-    train = dataset.split("train")
+    """Return the wall-clock seconds of the epochs of a recipe, from a training step and forward passes."""
+    train, validation = dataset.split("train"), dataset.splits.get("val")
     count = min(len(train), recipe.batch_size if device.type == "cuda" else TIMED_ON_CPU)
-    images = train.images[:count]
+    pixels, labels = (torch.from_numpy(np.array(part[:count])).to(device) for part in (train.images, train.labels))
+    precision = feature_precision(recipe.precision, device)
     with keeping_random_states(device):
         network = source.network(dataset, recipe).to(device)
-    preprocessing = source.preprocessing(dataset).to(device)
-    precision = feature_precision(recipe.precision, device)
-    train_mode(network, recipe)
-    pixels, labels = (torch.from_numpy(np.array(part)).to(device) for part in (images, train.labels[:count]))
-    batch = Batch(preprocessing(pixels).contiguous(memory_format=torch.channels_last), labels)
-    dtypes = {"fp32", precision} if recipe.precision == "auto" else {precision}  # the run takes the faster one
-    step = min(time_step(network, batch, dtype) for dtype in dtypes for _ in range(2))  # the first prepares kernels
+        train_mode(network, recipe)
+        x = source.preprocessing(dataset).to(device)(pixels).contiguous(memory_format=torch.channels_last)
+        logits, once = cast("Callable[[Tensor], Tensor]", network), 0.0
+        if stages := frozen_stages(network, recipe):
+            frozen = partial(run_stages, network.stages[:stages])
+            seconds, outputs = min((time_forward(frozen, x, precision) for _ in range(2)), key=itemgetter(0))
+            if fits(outputs[:1], train, validation, recipe):
+                logits, x = partial(logits_after, network, stages), outputs.float()
+                once = seconds * images_of(train, validation, recipe)
+        dtypes = {"fp32", precision} if recipe.precision == "auto" else {precision}  # the run takes the faster one
+        batch = Batch(x, labels)
+        step = min(time_step(logits, batch, dtype) for dtype in dtypes for _ in range(2))  # the first prepares kernels
+        forward, _ = time_forward(logits, x, precision)
+    validated = -(-recipe.epochs // recipe.eval_every) * len(validation or ())
+    return (once + recipe.epochs * len(train) * step + validated * forward) / count
+
+
+def time_forward(forward: Callable[[Tensor], Tensor], x: Tensor, precision: str) -> tuple[float, Tensor]:
+    """Return the seconds of a forward pass, and its result."""
     start = time.perf_counter()
-    outputs(network, preprocessing, images, network, precision=precision)
-    forward = time.perf_counter() - start
-    validations = -(-recipe.epochs // recipe.eval_every)
-    validated = validations * len(dataset.splits.get("val", ()))
-    return (recipe.epochs * len(train) * step + validated * forward) / count
+    with torch.no_grad(), autocast(precision, x.device):
+        result = forward(x)
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return time.perf_counter() - start, result
