@@ -151,8 +151,20 @@ MUTANTS = (
         "training/test_faults.py::test_a_second_trainer_is_refused_with_the_id_of_the_first",
     ),
     Mutant(
+        "training/frozen_outputs.py",
+        "self.train[view, index]",
+        "self.train[0 * view, index]",
+        "training/test_frozen_outputs.py::test_a_batch_has_the_outputs_for_the_images_that_it_would_have",
+    ),
+    Mutant(
+        "training/frozen_outputs.py",
+        " and not any(isinstance(layer, nn.Dropout) for layer in layers)",
+        "",
+        "training/test_frozen_outputs.py::test_a_stage_with_dropout_or_a_trained_weight_is_not_frozen",
+    ),
+    Mutant(
         "training/health.py",
-        "        return is_constant(model, images)",
+        "        return is_constant(model, images, logits)",
         "        return False",
         "training/test_health.py::test_a_dead_network_is_detected_within_the_patience",
     ),
