@@ -84,7 +84,7 @@ class Rows(NamedTuple):
     test_labels: NDArray[np.int64]
 
 
-def positions(case: Case, part: str) -> NDArray[np.int64]:
+def places_in_folder(case: Case, part: str) -> NDArray[np.int64]:
     """Return the positions in the whole folder of the images of a part of the split."""
     places = {path.relative_to(case.folder): place for place, path in enumerate(sorted(case.folder.glob("*/*.png")))}
     chosen = sorted((case.data / part).glob("*/*.png"))
@@ -112,7 +112,7 @@ def rows_of(case: Case, kind: str) -> Rows:
     """Return the features or pixels of a split and of the test images."""
     views, labels = whole(case.folder, kind)
     test, test_labels = whole(case.test, kind)
-    train, val = positions(case, "train"), positions(case, "val")
+    train, val = places_in_folder(case, "train"), places_in_folder(case, "val")
     return Rows([view[train] for view in views], labels[train], views[0][val], labels[val], test[0], test_labels)
 
 

@@ -21,7 +21,7 @@ from mlpconv.training.freeze import train_mode
 from mlpconv.training.recipe import Recipe
 from mlpconv.training.step import autocast
 
-__all__ = ["FrozenOutputs", "fits", "frozen_stages", "images_of", "logits_after"]
+__all__ = ["FrozenOutputs", "count_images", "fits_in_memory", "frozen_stages", "logits_after"]
 
 MAX_BYTES = 1 << 29
 """Of the outputs; those of more images are computed in every step."""
@@ -77,20 +77,20 @@ class FrozenOutputs:
 
         `report` receives the number of images done, and the total.
         """
-        count, views = frozen_stages(model, recipe), views_of(recipe)
+        count, views = frozen_stages(model, recipe), count_views(recipe)
         if not count:
             return None
         train_mode(model, recipe)
         run = partial(_run, model.stages[:count], preprocessing, precision)
         one = run(train.images[:1])
-        if not fits(one, train, validation, recipe):
+        if not fits_in_memory(one, train, validation, recipe):
             return None
         seen = one.new_empty(views, len(train), *one.shape[1:])
         unseen = None if validation is None else one.new_empty(len(validation), *one.shape[1:])
         parts = [(seen[view], train.images, partial(run, flip=bool(view))) for view in range(views)]
         if validation is not None and unseen is not None:
             parts.append((unseen, validation.images, run))
-        done, total = 0, images_of(train, validation, recipe)
+        done, total = 0, count_images(train, validation, recipe)
         for outputs, images, computed in parts:
             for start in range(0, len(images), BATCH):
                 part = slice(start, start + BATCH)
@@ -107,17 +107,17 @@ def logits_after(model: Network, stages: int, outputs: Tensor) -> Tensor:
     return model.forward_head(run_stages(model.stages[stages:], x))
 
 
-def fits(one: Tensor, train: Split, validation: Split | None, recipe: Recipe) -> bool:
+def fits_in_memory(one: Tensor, train: Split, validation: Split | None, recipe: Recipe) -> bool:
     """Return whether outputs like those of one image, for all images of a run, take little enough memory."""
-    return one.nbytes * images_of(train, validation, recipe) <= MAX_BYTES
+    return one.nbytes * count_images(train, validation, recipe) <= MAX_BYTES
 
 
-def images_of(train: Split, validation: Split | None, recipe: Recipe) -> int:
+def count_images(train: Split, validation: Split | None, recipe: Recipe) -> int:
     """Return the number of views of training images, and validation images."""
-    return views_of(recipe) * len(train) + (0 if validation is None else len(validation))
+    return count_views(recipe) * len(train) + (0 if validation is None else len(validation))
 
 
-def views_of(recipe: Recipe) -> int:
+def count_views(recipe: Recipe) -> int:
     """Return how many views of a training image a recipe without crops shows: the image, and its flip."""
     return 1 if recipe.flip == "none" else 2
 

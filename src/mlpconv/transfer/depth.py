@@ -20,7 +20,7 @@ from mlpconv.models.base import run_stages
 from mlpconv.text import option
 from mlpconv.training import Recipe, find_recipe
 from mlpconv.training.freeze import train_mode
-from mlpconv.training.frozen_outputs import fits, frozen_stages, images_of, logits_after
+from mlpconv.training.frozen_outputs import count_images, fits_in_memory, frozen_stages, logits_after
 from mlpconv.training.plan import resolve_plan
 from mlpconv.training.precision import time_step
 from mlpconv.training.seeding import keeping_random_states
@@ -143,9 +143,9 @@ def estimate_seconds(source: Source, dataset: Dataset, recipe: Recipe, device: t
         if stages := frozen_stages(network, recipe):
             frozen = partial(run_stages, network.stages[:stages])
             seconds, outputs = min((time_forward(frozen, x, precision) for _ in range(2)), key=itemgetter(0))
-            if fits(outputs[:1], train, validation, recipe):
+            if fits_in_memory(outputs[:1], train, validation, recipe):
                 logits, x = partial(logits_after, network, stages), outputs.float()
-                once = seconds * images_of(train, validation, recipe)
+                once = seconds * count_images(train, validation, recipe)
         dtypes = {"fp32", precision} if recipe.precision == "auto" else {precision}  # the run takes the faster one
         batch = Batch(x, labels)
         step = min(time_step(logits, batch, dtype) for dtype in dtypes for _ in range(2))  # the first prepares kernels
