@@ -182,7 +182,7 @@ def print_summary(run: Run, seconds: float) -> None:
         console.print(f"training accuracy [bold]{kept['train_accuracy']:.2%}[/]; there is no validation split")
     else:
         accuracy = kept["val_accuracy"] if run.evaluation is None else 1 - run.evaluation.error
-        console.print(f"validation accuracy [bold]{accuracy:.2%}[/]{kept_epoch(run)}")
+        console.print(f"validation accuracy [bold]{accuracy:.2%}[/]{kept_epoch(run, accuracy)}")
     if (teacher := run.classifier.info.get("teacher")) and teacher["val_accuracy"] is not None:
         console.print(f"teacher's validation accuracy {teacher['val_accuracy']:.2%}")
     folder = escape(shell_path(run.folder))
@@ -192,14 +192,17 @@ def print_summary(run: Run, seconds: float) -> None:
     console.print(f"  maps      mlpconv maps {folder} IMAGE...")
 
 
-def kept_epoch(run: Run) -> str:
-    """Return which epoch was kept, in brackets, and why if another has a higher accuracy; nothing without epochs."""
+def kept_epoch(run: Run, accuracy: float) -> str:
+    """Return which epoch was kept, in brackets, and why if another has more than `accuracy`; nothing without epochs.
+
+    `accuracy` is the one that stands before the brackets: the report's may differ by rounding from the epoch's.
+    """
     kept, last = run.classifier.info["metrics"], run.history[-1]["epoch"]
     if not last:
         return ""
     best = max((row for row in run.history if row["val_accuracy"] is not None), key=lambda row: row["val_accuracy"])
     text = f"epoch {kept['epoch']} of {last}"
-    if best["val_accuracy"] > kept["val_accuracy"]:
+    if best["val_accuracy"] > accuracy:
         text += f"; {best['val_accuracy']:.2%} in epoch {best['epoch']} is within one standard error"
     return f" ({text})"
 
