@@ -22,7 +22,7 @@ from mlpconv.errors import RunFolderError, UsageError
 from mlpconv.fitting import fit
 from mlpconv.training import Progress, Recipe
 from mlpconv.transfer import features
-from mlpconv.transfer.source import Source
+from mlpconv.transfer.source import Source, open_source
 from mlpconv.transfer.teacher import described, summary
 
 SIDE = 11
@@ -200,15 +200,24 @@ def test_tar_shards_in_memory_and_streamed_give_the_same_bits(tmp_path: Path) ->
     assert same(Path("memory"), Path("streamed"))
 
 
-def test_a_teacher_that_saw_imagenet_says_so(teacher: Path) -> None:
-    classifier = mlpconv.load(teacher)
-    classifier.info["recipe"]["source"] = "squeezenet"
-    facts = described(Source("t", classifier))
-    assert (facts["source"], facts["pretrained_on"]) == ("squeezenet", "ImageNet")
+def test_a_teacher_that_saw_imagenet_says_so_however_long_ago(tmp_path: Path) -> None:
+    folder = write(tmp_path / "photos")
+    first = fit(folder, source="squeezenet", size=32, out="first", report=False)
+    second = fit(folder, source="first", tune="all", epochs=1, out="second", report=False)
+    assert [run.classifier.info["pretrained_on"] for run in (first, second)] == ["ImageNet", "ImageNet"]
+    facts = described(open_source("second"))
+    assert (facts["source"], facts["pretrained_on"]) == ("first", "ImageNet")
     told = summary({"name": "t", "train_accuracy": 1.0, "val_accuracy": None} | facts)
-    assert "parameters, trained from squeezenet, which saw ImageNet): accuracy 100.00% on the training images" in told
-    classifier.info |= {"recipe": {"source": "scratch"}, "teacher": facts}  # and so has what it taught
-    assert described(Source("t", classifier))["pretrained_on"] == "ImageNet"
+    assert "parameters, trained from first, which saw ImageNet): accuracy 100.00% on the training images" in told
+    student = mlpconv.load("second")
+    student.info = {"recipe": {"source": "scratch"}, "teacher": facts}
+    assert described(Source("t", student))["pretrained_on"] == "ImageNet"  # and so has what it taught
+
+
+def test_a_shipped_teacher_says_whether_it_saw_imagenet() -> None:
+    facts = described(open_source("efficientnet_lite0"))
+    assert (facts["source"], facts["pretrained_on"]) == (None, "ImageNet")
+    assert described(open_source("digits"))["pretrained_on"] is None
 
 
 def test_a_pretrained_network_learns_from_a_teacher_too(teacher: Path) -> None:

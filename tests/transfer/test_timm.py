@@ -19,6 +19,7 @@ from mlpconv.fitting import fit
 from mlpconv.models import build
 from mlpconv.models.external import import_vision
 from mlpconv.models.timm_network import TimmConfig, TimmNetwork, check_linear_head
+from mlpconv.transfer.lineage import timm_info
 from mlpconv.transfer.source import open_source
 
 SIDE = 67
@@ -96,6 +97,20 @@ def test_all_layers_are_trained_and_the_statistics_of_norms_stay(timm: Any, orig
     assert statistics
     assert all(torch.equal(state[key], before[key]) for key in statistics)
     assert not torch.equal(state["conv1.0.weight"], before["conv1.0.weight"])
+
+
+def test_published_weights_name_their_data_and_a_file_does_not(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("huggingface_hub"), "try_to_load_from_cache", lambda *_: str(weights))
+    assert open_source("timm:test_resnet").classifier.info == {"pretrained_on": "ImageNet"}
+    assert open_source("timm:test_resnet", str(weights)).classifier.info == {}
+
+
+@pytest.mark.parametrize(
+    ("tag", "seen"),
+    [("a1_in1k", True), ("augreg_in21k_ft_in1k", True), ("in12k", True), ("laion2b", False), ("fin1ka", False)],
+)
+def test_a_tag_of_timm_names_imagenet(tag: str, seen: bool) -> None:
+    assert timm_info({"tag": tag}) == ({"pretrained_on": "ImageNet"} if seen else {})
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from mlpconv.training.recipe import Recipe
 from mlpconv.transfer.cache import FeatureCache
 from mlpconv.transfer.features import FastForward, extract, feature_precision
 from mlpconv.transfer.head import Head, fit_head
+from mlpconv.transfer.lineage import pretrained_on
 from mlpconv.transfer.source import Source
 
 __all__ = ["FeatureReader", "Started", "TransferParts", "balanced_weights", "set_classifier", "start_from"]
@@ -67,6 +68,8 @@ def start_from(parts: TransferParts, progress: FeatureProgress | None = None) ->
     network, dataset = parts.network, parts.dataset
     precision = feature_precision(parts.recipe.precision, next(network.parameters()).device)
     facts: dict[str, Any] = {"precision": precision}
+    if (seen := pretrained_on(parts.source.classifier.info)) is not None:
+        facts["pretrained_on"] = seen
     head = None
     if parts.keeps_classifier:
         splits = [dataset.splits[name] for name in ("train", "val") if name in dataset.splits]

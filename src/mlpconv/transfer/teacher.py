@@ -25,12 +25,12 @@ from mlpconv.training.run_data import load_dataset
 from mlpconv.training.session import Teach
 from mlpconv.transfer.cache import FeatureCache
 from mlpconv.transfer.features import feature_precision, frozen_hash
+from mlpconv.transfer.lineage import pretrained_on
 from mlpconv.transfer.source import BACKBONES, Source, open_source
 from mlpconv.transfer.start import FeatureReader, TransferParts, scores
 
 __all__ = ["make_teach"]
 
-IMAGENET = "ImageNet"
 SHOWN = 5
 """Classes that a message names."""
 
@@ -205,15 +205,14 @@ def names_of(dataset: Dataset, key: str) -> tuple[tuple[str, ...] | None, list[s
 def described(teacher: Source) -> dict[str, Any]:
     """Return what the model file of a run records about its teacher's network and training."""
     model, info = teacher.classifier.model, teacher.classifier.info
-    own, its_teacher = (value if isinstance(value, dict) else {} for value in (info.get("recipe"), info.get("teacher")))
-    source = own.get("source")
-    imagenet = source in BACKBONES or its_teacher.get("pretrained_on") == IMAGENET
+    own = info.get("recipe")
+    source = own.get("source") if isinstance(own, dict) else None
     return {
         "network": model.config.name,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "input_size": list(teacher.classifier.input_size),
         "source": source if isinstance(source, str) else None,
-        "pretrained_on": IMAGENET if imagenet else None,
+        "pretrained_on": pretrained_on(info),
         "data": info.get("data") if isinstance(info.get("data"), str) else None,
     }
 

@@ -17,6 +17,7 @@ from mlpconv.models.external import create_external
 from mlpconv.models.timm_network import TimmConfig, TimmNetwork, check_linear_head
 from mlpconv.preprocessing import Preprocessing
 from mlpconv.text import option
+from mlpconv.transfer.lineage import timm_info
 
 __all__ = ["open_timm"]
 
@@ -48,7 +49,8 @@ def open_timm(name: str, weights: str | None) -> Classifier:
     for key, values in (("steps.0.mean", described.get("mean")), ("steps.0.deviation", described.get("std"))):
         state[key] = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1).expand(channels, 1, 1).clone()
     preprocessing.load_state_dict(state)
-    return Classifier(network, preprocessing, [str(number) for number in range(classes)], (channels, rows, columns))
+    names, info = [str(number) for number in range(classes)], {} if weights is not None else timm_info(described)
+    return Classifier(network, preprocessing, names, (channels, rows, columns), info)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
