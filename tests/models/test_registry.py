@@ -24,6 +24,12 @@ def test_list_models_returns_all_names() -> None:
     ("name", "options", "words"),
     [
         ("nin_cifar", {}, "did you mean 'nin_cifar10'"),
+        (
+            "digits",
+            {"pretrained": True},
+            "the architecture nin_tiny: mlpconv.load\\('digits'\\) opens it, and source='dig",
+        ),
+        ("nin_cifar10_taught", {}, "a trained network of the architecture nin_cifar10"),
         ("nin_mnist", {"clases": 3}, "no option 'clases'"),
         ("nin_mnist", {"num_clases": 3}, "did you mean 'num_classes'"),
         ("nin_mnist", {"num_classes": 0}, "from 1 to 16384"),

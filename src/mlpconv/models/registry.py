@@ -11,7 +11,8 @@ from mlpconv.models import efficientnet_lite, googlenet, linear, nin, squeezenet
 from mlpconv.models.base import Config, Network
 from mlpconv.models.blocks import NINConfig, widened
 from mlpconv.models.validate import LIMITS, choice, integer, multiplier, sides
-from mlpconv.models.weights import load_pretrained, pretrained_config
+from mlpconv.models.weights import load_pretrained, pretrained_config, pretrained_names
+from mlpconv.text import option
 
 __all__ = ["FAMILY_OPTIONS", "build", "create_model", "list_models"]
 
@@ -115,11 +116,11 @@ def create_model(name: str, *, pretrained: bool = False, **options: Any) -> Netw
     value, and if no weights ship for this network or they do not fit the options.
     """
     if name not in _CONFIGS:
-        raise UsageError(f"There is no model {name!r}; {did_you_mean(str(name), _CONFIGS)}")
+        raise _unknown(name)
     family = _FAMILIES[_CONFIGS[name].family]
-    for option in options:
-        if option not in family.options:
-            raise UsageError(f"{name} has no option {option!r}; {did_you_mean(option, family.options)}")
+    for key in options:
+        if key not in family.options:
+            raise UsageError(f"{name} has no option {key!r}; {did_you_mean(key, family.options)}")
     settings = {key: value for key, value in options.items() if value is not None or key == "norm"}
     if "size" in settings:
         settings["size"] = sides(settings["size"])
@@ -128,6 +129,16 @@ def create_model(name: str, *, pretrained: bool = False, **options: Any) -> Netw
     if pretrained:
         load_pretrained(network, name)
     return network
+
+
+def _unknown(name: str) -> UsageError:
+    """Return the error for a name that is no architecture; it may be that of trained weights, as digits."""
+    if name in pretrained_names():
+        return UsageError(
+            f"{name} is a trained network of the architecture {pretrained_config(name)['name']}: "
+            f"mlpconv.load({name!r}) opens it, and {option('source', name)} trains from its weights."
+        )
+    return UsageError(f"There is no model {name!r}; {did_you_mean(str(name), _CONFIGS)}")
 
 
 def build(config: Mapping[str, Any]) -> Network:
