@@ -2,8 +2,9 @@
 
     python benchmarks/paired.py benchmarks/results/nin_cifar10-40000.safetensors nin_cifar10_taught
 
-Both must have been trained on the same part of the same data. Prints the error of each, how many images only one of
-them classifies correctly, and the difference of the errors with its 95 % interval (normal approximation).
+Both must have been trained on the same part of the same data. Prints the error, log loss and calibration error of each,
+how many images only one of them classifies correctly, and the difference of the errors with its 95 % interval (normal
+approximation).
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ def main() -> None:
         raise SystemExit("The two were not trained on the same part of the same data: their held-out images differ.")
     found = [mlpconv.evaluate(one, split) for one, split in zip(classifiers, (first, second), strict=True)]
     for name, result in zip(names, found, strict=True):
-        print(f"{name}: error {result.error:.2%} of {result.n:,} images")
+        print(
+            f"{name}: error {result.error:.2%} of {result.n:,} images, log loss {result.log_loss:.3f}, "
+            f"calibration error {result.calibration_error:.1%}"
+        )
     right = [result.predicted == result.labels for result in found]
     gained, lost = (int(np.sum(a & ~b)) for a, b in (right[::-1], right))
     half = 1.96 * np.sqrt(gained + lost - (gained - lost) ** 2 / len(right[0])) / len(right[0])
