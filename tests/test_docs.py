@@ -1,7 +1,7 @@
 """Every `python`, `bash` and `console` block of README.md and docs/*.md is executed, in order, page by page.
 
 A page runs in a working folder of its own that holds
-    photos/cat/*.png, photos/dog/*.png   two classes of 24 RGB images, 32 x 32
+    photos/cat/*.png, photos/dog/*.png   two classes of 12 RGB images, 32 x 32
     digit.png                            a held-out digit, 8 x 8, grey
     model.safetensors                    a small model trained on the digits
     runs/digits-001/                     the run folder that model came from
@@ -131,7 +131,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(7)
     for name, colour in {"cat": (200, 90, 40), "dog": (40, 90, 200)}.items():
         (folder / "photos" / name).mkdir(parents=True)
-        for index in range(24):
+        for index in range(12):
             pixels = np.clip(rng.normal(colour, 40, (32, 32, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / "photos" / name / f"{name}{index:02d}.png")
     Image.fromarray(mlpconv.open_data("digits").split("test").images[0, 0]).save(folder / "digit.png")
