@@ -65,6 +65,9 @@ def test_a_run_prints_its_accuracy_and_folder(here: Path, capsys: pytest.Capture
         ([0.8, None, 0.89, 0.88], 3, 0.88, " (epoch 3 of 3; 89.00% in epoch 2 is within one standard error)"),
         ([0.8, 0.92, 0.915], 2, 0.92, " (epoch 2 of 2)"),  # as the report evaluates it
         ([0.9, 0.9], 1, 0.9, " (epoch 1 of 1)"),
+        ([0.25, 14 / 48], 1, 1 - 34 / 48, " (epoch 1 of 1)"),  # equal but for the last bit
+        ([0.8, 0.91, 0.92], 2, 0.915, " (epoch 2 of 2)"),  # itself the best
+        ([0.8, 0.92, 0.91], 2, 0.92 - 1e-12, " (epoch 2 of 2)"),
     ],
 )
 def test_the_kept_epoch_is_named_and_explained(

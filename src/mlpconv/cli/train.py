@@ -195,14 +195,15 @@ def print_summary(run: Run, seconds: float) -> None:
 def kept_epoch(run: Run, accuracy: float) -> str:
     """Return which epoch was kept, in brackets, and why if another has more than `accuracy`; nothing without epochs.
 
-    `accuracy` is the one that stands before the brackets: the report's may differ by rounding from the epoch's.
+    `accuracy` is the one that stands before the brackets: that of the report may differ from the epoch's, which was
+    computed in the precision of the training. Both are compared as they are printed.
     """
     kept, last = run.classifier.info["metrics"], run.history[-1]["epoch"]
     if not last:
         return ""
     best = max((row for row in run.history if row["val_accuracy"] is not None), key=lambda row: row["val_accuracy"])
-    text = f"epoch {kept['epoch']} of {last}"
-    if best["val_accuracy"] > accuracy:
+    text, higher = f"epoch {kept['epoch']} of {last}", round(best["val_accuracy"], 4) > round(accuracy, 4)
+    if higher and best["val_accuracy"] > kept["val_accuracy"]:
         text += f"; {best['val_accuracy']:.2%} in epoch {best['epoch']} is within one standard error"
     return f" ({text})"
 
