@@ -184,7 +184,8 @@ def test_the_files_of_a_folder_are_read_in_the_size_of_the_teacher(tmp_path: Pat
     assert facts["input_size"] == [3, 17, 17]
     assert not any("may have been trained on validation images" in note for note in progress.notes)
     page = (run.folder / "report.html").read_text()
-    assert "Teacher" in page and "big (nin_tiny)" in page and f"{facts['val_accuracy']:.2%}" in page
+    assert "from the probabilities (weight 0.9, temperature 8) of big (nin_tiny)." in page
+    assert "Teacher" in page and f"{facts['val_accuracy']:.2%}" in page
     fit(folder, SMALL, out="again", size=7, val_fraction=0.2, epochs=1, teacher="big", progress=progress, report=False)
     assert any("may have been trained on validation images" in note for note in progress.notes)
 

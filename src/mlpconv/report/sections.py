@@ -86,11 +86,11 @@ def teacher(run: RunParts) -> Html:
     if not isinstance(name, str) or not isinstance(network, str):
         return NOTHING
     source, images = run.teacher.get("source"), run.teacher.get("pretrained_on")
-    origin = f", which was trained from {source}," if isinstance(source, str) and source != "scratch" else ""
+    origin = f", which was trained from {source}" if isinstance(source, str) and source != "scratch" else ""
     seen = f" Its teacher saw {images}, and so, through it, did this network." if isinstance(images, str) else ""
     shares = [number(run.recipe, key) for key in ("teacher_weight", "teacher_temperature")]
     how = "" if None in shares else f" (weight {shares[0]:g}, temperature {shares[1]:g})"
-    text = f"This network learned from the labels and from the probabilities of {name} ({network}){origin}{how}.{seen}"
+    text = f"This network learned from the labels and from the probabilities{how} of {name} ({network}){origin}.{seen}"
     rows = [("teacher", *_scores(run.teacher, number(run.teacher, "parameters")))]
     if run.classifier is not None:
         own = run.classifier.info.get("metrics")
