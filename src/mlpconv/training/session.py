@@ -100,7 +100,7 @@ def run_training(
         agree(group, state, preprocessing, dataset, loader.soft)
     if stored is None and precision is None:
         folder.write_json(ENVIRONMENT, describe() | {"precision": state.precision})
-    engine = select_engine(state, loader, progress)
+    engine = noted_engine(state, loader, progress)
     if recipe.tune == "last" and group is None:
         keep_frozen_outputs(state, loader, dataset, progress)
     if first is not None:
@@ -113,7 +113,7 @@ def run_training(
     return state.history
 
 
-def select_engine(state: State, loader: BatchLoader, progress: Progress) -> Mode:
+def noted_engine(state: State, loader: BatchLoader, progress: Progress) -> Mode:
     """Return the engine of a run, and note why."""
     batch = partial(loader, state.step)
     engine, message = choose_engine(state.model, batch, loader.recipe, state.precision, loader.device)
